@@ -1,0 +1,604 @@
+"""Which ONNX value stands for which PyTorch value.
+
+Evidence is gathered in this order, and every pair keeps what it rests on:
+
+1. *graph output*: the outputs of both sides, in order, unless values say otherwise.
+2. *value*: signatures of both sides agree. Where several fit, *scope* (the exporter's metadata or TorchScript's node
+   names) and then *order* (both runs are topological orders of the same computation) decide.
+3. *scope* alone, where no value fits: the stage is broken, or it comes after a broken one. Such pairs are *unconfirmed*
+   until a forced run, in which each stage works on PyTorch's own inputs, shows the value after all.
+
+A value is followed through nodes that the exporter does not know (a ``Cast`` pair put in later): what leaves a stage is
+what the next one reads.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bisect_tool.records import Alignment, OnnxGraph, OnnxNode, Pair, Stage, StageRef, TorchTrace, Unaligned
+from bisect_tool.signatures import Signature, distance
+
+VALUE_LIMIT = 1e-3
+"""Relative difference up to which two tensors count as the same value; exports are off by 1e-6, TF32 by 1e-3."""
+
+NARROW_VALUE_LIMIT = 3e-2
+"""The same where a side computes in half precision or less."""
+
+NEAR_LIMIT = 5e-2
+"""Up to which a value still counts as handed on by a node that no exporter tagged."""
+
+_CLEARLY_NEARER = 30.0
+_NARROW = {"float16", "bfloat16"}
+
+_FAMILIES = {
+    "matmul": "bmm mm addmm linear matmul baddbmm gemm mv addmv dot einsum",
+    "softmax": "_softmax softmax _safe_softmax special_softmax",
+    "logsoftmax": "_log_softmax log_softmax logsoftmax",
+    "concat": "cat concat concatenate stack",
+    "layernorm": "native_layer_norm layer_norm layernormalization",
+    "groupnorm": "native_group_norm group_norm groupnormalization",
+    "batchnorm": "native_batch_norm batch_norm batchnormalization _native_batch_norm_legit_no_training cudnn_batch_norm",
+    "mean": "mean reducemean",
+    "sum": "sum reducesum",
+    "max": "amax max reducemax",
+    "min": "amin min reducemin",
+    "conv": "convolution conv2d conv1d conv3d conv convtranspose conv_transpose2d _convolution",
+    "attention": "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu attention "
+    "_scaled_dot_product_attention_math _native_multi_head_attention",
+    "cast": "_to_copy to cast type_as",
+    "maxpool": "max_pool2d_with_indices max_pool2d maxpool max_pool1d max_pool3d_with_indices",
+    "avgpool": "avg_pool2d avg_pool1d averagepool",
+    "resize": "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_nearest1d resize "
+    "_upsample_bilinear2d_aa interpolate upsample_nearest3d upsample_trilinear3d",
+    "clip": "hardtanh clip clamp relu6 clamp_min clamp_max",
+    "power": "pow square",
+    "where": "where masked_fill",
+    "pad": "constant_pad_nd reflection_pad2d replication_pad2d pad",
+    "embedding": "embedding gather index_select index gathernd",
+    "scatter": "scatter scatter_add index_put scatternd scatterelements index_add scatter_reduce index_copy select_scatter "
+    "slice_scatter",
+    "not": "logical_not bitwise_not not",
+    "and": "logical_and bitwise_and and",
+    "or": "logical_or bitwise_or or",
+    "less": "lt less",
+    "greater": "gt greater",
+    "equal": "eq equal",
+    "subtract": "sub rsub",
+}
+_FAMILY = {name: family for family, names in _FAMILIES.items() for name in names.split()}
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A PyTorch value, its ONNX value, the evidence, and whether a run showed the two to be the same tensor."""
+
+    value: int
+    onnx: str
+    evidence: tuple[str, ...]
+    confirmed: bool
+
+
+def family(name: str) -> str:
+    """One name for an operation under its aten and its ONNX names: ``addmm`` and ``MatMul`` are both ``matmul``."""
+    return _FAMILY.get(name.lower(), name.lower())
+
+
+def resolve_scope(components: Sequence[str], modules: Mapping[str, str]) -> str | None:
+    """Module path from a TorchScript node name's parts; ``None`` if they name no module.
+
+    ``("features", "features.1", "conv", "conv.0")`` → ``features.1.conv.0``: a child of a ``Sequential`` is written with
+    its parent's name before it. A second call of ``fc`` is written ``fc_1``, unless there is a module of that name.
+    """
+    path = ""
+    modules = {"": "", **modules}
+    for part in components:
+        tail = part.rsplit(".", 1)[-1]
+        bare = part.rpartition("_")[0] if part.rpartition("_")[2].isdigit() else ""
+        options = [part, tail, *([bare, bare.rsplit(".", 1)[-1]] if bare else [])]
+        for option in options:
+            candidate = f"{path}.{option}" if path else option
+            if candidate in modules:
+                path = candidate
+                break
+        else:
+            return None
+    return modules[path]
+
+
+def same_data_order(first: Sequence[int], second: Sequence[int]) -> bool:
+    """Whether one shape comes from the other by merging neighbouring axes, axes of length 1 left out.
+
+    ``(2, 4, 8, 8)`` and ``(8, 64)`` do; ``(2, 24, 64)`` and ``(24, 2, 64)`` don't: there the data is permuted.
+    """
+
+    def ends(shape: Sequence[int]) -> set[int]:
+        return set(itertools.accumulate((d for d in shape if d != 1), lambda a, b: a * b))
+
+    if math.prod(first) != math.prod(second):
+        return False
+    return ends(first) <= ends(second) or ends(second) <= ends(first)
+
+
+class _Scopes:
+    """Module paths of the graph's nodes, and which values leave a scope."""
+
+    def __init__(self, graph: OnnxGraph, trace: TorchTrace):
+        self.graph = graph
+        cache: dict[tuple[str, ...], str | None] = {}
+
+        def path_of(node: OnnxNode) -> str | None:
+            if not node.scopes:
+                return None
+            if node.scopes not in cache:
+                if node.call is not None:
+                    last = node.scopes[-1]
+                    cache[node.scopes] = trace.modules.get(last)
+                else:
+                    cache[node.scopes] = resolve_scope(node.scopes[1:], trace.modules)
+            return cache[node.scopes]
+
+        self.paths = [path_of(node) for node in graph.nodes]
+        self.makers = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name}
+        self.readers: dict[str, list[int]] = defaultdict(list)
+        for i, node in enumerate(graph.nodes):
+            for name in node.inputs:
+                if name:
+                    self.readers[name].append(i)
+        self.by_path: dict[str, list[int]] = defaultdict(list)
+        for i, path in enumerate(self.paths):
+            if path is not None:
+                self.by_path[path].append(i)
+        self.outputs = set(graph.outputs)
+
+    def path_of(self, value: str) -> str | None:
+        maker = self.makers.get(value)
+        return None if maker is None else self.paths[maker]
+
+    def leaving(self, path: str) -> list[str]:
+        """Values made in exactly this scope that nodes of other scopes read, in topological order."""
+        return [
+            name
+            for i in self.by_path.get(path, ())
+            for name in self.graph.nodes[i].outputs
+            if name and (name in self.outputs or any(self.paths[r] != path for r in self.readers[name]))
+        ]
+
+    def calls(self, path: str, kind: str) -> list[str]:
+        """Values of the operations of one family directly in a scope, in topological order."""
+        found: dict[str, str] = {}
+        for i in self.by_path.get(path, ()):
+            node = self.graph.nodes[i]
+            if node.call is not None:
+                # Several nodes may come from one aten call; the value named like the call is its result.
+                if node.target is not None and family(node.target) == kind and node.outputs:
+                    name = node.call if node.call in node.outputs else node.outputs[0]
+                    found[node.call] = name
+            elif family(node.op_type) == kind and node.outputs and node.outputs[0]:
+                found[node.name] = node.outputs[0]
+        return list(found.values())
+
+
+def match_values(
+    trace: TorchTrace,
+    graph: OnnxGraph,
+    torch_signatures: Mapping[int, Signature],
+    onnx_signatures: Mapping[str, Signature],
+    known: Mapping[int, Match],
+    *,
+    forced: bool = False,
+) -> dict[int, Match]:
+    """Pairs PyTorch values with ONNX values.
+
+    Args:
+        trace, graph: structure of both sides.
+        torch_signatures: by value; a value without one can't be paired.
+        onnx_signatures: by name, from a chained run, or from a forced one where ``forced`` is true.
+        known: confirmed pairs of an earlier pass, kept as they are.
+        forced: what the evidence of agreeing values is called.
+
+    Returns:
+        All pairs, the known ones included, by PyTorch value.
+    """
+    matcher = _Matcher(trace, graph, torch_signatures, onnx_signatures, "forced value" if forced else "value")
+    for match in known.values():
+        matcher.take(match)
+    matcher.match_outputs()
+    matcher.match_by_value()
+    matcher.match_by_scope()
+    return matcher.matches
+
+
+class _Matcher:
+    def __init__(
+        self,
+        trace: TorchTrace,
+        graph: OnnxGraph,
+        torch_signatures: Mapping[int, Signature],
+        onnx_signatures: Mapping[str, Signature],
+        value_evidence: str,
+    ):
+        self.trace = trace
+        self.graph = graph
+        self.torch = torch_signatures
+        self.onnx = onnx_signatures
+        self.value_evidence = value_evidence
+        self.scopes = _Scopes(graph, trace)
+        self.place = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name}
+        self.matches: dict[int, Match] = {}
+        self.taken: set[str] = set()
+        self.first_stage: dict[int, Stage] = {}
+        self.stages_of: dict[int, list[Stage]] = defaultdict(list)
+        for stage in trace.stages:
+            self.first_stage.setdefault(stage.value, stage)
+            self.stages_of[stage.value].append(stage)
+
+    def take(self, match: Match) -> None:
+        self.matches[match.value] = match
+        self.taken.add(match.onnx)
+
+    def limit(self, value: int) -> float:
+        return NARROW_VALUE_LIMIT if self.first_stage[value].dtype in _NARROW else VALUE_LIMIT
+
+    def agrees(self, value: int, name: str) -> bool:
+        first, second = self.torch.get(value), self.onnx.get(name)
+        return first is not None and second is not None and distance(first, second) <= self.limit(value)
+
+    def fits(self, value: int, name: str) -> bool:
+        """The same shape, or one that merging neighbouring axes explains, as far as known."""
+        signature = self.torch.get(value)
+        other = self.onnx.get(name)
+        if signature is not None and other is not None and signature.kind != other.kind:
+            return False
+        shape = other.shape if other is not None else self.graph.shapes.get(name)
+        return shape is None or same_data_order(self.first_stage[value].shape, shape)
+
+    # -- outputs ------------------------------------------------------------------------------------------------------
+
+    def match_outputs(self) -> None:
+        outputs = [(key, value) for key, value in self.trace.outputs if value in self.first_stage]
+        names = [name for name in self.graph.outputs if name in self.place]
+        if len(self.trace.outputs) != len(self.graph.outputs):
+            by_name = dict(zip(self.graph.outputs, self.graph.outputs, strict=True))
+            pairs = [(value, by_name[str(key)]) for key, value in outputs if str(key) in by_name]
+        else:
+            order = zip(self.trace.outputs, self.graph.outputs, strict=True)
+            pairs = [(value, name) for (_, value), name in order if value in self.first_stage and name in names]
+            if not all(self.agrees(value, name) for value, name in pairs):
+                pairs = self._reorder_outputs(pairs)
+        for value, name in pairs:
+            if value not in self.matches and name not in self.taken and self.fits(value, name):
+                agrees = self.agrees(value, name)
+                evidence = ("graph output", self.value_evidence) if agrees else ("graph output",)
+                self.take(Match(value, name, evidence, agrees))
+
+    def _reorder_outputs(self, pairs: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Exporters may sort a dictionary's keys: where another output fits by value and this one does not, swap."""
+        left = [name for value, name in pairs if not self.agrees(value, name)]
+        result = []
+        for value, name in pairs:
+            if name in left:
+                better = [other for other in left if self.agrees(value, other)]
+                if len(better) == 1:
+                    left.remove(better[0])
+                    result.append((value, better[0]))
+                    continue
+            result.append((value, name))
+        names = [name for _, name in result]
+        return result if len(set(names)) == len(names) else pairs
+
+    # -- values -------------------------------------------------------------------------------------------------------
+
+    def match_by_value(self) -> None:
+        candidates = self._value_candidates()
+        claims: dict[str, list[int]] = defaultdict(list)
+        for value, names in candidates.items():
+            for name in names:
+                claims[name].append(value)
+        for values, names in _components(candidates, claims):
+            for value, name, evidence in self._resolve(values, names, candidates):
+                agreed = (self.value_evidence, *evidence)
+                self.take(self._follow(Match(value, name, agreed, True)))
+
+    def _value_candidates(self) -> dict[int, list[str]]:
+        buckets: dict[tuple[str, int], list[tuple[float, str]]] = defaultdict(list)
+        for name, signature in self.onnx.items():
+            if name not in self.taken and name in self.place:
+                buckets[signature.kind, signature.size].append((signature.norm, name))
+        for bucket in buckets.values():
+            bucket.sort()
+        result: dict[int, list[str]] = {}
+        for value in self.first_stage:
+            wanted = self.torch.get(value)
+            if wanted is None or value in self.matches or wanted.size == 0:
+                continue
+            names = self._near(value, wanted, buckets.get((wanted.kind, wanted.size), []))
+            if names:
+                result[value] = names
+        return result
+
+    def _near(self, value: int, wanted: Signature, bucket: list[tuple[float, str]]) -> list[str]:
+        """Values of the bucket that agree. Norms are sorted, so that only neighbours are looked at."""
+        limit = self.limit(value)
+        width = 2 * limit * max(wanted.norm, 1e-30)
+        low = bisect.bisect_left(bucket, (wanted.norm - width, ""))
+        found = []
+        for norm, name in bucket[low:]:
+            if norm > wanted.norm + width:
+                break
+            apart = distance(wanted, self.onnx[name])
+            if apart <= limit:
+                found.append((apart, name))
+        if not found:
+            return []
+        best = min(apart for apart, _ in found)
+        clear = max(best * _CLEARLY_NEARER, 1e-6)
+        return [name for apart, name in sorted(found, key=lambda f: self.place[f[1]]) if apart <= clear]
+
+    def _resolve(
+        self, values: list[int], names: list[str], candidates: Mapping[int, list[str]]
+    ) -> list[tuple[int, str, tuple[str, ...]]]:
+        """Pairs inside a group of values that all look alike: by scope, then by order."""
+        values = sorted(values, key=lambda v: (self.first_stage[v].order, v))
+        free = sorted(names, key=lambda n: self.place[n])
+        pairs: list[tuple[int, str, tuple[str, ...]]] = []
+        alone = len(values) == 1 and len(free) == 1
+        by_scope: dict[int, list[str]] = {v: [n for n in candidates[v] if self._same_scope(v, n)] for v in values}
+        groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for value in values:
+            groups[tuple(by_scope[value])].append(value)
+        rest = []
+        for scoped, members in groups.items():
+            options = [n for n in scoped if n in free]
+            if not options:
+                rest += members
+                continue
+            # The last value of a scope is the one that leaves it.
+            chosen = options if len(options) <= len(members) else options[len(options) - len(members) :]
+            for value, name in zip(members, chosen, strict=False):
+                pairs.append((value, name, ("scope",) if alone or len(options) == 1 else ("scope", "order")))
+                free.remove(name)
+            rest += members[len(chosen) :]
+        for value, name, tag in self._by_order(sorted(rest, key=values.index), free, candidates):
+            pairs.append((value, name, tag if not alone else ()))
+        return pairs
+
+    def _by_order(
+        self, values: list[int], names: list[str], candidates: Mapping[int, list[str]]
+    ) -> Iterable[tuple[int, str, tuple[str, ...]]]:
+        # Values tagged with another stage's scope are that stage's, unless nobody else is left to claim them.
+        names = [n for n in names if not self._foreign(n)] or names
+        at = 0
+        for number, value in enumerate(values):
+            later = len(values) - number - 1
+            options = [n for n in names[at:] if n in candidates[value]]
+            if not options:
+                continue
+            name = options[0]
+            if later == 0 and not self._is_scoped(name):
+                name = next((n for n in reversed(options) if self._reads(n, name)), name)
+            at = names.index(name) + 1
+            yield value, name, ("order",)
+
+    def _reads(self, later: str, earlier: str) -> bool:
+        """Whether ``later`` is handed on from ``earlier`` by a chain of single readers."""
+        at = earlier
+        while at != later:
+            readers = self.scopes.readers[at]
+            if len(readers) != 1 or at in self.scopes.outputs or not self.graph.nodes[readers[0]].outputs:
+                return False
+            at = self.graph.nodes[readers[0]].outputs[0]
+        return True
+
+    def _is_scoped(self, name: str) -> bool:
+        return self.scopes.path_of(name) is not None
+
+    def _foreign(self, name: str) -> bool:
+        """Whether a value carries the scope of a leaf module whose own value is matched elsewhere already."""
+        path = self.scopes.path_of(name)
+        return path is not None and any(
+            self.first_stage[m.value].ref.stage == path and m.onnx != name for m in self.matches.values()
+        )
+
+    def _same_scope(self, value: int, name: str) -> bool:
+        path = self.scopes.path_of(name)
+        if path is None:
+            return False
+        node = self.graph.nodes[self.place[name]]
+        for stage in self.stages_of[value]:
+            if stage.level == "container":
+                continue
+            if "#" not in stage.ref.stage:
+                if stage.ref.stage == path and stage.alias_of is None:
+                    return True
+            elif stage.ref.stage.rpartition("/")[0] == path:
+                if family(stage.type) == family(node.target or node.op_type):
+                    return True
+        return False
+
+    def _follow(self, match: Match) -> Match:
+        """Moves a pair down through untagged nodes that hand the value on, so that it is what the next stage reads."""
+        signature = self.torch[match.value]
+        known = any(path is not None for path in self.scopes.paths)
+        name = match.onnx
+        while known and name not in self.scopes.outputs:
+            readers = self.scopes.readers[name]
+            if len(readers) != 1 or self.scopes.paths[readers[0]] is not None:
+                break
+            node = self.graph.nodes[readers[0]]
+            if node.scopes or node.call is not None or len(node.outputs) != 1:
+                break
+            following = node.outputs[0]
+            other = self.onnx.get(following)
+            if following in self.taken or other is None or distance(signature, other) > NEAR_LIMIT:
+                break
+            name = following
+        if name == match.onnx:
+            return match
+        return replace(match, onnx=name, evidence=(*match.evidence, "handed on"))
+
+    # -- scopes -------------------------------------------------------------------------------------------------------
+
+    def match_by_scope(self) -> None:
+        """Stages that no value fits: the name is all there is, so the pair stays unconfirmed."""
+        leaves: dict[str, list[int]] = defaultdict(list)
+        calls: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for value, stage in self.first_stage.items():
+            if stage.level == "container" or value in self.matches or value not in self.torch:
+                continue
+            path, separator, _ = stage.ref.stage.rpartition("/")
+            if separator and "#" in stage.ref.stage:
+                calls[path, family(stage.type)].append(value)
+            else:
+                leaves[stage.ref.stage].append(value)
+        folded = self._folded_into(leaves)
+        for path, values in leaves.items():
+            if path in folded.values():
+                continue
+            self._match_group(values, self.scopes.leaving(folded.get(path, path)))
+        for (path, kind), values in calls.items():
+            self._match_group(values, self.scopes.calls(path, kind))
+
+    def _match_group(self, values: list[int], names: list[str]) -> None:
+        values = sorted(values, key=lambda v: self.first_stage[v].order)
+        free = [n for n in names if n not in self.taken]
+        sizes = {math.prod(self.first_stage[v].shape) for v in values}
+        for size in sizes:
+            members = [v for v in values if math.prod(self.first_stage[v].shape) == size]
+            options = [n for n in free if self.fits(members[0], n)]
+            if len(members) == 1 and len(options) > 1:
+                options = options[-1:]
+            if len(options) != len(members):
+                continue
+            for value, name in zip(members, options, strict=True):
+                agrees = self.agrees(value, name)
+                evidence = ("scope", self.value_evidence) if agrees else ("scope",)
+                self.take(self._follow_unconfirmed(Match(value, name, evidence, agrees)))
+
+    def _follow_unconfirmed(self, match: Match) -> Match:
+        """Untagged nodes behind a broken stage that hand *its* value on belong to it too."""
+        own = self.onnx.get(match.onnx)
+        if own is None or not own.norm:
+            return match
+        mine, self.torch = self.torch, {**self.torch, match.value: own}
+        try:
+            return self._follow(match)
+        finally:
+            self.torch = mine
+
+    def _folded_into(self, leaves: Mapping[str, list[int]]) -> dict[str, str]:
+        """Normalisations that have no node while their producer has one: the exporter folded them into it.
+
+        The producer's node then holds the normalisation's value, under the producer's name.
+        """
+        result: dict[str, str] = {}
+        for path, values in leaves.items():
+            stage = self.first_stage[values[0]]
+            if "BatchNorm" not in stage.type or self.scopes.by_path.get(path):
+                continue
+            producers = {self.first_stage[i].ref.stage for i in stage.inputs if i in self.first_stage}
+            if len(producers) == 1:
+                producer = producers.pop()
+                if self.scopes.by_path.get(producer):
+                    result[path] = producer
+        return result
+
+
+def _components(
+    candidates: Mapping[int, list[str]], claims: Mapping[str, list[int]]
+) -> Iterable[tuple[list[int], list[str]]]:
+    """Connected groups of values and names that claim each other."""
+    seen: set[int] = set()
+    for start in candidates:
+        if start in seen:
+            continue
+        values, names, stack = [], dict[str, None](), [start]
+        seen.add(start)
+        while stack:
+            value = stack.pop()
+            values.append(value)
+            for name in candidates[value]:
+                if name not in names:
+                    names[name] = None
+                    for other in claims[name]:
+                        if other not in seen:
+                            seen.add(other)
+                            stack.append(other)
+        yield values, list(names)
+
+
+def summarize(
+    trace: TorchTrace,
+    graph: OnnxGraph,
+    matches: Mapping[int, Match],
+    torch_signatures: Mapping[int, Signature],
+    counts: Callable[[Stage], bool],
+) -> Alignment:
+    """The public view of an alignment: pairs and left-overs of all stages, coverage over those that ``counts``.
+
+    Coverage is aligned outputs over outputs that have a value in the graph at all; the folded ones are left out of both
+    and listed with their reason.
+    """
+    scopes = _Scopes(graph, trace)
+    taken = {match.onnx for match in matches.values()}
+    pairs, unaligned = [], []
+    counted = aligned = in_graph = 0
+    for stage in trace.stages:
+        match = matches.get(stage.value)
+        if match is not None:
+            evidence = match.evidence
+            if stage.alias_of is not None:
+                evidence = (*evidence, f"same tensor as {stage.alias_of}")
+            pairs.append(Pair(stage.ref, match.onnx, evidence))
+        else:
+            unaligned.append(_reason(stage, trace, scopes, taken, torch_signatures))
+        if counts(stage):
+            counted += 1
+            aligned += match is not None
+            in_graph += match is not None or unaligned[-1].in_graph
+    inner = [name for node in graph.nodes for name in node.outputs if name and name not in taken]
+    return Alignment(
+        pairs=tuple(pairs),
+        unaligned=tuple(unaligned),
+        unmatched_onnx=tuple(inner),
+        stages=counted,
+        aligned=aligned,
+        coverage=aligned / in_graph if in_graph else None,
+    )
+
+
+def _reason(
+    stage: Stage, trace: TorchTrace, scopes: _Scopes, taken: set[str], signatures: Mapping[int, Signature]
+) -> Unaligned:
+    ref = stage.ref
+    if stage.alias_of is not None and stage.alias_of.stage == "(input)":
+        return Unaligned(ref, "hands an input of the model on unchanged", False)
+    if stage.value not in signatures:
+        return Unaligned(ref, "its tensor could not be captured", False)
+    path, separator, _ = ref.stage.rpartition("/")
+    if separator and "#" in ref.stage:
+        names = scopes.calls(path, family(stage.type))
+        what = f"no value of the graph equals it, and no {stage.type} is left in its scope: fused or computed otherwise"
+    else:
+        names = scopes.leaving(ref.stage)
+        what = "no value of the graph equals it, and no node carries its scope: folded away by the exporter"
+    free = [name for name in names if name not in taken]
+    if not free:
+        if names and "#" not in ref.stage:
+            what = f"no value of the graph equals it; its node's value {names[-1]} is that of a later stage: folded"
+        return Unaligned(ref, what, False)
+    size, shapes = math.prod(stage.shape), scopes.graph.shapes
+    sized = [n for n in free if n not in shapes or math.prod(shapes[n]) == size]
+    if not sized:
+        return Unaligned(ref, f"the values in its scope ({', '.join(free[:3])}) have other sizes", False)
+    return Unaligned(ref, f"several values fit its scope and none fits by value: {', '.join(sized[:4])}", True)
+
+
+def stage_refs(alignment: Alignment) -> dict[StageRef, str]:
+    """ONNX value by stage."""
+    return {pair.ref: pair.onnx_value for pair in alignment.pairs}

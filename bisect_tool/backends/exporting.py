@@ -1,0 +1,192 @@
+"""PyTorch → ONNX, with either exporter, quietly: what they print goes to a log that an error can point to."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bisect_tool.errors import BisectError
+from bisect_tool.recorder import flatten_tensors
+
+Exporter = Literal["dynamo", "torchscript"]
+
+_INLINE_LIMIT = 1_500_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """How to export.
+
+    Attributes:
+        exporter: ``dynamo`` (through ``torch.export``) or ``torchscript``.
+        opset: ``None`` for the exporter's own default.
+        constant_folding: for ``dynamo`` this is all of its graph optimisation.
+    """
+
+    exporter: Exporter = "dynamo"
+    opset: int | None = None
+    constant_folding: bool = True
+
+
+def export_onnx(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path, settings: ExportSettings
+) -> None:
+    """Writes ``path``; weights of more than 1.5 GB go to a file beside it.
+
+    Raises:
+        BisectError: the exporter failed; its reason is in the message, its whole output in a log file that is named.
+    """
+    log = io.StringIO()
+    # Parameters without gradients: tracing records no autograd graph, and nothing of the model is changed for good.
+    frozen = [p for p in module.parameters() if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        with _captured(log), _plain_outputs(module), torch.no_grad():
+            if settings.exporter == "dynamo":
+                _export_dynamo(module, args, kwargs, path, settings)
+            else:
+                _export_torchscript(module, args, kwargs, path, settings)
+    except Exception as error:  # exporters raise whatever they come across
+        raise _export_error(error, log, settings) from error
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _export_dynamo(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path, settings: ExportSettings
+) -> None:
+    program = torch.onnx.export(
+        module,
+        args,
+        kwargs=kwargs or None,
+        dynamo=True,
+        opset_version=settings.opset,
+        optimize=settings.constant_folding,
+        verbose=False,
+    )
+    assert program is not None
+    size = sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
+    program.save(str(path), external_data=size > _INLINE_LIMIT)
+
+
+def _export_torchscript(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path, settings: ExportSettings
+) -> None:
+    # A trailing dictionary means keywords to this exporter; an empty one protects a positional dictionary.
+    inputs = (*args, kwargs) if kwargs or (args and isinstance(args[-1], dict)) else args
+    names = _flat_names(module, args, kwargs)
+    torch.onnx.export(
+        module,
+        inputs,
+        str(path),
+        dynamo=False,
+        opset_version=settings.opset,
+        do_constant_folding=settings.constant_folding,
+        input_names=names,
+    )
+
+
+def _flat_names(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str] | None:
+    """Names for the graph's inputs, in ``forward``'s order; without them the exporter invents some."""
+    order = positional_names(module, len(args))
+    if order is None or not all(isinstance(value, torch.Tensor) for value in [*args, *kwargs.values()]):
+        return None
+    signature = inspect.signature(module.forward)
+    return order + [name for name in signature.parameters if name in kwargs]
+
+
+def positional_names(module: torch.nn.Module, count: int) -> list[str] | None:
+    """Parameter names of ``forward`` for the first ``count`` positional inputs; ``None`` if it has no such names."""
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return named[:count] if len(named) >= count else None
+
+
+@contextlib.contextmanager
+def _plain_outputs(module: torch.nn.Module) -> Iterator[None]:
+    """Lets ``forward`` return the tensors of dataclasses and the like, which exporters refuse, as a flat tuple."""
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def flat_forward(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        return output if _is_plain(output) else tuple(tensor for _, tensor in flatten_tensors(output))
+
+    had_own = "forward" in vars(module)
+    try:
+        module.forward = flat_forward
+    except AttributeError:  # scripted modules keep their methods to themselves; their outputs are plain
+        yield
+        return
+    try:
+        yield
+    finally:
+        if had_own:
+            module.forward = forward
+        else:
+            del module.forward
+
+
+def _is_plain(output: Any) -> bool:
+    """Whether exporters take it: tensors, None and numbers in tuples, lists and dictionaries of exactly these types."""
+    if output is None or isinstance(output, (torch.Tensor, int, float, str)):
+        return True
+    if type(output) in (tuple, list):
+        return all(_is_plain(item) for item in output)
+    if type(output) is dict:
+        return all(_is_plain(item) for item in output.values())
+    return False
+
+
+@contextlib.contextmanager
+def _captured(log: io.StringIO) -> Iterator[None]:
+    handler = logging.StreamHandler(log)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch")]
+    saved = [(logger, logger.propagate, logger.handlers[:]) for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.handlers = [handler]
+            logger.propagate = False
+        with warnings.catch_warnings(), contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, propagate, handlers in saved:
+            logger.propagate = propagate
+            logger.handlers = handlers
+
+
+def _export_error(error: Exception, log: io.StringIO, settings: ExportSettings) -> BisectError:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="bisect-divergence-export-", suffix=".log", delete=False, encoding="utf-8"
+    ) as file:
+        import traceback
+
+        file.write(log.getvalue())
+        file.write("\n")
+        file.write("".join(traceback.format_exception(error)))
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
+    other = "torchscript" if settings.exporter == "dynamo" else "dynamo"
+    return BisectError(
+        f"the {settings.exporter} exporter failed: {type(cause).__name__}: {lines[0][:300]}\n  whole log: {file.name}",
+        hint=f"try --exporter {other}, or export yourself and give the file with --onnx",
+    )

@@ -1,0 +1,273 @@
+"""Surgery on an ONNX graph: cut it into segments, expose values as outputs, force values from outside.
+
+*Exposed*: a value is also a graph output. *Forced*: every consumer of the value reads a tensor given as an input instead
+of the computed one, which is still computed and still comes out; so each stage works on PyTorch's own inputs.
+Small graphs share one file of weights, which ONNX Runtime maps into memory.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from bisect_tool.backends.onnx_graph import describe
+from bisect_tool.records import OnnxGraph
+
+GIVEN = "__given"
+"""Suffix of the input that stands in for a forced value made in the same segment."""
+
+MAX_FORCED_INPUTS = 1000
+"""ONNX Runtime's time to create a session grows quadratically with its inputs; beyond this it hurts."""
+
+_SHARE_WEIGHTS_ABOVE = 4 << 20
+_WEIGHTS_FILE = "weights.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class ValueType:
+    """Element type and shape of a run-time tensor."""
+
+    dtype: ir.DataType
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of the topological order.
+
+    Attributes:
+        index: place among the segments.
+        nodes: indices into ``OnnxGraph.nodes``.
+        reads: run-time values that come from outside the segment (no initialisers).
+        makes: values that its nodes compute.
+    """
+
+    index: int
+    nodes: tuple[int, ...]
+    reads: tuple[str, ...]
+    makes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltGraph:
+    """A graph ready for ONNX Runtime. ``feeds`` maps input names to the value each stands for."""
+
+    model: bytes
+    feeds: Mapping[str, str]
+    outputs: tuple[str, ...]
+
+
+class OnnxProgram:
+    """An ONNX model that can be cut, exposed and forced. Close it (or use ``with``) to remove its temporary files.
+
+    Args:
+        model: as loaded by :func:`bisect_tool.backends.onnx_graph.load_onnx`; its weights may be moved to a temporary file.
+        path: where it was loaded from.
+    """
+
+    def __init__(self, model: ir.Model, path: Path):
+        self.path = path
+        self._model = model
+        self._temporary = tempfile.TemporaryDirectory(prefix="bisect-divergence-")
+        self.weights_folder = Path(self._temporary.name)
+        self._share_weights()
+        self._complete_types()
+        self.graph: OnnxGraph = describe(model)
+        self._nodes = list(model.graph)
+        self._values: dict[str, ir.Value] = {}
+        for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+            self._values[value.name or ""] = value
+        for node in self._nodes:
+            self._values.update((value.name or "", value) for value in node.outputs)
+        self.makers = {name: i for i, node in enumerate(self.graph.nodes) for name in node.outputs if name}
+        self._constant = {i for i, node in enumerate(self.graph.nodes) if node.op_type == "Constant" and not node.domain}
+
+    def __enter__(self) -> OnnxProgram:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._temporary.cleanup()
+
+    # -- preparation --------------------------------------------------------------------------------------------------
+
+    def _share_weights(self) -> None:
+        """Moves big initialisers to one file, unless the model already keeps them outside itself."""
+        values = [v for v in self._model.graph.initializers.values() if v.const_value is not None]
+        external = [v.const_value for v in values if isinstance(v.const_value, ir.ExternalTensor)]
+        if external:
+            # Locations stay relative to the model's own folder, the only place ONNX Runtime accepts.
+            self.weights_folder = self.path.parent.resolve()
+            return
+        big = [v for v in values if v.const_value is not None and v.const_value.nbytes >= 1024]
+        big = [v for v in big if v.const_value is not None and v.const_value.dtype != ir.DataType.STRING]
+        if sum(v.const_value.nbytes for v in big if v.const_value is not None) < _SHARE_WEIGHTS_ABOVE:
+            return
+        tensors = [v.const_value for v in big if v.const_value is not None]
+        shared = ir.external_data.convert_tensors_to_external(tensors, self.weights_folder, _WEIGHTS_FILE)
+        for value, tensor in zip(big, shared, strict=True):
+            value.const_value = tensor
+
+    def _complete_types(self) -> None:
+        """Shape inference for values whose type the file leaves out; what stays unknown is learnt from the run."""
+        graph = self._model.graph
+        if all(v.shape is not None and v.dtype is not None for node in graph for v in node.outputs if v.name):
+            return
+        from onnx_ir.passes.common import ShapeInferencePass
+
+        try:
+            self._model = ShapeInferencePass()(self._model).model
+        except Exception:  # onnx raises many kinds; without inferred shapes only the size estimate is rougher
+            return
+
+    # -- structure ----------------------------------------------------------------------------------------------------
+
+    def bytes_of(self, name: str) -> int:
+        """Estimated size of a value in bytes; 0 where the shape is unknown."""
+        shape = self.graph.shapes.get(name)
+        if shape is None:
+            return 0
+        return math.prod(shape) * _itemsize(self.graph.dtypes.get(name, "float32"))
+
+    def activation_bytes(self) -> int:
+        """Estimated size of all run-time values together."""
+        return sum(self.bytes_of(name) for node in self.graph.nodes for name in node.outputs if name)
+
+    def segments(self, budget: int | None, forced: Set[str] = frozenset()) -> list[Segment]:
+        """Cuts the graph so that what each segment makes stays under ``budget`` bytes; None: one segment.
+
+        A single node that makes more is a segment of its own.
+        """
+        groups: list[list[int]] = [[]]
+        size, inputs = 0, 0
+        for index, node in enumerate(self.graph.nodes):
+            if index in self._constant:
+                continue
+            weight = sum(self.bytes_of(name) for name in node.outputs if name)
+            count = sum(name in forced for name in node.inputs)
+            full = budget is not None and size + weight > budget
+            if groups[-1] and (full or inputs + count > MAX_FORCED_INPUTS):
+                groups.append([])
+                size, inputs = 0, 0
+            groups[-1].append(index)
+            size, inputs = size + weight, inputs + count
+        return [self._segment(number, nodes) for number, nodes in enumerate(groups) if nodes]
+
+    def _segment(self, number: int, nodes: list[int]) -> Segment:
+        makes = {name for i in nodes for name in self.graph.nodes[i].outputs if name}
+        reads: dict[str, None] = {}
+        for i in nodes:
+            for name in self.graph.nodes[i].inputs:
+                if name and name not in makes and not self._is_constant(name):
+                    reads[name] = None
+        return Segment(number, tuple(nodes), tuple(reads), frozenset(makes))
+
+    def _is_constant(self, name: str) -> bool:
+        if name in self.graph.initializers:
+            return True
+        maker = self.makers.get(name)
+        return maker is not None and maker in self._constant
+
+    # -- surgery ------------------------------------------------------------------------------------------------------
+
+    def build(
+        self,
+        segment: Segment,
+        wanted: Iterable[str],
+        types: Mapping[str, ValueType],
+        forced: Set[str] = frozenset(),
+    ) -> BuiltGraph:
+        """One segment as a model of its own.
+
+        Args:
+            segment: from ``segments``.
+            wanted: values to come out; those that the segment does not make are left out.
+            types: element type and shape of every value that the segment reads or that is forced in it.
+            forced: values whose consumers read a given tensor.
+        """
+        nodes = list(segment.nodes)
+        constants = {self.makers[n] for i in nodes for n in self.graph.nodes[i].inputs if self._is_made_constant(n)}
+        chosen = [self._nodes[i] for i in sorted({*nodes, *constants})]
+        reads = [self._values[name] for name in segment.reads]
+        outputs = [name for name in dict.fromkeys(wanted) if name in segment.makes]
+        weights = self._weights_of(segment)
+        graph = self._model.graph
+        view = ir.GraphView(
+            [value for value in reads if not value.is_initializer()],
+            [self._values[name] for name in outputs],
+            nodes=chosen,
+            initializers=weights,
+            opset_imports=graph.opset_imports,
+            name=graph.name or "segment",
+        )
+        cut = view.clone()
+        for value in cut.inputs:
+            kind = types[value.name or ""]
+            value.type, value.shape = ir.TensorType(kind.dtype), ir.Shape(kind.shape)
+        feeds = {value.name or "": value.name or "" for value in cut.inputs}
+        made = {value.name: value for node in cut for value in node.outputs}
+        for name in sorted(forced & segment.makes):
+            value = made[name]
+            if not value.uses():
+                continue
+            given = ir.Value(name=name + GIVEN, type=ir.TensorType(types[name].dtype), shape=ir.Shape(types[name].shape))
+            for user, place in list(value.uses()):
+                user.replace_input_with(place, given)
+            cut.inputs.append(given)
+            feeds[name + GIVEN] = name
+        return BuiltGraph(self._serialize(cut), feeds, tuple(outputs))
+
+    def _is_made_constant(self, name: str) -> bool:
+        return bool(name) and name not in self.graph.initializers and self._is_constant(name)
+
+    def _weights_of(self, segment: Segment) -> list[ir.Value]:
+        names: dict[str, None] = {}
+        for i in segment.nodes:
+            for name in self.graph.nodes[i].inputs:
+                if name in self.graph.initializers:
+                    names[name] = None
+        return [self._values[name] for name in names]
+
+    def _serialize(self, graph: ir.Graph) -> bytes:
+        # The largest IR version of the opset's age; the file's own is right for its own nodes.
+        model = ir.Model(graph, ir_version=self._model.ir_version, functions=list(self._model.functions.values()))
+        return ir.to_proto(model).SerializeToString()
+
+    def untouched(self) -> bytes:
+        """The whole graph as it was given, only with its weights in the shared file."""
+        return ir.to_proto(self._model).SerializeToString()
+
+    def nodes_between(self, value: str, cuts: Set[str]) -> tuple[str, ...]:
+        """Names of the nodes that compute ``value`` from the nearest values in ``cuts``, in topological order."""
+        found: set[int] = set()
+        stack = [value]
+        while stack:
+            name = stack.pop()
+            maker = self.makers.get(name)
+            if maker is None or maker in found or (name != value and name in cuts):
+                continue
+            if maker in self._constant:
+                continue
+            found.add(maker)
+            stack.extend(n for n in self.graph.nodes[maker].inputs if n)
+        return tuple(self.graph.nodes[i].name for i in sorted(found))
+
+
+def _itemsize(dtype: str) -> int:
+    try:
+        return np.dtype(dtype).itemsize
+    except TypeError:
+        return 2 if "16" in dtype else 1
+
+
+def type_of_array(dtype: np.dtype[np.generic], shape: Sequence[int]) -> ValueType:
+    """The ONNX type of a numpy array."""
+    return ValueType(ir.DataType.from_numpy(dtype), tuple(int(d) for d in shape))

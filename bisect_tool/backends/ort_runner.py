@@ -1,0 +1,226 @@
+"""ONNX Runtime: sessions from a :class:`NumericConfig`, and runs over segments, chained and forced."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
+from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.records import NumericConfig
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise BisectError(
+        f"onnxruntime cannot be imported ({error})",
+        hint="pip install 'bisect-divergence[cpu]' or 'bisect-divergence[gpu]', one of the two: they overwrite each other",
+    ) from error
+
+Array = NDArray[Any]
+
+OPTIMIZATION_LEVELS = {
+    "off": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "layout": "ORT_ENABLE_LAYOUT",
+    "all": "ORT_ENABLE_ALL",
+}
+
+# Element types (onnx.TensorProto) that numpy itself lacks.
+_NO_NUMPY = {
+    16: np.dtype(ml_dtypes.bfloat16),
+    17: np.dtype(ml_dtypes.float8_e4m3fn),
+    18: np.dtype(ml_dtypes.float8_e4m3fnuz),
+    19: np.dtype(ml_dtypes.float8_e5m2),
+    20: np.dtype(ml_dtypes.float8_e5m2fnuz),
+}
+_ELEMENT_TYPES = {dtype: number for number, dtype in _NO_NUMPY.items()}
+
+
+def make_session(model: bytes, config: NumericConfig, weights_folder: str) -> ort.InferenceSession:
+    """A session on the CPU, with memory given back after each run and no spinning threads beside PyTorch's own.
+
+    Raises:
+        InconclusiveError: ONNX Runtime refuses the model; its reason is in the message.
+    """
+    options = ort.SessionOptions()
+    level = OPTIMIZATION_LEVELS[config.optimization or "all"]
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    options.intra_op_num_threads = config.threads
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights_folder)
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise InconclusiveError(
+            f"ONNX Runtime cannot load the graph: {_reason(error)}",
+            hint="does the file run in ONNX Runtime on its own? a newer onnxruntime may know the operator",
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:300]
+
+
+def run_session(session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array | None]:
+    """Runs a session on CPU arrays. ``None`` stands for an output that ONNX Runtime gave nothing for.
+
+    Raises:
+        InconclusiveError: the run failed; ONNX Runtime's reason is in the message.
+    """
+    if not outputs:
+        return []
+    values = {name: _to_ort(array) for name, array in feeds.items()}
+    try:
+        results = session.run_with_ort_values(list(outputs), values)
+    except Exception as error:
+        raise InconclusiveError(f"ONNX Runtime failed while running: {_reason(error)}") from error
+    return [_from_ort(value) for value in results]
+
+
+def _to_ort(array: Array) -> ort.OrtValue:
+    # ascontiguousarray would turn a scalar into a vector.
+    array = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    element = _ELEMENT_TYPES.get(array.dtype)
+    if element is not None:
+        raw = array.view(np.uint16 if array.dtype.itemsize == 2 else np.uint8)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, element)
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _from_ort(value: ort.OrtValue) -> Array | None:
+    if not value.has_value() or not value.is_tensor():
+        return None
+    special = _NO_NUMPY.get(value.element_type())
+    if special is None:
+        array: Array = value.numpy()
+        return array
+    shape = tuple(value.shape())
+    size = int(np.prod(shape, dtype=np.int64)) * special.itemsize
+    raw = ctypes.string_at(value.data_ptr(), size) if size else b""
+    return np.frombuffer(raw, dtype=special).reshape(shape)
+
+
+class UntouchedRun:
+    """The whole graph as given, under one configuration: only its own outputs come out."""
+
+    def __init__(self, program: OnnxProgram, config: NumericConfig):
+        self._session = make_session(program.untouched(), config, str(program.weights_folder))
+        self.output_names = [o.name for o in self._session.get_outputs()]
+        self.providers = list(self._session.get_providers())
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array | None]:
+        return dict(zip(self.output_names, run_session(self._session, self.output_names, feeds), strict=True))
+
+
+class SegmentedRun:
+    """One configuration over consecutive segments: *chained* on its own values, and *forced* on PyTorch's.
+
+    Values are kept only as long as a later segment reads them.
+
+    Args:
+        program: the graph.
+        config: the actual side's switches.
+        segments: from ``program.segments``.
+        exposed: values that the caller wants to see.
+        forced: values that the forced run reads from outside; ``None``: no forced run.
+        inputs: the graph's own inputs by name.
+        computed: chained values of an earlier run; then the chained run is not made again.
+        types: of values, from an earlier run; what is given in a forced run takes this form.
+    """
+
+    def __init__(
+        self,
+        program: OnnxProgram,
+        config: NumericConfig,
+        segments: Sequence[Segment],
+        exposed: Set[str],
+        forced: Set[str] | None,
+        inputs: Mapping[str, Array],
+        computed: Mapping[str, Array | None] | None = None,
+        types: Mapping[str, ValueType] | None = None,
+    ):
+        self._program = program
+        self._config = config
+        self.segments = segments
+        self._exposed = exposed
+        self._forced = forced
+        self._computed = computed
+        self._chain: dict[str, Array] = dict(inputs)
+        self._forced_chain: dict[str, Array] = dict(inputs)
+        self._types: dict[str, ValueType] = dict(types or {})
+        self._types.update((n, type_of_array(a.dtype, a.shape)) for n, a in inputs.items())
+        for name, array in (computed or {}).items():
+            if array is not None:
+                self._types[name] = type_of_array(array.dtype, array.shape)
+        self._last_use = {name: s.index for s in segments for name in s.reads}
+        self.next = 0
+
+    @property
+    def done(self) -> bool:
+        return self.next == len(self.segments)
+
+    def needs(self, index: int) -> set[str]:
+        """Forced values that segment ``index`` reads."""
+        if self._forced is None:
+            return set()
+        read = {n for i in self.segments[index].nodes for n in self._program.graph.nodes[i].inputs}
+        return read & self._forced
+
+    def step(
+        self, give: Callable[[str, ValueType | None], Array]
+    ) -> tuple[dict[str, Array | None], dict[str, Array | None]]:
+        """Runs the next segment.
+
+        Args:
+            give: called with the name of a forced value and the ONNX value's type (``None`` if not known yet); returns
+                PyTorch's tensor in that type and shape.
+
+        Returns:
+            The exposed values that the segment makes: chained, and forced (empty without a forced run).
+        """
+        index = self.next
+        segment = self.segments[index]
+        self.next += 1
+        if self._computed is None:
+            chained = self._run(segment, self._chain, {}, frozenset())
+        else:
+            chained = {n: self._computed[n] for n in segment.makes if n in self._exposed and n in self._computed}
+        forced: dict[str, Array | None] = {}
+        if self._forced is not None:
+            given = {name: give(name, self._types.get(name)) for name in sorted(self.needs(index))}
+            self._types.update((n, type_of_array(a.dtype, a.shape)) for n, a in given.items())
+            forced = self._run(segment, self._forced_chain, given, self._forced)
+        return chained, forced
+
+    def _run(
+        self, segment: Segment, chain: dict[str, Array], given: Mapping[str, Array], forced: Set[str]
+    ) -> dict[str, Array | None]:
+        carried = {n for n in segment.makes if self._last_use.get(n, -1) > segment.index and n not in forced}
+        wanted = [n for n in sorted(segment.makes) if n in self._exposed or n in carried]
+        outputs: dict[str, Array | None] = {}
+        if wanted:
+            graph = self._program.build(segment, wanted, self._types, forced & given.keys())
+            session = make_session(graph.model, self._config, str(self._program.weights_folder))
+            feeds = {name: given[value] if value in given else chain[value] for name, value in graph.feeds.items()}
+            outputs = dict(zip(graph.outputs, run_session(session, graph.outputs, feeds), strict=True))
+        for name, array in outputs.items():
+            if array is not None:
+                self._types.setdefault(name, type_of_array(array.dtype, array.shape))
+            if name in carried:
+                if array is None:
+                    raise InconclusiveError(f"ONNX Runtime returned nothing for {name}, which later nodes read")
+                chain[name] = array
+        for name in [n for n in chain if self._last_use.get(n, -1) <= segment.index]:
+            del chain[name]
+        return {name: array for name, array in outputs.items() if name in self._exposed}

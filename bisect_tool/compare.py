@@ -1,0 +1,136 @@
+"""Traces and alignment → comparisons: what each stage's tensors say, and how errors pass from stage to stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bisect_tool.metrics import difference_norms, judge, kind_of, measure
+from bisect_tool.records import Comparison, ErrorMetrics, Judgement, Stage, Tolerance
+
+Array = NDArray[Any]
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What was measured, by lane and PyTorch value, while the tensors themselves come and go.
+
+    Lanes are names of runs; a forced run at another level is a lane of its own.
+    """
+
+    tolerance: Tolerance
+    totals: dict[tuple[str, int], tuple[ErrorMetrics, Judgement]] = field(default_factory=dict)
+    locals: dict[tuple[str, int], ErrorMetrics] = field(default_factory=dict)
+    propagated: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def record(self, lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
+        """Measures one pair; the arrays are not kept. All in PyTorch's shape."""
+        if chained is not None:
+            self.totals[lane, value] = judge(expected, chained, self.tolerance)
+        if forced is not None:
+            self.locals[lane, value] = measure(expected, forced)
+        if chained is not None and forced is not None:
+            self.propagated[lane, value] = self._propagated(lane, value, expected, chained, forced)
+
+    def missing(self, lane: str, value: int, expected: Array) -> None:
+        """The runtime returned nothing for a value that was asked for."""
+        self.totals[lane, value] = judge(expected, None, self.tolerance)
+
+    def _propagated(self, lane: str, value: int, expected: Array, chained: Array, forced: Array) -> float:
+        total, local = self.totals[lane, value][0], self.locals[lane, value]
+        if local.rel_l2 == 0:
+            return total.rel_l2
+        if total.problem or local.problem or kind_of(expected.dtype) != "float":
+            return math.nan
+        error, reference = difference_norms(expected, chained, forced)
+        return error / reference if reference else (0.0 if error == 0 else math.inf)
+
+
+def stage_inputs(stage: Stage, parents: Mapping[int, tuple[int, ...]], known: Set[int]) -> tuple[int, ...]:
+    """The nearest values in ``known`` that a stage's inputs come from; inputs without one are passed over.
+
+    A stage's own inputs may have no ONNX value (a folded convolution before its norm); then the stage that was really
+    measured begins further up, and so does its input error.
+    """
+    found: dict[int, None] = {}
+    seen: set[int] = set()
+    stack = list(reversed(stage.inputs))
+    while stack:
+        value = stack.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value in known:
+            found[value] = None
+        else:
+            stack.extend(reversed(parents.get(value, ())))
+    return tuple(found)
+
+
+def input_error(values: Iterable[int], error_of: Callable[[int], float | None]) -> float | None:
+    """Relative error of several tensors taken as one vector, each scaled by its own norm; ``None`` if one is unknown."""
+    errors = [error_of(value) for value in values]
+    if any(error is None or math.isnan(error) for error in errors):
+        return None
+    squares = [error * error for error in errors if error is not None]
+    return math.sqrt(sum(squares) / len(squares)) if squares else 0.0
+
+
+def compare_stage(
+    ledger: Ledger,
+    stage: Stage,
+    lane: str,
+    local_lane: str | None,
+    inputs: tuple[int, ...],
+    model_inputs: Set[int],
+) -> Comparison | None:
+    """One stage under one configuration.
+
+    Args:
+        ledger: the measurements.
+        stage: whose value is compared.
+        lane: with the chained run.
+        local_lane: with the forced run at the stage's level; ``None`` where there is none.
+        inputs: from :func:`stage_inputs`.
+        model_inputs: values that are given to both sides and carry no error.
+
+    Returns:
+        ``None`` if the stage's value was not compared in this lane.
+    """
+    total = ledger.totals.get((lane, stage.value))
+    if total is None:
+        return None
+    metrics, judgement = total
+
+    def error_of(value: int) -> float | None:
+        if value in model_inputs:
+            return 0.0
+        known = ledger.totals.get((lane, value))
+        return None if known is None else known[0].rel_l2
+
+    local: ErrorMetrics | None = None
+    propagated: float | None = None
+    if local_lane is not None and stage.alias_of is None:
+        local = ledger.locals.get((local_lane, stage.value))
+        propagated = ledger.propagated.get((local_lane, stage.value))
+    entering = input_error(inputs, error_of)
+    return Comparison(
+        total=metrics,
+        local=local,
+        input_error=entering,
+        growth=_ratio(metrics.rel_l2, entering),
+        amplification=_ratio(propagated, entering),
+        floor=None,
+        noise_ratio=None,
+        judgement=judgement,
+    )
+
+
+def _ratio(error: float | None, entering: float | None) -> float | None:
+    if error is None or entering is None or entering == 0 or math.isnan(error) or not math.isfinite(entering):
+        return None
+    return error / entering

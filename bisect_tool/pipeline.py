@@ -1,0 +1,642 @@
+"""The one file that knows the order of things: load, export, capture, align, expose, force, compare, localize."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bisect_tool.align import Match, match_values, summarize
+from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.backends.inputs import bind_inputs, sample_tensors
+from bisect_tool.backends.onnx_graph import load_onnx
+from bisect_tool.backends.onnx_program import OnnxProgram, ValueType, type_of_array
+from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
+from bisect_tool.backends.stream import Lane, Stream
+from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
+from bisect_tool.compare import Ledger, compare_stage, stage_inputs
+from bisect_tool.environment import peak_rss_mb, snapshot
+from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.globs import matches as glob_matches
+from bisect_tool.localize import localize
+from bisect_tool.metrics import judge, kind_of, relative_difference
+from bisect_tool.recorder import Value
+from bisect_tool.records import (
+    Alignment,
+    Comparison,
+    ConfigPair,
+    ConfigRun,
+    ConfigStatus,
+    Localization,
+    NumericConfig,
+    OutputResult,
+    Report,
+    Stage,
+    StageRow,
+    Status,
+    Tolerance,
+    TorchTrace,
+    Verdict,
+)
+from bisect_tool.signatures import Signature, signature_of
+from bisect_tool.verdicts import summarize_verdict
+
+Array = NDArray[Any]
+Progress = Callable[[str], None]
+
+MAX_ALIGNMENT_ROUNDS = 6
+"""Forced passes at most while looking for the pairs behind broken stages; each one settles at least one stage."""
+
+MAIN = "main"
+GROUPS = "groups"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCase:
+    """A model that is ready to run.
+
+    Attributes:
+        name: of the report folder.
+        module: with its weights, in eval mode.
+        args, kwargs: inputs of ``module.forward``.
+        description: what the report says about the case: paths and the command.
+        notes: from loading and from the preflight.
+    """
+
+    name: str
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    description: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to do with a case.
+
+    Attributes:
+        onnx: a given file; ``None``: export.
+        export: how to export.
+        keep_onnx: where to leave the exported file.
+        tolerance: in force.
+        level: of the stages that are judged.
+        stages: globs; the stages that are judged, at any level, instead of a whole level.
+        groups: globs; containers that are shown beside them, each as one stage.
+        memory_budget: bytes of activations that may be kept at once.
+        min_coverage: under this share of aligned outputs nothing is called agreeing.
+        forced: make the forced run, which local errors need.
+        observe: run the untouched graph too, which the verdict on an optimised configuration needs.
+        optimizations: ONNX Runtime's levels to run; the first must be ``off``, it serves to align.
+        threads: of both sides; 0 is each library's default.
+    """
+
+    tolerance: Tolerance
+    onnx: Path | None = None
+    export: ExportSettings = ExportSettings()
+    keep_onnx: Path | None = None
+    level: str = "leaf"
+    stages: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    memory_budget: int = 2 << 30
+    min_coverage: float = 0.9
+    forced: bool = True
+    observe: bool = True
+    optimizations: tuple[str, ...] = ("off", "all")
+    threads: int = 0
+
+
+def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: None) -> Report:
+    """Compares a PyTorch model with its ONNX graph, stage by stage.
+
+    Args:
+        case: model and inputs.
+        options: what to judge and how.
+        progress: called with one line whenever a step begins.
+
+    Raises:
+        BisectError: unusable input, a failing export, a graph that does not fit the sample.
+        InconclusiveError: nothing could be compared.
+    """
+    timings: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def step(name: str, text: str) -> Iterator[None]:
+        progress(text)
+        began = time.perf_counter()
+        yield
+        timings[name] = timings.get(name, 0.0) + time.perf_counter() - began
+
+    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
+        path = options.onnx
+        if path is None:
+            path = Path(folder) / "model.onnx"
+            with step("export", f"exporting with the {options.export.exporter} exporter"):
+                export_onnx(case.module, case.args, case.kwargs, path, options.export)
+                _keep(path, options.keep_onnx)
+        with step("load", "reading the ONNX graph"):
+            program = OnnxProgram(load_onnx(path), path)
+        with program:
+            comparison = _Bisection(case, options, program, step)
+            return comparison.report(timings)
+
+
+def _keep(path: Path, target: Path | None) -> None:
+    if target is None:
+        return
+    for file in sorted(path.parent.iterdir()):
+        # External data is found by its name beside the model, so only the model itself may be renamed.
+        shutil.copyfile(file, target if file == path else target.parent / file.name)
+
+
+class _Bisection:
+    """State of one comparison. The methods are in the order in which they run."""
+
+    def __init__(self, case: LoadedCase, options: Options, program: OnnxProgram, step: Any):
+        self.case = case
+        self.options = options
+        self.program = program
+        self.step = step
+        self.graph = program.graph
+        bound = bind_inputs(self.graph, sample_tensors(case.module, case.args, case.kwargs))
+        self.feeds = dict(bound.feeds)
+        self.notes = [*case.notes, *bound.notes]
+        # A value is held on both sides at once.
+        self.in_memory = 2 * program.activation_bytes() <= options.memory_budget
+        self.held: dict[int, torch.Tensor] = {}
+        self.run: TorchRun | None = None
+        self.torch_outputs: dict[int, Array] = {}
+        self.torch_signatures: dict[int, Signature] = {}
+        self.onnx_signatures: dict[str, Signature] = {}
+        self.types: dict[str, ValueType] = {}
+        self.chained: dict[str, Array | None] = {}
+        self.ledger = Ledger(options.tolerance)
+        self.configs = [self._pair(level) for level in options.optimizations]
+        self.untouched: dict[str, _Untouched] = {}
+        self.observer: dict[str, float] = {}
+        self._known: dict[tuple[Stage, ...], frozenset[int]] = {}
+        self.seconds: dict[str, float] = {}
+
+    # -- configurations -----------------------------------------------------------------------------------------------
+
+    def _pair(self, optimization: str) -> ConfigPair:
+        dtype = float_dtype_of(self.case.module)
+        made = self.options.onnx is None
+        export = self.options.export
+        return ConfigPair(
+            name=f"ort-cpu-{optimization}",
+            expected=NumericConfig("torch", dtype=dtype, threads=torch.get_num_threads()),
+            actual=NumericConfig(
+                "onnxruntime",
+                dtype=dtype,
+                optimization=optimization,
+                threads=self.options.threads,
+                exporter=export.exporter if made else self.graph.exporter,
+                opset=export.opset,
+                constant_folding=export.constant_folding if made else None,
+            ),
+        )
+
+    # -- the whole ----------------------------------------------------------------------------------------------------
+
+    def report(self, timings: dict[str, float]) -> Report:
+        if self.options.observe:
+            for pair in self.configs:
+                with self.step(f"untouched {pair.name}", f"running the untouched graph ({pair.name})"):
+                    self._run_untouched(pair)
+        with self.step("capture", "running PyTorch"):
+            trace = self._capture()
+        with self.step("align", "aligning stages with ONNX values"):
+            matches = self._align(trace)
+        selection = _select(trace, self.options, matches)
+        alignment = self._alignment(trace, matches, selection)
+        with self.step("compare", "comparing stage by stage"):
+            self._compare(trace, matches, selection)
+        rows = self._rows(trace, matches, selection)
+        runs = tuple(self._config_run(pair, trace, matches) for pair in self.configs)
+        verdict = self._verdict(rows, runs, alignment)
+        return Report(
+            case={"name": self.case.name, **self.case.description},
+            verdict=verdict,
+            tolerance=self.options.tolerance,
+            alignment=alignment,
+            configs=runs,
+            stages=tuple(rows),
+            environment=snapshot(),
+            timings=timings,
+            notes=tuple(self.notes),
+        )
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def _run_untouched(self, pair: ConfigPair) -> None:
+        began = time.perf_counter()
+        run = UntouchedRun(self.program, pair.actual)
+        outputs = run.run(self.feeds)
+        self.untouched[pair.name] = _Untouched(outputs, tuple(run.providers))
+        self._spend(pair.name, began)
+
+    def _spend(self, config: str, began: float) -> None:
+        self.seconds[config] = self.seconds.get(config, 0.0) + time.perf_counter() - began
+
+    def _capture(self) -> TorchTrace:
+        """The first PyTorch run: structure and signatures, and the tensors themselves if the budget allows."""
+        kept = 0
+
+        def on_value(value: Value, tensor: torch.Tensor) -> None:
+            nonlocal kept
+            array = to_numpy(tensor)
+            self.torch_signatures[value.id] = signature_of(array, kind_of(array.dtype))
+            kept += array.nbytes
+            if self.in_memory and kept > self.options.memory_budget:
+                self.in_memory = False
+                for known in run.recorder.held_ids():
+                    run.recorder.release(known)
+            if self.in_memory:
+                run.recorder.hold(value.id, tensor)
+
+        run = self._torch_run(on_value)
+        self.run = run
+        self._start(run)
+        trace = run.trace
+        for _, value in trace.outputs:
+            if value not in self.torch_signatures:
+                self.notes.append("an output of the model does not depend on its inputs; it is not compared")
+        return trace
+
+    def _torch_run(self, on_value: Callable[[Value, torch.Tensor], None]) -> TorchRun:
+        # A model may write into its inputs; every run gets its own.
+        args, kwargs = _copies(self.case.args), _copies(self.case.kwargs)
+        return TorchRun(self.case.module, args, kwargs, on_value, every_op=self.options.level == "op")
+
+    def _start(self, run: TorchRun) -> None:
+        try:
+            output = run.start()
+        except BisectError:
+            raise
+        except Exception as error:  # anything may come out of a user's forward
+            from bisect_tool.backends.preflight import explain_forward_error
+
+            raise explain_forward_error(error, self.case.module, self.case.args, self.case.kwargs) from error
+        from bisect_tool.recorder import flatten_tensors
+
+        for (_, value), (_, tensor) in zip(run.recorder.trace.outputs, flatten_tensors(output), strict=True):
+            self.torch_outputs[value] = to_numpy(tensor)
+
+    def _segment_budget(self) -> int | None:
+        # Held at once: PyTorch's tensors for the segment, the chained and the forced outputs, and what crosses the cut.
+        return None if self.in_memory else max(self.options.memory_budget // 6, 1)
+
+    # -- aligning -----------------------------------------------------------------------------------------------------
+
+    def _align(self, trace: TorchTrace) -> dict[int, Match]:
+        self._probe_chained()
+        matches = match_values(trace, self.graph, self.torch_signatures, self.onnx_signatures, {})
+        for _ in range(MAX_ALIGNMENT_ROUNDS):
+            if all(match.confirmed for match in matches.values()):
+                break
+            signatures = self._probe_forced(matches)
+            confirmed = {value: match for value, match in matches.items() if match.confirmed}
+            # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
+            merged = {**self.onnx_signatures, **signatures}
+            again = match_values(trace, self.graph, self.torch_signatures, merged, confirmed, forced=True)
+            if {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}:
+                matches = again
+                break
+            matches = again
+        if not matches:
+            raise InconclusiveError(
+                "no PyTorch stage could be matched with a value of the ONNX graph: nothing to compare",
+                hint="is this the ONNX file of this model?",
+            )
+        return matches
+
+    def _probe_chained(self) -> None:
+        """Signatures of everything in the graph, from an unoptimised run."""
+        began = time.perf_counter()
+        off = self.configs[0]
+        segments = self.program.segments(self._segment_budget())
+        exposed = {name for segment in segments for name in segment.makes}
+        run = SegmentedRun(self.program, off.actual, segments, exposed, None, self.feeds)
+        while not run.done:
+            chained, _ = run.step(lambda name, kind: self.feeds[name])
+            for name, array in chained.items():
+                if array is not None:
+                    self.onnx_signatures[name] = signature_of(array, kind_of(array.dtype))
+                    self.types[name] = type_of_array(array.dtype, array.shape)
+            if self.in_memory:
+                self.chained.update(chained)
+        self._spend(off.name, began)
+
+    def _probe_forced(self, matches: Mapping[int, Match]) -> dict[str, Signature]:
+        """Signatures again, with PyTorch's values fed in at every pair: each value from its true inputs."""
+        pairs = {match.onnx: value for value, match in matches.items()}
+        segments = self.program.segments(self._segment_budget(), pairs.keys())
+        exposed = {name for segment in segments for name in segment.makes}
+        config = self.configs[0].actual
+        run = SegmentedRun(self.program, config, segments, exposed, set(pairs), self.feeds, {}, self.types)
+        found: dict[str, Signature] = {}
+
+        def on_values(_: Mapping[str, Array | None], forced: Mapping[str, Array | None]) -> None:
+            for name, array in forced.items():
+                if array is not None:
+                    found[name] = signature_of(array, kind_of(array.dtype))
+
+        self._drive([Lane(MAIN, run, pairs, on_values)], lambda *_: None)
+        return found
+
+    def _drive(self, lanes: Sequence[Lane], on_pair: Any) -> None:
+        """Runs lanes over PyTorch's values: the kept ones, or those of another run of the model."""
+        assert self.run is not None
+        if self.in_memory:
+            recorder = self.run.recorder
+            stream = Stream(lanes, lambda value: to_numpy(recorder.held(value)), lambda value: None, on_pair)
+            for value in recorder.held_ids():
+                stream.mark(value)
+            unfinished = stream.finish()
+        else:
+            unfinished = self._drive_streaming(lanes, on_pair)
+        if unfinished:
+            raise InconclusiveError(
+                "the second PyTorch run did not make the values of the first: the model does not repeat itself",
+                hint="look for random numbers, caches or counters in forward",
+            )
+
+    def _drive_streaming(self, lanes: Sequence[Lane], on_pair: Any) -> list[str]:
+        def on_value(value: Value, tensor: torch.Tensor) -> None:
+            if stream.wants(value.id):
+                known = self.torch_signatures.get(value.id)
+                if known is None or known.shape != value.shape:
+                    raise InconclusiveError(
+                        "the second PyTorch run made other tensors than the first: the model does not repeat itself",
+                        hint="look for random numbers, caches or counters in forward",
+                    )
+                run.recorder.hold(value.id, tensor)
+                stream.arrive(value.id)
+
+        run = self._torch_run(on_value)
+        stream = Stream(lanes, lambda v: to_numpy(run.recorder.held(v)), run.recorder.release, on_pair)
+        stream.advance()
+        self._start(run)
+        return stream.finish()
+
+    def _alignment(self, trace: TorchTrace, matches: Mapping[int, Match], selection: _Selection) -> Alignment:
+        judged = {stage.ref for stage in selection.judged}
+        return summarize(trace, self.graph, matches, self.torch_signatures, lambda stage: stage.ref in judged)
+
+    # -- comparing ----------------------------------------------------------------------------------------------------
+
+    def _compare(self, trace: TorchTrace, matches: Mapping[int, Match], selection: _Selection) -> None:
+        cuts = {v for v in (s.value for s in selection.judged) if v in matches}
+        cuts |= self._ancestors(trace, matches, selection.judged)
+        wanted = cuts | {v for v in (s.value for s in selection.groups) if v in matches}
+        wanted |= self._ancestors(trace, matches, selection.groups)
+        wanted |= {value for _, value in trace.outputs if value in matches}
+        pairs = {matches[value].onnx: value for value in wanted}
+        lanes = []
+        for pair in self.configs:
+            first = pair is self.configs[0]
+            forced = {matches[value].onnx for value in cuts} if first and self.options.forced else None
+            lanes.append(self._lane(pair, pair.name, pairs, forced, reuse=first))
+        if selection.groups and self.options.forced:
+            inner = {v for v in (s.value for s in selection.groups) if v in matches}
+            inner |= self._ancestors(trace, matches, selection.groups)
+            forced = {matches[value].onnx for value in inner}
+            group_pairs = {matches[value].onnx: value for value in inner}
+            lanes.append(self._lane(self.configs[0], GROUPS, group_pairs, forced, reuse=True, chained=False))
+        finals = {value: matches[value].onnx for _, value in trace.outputs if value in matches}
+
+        def on_pair(lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
+            self.ledger.record(lane, value, expected, chained, forced)
+            if value in finals and lane in self.untouched and chained is not None:
+                self._observe(lane, self.untouched[lane].outputs.get(finals[value]), chained)
+
+        self._drive(lanes, on_pair)
+        for pair in self.configs:
+            self._note_missing(pair.name, pairs)
+
+    def _observe(self, config: str, untouched: Array | None, exposed: Array) -> None:
+        """Exposing values may stop fusions: how far the exposed run's final outputs lie from the untouched run's."""
+        if untouched is not None and untouched.size == exposed.size:
+            effect = relative_difference(untouched, exposed.reshape(untouched.shape))
+            self.observer[config] = max(self.observer.get(config, 0.0), effect)
+
+    def _ancestors(self, trace: TorchTrace, matches: Mapping[int, Match], stages: Iterable[Stage]) -> set[int]:
+        known = matches.keys()
+        return {value for stage in stages for value in stage_inputs(stage, trace.parents, known)}
+
+    def _lane(
+        self,
+        pair: ConfigPair,
+        name: str,
+        pairs: Mapping[str, int],
+        forced: Set[str] | None,
+        *,
+        reuse: bool,
+        chained: bool = True,
+    ) -> Lane:
+        segments = self.program.segments(self._segment_budget(), forced or frozenset())
+        computed: Mapping[str, Array | None] | None = None
+        if not chained:
+            computed = {}
+        elif reuse and self.in_memory:
+            computed = self.chained
+        run = SegmentedRun(self.program, pair.actual, segments, set(pairs), forced, self.feeds, computed, self.types)
+        return Lane(name, run, pairs)
+
+    def _note_missing(self, config: str, pairs: Mapping[str, int]) -> None:
+        for name, value in pairs.items():
+            if (config, value) not in self.ledger.totals:
+                self.notes.append(f"{config}: ONNX Runtime returned nothing for {name}; it is not compared there")
+
+    # -- the report's parts -------------------------------------------------------------------------------------------
+
+    def _rows(self, trace: TorchTrace, matches: Mapping[int, Match], selection: _Selection) -> list[StageRow]:
+        model_inputs = {value for _, value in trace.inputs}
+        rows: list[StageRow] = []
+        by_value: dict[int, int] = {}
+        shown = sorted([*selection.judged, *selection.outputs, *selection.groups], key=lambda s: s.order)
+        for stage in shown:
+            group = stage in selection.groups
+            known = self._known_values(trace, matches, selection.groups if group else selection.judged)
+            inputs = stage_inputs(stage, trace.parents, known | model_inputs)
+            match = matches.get(stage.value)
+            results = {}
+            for pair in self.configs:
+                result = self._result(pair, stage, inputs, model_inputs, group)
+                if result is not None:
+                    results[pair.name] = result
+            cuts = {matches[v].onnx for v in known if v in matches}
+            row = StageRow(
+                index=len(rows),
+                stage=stage.ref.stage,
+                call=stage.ref.call,
+                output=stage.ref.output,
+                level=stage.level,
+                type=stage.type,
+                source=stage.source,
+                shape=stage.shape,
+                dtype=stage.dtype,
+                group=_group_of(stage.ref.stage),
+                inputs=tuple(by_value[v] for v in inputs if v in by_value),
+                alias_of=stage.alias_of,
+                onnx_value=match.onnx if match else None,
+                onnx_nodes=self.program.nodes_between(match.onnx, cuts) if match and not stage.alias_of else (),
+                results=results,
+            )
+            rows.append(row)
+            if not group:
+                by_value.setdefault(stage.value, row.index)
+        return rows
+
+    def _known_values(
+        self, trace: TorchTrace, matches: Mapping[int, Match], stages: tuple[Stage, ...]
+    ) -> frozenset[int]:
+        if stages not in self._known:
+            values = {s.value for s in stages if s.value in matches} | self._ancestors(trace, matches, stages)
+            self._known[stages] = frozenset(values)
+        return self._known[stages]
+
+    def _result(
+        self, pair: ConfigPair, stage: Stage, inputs: tuple[int, ...], model_inputs: Set[int], group: bool
+    ) -> Comparison | None:
+        local_lane = None
+        if pair is self.configs[0] and self.options.forced:
+            local_lane = GROUPS if group else pair.name
+        return compare_stage(self.ledger, stage, pair.name, local_lane, inputs, model_inputs)
+
+    def _config_run(self, pair: ConfigPair, trace: TorchTrace, matches: Mapping[int, Match]) -> ConfigRun:
+        untouched = self.untouched.get(pair.name)
+        outputs = self._output_results(untouched, trace, matches) if untouched else ()
+        exposed_fail = any(
+            judgement == "fail" for (lane, _), (_, judgement) in self.ledger.totals.items() if lane == pair.name
+        )
+        status: ConfigStatus
+        failing = any(result.judgement == "fail" for result in outputs)
+        if pair.actual.optimization == "off" or not outputs:
+            # Nothing is fused here, so that exposing changes nothing, and inner stages count too.
+            failing = failing or exposed_fail
+        status = "diverges" if failing else "agrees"
+        return ConfigRun(
+            name=pair.name,
+            expected=pair.expected,
+            actual=pair.actual,
+            effective={"providers": list(untouched.providers) if untouched else ["CPUExecutionProvider"]},
+            gating=pair.gating,
+            status=status,
+            observer_effect=self.observer.get(pair.name),
+            outputs=outputs,
+            seconds=self.seconds.get(pair.name, 0.0),
+            peak_rss_mb=peak_rss_mb(),
+        )
+
+    def _output_results(
+        self, untouched: _Untouched, trace: TorchTrace, matches: Mapping[int, Match]
+    ) -> tuple[OutputResult, ...]:
+        results = []
+        for key, value in trace.outputs:
+            match = matches.get(value)
+            if match is None or match.onnx not in untouched.outputs or value not in self.torch_outputs:
+                continue
+            metrics, judgement = judge(self.torch_outputs[value], untouched.outputs[match.onnx], self.options.tolerance)
+            results.append(OutputResult(key, match.onnx, metrics, judgement))
+        return tuple(results)
+
+    def _verdict(self, rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Alignment) -> Verdict:
+        judged = [row for row in rows if row.results]
+        found = Localization(None, (), ())
+        for run in runs:
+            if run.gating and run.status == "diverges":
+                found = localize([row for row in judged if row.level != "container" or row.stage == ""], run.name)
+                if found.first_over_tolerance is not None:
+                    break
+        status: Status
+        diverging = [run for run in runs if run.gating and run.status == "diverges"]
+        covered = alignment.coverage is not None and alignment.coverage >= self.options.min_coverage
+        if diverging:
+            status = "diverges"
+        elif not covered or not any(run.status == "agrees" for run in runs if run.gating):
+            status = "inconclusive"
+        else:
+            status = "agrees"
+        summary = summarize_verdict(status, found, runs, alignment, rows, self.options.min_coverage)
+        return Verdict(status, summary, found.first_over_tolerance, found.origins, found.amplifiers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Untouched:
+    outputs: Mapping[str, Array | None]
+    providers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    judged: tuple[Stage, ...]
+    outputs: tuple[Stage, ...]
+    groups: tuple[Stage, ...]
+
+
+def _select(trace: TorchTrace, options: Options, matches: Mapping[int, Match]) -> _Selection:
+    """The stages to judge, the model's outputs that are none of them, and the containers to show beside them."""
+    if options.stages:
+        judged = _picked(trace, options.stages, "--stages")
+    else:
+        judged = tuple(s for s in trace.stages if _at_level(s, options.level))
+    if not judged:
+        raise InconclusiveError(
+            f"the model has no stage at level {options.level}", hint="try --level leaf, or --level op for functional code"
+        )
+    values = {stage.value for stage in judged}
+    finals = {value for _, value in trace.outputs} - values
+    outputs = tuple(s for s in trace.stages if s.ref.stage == "" and s.value in finals)
+    return _Selection(judged, outputs, _picked(trace, options.groups, "--group") if options.groups else ())
+
+
+def _at_level(stage: Stage, level: str) -> bool:
+    if level == "op":
+        return "#" in stage.ref.stage
+    return stage.level == level and stage.ref.stage != ""
+
+
+def _picked(trace: TorchTrace, globs: Sequence[str], option: str) -> tuple[Stage, ...]:
+    found: dict[Any, Stage] = {}
+    for glob in globs:
+        hits = [s for s in trace.stages if glob_matches(s.ref.stage, glob)]
+        if not hits:
+            import difflib
+
+            paths = sorted({s.ref.stage for s in trace.stages if s.ref.stage})
+            near = difflib.get_close_matches(glob, paths, n=3, cutoff=0.3) or paths[:3]
+            raise BisectError(
+                f"{option} {glob!r}: no stage of the model matches", hint=f"stages look like: {', '.join(near)}"
+            )
+        found.update((s.ref, s) for s in hits)
+    return tuple(sorted(found.values(), key=lambda s: s.order))
+
+
+def _group_of(path: str) -> str:
+    """The container that a stage is listed under."""
+    if "/" in path:
+        return path.rpartition("/")[0]
+    return path.rpartition(".")[0]
+
+
+def _copies(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(_copies(item) for item in value)
+    if isinstance(value, list):
+        return [_copies(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _copies(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,436 @@
+"""The nouns of the project: frozen dataclasses, with no torch, onnxruntime or rich inside.
+
+Field names are the keys of ``report.json`` (``docs/report.md``); sides are always ``expected`` (the reference,
+PyTorch) and ``actual`` (what is judged, ONNX Runtime).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Level = Literal["op", "leaf", "container"]
+Judgement = Literal["pass", "fail", "not compared"]
+Status = Literal["agrees", "diverges", "inconclusive"]
+ConfigStatus = Literal["agrees", "diverges", "perturbed", "skipped", "failed"]
+OutputKey = int | str
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StageRef:
+    """Names one tensor of one run: module path, number of the call (from 0), output index or key."""
+
+    stage: str
+    call: int
+    output: OutputKey
+
+    def __str__(self) -> str:
+        text = self.stage or "(model)"
+        if self.call:
+            text += f"@{self.call}"
+        return text if self.output == 0 else f"{text}[{self.output}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One tensor that PyTorch computed, at one level.
+
+    Attributes:
+        ref: its name.
+        level: ``op`` (an aten operation), ``leaf`` (a module without children, or an operation between modules),
+            ``container`` (a module with children; the whole model has the path ``""``).
+        type: class name of the module, or the operation's name.
+        source: ``file:line`` in the user's code that called it, if known.
+        shape: as PyTorch made it.
+        dtype: short name, ``float32``.
+        value: identity of the tensor in its trace; two stages with one value are aliases.
+        inputs: values that the stage reads and that were made outside it, in the order of first use.
+        order: when its value was complete, counted in operations; a topological order of the run.
+        alias_of: the stage whose value this one hands on unchanged (dropout in ``eval()``, a container's last child).
+    """
+
+    ref: StageRef
+    level: Level
+    type: str
+    source: str | None
+    shape: tuple[int, ...]
+    dtype: str
+    value: int
+    inputs: tuple[int, ...]
+    order: int
+    alias_of: StageRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TorchTrace:
+    """Structure of a PyTorch run; the tensors themselves are elsewhere.
+
+    Attributes:
+        stages: at every level, in the order in which their values were complete.
+        parents: for each value the values that its operation read and that depend on an input of the run.
+        inputs, outputs: keys and values of the run's own inputs and outputs.
+        modules: paths of all modules, also of those that never ran; a module registered at several places has one path
+            here for each, all mapped to the first.
+    """
+
+    stages: tuple[Stage, ...]
+    parents: Mapping[int, tuple[int, ...]]
+    inputs: tuple[tuple[OutputKey, int], ...]
+    outputs: tuple[tuple[OutputKey, int], ...]
+    modules: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorMetrics:
+    """How far ``actual`` lies from ``expected``; every number is over all elements unless said otherwise.
+
+    Attributes:
+        count: number of elements.
+        max_abs, mean_abs: of ``|actual - expected|``.
+        rel_l2: ``||actual - expected|| / ||expected||``; 0 if both norms are zero, ``inf`` if only the reference's is.
+        max_rel: largest ``|actual - expected| / |expected|`` over elements whose reference is not zero;
+            ``inf`` if a zero reference meets a value that is not.
+        cosine: of the two flattened tensors; 1 if both are zero, 0 if one is.
+        sqnr_db: ``-20 log10(rel_l2)``; ``inf`` where nothing differs.
+        max_ulp: greatest distance in units of the last place of the dtype, over the same elements as ``p99_abs`` and the
+            worst one; ``None`` for integers and booleans.
+        p99_abs: 99th percentile of ``|actual - expected|``, over at most 65,536 evenly spaced elements.
+        nonfinite_expected, nonfinite_actual: how many elements are NaN or infinite.
+        nonfinite_mismatch: elements where the two sides do not hold the same NaN or infinity.
+        differing: elements that are not equal.
+        worst_index: index of ``max_abs`` (or of the first non-finite mismatch); ``None`` for empty tensors.
+        worst_expected, worst_actual: the two values there.
+        problem: why values could not be compared at all (shape, dtype, missing); then the numbers are NaN.
+    """
+
+    count: int
+    max_abs: float
+    mean_abs: float
+    rel_l2: float
+    max_rel: float
+    cosine: float
+    sqnr_db: float
+    max_ulp: float | None
+    p99_abs: float
+    nonfinite_expected: int
+    nonfinite_actual: int
+    nonfinite_mismatch: int
+    differing: int
+    worst_index: tuple[int, ...] | None
+    worst_expected: float | None
+    worst_actual: float | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What is allowed, and where it comes from. Exactly one of the three forms is filled in.
+
+    Attributes:
+        source: ``default`` | ``user``.
+        rel_l2: limits by dtype kind (``float32``, ``float16`` …) for the default judgement.
+        max_abs: limit on ``max_abs`` alone.
+        atol, rtol: as in ``allclose``: ``|actual - expected| <= atol + rtol * |expected|`` for every element.
+    """
+
+    source: Literal["default", "user"]
+    rel_l2: Mapping[str, float] | None = None
+    max_abs: float | None = None
+    atol: float | None = None
+    rtol: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NumericConfig:
+    """One side's switches that can change a number.
+
+    Attributes:
+        backend: ``torch`` | ``onnxruntime``.
+        device: ``cpu`` | ``cuda``.
+        dtype: the dtype the model is run in, as declared by its weights.
+        optimization: ONNX Runtime's graph optimisation level (``off``, ``basic``, ``extended``, ``layout``, ``all``).
+        threads: intra-op threads; 0 is the library's default.
+        exporter, opset, constant_folding: how the graph was made; ``None`` for a given file.
+    """
+
+    backend: Literal["torch", "onnxruntime"]
+    device: str = "cpu"
+    dtype: str | None = None
+    optimization: str | None = None
+    threads: int = 0
+    exporter: str | None = None
+    opset: int | None = None
+    constant_folding: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigPair:
+    """A comparison to make: two sides, and whether it counts for the exit code."""
+
+    name: str
+    expected: NumericConfig
+    actual: NumericConfig
+    gating: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxNode:
+    """A node of the given graph.
+
+    Attributes:
+        name: as in the file; a stable invented one (``Conv_17``, the number is the place) where the file has none.
+        op_type, domain: the operator.
+        inputs, outputs: value names; values that only a subgraph (``If``, ``Loop``) reads count as inputs of its node.
+        scopes: module scopes, outermost first, as the exporter wrote them; () where there are none.
+        call: the exporter's own name for the aten call (an FX node's name); ``None`` where there is none.
+        target: aten operation that the node was made from; ``None`` if unknown.
+        source: ``file:line`` from the exporter's stack trace.
+    """
+
+    name: str
+    op_type: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    scopes: tuple[str, ...]
+    call: str | None
+    target: str | None
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxGraph:
+    """Structure of an ONNX graph, nodes in a topological order; initialisers are values without a producer.
+
+    Attributes:
+        inputs, outputs: names, initialisers left out.
+        nodes: in a topological order.
+        shapes: of values whose shape is static, by name.
+        dtypes: short names (``float32``), by value name, where the file says so.
+        exporter: ``dynamo`` | ``torchscript`` | the producer's name.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[OnnxNode, ...]
+    initializers: frozenset[str]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    exporter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A stage and the ONNX value that stands for it, with the evidence that they belong together."""
+
+    ref: StageRef
+    onnx_value: str
+    evidence: tuple[str, ...]
+    permutation: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unaligned:
+    """A stage without an ONNX value.
+
+    Attributes:
+        reason: one sentence.
+        in_graph: false where the graph holds no value for the stage at all (folded or fused away by the exporter):
+            such stages do not count against coverage.
+    """
+
+    ref: StageRef
+    reason: str
+    in_graph: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Which ONNX value stands for which stage, and what was left over on both sides."""
+
+    pairs: tuple[Pair, ...]
+    unaligned: tuple[Unaligned, ...]
+    unmatched_onnx: tuple[str, ...]
+    stages: int
+    aligned: int
+    coverage: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One stage under one configuration pair.
+
+    Attributes:
+        total: the exposed ONNX run against PyTorch.
+        local: the forced ONNX run (the stage on PyTorch's own inputs) against PyTorch; ``None`` if not run.
+        input_error: relative error of the stage's inputs, taken together as one vector; ``None`` if unknown.
+        growth: ``rel(total) / input_error``; ``None`` when the input error is zero or unknown.
+        amplification: ``rel(propagated) / input_error``; needs the forced run.
+        floor, noise_ratio: the stage's noise floor and the local error in units of it; ``None`` when not measured.
+        judgement: of the total, under the tolerance in force.
+    """
+
+    total: ErrorMetrics
+    local: ErrorMetrics | None
+    input_error: float | None
+    growth: float | None
+    amplification: float | None
+    floor: float | None
+    noise_ratio: float | None
+    judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """One row of the stage table: a stage, its ONNX value, and the result of each configuration pair."""
+
+    index: int
+    stage: str
+    call: int
+    output: OutputKey
+    level: Level
+    type: str
+    source: str | None
+    shape: tuple[int, ...]
+    dtype: str
+    group: str
+    inputs: tuple[int, ...]
+    alias_of: StageRef | None
+    onnx_value: str | None
+    onnx_nodes: tuple[str, ...]
+    results: Mapping[str, Comparison]
+
+    @property
+    def ref(self) -> StageRef:
+        return StageRef(self.stage, self.call, self.output)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstOverTolerance:
+    stage: str
+    call: int
+    output: OutputKey
+    config: str
+
+    @property
+    def ref(self) -> StageRef:
+        return StageRef(self.stage, self.call, self.output)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A stage where error is made. ``side`` says which side is off against float64, once that was measured."""
+
+    stage: str
+    call: int
+    output: OutputKey
+    type: str
+    source: str | None
+    onnx_value: str
+    onnx_nodes: tuple[str, ...]
+    config: str
+    local_rel_l2: float
+    noise_ratio: float | None
+    side: Literal["expected", "actual"] | None
+
+    @property
+    def ref(self) -> StageRef:
+        return StageRef(self.stage, self.call, self.output)
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    code: str
+    title: str
+    evidence: tuple[str, ...]
+    remedy: str
+    remedy_verified: bool | None
+    cost: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RuledOut:
+    code: str
+    title: str
+    evidence: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Localization:
+    """Where a divergence shows first, where error is made, and which stages only hand it on."""
+
+    first_over_tolerance: FirstOverTolerance | None
+    origins: tuple[Origin, ...]
+    amplifiers: tuple[StageRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer. ``summary`` is its wording in one or a few plain lines, the same in every reporter."""
+
+    status: Status
+    summary: tuple[str, ...]
+    first_over_tolerance: FirstOverTolerance | None
+    origins: tuple[Origin, ...]
+    amplifiers: tuple[StageRef, ...] = ()
+    diagnoses: tuple[Diagnosis, ...] = ()
+    ruled_out: tuple[RuledOut, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OutputResult:
+    """One final output of the untouched graph under one configuration pair."""
+
+    output: OutputKey
+    onnx_value: str
+    total: ErrorMetrics
+    judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRun:
+    """What became of one configuration pair.
+
+    Attributes:
+        effective: what was read back after the run (node counts of the optimised graph, providers, threads).
+        observer_effect: relative L2 difference of the final outputs, exposed against untouched; the largest of them.
+        outputs: final outputs of the *untouched* graph against PyTorch; the verdict of the pair rests on them.
+        seconds: wall time of the pair's own runs. peak_rss_mb: of the process so far.
+    """
+
+    name: str
+    expected: NumericConfig
+    actual: NumericConfig
+    effective: Mapping[str, Any]
+    gating: bool
+    status: ConfigStatus
+    observer_effect: float | None
+    outputs: tuple[OutputResult, ...]
+    seconds: float
+    peak_rss_mb: float
+    skipped_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything one command found; every reporter prints this and nothing else.
+
+    Attributes:
+        case: name, model, checkpoint, onnx, inputs, exporter, command.
+        notes: warnings from loading and from the preflight, one line each.
+        timings: seconds by step, in the order they ran.
+    """
+
+    case: Mapping[str, Any]
+    verdict: Verdict
+    tolerance: Tolerance
+    alignment: Alignment
+    configs: tuple[ConfigRun, ...]
+    stages: tuple[StageRow, ...]
+    environment: Mapping[str, Any]
+    timings: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+    schema_version: int = field(default=SCHEMA_VERSION)

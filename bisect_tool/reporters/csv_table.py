@@ -1,0 +1,56 @@
+"""``stages.csv``: one row for each stage and configuration, for spreadsheets and notebooks.
+
+Column names are stable. An empty cell means that the number was not measured; ``nan`` and ``inf`` are results.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from bisect_tool.records import Comparison, Report, StageRow
+from bisect_tool.reporters.common import shape_text
+
+if TYPE_CHECKING:
+    from pandas import DataFrame  # type: ignore[import-untyped]
+
+STAGE_COLUMNS = ("index", "stage", "call", "output", "level", "type", "source", "shape", "dtype", "onnx_value")
+TOTAL_COLUMNS = ("max_abs", "mean_abs", "rel_l2", "max_rel", "cosine", "sqnr_db", "max_ulp", "p99_abs")
+LOCAL_COLUMNS = ("local_max_abs", "local_rel_l2")
+RESULT_COLUMNS = ("input_error", "growth", "amplification", "floor", "noise_ratio", "judgement")
+COLUMNS = (*STAGE_COLUMNS, "config", *TOTAL_COLUMNS, *LOCAL_COLUMNS, *RESULT_COLUMNS)
+
+
+def frame(report: Report) -> DataFrame:
+    """The stage table as a DataFrame; a stage that no configuration reached has one row without results."""
+    import pandas as pd
+
+    rows = [
+        _cells(row, config, result)
+        for row in report.stages
+        for config, result in (row.results.items() if row.results else [(None, None)])
+    ]
+    # dtype object: pandas would turn "not measured" into NaN, which is a result here
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+def csv_text(report: Report) -> str:
+    """The content of ``stages.csv``; numbers have all their digits."""
+    text = frame(report).map(_plain).to_csv(index=False, na_rep="", lineterminator="\n")
+    return str(text)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cells(row: StageRow, config: str | None, result: Comparison | None) -> dict[str, Any]:
+    cells: dict[str, Any] = dict.fromkeys(COLUMNS)
+    cells.update({name: getattr(row, name) for name in STAGE_COLUMNS})
+    cells.update(shape=shape_text(row.shape), config=config, judgement="not compared")
+    if result is not None:
+        cells.update({name: getattr(result.total, name) for name in TOTAL_COLUMNS})
+        cells.update({name: getattr(result, name) for name in RESULT_COLUMNS})
+        if result.local is not None:
+            cells.update(local_max_abs=result.local.max_abs, local_rel_l2=result.local.rel_l2)
+    return cells

@@ -1,0 +1,285 @@
+"""``amplification.png`` and ``.svg``: where error is made, and what becomes of it from stage to stage.
+
+Figures are made without pyplot, so drawing leaves no state behind and needs no display. Colours are Okabe and Ito's;
+line styles and markers differ as well, so that the plot reads in grey.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from bisect_tool.records import Report, StageRow
+from bisect_tool.reporters import common
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Theme = Literal["light", "dark"]
+
+LABELS = 44
+"""At most about so many stage names fit under the axis."""
+LABEL_WIDTH = 30
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Beyond these a value counts as zero, or as off the scale: axes that reach further show nothing."""
+
+
+@dataclass(frozen=True)
+class _Style:
+    paper: str
+    ink: str
+    grid: str
+    total: str
+    local: str
+    growth: str
+    first: str
+    origin: str
+
+
+_STYLES: dict[Theme, _Style] = {
+    "light": _Style("#ffffff", "#1b1f24", "#d8dce1", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00"),
+    "dark": _Style("#161b22", "#e6edf3", "#363d47", "#ff8533", "#56b4e9", "#2bc79a", "#e39ac4", "#f0e442"),
+}
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Values as an axis with a logarithm can show them: gaps, and marks for what has no place on it."""
+
+    line: list[float]
+    zeros: list[int]
+    beyond: list[int]
+
+
+def png(report: Report) -> bytes:
+    """The plot as PNG."""
+    return _save(report, "light", "png", {"Software": None})
+
+
+def svg(report: Report, *, theme: Theme = "light") -> str:
+    """The plot as SVG, the same bytes for the same report; text stays text."""
+    metadata = {"Date": None, "Creator": None, "Title": "Error and its growth by stage"}
+    return _save(report, theme, "svg", metadata).decode("utf-8")
+
+
+def _save(report: Report, theme: Theme, kind: str, metadata: dict[str, Any]) -> bytes:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "bisect-tool", "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in other scripts; SVG keeps them
+        draw(report, theme=theme).savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    return buffer.getvalue()
+
+
+def draw(report: Report, *, theme: Theme = "light") -> Figure:
+    """Draw total and local error above, growth below, for the configuration that the terminal shows as well."""
+    from matplotlib.figure import Figure
+
+    style = _STYLES[theme]
+    config = common.main_config(report)
+    rows = common.stage_rows(report) or common.group_rows(report)
+    figure = Figure(figsize=(min(10 + max(len(rows) - 40, 0) / 40, 16), 7), layout="constrained", facecolor=style.paper)
+    errors, growth = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
+    title = f"{report.case.get('name') or 'model'}: {common.STATUSES[report.verdict.status]}"
+    figure.suptitle(_text(f"{title}, {config}" if config else title, 90), color=style.ink, parse_math=False)
+    _errors(errors, report, rows, config, style)
+    _growth(growth, rows, config, style)
+    for axes in (errors, growth):
+        _dress(axes, style)
+    _stage_names(growth, rows, _marked(report, rows, config))
+    if not any(config in row.results for row in rows):
+        errors.text(0.5, 0.5, "no stage was compared", transform=errors.transAxes, ha="center", color=style.ink)
+    return figure
+
+
+def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | None, style: _Style) -> None:
+    results = [row.results.get(config or "") for row in rows]
+    total = _series([result.total.rel_l2 if result else None for result in results])
+    local = _series([common.local_rel(result) if result else None for result in results])
+    limits = [common.rel_limit(report.tolerance, row.dtype) for row in rows]
+    low, high = _range([*total.line, *local.line, *(limit for limit in limits if limit)])
+    size = _marker_size(len(rows))
+    if any(limits):
+        # with one stage a line has no length, so it is drawn from edge to edge of each stage's place
+        x = [edge for index in range(len(rows)) for edge in (index - 0.5, index + 0.5)]
+        y = [limit or math.nan for limit in limits for _ in range(2)]
+        axes.plot(x, y, color=style.ink, linestyle="-.", linewidth=1.2, label="tolerance")
+    _plot(axes, local, (low, high), style.local, "s", "--", size, "local: made in the stage itself")
+    _plot(axes, total, (low, high), style.total, "o", "-", size, "total: against PyTorch's run")
+    for index, label in _marked(report, rows, config).items():
+        if "first" in label:
+            axes.axvline(index, color=style.first, linestyle=":", linewidth=2, zorder=1)
+            left = index < len(rows) / 2
+            axes.annotate(
+                "first over tolerance: " + _text(str(rows[index].ref), 44),
+                (index, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(6 if left else -6, -6),
+                textcoords="offset points",
+                ha="left" if left else "right",
+                va="top",
+                color=style.ink,
+                fontsize=9,
+                parse_math=False,
+                bbox={"facecolor": style.paper, "edgecolor": style.first, "boxstyle": "round,pad=0.3"},
+                zorder=6,
+            )
+    _origins(axes, report, rows, config, (low, high), style)
+    axes.set_ylim(low / 2, high * 30)  # room for the label above the curves
+    axes.set_ylabel("relative L2 error")
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(
+            handles,
+            labels,
+            loc="lower left",
+            bbox_to_anchor=(0, 1.01),
+            ncols=3,
+            frameon=False,
+            labelcolor=style.ink,
+            fontsize=9,
+            borderaxespad=0,
+        )
+
+
+def _origins(
+    axes: Axes, report: Report, rows: Sequence[StageRow], config: str | None, ends: tuple[float, float], style: _Style
+) -> None:
+    x, y = [], []
+    for index, label in _marked(report, rows, config).items():
+        result = rows[index].results.get(config or "")
+        value = common.local_rel(result) if result else None
+        if "origin" in label:
+            x.append(index)
+            y.append(_clamp(value if value is not None else math.nan, ends))
+    if x:
+        axes.plot(
+            x,
+            y,
+            linestyle="none",
+            marker="*",
+            markersize=17,
+            markerfacecolor=style.origin,
+            markeredgecolor=style.ink,
+            label="origin: the error is made here",
+            zorder=5,
+        )
+
+
+def _growth(axes: Axes, rows: Sequence[StageRow], config: str | None, style: _Style) -> None:
+    results = [row.results.get(config or "") for row in rows]
+    series = _series([result.growth if result else None for result in results])
+    low, high = _range([1.0, *series.line])
+    axes.axhline(1, color=style.ink, linewidth=1, linestyle="-.")
+    _plot(axes, series, (low, high), style.growth, "D", "-", _marker_size(len(rows)), "growth", legend=False)
+    axes.set_ylim(low / 2, high * 2)
+    axes.set_ylabel("growth\n(error out / in)")
+
+
+def _plot(
+    axes: Axes,
+    series: _Series,
+    ends: tuple[float, float],
+    color: str,
+    marker: str,
+    line: str,
+    size: float,
+    label: str,
+    *,
+    legend: bool = True,
+) -> None:
+    name = label if legend else "_" + label
+    shared: dict[str, Any] = {"color": color, "markersize": size, "zorder": 3}
+    axes.plot(range(len(series.line)), series.line, marker=marker, linestyle=line, linewidth=1.4, label=name, **shared)
+    short = label.partition(":")[0]
+    hollow = {**shared, "markersize": size + 2, "markerfacecolor": "none", "linestyle": "none", "zorder": 4}
+    if series.zeros:
+        mark = f"{short}: zero" if legend else "_zero"
+        axes.plot(series.zeros, [ends[0]] * len(series.zeros), marker="v", label=mark, **hollow)
+    if series.beyond:
+        mark = f"{short}: NaN or infinite" if legend else "_beyond"
+        axes.plot(series.beyond, [ends[1]] * len(series.beyond), marker="x", label=mark, **hollow)
+
+
+def _series(values: Sequence[float | None]) -> _Series:
+    """Sort values into those with a place on the axis, zeros, and those beyond every scale; ``None`` is a gap."""
+    line, zeros, beyond = [], [], []
+    for index, value in enumerate(values):
+        shown = math.nan
+        if value is None:
+            pass
+        elif not abs(value) < LARGEST:  # NaN as well
+            beyond.append(index)
+        elif abs(value) < SMALLEST:
+            zeros.append(index)
+        else:
+            shown = value
+        line.append(shown)
+    return _Series(line, zeros, beyond)
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """The places for zeros and for what is beyond the scale: a decade outside everything else."""
+    finite = [value for value in values if SMALLEST <= value <= LARGEST]
+    if not finite:
+        return 1e-9, 1.0
+    return min(finite) / 10, max(finite) * 10
+
+
+def _clamp(value: float, ends: tuple[float, float]) -> float:
+    return ends[1] if math.isnan(value) else min(max(value, ends[0]), ends[1])
+
+
+def _marked(report: Report, rows: Sequence[StageRow], config: str | None) -> dict[int, str]:
+    """Numbers of the rows that the eye should find."""
+    first, origins = common.first_ref(report, config), common.origin_refs(report, config)
+    words = {
+        index: ("first " if row.ref == first else "") + ("origin" if row.ref in origins else "")
+        for index, row in enumerate(rows)
+    }
+    return {index: word for index, word in words.items() if word}
+
+
+def _stage_names(axes: Axes, rows: Sequence[StageRow], marked: dict[int, str]) -> None:
+    step = max(1, math.ceil(len(rows) / LABELS))
+    important = sorted(marked)[:LABELS]
+    ticks = important + [
+        index for index in range(0, len(rows), step) if all(abs(index - other) >= step for other in important)
+    ]
+    ticks.sort()
+    names = [_text(str(rows[index].ref), LABEL_WIDTH) for index in ticks]
+    axes.set_xticks(ticks, names, rotation=90, fontsize=8, parse_math=False)
+    axes.set_xlim(-0.5, max(len(rows), 1) - 0.5)
+
+
+def _dress(axes: Axes, style: _Style) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(numticks=9))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_facecolor(style.paper)
+    axes.grid(True, color=style.grid, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=style.ink)
+    axes.yaxis.label.set_color(style.ink)
+    for spine in axes.spines.values():
+        spine.set_color(style.grid)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _marker_size(count: int) -> float:
+    return 5 if count <= 60 else 2.5
+
+
+def _text(text: str, width: int) -> str:
+    return common.shorten_middle(common.printable(text), width)

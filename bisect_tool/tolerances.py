@@ -1,0 +1,39 @@
+"""Tolerances: the default judgement, and the user's own limits."""
+
+from __future__ import annotations
+
+from bisect_tool.errors import BisectError
+from bisect_tool.records import Tolerance
+
+DEFAULT_REL_L2 = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16": 2e-2, "complex64": 1e-4}
+"""Limits on relative L2 until a stage's noise floor is known."""
+
+
+def make_tolerance(max_abs: float | None, atol: float | None, rtol: float | None) -> Tolerance:
+    """The tolerance in force: ``max_abs`` alone, ``atol`` and ``rtol`` together, or the default.
+
+    Raises:
+        BisectError: both forms at once, one of ``atol``/``rtol`` alone, or a negative or NaN limit.
+    """
+    for name, limit in (("--max-abs", max_abs), ("--atol", atol), ("--rtol", rtol)):
+        if limit is not None and not limit >= 0:
+            raise BisectError(f"{name} {limit}: a tolerance is a number not below zero", hint=f"for example {name} 0.01")
+    if max_abs is not None and (atol is not None or rtol is not None):
+        raise BisectError("--max-abs and --atol/--rtol exclude each other", hint="give one of the two forms")
+    if (atol is None) != (rtol is None):
+        missing = "--rtol" if rtol is None else "--atol"
+        raise BisectError(f"--atol and --rtol go together, {missing} is missing", hint=f"add {missing} 0 to use one only")
+    if max_abs is not None:
+        return Tolerance("user", max_abs=max_abs)
+    if atol is not None:
+        return Tolerance("user", atol=atol, rtol=rtol)
+    return Tolerance("default", rel_l2=DEFAULT_REL_L2)
+
+
+def describe_tolerance(tolerance: Tolerance) -> str:
+    """One line for people: ``max abs 0.01``."""
+    if tolerance.max_abs is not None:
+        return f"max abs {tolerance.max_abs:g}"
+    if tolerance.atol is not None:
+        return f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}"
+    return "relative L2 1e-4 (float32), 2e-2 (half precision)"

@@ -1,0 +1,67 @@
+"""The verdict in words, the same in every reporter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bisect_tool.records import Alignment, ConfigRun, Localization, Origin, StageRow, Status
+
+
+def summarize_verdict(
+    status: Status,
+    found: Localization,
+    runs: Sequence[ConfigRun],
+    alignment: Alignment,
+    rows: Sequence[StageRow],
+    min_coverage: float,
+) -> tuple[str, ...]:
+    """One to a few plain lines: what was found, where it begins, and where the error is made."""
+    if status == "agrees":
+        return (_agreement(runs, alignment, rows),)
+    if status == "inconclusive":
+        return (_inconclusive(runs, alignment, min_coverage),)
+    lines = []
+    first = found.first_over_tolerance
+    diverging = [run.name for run in runs if run.gating and run.status == "diverges"]
+    if first is not None:
+        lines.append(f"first stage over tolerance: {first.ref} ({first.config}); diverging: {', '.join(diverging)}")
+    else:
+        lines.append(
+            f"the final outputs diverge under {', '.join(diverging)}, and no exposed stage does: "
+            "exposing values hides what happens between them"
+        )
+    if found.origins:
+        lines.append("error is made in: " + ", ".join(_made(origin) for origin in found.origins[:5]))
+        if len(found.origins) > 5:
+            lines[-1] += f" and {len(found.origins) - 5} more"
+    elif first is not None:
+        lines.append("no stage makes an error that stands out: small errors grow from stage to stage (see growth)")
+    if found.amplifiers:
+        count = len(found.amplifiers)
+        lines.append(f"{count} more {'stage is' if count == 1 else 'stages are'} over tolerance with errors handed on to them")
+    return tuple(lines)
+
+
+def _made(origin: Origin) -> str:
+    return f"{origin.ref} (local {origin.local_rel_l2:.1e})"
+
+
+def _agreement(runs: Sequence[ConfigRun], alignment: Alignment, rows: Sequence[StageRow]) -> str:
+    worst = 0.0
+    name = ""
+    for row in rows:
+        for result in row.results.values():
+            if result.total.rel_l2 > worst:
+                worst, name = result.total.rel_l2, str(row.ref)
+    where = f"; worst relative L2 {worst:.1e} at {name}" if name else ""
+    configs = ", ".join(run.name for run in runs if run.gating)
+    return f"all {alignment.aligned} compared stages and the final outputs agree under {configs}{where}"
+
+
+def _inconclusive(runs: Sequence[ConfigRun], alignment: Alignment, min_coverage: float) -> str:
+    if alignment.coverage is None:
+        return "nothing was compared: no stage has a value in the graph"
+    if alignment.coverage < min_coverage:
+        return f"only {alignment.coverage:.0%} of the stages could be aligned, {min_coverage:.0%} are asked for"
+    troubled = ", ".join(f"{run.name} {run.status}" for run in runs if run.gating and run.status != "agrees")
+    return f"no configuration gave an answer: {troubled or 'none ran'}"

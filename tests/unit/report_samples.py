@@ -1,0 +1,443 @@
+"""Reports built by hand, for the tests of everything that prints or stores one. The numbers are invented."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from bisect_tool.records import (
+    Alignment,
+    Comparison,
+    ConfigRun,
+    Diagnosis,
+    ErrorMetrics,
+    FirstOverTolerance,
+    Judgement,
+    NumericConfig,
+    Origin,
+    OutputResult,
+    Pair,
+    Report,
+    RuledOut,
+    StageRef,
+    StageRow,
+    Tolerance,
+    Unaligned,
+    Verdict,
+)
+
+TORCH = NumericConfig("torch", dtype="float32", threads=2)
+ORT_OFF = NumericConfig("onnxruntime", dtype="float32", optimization="off", threads=2, exporter="dynamo", opset=20)
+ORT_ALL = replace(ORT_OFF, optimization="all")
+TOLERANCE = Tolerance("default", rel_l2={"float32": 1e-4, "float16": 2e-2})
+CASE = {
+    "name": "ckpt",
+    "model": "model.py",
+    "checkpoint": "ckpt.pth",
+    "onnx": None,
+    "inputs": ["sample.pt"],
+    "exporter": "dynamo",
+    "command": ["bisect-divergence", "model.py", "ckpt.pth", "--input", "sample file.pt"],
+}
+ENVIRONMENT = {"python": "3.11.7", "torch": "2.13.0", "onnxruntime": "1.31.1", "cpu": {"cores": 2, "avx512": True}}
+
+
+def metrics(
+    rel: float, *, count: int = 50176, problem: str | None = None, differing: int | None = None
+) -> ErrorMetrics:
+    """Plausible metrics for a relative error, of a tensor whose values are about 1."""
+    db = (
+        math.inf
+        if rel == 0
+        else math.nan
+        if math.isnan(rel)
+        else -20 * math.log10(rel)
+        if rel < math.inf
+        else -math.inf
+    )
+    return ErrorMetrics(
+        count=count,
+        max_abs=8 * rel,
+        mean_abs=rel / 2,
+        rel_l2=rel,
+        max_rel=20 * rel,
+        cosine=1 - min(rel, 1.0) ** 2 / 2 if rel < math.inf else math.nan,
+        sqnr_db=db,
+        max_ulp=rel * 2**23,
+        p99_abs=3 * rel,
+        nonfinite_expected=0,
+        nonfinite_actual=0,
+        nonfinite_mismatch=0,
+        differing=(0 if rel == 0 else count // 4) if differing is None else differing,
+        worst_index=(0, 17, 0, 27),
+        worst_expected=1.2742,
+        worst_actual=1.2742 - 8 * rel,
+        problem=problem,
+    )
+
+
+def comparison(
+    total: float,
+    local: float | None,
+    input_error: float | None = None,
+    *,
+    judgement: Judgement | None = None,
+    floor: float | None = 1e-7,
+) -> Comparison:
+    """A comparison whose growth, noise ratio and judgement follow from its errors."""
+    growth = total / input_error if input_error else None
+    return Comparison(
+        total=metrics(total),
+        local=None if local is None else metrics(local),
+        input_error=input_error,
+        growth=growth,
+        amplification=None if growth is None or local is None else 0.9 * growth,
+        floor=floor,
+        noise_ratio=None if local is None or floor is None else local / floor,
+        judgement=judgement or ("pass" if total <= 1e-4 else "fail"),
+    )
+
+
+def row(
+    index: int,
+    stage: str,
+    kind: str,
+    results: dict[str, Comparison],
+    *,
+    group: str = "",
+    shape: tuple[int, ...] = (1, 64, 28, 28),
+    level: str = "leaf",
+    call: int = 0,
+    output: int | str = 0,
+    line: int | None = None,
+) -> StageRow:
+    """A row of the stage table, with names that follow from the stage's."""
+    path = "/" + stage.replace(".", "/")
+    return StageRow(
+        index=index,
+        stage=stage,
+        call=call,
+        output=output,
+        level=level,  # type: ignore[arg-type]
+        type=kind,
+        source=f"model.py:{line or 20 + index}",
+        shape=shape,
+        dtype="float32",
+        group=group,
+        inputs=(index - 1,) if index else (),
+        alias_of=None,
+        onnx_value=f"{path}_output_0" if results else None,
+        onnx_nodes=(f"{path}/{kind}",) if results else (),
+        results=results,
+    )
+
+
+def alignment(rows: list[StageRow], unaligned: tuple[Unaligned, ...] = ()) -> Alignment:
+    """An alignment of every row that was compared."""
+    leaves = [row for row in rows if row.level != "container"]
+    pairs = [Pair(row.ref, row.onnx_value, ("scope", "value")) for row in leaves if row.onnx_value is not None]
+    lost = sum(item.in_graph for item in unaligned)
+    total = len(pairs) + lost
+    return Alignment(
+        pairs=tuple(pairs),
+        unaligned=unaligned,
+        unmatched_onnx=("/Shape_output_0",),
+        stages=len(pairs) + len(unaligned),
+        aligned=len(pairs),
+        coverage=len(pairs) / total if total else None,
+    )
+
+
+def config_run(name: str, actual: NumericConfig, rel: float | None, **changes: object) -> ConfigRun:
+    """A configuration that ran, with one final output of the given error."""
+    outputs: tuple[OutputResult, ...] = ()
+    if rel is not None:
+        outputs = (OutputResult(0, "output", metrics(rel, count=1000), "pass" if rel <= 1e-4 else "fail"),)
+    base = ConfigRun(
+        name=name,
+        expected=TORCH,
+        actual=actual,
+        effective={"providers": ["CPUExecutionProvider"], "nodes": 12, "threads": 2},
+        gating=True,
+        status="agrees" if rel is not None and rel <= 1e-4 else "diverges",
+        observer_effect=0.0,
+        outputs=outputs,
+        seconds=0.75,
+        peak_rss_mb=512.5,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def healthy() -> Report:
+    """A small model that agrees; nothing is grouped."""
+    errors = [1.1e-7, 1.3e-7, 1.2e-7, 0.0, 2.1e-7]
+    names = [("conv1", "Conv2d"), ("relu", "ReLU"), ("pool", "MaxPool2d"), ("flatten#0", "flatten"), ("fc", "Linear")]
+    rows = []
+    for index, ((name, kind), rel) in enumerate(zip(names, errors, strict=True)):
+        result = comparison(rel, min(rel, 9e-8), errors[index - 1] if index else None)
+        rows.append(row(index, name, kind, {"ort-off": result}, shape=(1, 10) if name == "fc" else (1, 64, 28, 28)))
+    return Report(
+        case=CASE,
+        verdict=Verdict("agrees", ("PyTorch and ONNX Runtime agree at every one of 5 stages.",), None, ()),
+        tolerance=TOLERANCE,
+        alignment=alignment(rows),
+        configs=(config_run("ort-off", ORT_OFF, 2.1e-7),),
+        stages=tuple(rows),
+        environment=ENVIRONMENT,
+        timings={"load": 0.25, "export": 1.5, "compare": 0.125},
+    )
+
+
+def diverging() -> Report:
+    """Two containers and a wrong Resize between them; one stage is folded away and one was lost."""
+    path = [
+        ("stem.conv", "Conv2d", 1.1e-7, 1.1e-7),
+        ("stem.relu", "ReLU", 1.2e-7, 0.0),
+        ("layer2.0.conv1", "Conv2d", 2.0e-7, 1.5e-7),
+        ("layer2.0.conv2", "Conv2d", 2.2e-7, 1.5e-7),
+        ("layer2.0/add#0", "add", 2.1e-7, 5e-8),
+        ("layer3.upsample", "Upsample", 4.8e-2, 4.8e-2),
+        ("layer3.conv", "Conv2d", 3.9e-2, 2.0e-7),
+        ("head.fc", "Linear", 5.2e-2, 2.1e-7),
+    ]
+    rows, before = [], None
+    for index, (name, kind, total, local) in enumerate(path):
+        result = comparison(total, local, before)
+        optimised = comparison(total, None, before, floor=None)
+        group = name.rpartition("/" if "/" in name else ".")[0]
+        rows.append(row(index, name, kind, {"ort-off": result, "ort-all": optimised}, group=group))
+        before = total
+    rows.insert(2, row(8, "stem.bn", "BatchNorm2d", {}, group="stem"))
+    rows[0], rows[-1] = replace(rows[0], shape=(1, 64, 112, 112)), replace(rows[-1], shape=(1, 1000))
+    groups = [
+        row(9, "layer2", "Sequential", {"ort-off": comparison(2.1e-7, 2.0e-7, 1.2e-7)}, level="container"),
+        row(10, "layer3", "Sequential", {"ort-off": comparison(3.9e-2, 3.9e-2, 2.1e-7)}, level="container"),
+    ]
+    upsample = rows[6]
+    origin = Origin(
+        stage=upsample.stage,
+        call=0,
+        output=0,
+        type="Upsample",
+        source="model.py:41",
+        onnx_value="/layer3/upsample_output_0",
+        onnx_nodes=("/layer3/upsample/Resize",),
+        config="ort-off",
+        local_rel_l2=4.8e-2,
+        noise_ratio=4.8e5,
+        side="actual",
+    )
+    verdict = Verdict(
+        status="diverges",
+        summary=(
+            "The divergence starts at layer3.upsample (Upsample), and the error is made there.",
+            "3 of 8 stages are over tolerance; the stages after it only hand the error on.",
+        ),
+        first_over_tolerance=FirstOverTolerance("layer3.upsample", 0, 0, "ort-off"),
+        origins=(origin,),
+        amplifiers=(StageRef("layer3.conv", 0, 0), StageRef("head.fc", 0, 0)),
+        diagnoses=(
+            Diagnosis(
+                code="BD103",
+                title="resize-coordinates",
+                evidence=(
+                    "the same error without optimisation, so no fusion makes it",
+                    "replay with coordinate_transformation_mode=pytorch_half_pixel agrees (3e-07)",
+                ),
+                remedy="the node says `asymmetric`; set pytorch_half_pixel (opset 11 or later)",
+                remedy_verified=True,
+                cost="none",
+            ),
+        ),
+        ruled_out=(RuledOut("BD101", "TF32", ("both sides ran on the CPU",)),),
+    )
+    unaligned = (
+        Unaligned(StageRef("stem.bn", 0, 0), "folded into stem.conv by the exporter", False),
+        Unaligned(StageRef("aux.fc", 0, "logits"), "two values of the graph match equally well", True),
+    )
+    cuda = replace(ORT_ALL, device="cuda")
+    return Report(
+        case=CASE,
+        verdict=verdict,
+        tolerance=TOLERANCE,
+        alignment=alignment(rows, unaligned),
+        configs=(
+            config_run("ort-off", ORT_OFF, 5.2e-2),
+            config_run("ort-all", ORT_ALL, 5.2e-2, observer_effect=3.1e-8),
+            config_run("half-emulated", ORT_OFF, 6.1e-2, gating=False, observer_effect=None),
+            config_run(
+                "ort-cuda",
+                cuda,
+                None,
+                status="skipped",
+                effective={},
+                observer_effect=None,
+                skipped_reason="ONNX Runtime offers no CUDAExecutionProvider on this machine",
+            ),
+        ),
+        stages=(*rows, *groups),
+        environment=ENVIRONMENT,
+        timings={"load": 0.25, "export": 1.5, "compare": 0.125},
+        notes=("ckpt.pth holds 2 keys that the model does not have: ema.decay, ema.step",),
+    )
+
+
+def long() -> Report:
+    """200 stages with long names in nested containers; the error is made twice, far apart, and grows."""
+    rows, before, total = [], None, 1.1e-7
+    made = {90: 3.0e-4, 150: 2.0e-3}
+    for index in range(200):
+        group = f"backbone.stages.{index // 50}.blocks.{index // 10 % 5}"
+        name = f"{group}.layers.{index % 10}.convolution"
+        local = made.get(index, 1.2e-7)
+        total = local + 1.01 * total
+        rows.append(row(index, name, "Conv2d", {"ort-off": comparison(total, local, before)}, group=group))
+        before = total
+    origins = tuple(
+        Origin(
+            stage=rows[index].stage,
+            call=0,
+            output=0,
+            type="Conv2d",
+            source=rows[index].source,
+            onnx_value=rows[index].onnx_value or "",
+            onnx_nodes=rows[index].onnx_nodes,
+            config="ort-off",
+            local_rel_l2=local,
+            noise_ratio=local / 1e-7,
+            side=None,
+        )
+        for index, local in made.items()
+    )
+    first = rows[90]
+    verdict = Verdict(
+        status="diverges",
+        summary=(f"The divergence starts at {first.stage}.",),
+        first_over_tolerance=FirstOverTolerance(first.stage, 0, 0, "ort-off"),
+        origins=origins,
+        amplifiers=tuple(row.ref for row in rows[91:100]),
+    )
+    return replace(
+        healthy(),
+        verdict=verdict,
+        alignment=alignment(rows),
+        configs=(config_run("ort-off", ORT_OFF, 5e-2),),
+        stages=tuple(rows),
+    )
+
+
+def empty() -> Report:
+    """Nothing could be compared: the only configuration failed, and two stages were not found in the graph."""
+    unaligned = tuple(
+        Unaligned(StageRef(name, 0, 0), "no value of the graph has its shape and content", True) for name in ("a", "b")
+    )
+    return replace(
+        healthy(),
+        verdict=Verdict("inconclusive", ("Nothing was compared: no configuration ran.",), None, ()),
+        alignment=alignment([], unaligned),
+        configs=(
+            config_run(
+                "ort-off",
+                ORT_OFF,
+                None,
+                status="failed",
+                effective={},
+                observer_effect=None,
+                skipped_reason="[ONNXRuntimeError] 1 : FAIL : Load model failed",
+            ),
+        ),
+        stages=(),
+    )
+
+
+def bare() -> Report:
+    """No stages, no configurations, no names: the least that a report can be."""
+    return Report(
+        case={},
+        verdict=Verdict("inconclusive", (), None, ()),
+        tolerance=Tolerance("user", atol=1e-5, rtol=1e-3),
+        alignment=Alignment((), (), (), 0, 0, None),
+        configs=(),
+        stages=(),
+        environment={},
+        timings={},
+    )
+
+
+SCRIPT = "<script>alert(1)</script>"
+HOSTILE_NAMES = (
+    "[red]x",
+    SCRIPT,
+    "[/bold] [link=file:///etc]y",
+    "esc\x1b[31mred\nnew line",
+    "\u202egnp.exe",
+    "层.卷积" * 6,
+    "$\\frac{1}{0$ ]]> --> {{ 7*7 }}",
+    "lone\udcffsurrogate",
+)
+
+
+def hostile() -> Report:
+    """Names that are markup, scripts, escapes, formulas or too wide; and numbers that are no numbers."""
+    values = [1e-7, math.nan, math.inf, 0.0, 1e-300, 3e-5, 2e-6, 1e-7]
+    rows = []
+    for index, (name, rel) in enumerate(zip(HOSTILE_NAMES, values, strict=True)):
+        judgement: Judgement = "fail" if not rel <= 1e-4 else "pass"
+        result = comparison(rel, rel, 1e-7 if index else None, judgement=judgement)
+        rows.append(row(index, name, name, {"[blue]ort": result}, group="[dim]group" if index > 4 else ""))
+    mismatch = Comparison(
+        total=metrics(math.nan, problem="shape (1, 3) against (1, 4)"),
+        local=None,
+        input_error=None,
+        growth=None,
+        amplification=None,
+        floor=None,
+        noise_ratio=None,
+        judgement="fail",
+    )
+    rows.append(row(len(rows), "head", "Linear", {"[blue]ort": mismatch}, output="boxes[0]", call=2, shape=()))
+    script = rows[1]
+    origin = Origin(
+        stage=script.stage,
+        call=0,
+        output=0,
+        type=script.type,
+        source=f"{SCRIPT}.py:3",
+        onnx_value=SCRIPT,
+        onnx_nodes=(SCRIPT, "[green]node"),
+        config="[blue]ort",
+        local_rel_l2=math.nan,
+        noise_ratio=math.inf,
+        side="expected",
+    )
+    verdict = Verdict(
+        "diverges",
+        (f"The divergence starts at {SCRIPT}", "[bold]two[/bold]"),
+        FirstOverTolerance(SCRIPT, 0, 0, "[blue]ort"),
+        (origin,),
+        (StageRef(SCRIPT, 0, 0),),
+        (Diagnosis(SCRIPT, SCRIPT, (SCRIPT,), SCRIPT, False, SCRIPT),),
+        (RuledOut(SCRIPT, SCRIPT, (SCRIPT,)),),
+    )
+    lost = Unaligned(StageRef(SCRIPT, 0, SCRIPT), SCRIPT, True)
+    return replace(
+        healthy(),
+        case={"name": SCRIPT, "command": ["bisect-divergence", SCRIPT], SCRIPT: SCRIPT},
+        verdict=verdict,
+        alignment=alignment(rows, (lost,)),
+        configs=(config_run("[blue]ort", ORT_OFF, math.nan, status="diverges", effective={"x": SCRIPT}),),
+        stages=tuple(rows),
+        environment={SCRIPT: {SCRIPT: [SCRIPT, math.inf]}},
+        timings={SCRIPT: 1.0},
+        notes=(SCRIPT,),
+    )
+
+
+SAMPLES = {
+    "healthy": healthy,
+    "diverging": diverging,
+    "long": long,
+    "empty": empty,
+    "bare": bare,
+    "hostile": hostile,
+}
