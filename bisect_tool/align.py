@@ -76,12 +76,16 @@ _FAMILY = {name: family for family, names in _FAMILIES.items() for name in names
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A PyTorch value, its ONNX value, the evidence, and whether a run showed the two to be the same tensor."""
+    """A PyTorch value, its ONNX value, the evidence, and whether a run showed the two to be the same tensor.
+
+    ``permutation``: the ONNX value is the PyTorch tensor with its axes in this order; ``None``: in the same order.
+    """
 
     value: int
     onnx: str
     evidence: tuple[str, ...]
     confirmed: bool
+    permutation: tuple[int, ...] | None = None
 
 
 def family(name: str) -> str:
@@ -123,6 +127,15 @@ def same_data_order(first: Sequence[int], second: Sequence[int]) -> bool:
     if math.prod(first) != math.prod(second):
         return False
     return ends(first) <= ends(second) or ends(second) <= ends(first)
+
+
+def axis_order(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...] | None:
+    """The only order of ``first``'s axes that gives ``second``, axes of length 1 left out; ``None`` if there are several."""
+    kept, wanted = [d for d in first if d != 1], [d for d in second if d != 1]
+    if sorted(kept) != sorted(wanted) or len(set(kept)) != len(kept):
+        return None
+    ones = [axis for axis, d in enumerate(first) if d == 1]
+    return (*ones, *(list(first).index(d) for d in wanted))
 
 
 class _Scopes:
@@ -190,6 +203,7 @@ def match_values(
     torch_signatures: Mapping[int, Signature],
     onnx_signatures: Mapping[str, Signature],
     known: Mapping[int, Match],
+    permuted: Callable[[int], Mapping[tuple[int, ...], Signature]],
     *,
     forced: bool = False,
 ) -> dict[int, Match]:
@@ -200,6 +214,7 @@ def match_values(
         torch_signatures: by value; a value without one can't be paired.
         onnx_signatures: by name, from a chained run, or from a forced one where ``forced`` is true.
         known: confirmed pairs of an earlier pass, kept as they are.
+        permuted: signatures of a PyTorch value with its axes in other orders; asked only where nothing else fits.
         forced: what the evidence of agreeing values is called.
 
     Returns:
@@ -210,6 +225,7 @@ def match_values(
         matcher.take(match)
     matcher.match_outputs()
     matcher.match_by_value()
+    matcher.match_permuted(permuted)
     matcher.match_by_scope()
     return matcher.matches
 
@@ -304,6 +320,26 @@ class _Matcher:
             for value, name, evidence in self._resolve(values, names, candidates):
                 agreed = (self.value_evidence, *evidence)
                 self.take(self._follow(Match(value, name, agreed, True)))
+
+    def match_permuted(self, permuted: Callable[[int], Mapping[tuple[int, ...], Signature]]) -> None:
+        """Values whose axes the exporter put in another order, as for recurrences."""
+        free: dict[tuple[str, int], list[str]] = defaultdict(list)
+        for name, signature in self.onnx.items():
+            if name not in self.taken and name in self.place and signature.size > 1:
+                free[signature.kind, signature.size].append(name)
+        for value in self.first_stage:
+            own = self.torch.get(value)
+            if value in self.matches or own is None or own.norm == 0:
+                continue
+            names = free.get((own.kind, own.size), [])
+            for order, signature in permuted(value).items() if names else ():
+                hits = [n for n in names if n not in self.taken and distance(signature, self.onnx[n]) <= self.limit(value)]
+                scoped = [n for n in hits if self._same_scope(value, n)] or hits
+                if scoped:
+                    chosen = max(scoped, key=lambda n: self.place[n])
+                    evidence = (self.value_evidence, "permuted", *(("scope",) if self._same_scope(value, chosen) else ()))
+                    self.take(Match(value, chosen, evidence, True, order))
+                    break
 
     def _value_candidates(self) -> dict[int, list[str]]:
         buckets: dict[tuple[str, int], list[tuple[float, str]]] = defaultdict(list)
@@ -473,12 +509,23 @@ class _Matcher:
             options = [n for n in free if self.fits(members[0], n)]
             if len(members) == 1 and len(options) > 1:
                 options = options[-1:]
+            if not options and len(members) == 1:
+                self._match_by_axes(members[0], free)
             if len(options) != len(members):
                 continue
             for value, name in zip(members, options, strict=True):
                 agrees = self.agrees(value, name)
                 evidence = ("scope", self.value_evidence) if agrees else ("scope",)
                 self.take(self._follow_unconfirmed(Match(value, name, evidence, agrees)))
+
+    def _match_by_axes(self, value: int, names: list[str]) -> None:
+        shape = self.first_stage[value].shape
+        for name in reversed(names):
+            signature = self.onnx.get(name)
+            order = axis_order(shape, signature.shape) if signature is not None else None
+            if order is not None and name not in self.taken:
+                self.take(Match(value, name, ("scope", "permuted"), False, order))
+                return
 
     def _follow_unconfirmed(self, match: Match) -> Match:
         """Untagged nodes behind a broken stage that hand *its* value on belong to it too."""
@@ -554,7 +601,7 @@ def summarize(
             evidence = match.evidence
             if stage.alias_of is not None:
                 evidence = (*evidence, f"same tensor as {stage.alias_of}")
-            pairs.append(Pair(stage.ref, match.onnx, evidence))
+            pairs.append(Pair(stage.ref, match.onnx, evidence, match.permutation))
         else:
             unaligned.append(_reason(stage, trace, scopes, taken, torch_signatures))
         if counts(stage):

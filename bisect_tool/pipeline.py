@@ -47,7 +47,7 @@ from bisect_tool.records import (
     TorchTrace,
     Verdict,
 )
-from bisect_tool.signatures import Signature, signature_of
+from bisect_tool.signatures import Signature, permuted_signatures, signature_of
 from bisect_tool.verdicts import summarize_verdict
 
 Array = NDArray[Any]
@@ -147,7 +147,10 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
             program = OnnxProgram(load_onnx(path), path)
         with program:
             comparison = _Bisection(case, options, program, step)
-            return comparison.report(timings)
+            try:
+                return comparison.report(timings)
+            finally:
+                comparison.release()
 
 
 def _keep(path: Path, target: Path | None) -> None:
@@ -176,6 +179,7 @@ class _Bisection:
         self.run: TorchRun | None = None
         self.torch_outputs: dict[int, Array] = {}
         self.torch_signatures: dict[int, Signature] = {}
+        self.permuted: dict[int, Mapping[tuple[int, ...], Signature]] = {}
         self.onnx_signatures: dict[str, Signature] = {}
         self.types: dict[str, ValueType] = {}
         self.chained: dict[str, Array | None] = {}
@@ -185,6 +189,14 @@ class _Bisection:
         self.observer: dict[str, float] = {}
         self._known: dict[tuple[Stage, ...], frozenset[int]] = {}
         self.seconds: dict[str, float] = {}
+
+    def release(self) -> None:
+        """Frees the tensors now; a traceback or a cycle may keep this object alive for longer."""
+        if self.run is not None:
+            self.run.recorder.release_all()
+        self.chained.clear()
+        self.untouched.clear()
+        self.torch_outputs.clear()
 
     # -- configurations -----------------------------------------------------------------------------------------------
 
@@ -256,11 +268,12 @@ class _Bisection:
             nonlocal kept
             array = to_numpy(tensor)
             self.torch_signatures[value.id] = signature_of(array, kind_of(array.dtype))
+            if not self.in_memory:
+                self.permuted[value.id] = permuted_signatures(array, kind_of(array.dtype))
             kept += array.nbytes
             if self.in_memory and kept > self.options.memory_budget:
                 self.in_memory = False
-                for known in run.recorder.held_ids():
-                    run.recorder.release(known)
+                run.recorder.release_all()
             if self.in_memory:
                 run.recorder.hold(value.id, tensor)
 
@@ -300,7 +313,7 @@ class _Bisection:
 
     def _align(self, trace: TorchTrace) -> dict[int, Match]:
         self._probe_chained()
-        matches = match_values(trace, self.graph, self.torch_signatures, self.onnx_signatures, {})
+        matches = match_values(trace, self.graph, self.torch_signatures, self.onnx_signatures, {}, self._permuted)
         for _ in range(MAX_ALIGNMENT_ROUNDS):
             if all(match.confirmed for match in matches.values()):
                 break
@@ -308,7 +321,9 @@ class _Bisection:
             confirmed = {value: match for value, match in matches.items() if match.confirmed}
             # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
             merged = {**self.onnx_signatures, **signatures}
-            again = match_values(trace, self.graph, self.torch_signatures, merged, confirmed, forced=True)
+            again = match_values(
+                trace, self.graph, self.torch_signatures, merged, confirmed, self._permuted, forced=True
+            )
             if {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}:
                 matches = again
                 break
@@ -319,6 +334,13 @@ class _Bisection:
                 hint="is this the ONNX file of this model?",
             )
         return matches
+
+    def _permuted(self, value: int) -> Mapping[tuple[int, ...], Signature]:
+        """Signatures with axes permuted: made when asked for, or during the run where tensors are not kept."""
+        if value not in self.permuted and self.in_memory and self.run is not None:
+            array = to_numpy(self.run.recorder.held(value))
+            self.permuted[value] = permuted_signatures(array, kind_of(array.dtype))
+        return self.permuted.get(value, {})
 
     def _probe_chained(self) -> None:
         """Signatures of everything in the graph, from an unoptimised run."""
@@ -351,7 +373,8 @@ class _Bisection:
                 if array is not None:
                     found[name] = signature_of(array, kind_of(array.dtype))
 
-        self._drive([Lane(MAIN, run, pairs, on_values)], lambda *_: None)
+        orders = _permutations(matches.values())
+        self._drive([Lane(MAIN, run, pairs, orders, on_values)], lambda *_: None)
         return found
 
     def _drive(self, lanes: Sequence[Lane], on_pair: Any) -> None:
@@ -402,17 +425,18 @@ class _Bisection:
         wanted |= self._ancestors(trace, matches, selection.groups)
         wanted |= {value for _, value in trace.outputs if value in matches}
         pairs = {matches[value].onnx: value for value in wanted}
+        orders = _permutations(matches.values())
         lanes = []
         for pair in self.configs:
             first = pair is self.configs[0]
             forced = {matches[value].onnx for value in cuts} if first and self.options.forced else None
-            lanes.append(self._lane(pair, pair.name, pairs, forced, reuse=first))
+            lanes.append(self._lane(pair, pair.name, pairs, orders, forced, reuse=first))
         if selection.groups and self.options.forced:
             inner = {v for v in (s.value for s in selection.groups) if v in matches}
             inner |= self._ancestors(trace, matches, selection.groups)
             forced = {matches[value].onnx for value in inner}
             group_pairs = {matches[value].onnx: value for value in inner}
-            lanes.append(self._lane(self.configs[0], GROUPS, group_pairs, forced, reuse=True, chained=False))
+            lanes.append(self._lane(self.configs[0], GROUPS, group_pairs, orders, forced, reuse=True, chained=False))
         finals = {value: matches[value].onnx for _, value in trace.outputs if value in matches}
 
         def on_pair(lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
@@ -439,6 +463,7 @@ class _Bisection:
         pair: ConfigPair,
         name: str,
         pairs: Mapping[str, int],
+        orders: Mapping[str, tuple[int, ...]],
         forced: Set[str] | None,
         *,
         reuse: bool,
@@ -451,7 +476,7 @@ class _Bisection:
         elif reuse and self.in_memory:
             computed = self.chained
         run = SegmentedRun(self.program, pair.actual, segments, set(pairs), forced, self.feeds, computed, self.types)
-        return Lane(name, run, pairs)
+        return Lane(name, run, pairs, orders)
 
     def _note_missing(self, config: str, pairs: Mapping[str, int]) -> None:
         for name, value in pairs.items():
@@ -599,6 +624,10 @@ def _select(trace: TorchTrace, options: Options, matches: Mapping[int, Match]) -
     finals = {value for _, value in trace.outputs} - values
     outputs = tuple(s for s in trace.stages if s.ref.stage == "" and s.value in finals)
     return _Selection(judged, outputs, _picked(trace, options.groups, "--group") if options.groups else ())
+
+
+def _permutations(matches: Iterable[Match]) -> dict[str, tuple[int, ...]]:
+    return {match.onnx: match.permutation for match in matches if match.permutation is not None}
 
 
 def _at_level(stage: Stage, level: str) -> bool:

@@ -246,6 +246,9 @@ class Recorder:
             self._mode.__exit__(kind, error, traceback)
         finally:
             self._remove_hooks()
+            # The callback often refers back to the recorder; held tensors must not wait for the garbage collector.
+            self.on_value = None
+            self._known.clear()
         return False
 
     def _remove_hooks(self):
@@ -291,6 +294,10 @@ class Recorder:
 
     def held_ids(self):
         return list(self._held)
+
+    def release_all(self):
+        self._held.clear()
+        self._held_by_storage.clear()
 
     def _copy_before_write(self, tensor):
         key = _storage_key(tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,38 @@ def signature_of(array: NDArray[Any], kind: str) -> Signature:
             total = 0.0
         norm = float(np.linalg.norm(finite)) if finite.size else 0.0
     return Signature(tuple(array.shape), kind, sample, norm, total)
+
+
+PERMUTATIONS: Mapping[int, tuple[tuple[int, ...], ...]] = {
+    2: ((1, 0),),
+    3: ((1, 0, 2), (0, 2, 1), (2, 0, 1), (1, 2, 0), (2, 1, 0)),
+    4: ((0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 1, 3), (1, 0, 2, 3), (0, 1, 3, 2), (2, 0, 1, 3), (0, 3, 2, 1)),
+}
+"""Orders of axes that exporters use, by rank: time-major recurrences, channels last, heads split and joined."""
+
+
+def permuted_signatures(array: NDArray[Any], kind: str) -> dict[tuple[int, ...], Signature]:
+    """Fingerprints of the array with its axes permuted, without permuting it."""
+    found = {}
+    plain = signature_of(array, kind)
+    for order in PERMUTATIONS.get(array.ndim, ()):
+        shape = tuple(array.shape[axis] for axis in order)
+        moved = [axis for axis in order if array.shape[axis] != 1]
+        if moved == sorted(moved) or array.size == 0:
+            continue
+        step = max(1, array.size // SAMPLE)
+        places = np.unravel_index(np.arange(0, array.size, step)[:SAMPLE], shape)
+        index: list[Any] = [None] * array.ndim
+        for axis, place in zip(order, places, strict=True):
+            index[axis] = place
+        picked = array[tuple(index)]
+        if picked.dtype.kind == "c":
+            continue
+        sample = picked.astype(np.float64)
+        finite = sample[np.isfinite(sample)]
+        norm = float(np.linalg.norm(finite)) if finite.size else 0.0
+        found[order] = Signature(shape, kind, sample, norm, plain.total)
+    return found
 
 
 def distance(reference: Signature, other: Signature) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,14 @@ class Lane:
         name: passed on to the callback.
         run: the segments.
         pairs: ONNX value → PyTorch value; a PyTorch value may stand here more than once.
+        permutations: ONNX value → order of the PyTorch tensor's axes in it, where that differs.
         on_values: sees everything exposed of each segment, chained and forced, before the pairs are handed out.
     """
 
     name: str
     run: SegmentedRun
     pairs: Mapping[str, int]
+    permutations: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     on_values: Callable[[Mapping[str, Array | None], Mapping[str, Array | None]], None] | None = None
 
 
@@ -97,6 +99,8 @@ class Stream:
     def _step(self, lane: Lane) -> None:
         def give(name: str, kind: ValueType | None) -> Array:
             array = self._fetch(lane.pairs[name])
+            if name in lane.permutations:
+                array = array.transpose(lane.permutations[name])
             if kind is None:
                 return array
             wanted = np.dtype(kind.dtype.numpy())
@@ -110,12 +114,16 @@ class Stream:
         for name in [n for n in lane.pairs if n in makes]:
             value = lane.pairs[name]
             expected = self._fetch(value)
-            first, second = (_in_shape(arrays.pop(name, None), expected) for arrays in (chained, forced))
+            order = lane.permutations.get(name)
+            first, second = (_in_shape(arrays.pop(name, None), expected, order) for arrays in (chained, forced))
             self._on_pair(lane.name, value, expected, first, second)
 
 
-def _in_shape(array: Array | None, like: Array) -> Array | None:
-    """Row-major data in PyTorch's shape; exporters merge and split axes. Another size stays as it is, and fails."""
-    if array is None or array.shape == like.shape or array.size != like.size:
+def _in_shape(array: Array | None, like: Array, order: tuple[int, ...] | None) -> Array | None:
+    """ONNX's data in PyTorch's shape; exporters merge, split and permute axes. Another size stays as it is, and fails."""
+    if array is None or array.size != like.size:
         return array
-    return array.reshape(like.shape)
+    if order is not None:
+        shape = tuple(like.shape[axis] for axis in order)
+        array = array.reshape(shape).transpose(np.argsort(order))
+    return array if array.shape == like.shape else array.reshape(like.shape)

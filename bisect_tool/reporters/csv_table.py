@@ -12,7 +12,7 @@ from bisect_tool.records import Comparison, Report, StageRow
 from bisect_tool.reporters.common import shape_text
 
 if TYPE_CHECKING:
-    from pandas import DataFrame  # type: ignore[import-untyped]
+    from pandas import DataFrame
 
 STAGE_COLUMNS = ("index", "stage", "call", "output", "level", "type", "source", "shape", "dtype", "onnx_value")
 TOTAL_COLUMNS = ("max_abs", "mean_abs", "rel_l2", "max_rel", "cosine", "sqnr_db", "max_ulp", "p99_abs")
@@ -23,21 +23,28 @@ COLUMNS = (*STAGE_COLUMNS, "config", *TOTAL_COLUMNS, *LOCAL_COLUMNS, *RESULT_COL
 
 def frame(report: Report) -> DataFrame:
     """The stage table as a DataFrame; a stage that no configuration reached has one row without results."""
-    import pandas as pd
-
-    rows = [
-        _cells(row, config, result)
-        for row in report.stages
-        for config, result in (row.results.items() if row.results else [(None, None)])
-    ]
-    # dtype object: pandas would turn "not measured" into NaN, which is a result here
-    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+    return _frame(_rows(report))
 
 
 def csv_text(report: Report) -> str:
     """The content of ``stages.csv``; numbers have all their digits."""
-    text = frame(report).map(_plain).to_csv(index=False, na_rep="", lineterminator="\n")
-    return str(text)
+    rows = [{name: _plain(value) for name, value in row.items()} for row in _rows(report)]
+    return str(_frame(rows).to_csv(index=False, na_rep="", lineterminator="\n"))
+
+
+def _frame(rows: list[dict[str, Any]]) -> DataFrame:
+    import pandas as pd
+
+    # dtype object: pandas would turn "not measured" into NaN, which is a result here
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+def _rows(report: Report) -> list[dict[str, Any]]:
+    return [
+        _cells(row, config, result)
+        for row in report.stages
+        for config, result in (row.results.items() if row.results else [(None, None)])
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ Theme = Literal["light", "dark"]
 
 LABELS = 44
 """At most about so many stage names fit under the axis."""
-LABEL_WIDTH = 30
+LABEL_WIDTH = 34
 SMALLEST, LARGEST = 1e-30, 1e30
 """Beyond these a value counts as zero, or as off the scale: axes that reach further show nothing."""
 
@@ -110,14 +110,24 @@ def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | 
         x = [edge for index in range(len(rows)) for edge in (index - 0.5, index + 0.5)]
         y = [limit or math.nan for limit in limits for _ in range(2)]
         axes.plot(x, y, color=style.ink, linestyle="-.", linewidth=1.2, label="tolerance")
-    _plot(axes, local, (low, high), style.local, "s", "--", size, "local: made in the stage itself")
+    # larger: where both are the same, the local square frames the total's dot
+    _plot(
+        axes,
+        local,
+        (low, high),
+        style.local,
+        "s",
+        "--",
+        size * 1.6 if size > 3 else size,
+        "local: made in the stage itself",
+    )
     _plot(axes, total, (low, high), style.total, "o", "-", size, "total: against PyTorch's run")
     for index, label in _marked(report, rows, config).items():
         if "first" in label:
             axes.axvline(index, color=style.first, linestyle=":", linewidth=2, zorder=1)
             left = index < len(rows) / 2
             axes.annotate(
-                "first over tolerance: " + _text(str(rows[index].ref), 44),
+                "first over tolerance: " + _text(str(rows[index].ref), 60),
                 (index, 1),
                 xycoords=("data", "axes fraction"),
                 xytext=(6 if left else -6, -6),
@@ -196,7 +206,9 @@ def _plot(
 ) -> None:
     name = label if legend else "_" + label
     shared: dict[str, Any] = {"color": color, "markersize": size, "zorder": 3}
-    axes.plot(range(len(series.line)), series.line, marker=marker, linestyle=line, linewidth=1.4, label=name, **shared)
+    if not all(map(math.isnan, series.line)):
+        x = range(len(series.line))
+        axes.plot(x, series.line, marker=marker, linestyle=line, linewidth=1.4, label=name, **shared)
     short = label.partition(":")[0]
     hollow = {**shared, "markersize": size + 2, "markerfacecolor": "none", "linestyle": "none", "zorder": 4}
     if series.zeros:
@@ -253,9 +265,20 @@ def _stage_names(axes: Axes, rows: Sequence[StageRow], marked: dict[int, str]) -
         index for index in range(0, len(rows), step) if all(abs(index - other) >= step for other in important)
     ]
     ticks.sort()
-    names = [_text(str(rows[index].ref), LABEL_WIDTH) for index in ticks]
+    names = [_text(_initials(str(rows[index].ref), LABEL_WIDTH), LABEL_WIDTH) for index in ticks]
     axes.set_xticks(ticks, names, rotation=90, fontsize=8, parse_math=False)
     axes.set_xlim(-0.5, max(len(rows), 1) - 0.5)
+
+
+def _initials(path: str, width: int) -> str:
+    """Shorten a path's words to initials, outermost first: neighbours differ in their numbers, which must stay."""
+    parts = path.split(".")
+    for index, part in enumerate(parts[:-1]):
+        if len(".".join(parts)) <= width:
+            break
+        if part.isidentifier():
+            parts[index] = part[0]
+    return ".".join(parts)
 
 
 def _dress(axes: Axes, style: _Style) -> None:

@@ -213,7 +213,8 @@ def diverging() -> Report:
         row(9, "layer2", "Sequential", {"ort-off": comparison(2.1e-7, 2.0e-7, 1.2e-7)}, level="container"),
         row(10, "layer3", "Sequential", {"ort-off": comparison(3.9e-2, 3.9e-2, 2.1e-7)}, level="container"),
     ]
-    upsample = rows[6]
+    rows = [replace(item, index=index) for index, item in enumerate(rows)]
+    upsample = rows[6] = replace(rows[6], source="model.py:41", onnx_nodes=("/layer3/upsample/Resize",))
     origin = Origin(
         stage=upsample.stage,
         call=0,

@@ -1,0 +1,52 @@
+"""Layer-wise numerical divergence bisector for PyTorch against ONNX.
+
+Names are imported lazily: importing the package loads neither torch nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bisect_tool.backends.exporting import ExportSettings
+    from bisect_tool.errors import BisectError, InconclusiveError
+    from bisect_tool.metrics import measure
+    from bisect_tool.pipeline import LoadedCase, Options, bisect
+    from bisect_tool.recorder import Recorder
+    from bisect_tool.records import Report
+    from bisect_tool.tolerances import make_tolerance
+
+_HOMES = {
+    "bisect": "bisect_tool.pipeline",
+    "LoadedCase": "bisect_tool.pipeline",
+    "Options": "bisect_tool.pipeline",
+    "ExportSettings": "bisect_tool.backends.exporting",
+    "Recorder": "bisect_tool.recorder",
+    "Report": "bisect_tool.records",
+    "BisectError": "bisect_tool.errors",
+    "InconclusiveError": "bisect_tool.errors",
+    "measure": "bisect_tool.metrics",
+    "make_tolerance": "bisect_tool.tolerances",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "BisectError",
+    "ExportSettings",
+    "InconclusiveError",
+    "LoadedCase",
+    "Options",
+    "Recorder",
+    "Report",
+    "bisect",
+    "make_tolerance",
+    "measure",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)

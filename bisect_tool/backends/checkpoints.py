@@ -1,0 +1,465 @@
+"""Reads checkpoints and puts them into a model, and says exactly what does not fit."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bisect_tool.errors import BisectError
+
+WRAPPER_KEYS = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "net",
+    "network",
+    "module",
+    "ema",
+    "params",
+    "weights",
+    "generator",
+)
+PREFIXES = ("module.", "model.", "_orig_mod.")
+_LISTED = 5
+_MAX_PREFIX_STEPS = 4
+
+
+class Weights(dict[str, Tensor]):
+    """A state dict, and what the user should know about where in the file it came from."""
+
+    notes: tuple[str, ...] = ()
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def reason_of(error: BaseException, limit: int = 300) -> str:
+    """What an exception says, in one line of at most ``limit`` characters: ``RuntimeError: ...``."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    if text.startswith(("The following operation failed", "Caught ")):
+        # TorchScript puts its own traceback first and the reason last.
+        text = re.sub(r"^\w*Error: ", "", lines[-1])
+    # Torch's C++ messages carry the C++ file and line, which help nobody here.
+    text = re.sub(r"\s*Exception raised from .*$", "", text)
+    name = type(error).__name__
+    text = f"{name}: {text}" if text else name
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def existing_file(path: str | Path, what: str, option: str = "") -> Path:
+    """The path, if it is a readable, non-empty file.
+
+    Raises:
+        BisectError: it is missing, a folder, empty or unreadable.
+    """
+    file = Path(path)
+    check = f"check the path given to {option}" if option else "check the path"
+    try:
+        if file.is_dir():
+            raise BisectError(f"{what} {file} is a folder, not a file", hint="name the file in it")
+        if not file.exists():
+            raise BisectError(f"{what} {file} does not exist", hint=check)
+        with open(file, "rb") as stream:
+            if not stream.read(1):
+                raise BisectError(f"{what} {file} is empty", hint="the file was not written to its end: make it again")
+    except (OSError, ValueError) as error:
+        raise BisectError(f"{what} {file} cannot be read: {reason_of(error)}", hint=check) from error
+    return file
+
+
+def read_torch_file(file: Path, what: str, *, allow_pickle: bool, pickle_hint: str) -> Any:
+    """What ``torch.save`` wrote into a file, on the CPU.
+
+    Args:
+        file: an existing file.
+        what: what to call it in messages.
+        allow_pickle: unpickle anything, which runs code from the file.
+        pickle_hint: the remedy if the file wants that and may not.
+
+    Raises:
+        BisectError: the file is no such file, is damaged, or wants to be unpickled.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how the file was written; it is not being written here
+            return torch.load(file, map_location="cpu", weights_only=not allow_pickle)
+    except Exception as error:  # damaged files raise nearly everything: KeyError, UnicodeDecodeError, MemoryError ...
+        if is_torchscript(file):
+            raise BisectError(
+                f"{what} {file} is a TorchScript archive, which is a whole model", hint="give it as MODEL instead"
+            ) from error
+        blocked = _blocked_global(error)
+        if blocked is not None and not allow_pickle:
+            raise BisectError(
+                f"{what} {file} holds Python objects ({blocked}), and reading those runs code from the file",
+                hint=pickle_hint,
+            ) from error
+        if isinstance(error, (ImportError, AttributeError)):
+            raise BisectError(
+                f"{what} {file} was pickled with code that is not importable here: {reason_of(error)}",
+                hint="run where that code can be imported, or save the state_dict() alone",
+            ) from error
+        raise BisectError(
+            f"{what} {file} cannot be read as a file of torch.save: {_without_advice(error)}",
+            hint="the file is damaged, cut short, or of another format",
+        ) from error
+
+
+def read_safetensors(file: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        BisectError: it is no such file, or a damaged one.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file, device="cpu")
+    except Exception as error:  # SafetensorError, but also KeyError for a dtype that torch does not have
+        raise BisectError(
+            f"{what} {file} cannot be read as safetensors: {reason_of(error)}",
+            hint="the file is damaged, cut short, or of another format",
+        ) from error
+
+
+def is_torchscript(file: Path) -> bool:
+    """Whether the file is an archive of ``torch.jit.save``."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False
+
+
+def _blocked_global(error: BaseException) -> str | None:
+    """The class or function that the restricted unpickler refused; None if it failed for another reason."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    text = str(error)
+    for pattern in (
+        r"GLOBAL ([\w.]+)",
+        r"[Cc]lass ([\w.]+)",
+        r"Trying to (?:load|call|instantiate)[^`']*[`']?([\w.]+)",
+    ):
+        found = re.search(pattern, text)
+        if found:
+            return found.group(1).rstrip(".")
+    return None
+
+
+def _without_advice(error: BaseException) -> str:
+    """The reason without torch's paragraph on ``weights_only``, which is not how this tool is told."""
+    text = str(error)
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+    if found:
+        return f"{type(error).__name__}: {found.group(1).strip()}"
+    return reason_of(error)
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """The state dict in a checkpoint: bare, or under one of ``WRAPPER_KEYS``, up to two levels deep.
+
+    Args:
+        path: a file of ``torch.save``, or a safetensors file.
+        allow_pickle: unpickle anything in it, whole modules too; runs code from the file.
+
+    Returns:
+        Name → tensor on the CPU, in the file's dtypes.
+
+    Raises:
+        BisectError: the file cannot be read, wants to be unpickled, or holds no state dict.
+    """
+    file = existing_file(path, "checkpoint")
+    if file.suffix == ".safetensors" or _looks_like_safetensors(file):
+        state = read_safetensors(file, "checkpoint")
+        if not state:
+            raise BisectError(f"checkpoint {file} holds no tensors", hint="give the file with the model's weights")
+        return Weights(state)
+    content = read_torch_file(
+        file,
+        "checkpoint",
+        allow_pickle=allow_pickle,
+        pickle_hint="if you trust the file, pass --allow-pickle (it runs code from the file); or save state_dict() alone",
+    )
+    found = _find_state(content, 2)
+    if found is None:
+        raise BisectError(
+            f"checkpoint {file} holds no state dict: {_describe(content)}",
+            hint=f"save model.state_dict(), bare or under one of {', '.join(WRAPPER_KEYS)}",
+        )
+    return found
+
+
+def _looks_like_safetensors(file: Path) -> bool:
+    with open(file, "rb") as stream:
+        head = stream.read(9)
+    # Eight bytes with the length of a JSON header, then the header.
+    return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= file.stat().st_size - 8
+
+
+def _find_state(content: Any, depth: int) -> Weights | None:
+    if isinstance(content, torch.nn.Module):
+        weights = Weights(content.state_dict())
+        weights.notes = (f"the checkpoint holds a whole {type(content).__name__}; its state dict was taken",)
+        return weights
+    if not isinstance(content, Mapping):
+        return None
+    if depth:
+        nested = {key: _find_state(content[key], depth - 1) for key in WRAPPER_KEYS if key in content}
+        usable = {key: state for key, state in nested.items() if state}
+        if usable:
+            first = next(iter(usable))
+            weights = usable[first]
+            if len(usable) > 1:
+                others = ", ".join(key for key in usable if key != first)
+                weights.notes = (
+                    *weights.notes,
+                    f"the checkpoint holds several sets of weights; {first!r} was taken, not {others}",
+                )
+            return weights
+    return _as_state(content)
+
+
+def _as_state(content: Mapping[Any, Any]) -> Weights | None:
+    weights = Weights()
+    for key, value in content.items():
+        if not isinstance(key, str):
+            return None
+        if isinstance(value, Tensor) or key.endswith("_extra_state"):
+            weights[key] = value
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            weights[key] = torch.from_numpy(value)
+    return weights if any(isinstance(value, Tensor) for value in weights.values()) else None
+
+
+def _describe(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"it is a {type(content).__name__}"
+    if not content:
+        return "it is an empty dictionary"
+    return f"found the keys {_some([f'{key} ({type(value).__name__})' for key, value in content.items()])}"
+
+
+# -- applying ---------------------------------------------------------------------------------------------------------
+
+
+def apply_checkpoint(
+    module: torch.nn.Module,
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    allow_missing: bool = False,
+    allow_unexpected: bool = False,
+) -> tuple[str, ...]:
+    """Copies a state dict into a module, after mending the prefixes that wrappers leave in the keys.
+
+    Missing ``num_batches_tracked``, and names of tied weights of which another name is there, are no fault.
+
+    Args:
+        module: changed in place; unspecified weights if an error is raised.
+        state: of ``load_checkpoint``.
+        path: of the checkpoint, for messages.
+        allow_missing: leave weights that the checkpoint lacks as they are.
+        allow_unexpected: leave out keys that the module lacks.
+
+    Returns:
+        Notes: prefixes that were mended, conversions of dtype, what was left out.
+
+    Raises:
+        BisectError: keys are missing or unexpected, or shapes differ.
+    """
+    expected: dict[str, Any] = dict(module.state_dict())
+    notes = list(getattr(state, "notes", ()))
+    renamed, how = _match_prefixes(state, expected.keys())
+    if how:
+        notes.append(f"keys of {path} were matched to the model's after {how}")
+    common = [key for key in renamed if key in expected]
+    shapes = [
+        f"{key}: checkpoint {list(renamed[key].shape)}, model {list(expected[key].shape)}"
+        for key in common
+        if not _same_shape(renamed[key], expected[key])
+    ]
+    assign = any(isinstance(value, Tensor) and value.is_meta for value in expected.values())
+    try:
+        # Torch's own lists count, not ours: modules may rename keys of older versions while they load.
+        result = module.load_state_dict(renamed, strict=False, assign=assign)
+    except Exception as error:  # RuntimeError for shapes; modules' own hooks may raise anything
+        if shapes:
+            raise _misfit(path, [], [], shapes, expected) from error
+        raise BisectError(
+            f"checkpoint {path} cannot be loaded into {type(module).__name__}: {_torch_load_reason(error)}",
+            hint="build the model with the settings that the checkpoint was saved with (--entry-args)",
+        ) from error
+    missing, tied = _really_missing(module, list(result.missing_keys), renamed)
+    unexpected = list(result.unexpected_keys)
+    notes += [f"{key} is tied to another weight and was loaded through it" for key in tied]
+    nothing = bool(expected) and not common and len(missing) + len(tied) >= len(_counted(expected))
+    if nothing or (missing and not allow_missing) or (unexpected and not allow_unexpected):
+        show_missing = missing if nothing or not allow_missing else []
+        show_unexpected = unexpected if nothing or not allow_unexpected else []
+        raise _misfit(path, show_missing, show_unexpected, [], expected, nothing=nothing)
+    if missing:
+        notes.append(f"{len(missing)} weights are not in {path} and keep their initial values: {_some(missing)}")
+    if unexpected:
+        notes.append(f"{len(unexpected)} keys of {path} are not in the model and were left out: {_some(unexpected)}")
+    notes += _conversions(renamed, expected, common)
+    return tuple(notes)
+
+
+def _counted(keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if not _optional(key)]
+
+
+def _optional(key: str) -> bool:
+    # It only matters while training with momentum=None; files of torch before 0.4.1 do not have it.
+    return key.rpartition(".")[2] == "num_batches_tracked"
+
+
+def _same_shape(given: Any, wanted: Any) -> bool:
+    if not isinstance(given, Tensor) or not isinstance(wanted, Tensor) or torch.nn.parameter.is_lazy(wanted):
+        return True
+    # Torch takes one number in a vector where it wants a bare one.
+    return given.shape == wanted.shape or (wanted.ndim == 0 and given.shape == (1,))
+
+
+def _really_missing(
+    module: torch.nn.Module, missing: list[str], state: Mapping[str, Tensor]
+) -> tuple[list[str], list[str]]:
+    """Splits off the names of tied weights that came under their other name."""
+    named = dict(module.named_parameters(remove_duplicate=False))
+    loaded = {id(named[key]) for key in state if key in named}
+    tied = [key for key in missing if key in named and id(named[key]) in loaded]
+    return [key for key in missing if key not in tied and not _optional(key)], tied
+
+
+def _match_prefixes(state: Mapping[str, Tensor], expected: Iterable[str]) -> tuple[dict[str, Tensor], str]:
+    """The state under the keys that match the module best, with the fewest changes of prefix, and what was changed."""
+    wanted = set(expected)
+    best = {key: key for key in state}  # the file's key → key to load it under
+    best_score, best_steps = _score(best, wanted), ()  # type: tuple[int, tuple[str, ...]]
+    level: list[tuple[dict[str, str], tuple[str, ...]]] = [(best, ())]
+    seen = {frozenset(best.values())}
+    for _ in range(_MAX_PREFIX_STEPS):
+        following = []
+        for names, steps in level:
+            for step, changed in _changes(names, wanted):
+                keys = frozenset(changed.values())
+                if len(keys) != len(changed) or keys in seen:  # two keys became one, or nothing new
+                    continue
+                seen.add(keys)
+                following.append((changed, (*steps, step)))
+                score = _score(changed, wanted)
+                if score > best_score:
+                    best, best_score, best_steps = changed, score, (*steps, step)
+        if best_score == len(wanted):
+            break
+        level = following
+    return {best[key]: value for key, value in state.items()}, " and ".join(best_steps)
+
+
+def _score(names: Mapping[str, str], wanted: set[str]) -> int:
+    return sum(1 for name in names.values() if name in wanted)
+
+
+def _changes(names: Mapping[str, str], wanted: set[str]) -> list[tuple[str, dict[str, str]]]:
+    found = []
+    for prefix in PREFIXES:
+        if any(name.startswith(prefix) for name in names.values()):
+            stripped = {key: name.removeprefix(prefix) for key, name in names.items()}
+            found.append((f"removing the prefix {prefix!r}", stripped))
+        if any(name.startswith(prefix) for name in wanted):
+            found.append((f"adding the prefix {prefix!r}", {key: prefix + name for key, name in names.items()}))
+    if any("._orig_mod." in name for name in names.values()):
+        # torch.compile of a submodule leaves its mark in the middle of the key.
+        inner = {key: name.replace("._orig_mod.", ".") for key, name in names.items()}
+        found.append(("removing '_orig_mod.' inside the keys", inner))
+    return found
+
+
+def _conversions(state: Mapping[str, Any], expected: Mapping[str, Any], common: Iterable[str]) -> list[str]:
+    counts: dict[tuple[str, str], int] = {}
+    for key in common:
+        given, wanted = state[key], expected[key]
+        if isinstance(given, Tensor) and isinstance(wanted, Tensor) and given.dtype != wanted.dtype:
+            pair = (_short(given.dtype), _short(wanted.dtype))
+            counts[pair] = counts.get(pair, 0) + 1
+    return [
+        f"{count} tensors are {given} in the checkpoint and were converted to the model's {wanted}"
+        for (given, wanted), count in counts.items()
+    ]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _misfit(
+    path: str | Path,
+    missing: list[str],
+    unexpected: list[str],
+    shapes: list[str],
+    expected: Mapping[str, Any],
+    *,
+    nothing: bool = False,
+) -> BisectError:
+    counts = [
+        f"{len(items)} {label}{'' if len(items) == 1 else plural}"
+        for items, label, plural in (
+            (missing, "missing key", "s"),
+            (unexpected, "unexpected key", "s"),
+            (shapes, "shape mismatch", "es"),
+        )
+        if items
+    ]
+    start = "no key fits: " if nothing else ""
+    lines = [f"checkpoint {path} does not fit the model: {start}{', '.join(counts)}"]
+    if missing:
+        lines.append(f"  missing: {_some(_with_nearest(missing, unexpected))}")
+    if unexpected:
+        # Where keys are missing too, the likeliest reason is a new name for one of those.
+        lines.append(f"  unexpected: {_some(_with_nearest(unexpected, missing or list(expected)))}")
+    if shapes:
+        lines.append(f"  shapes differ: {_some(shapes, '; ')}")
+    hints = []
+    if nothing or shapes:
+        hints.append("build the model that the checkpoint was saved from (--entry, --entry-args)")
+    else:
+        if missing:
+            hints.append("--allow-missing keeps the model's initial values for the missing keys")
+        if unexpected:
+            hints.append("--allow-unexpected leaves the unexpected keys out")
+    return BisectError("\n".join(lines), hint="; ".join(hints))
+
+
+def _with_nearest(names: list[str], others: list[str]) -> list[str]:
+    shown = []
+    for place, name in enumerate(names):
+        near = difflib.get_close_matches(name, others, n=1, cutoff=0.6) if place < _LISTED else []
+        shown.append(f"{name} (near: {near[0]})" if near else name)
+    return shown
+
+
+def _some(names: list[str], joint: str = ", ") -> str:
+    shown = joint.join(names[:_LISTED])
+    return shown if len(names) <= _LISTED else f"{shown}{joint}and {len(names) - _LISTED} more"
+
+
+def _torch_load_reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):
+        return lines[1]
+    return reason_of(error)

@@ -1,0 +1,305 @@
+"""What can be known to go wrong before the model runs, and what can be said when it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from bisect_tool.backends.checkpoints import reason_of
+from bisect_tool.backends.samples import describe_inputs
+from bisect_tool.errors import BisectError
+from bisect_tool.recorder import dtype_name, flatten_tensors
+
+_LISTED = 5
+_MAX_DEPTH = 4
+_TORCH_FOLDER = Path(torch.__file__).resolve().parent
+_PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
+# nn.Module's own bookkeeping, which holds nothing of the user's, or what is asked for by other means.
+_BOOKKEEPING = frozenset(vars(torch.nn.Module()))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong (``error``: a run is useless) or surprising (``warning``)."""
+
+    severity: Literal["warning", "error"]
+    text: str
+
+
+def preflight(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Finding]:
+    """Looks at a model in eval mode and its inputs, without running anything.
+
+    Args:
+        module: with its weights, after ``eval()``.
+        args, kwargs: inputs of ``forward``.
+
+    Returns:
+        Errors first, each naming its modules or tensors; empty if all is well.
+    """
+    weights = [*module.named_parameters(), *module.named_buffers()]
+    usable = [(name, tensor) for name, tensor in weights if not torch.nn.parameter.is_lazy(tensor)]
+    attributes, loose = _plain_attributes(module)
+    inputs = _named_inputs(args, kwargs)
+    findings = [
+        *_lazy(weights),
+        *_devices(usable, attributes, inputs),
+        *_dtypes(module, inputs),
+        *_training(module),
+        *_batch_statistics(module),
+        *_unregistered(attributes, loose),
+        *_non_finite(module),
+    ]
+    return sorted(findings, key=lambda finding: finding.severity != "error")
+
+
+def explain_forward_error(
+    exc: BaseException, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> BisectError:
+    """What to tell the user when ``forward`` raised.
+
+    Args:
+        exc: with its traceback.
+        module: the root; paths are those of ``named_modules()``.
+        args, kwargs: what ``forward`` was called with.
+
+    Returns:
+        An error of two lines: the deepest module that was running with the reason, and the inputs' dtypes and shapes.
+    """
+    paths: dict[int, str] = {}
+    for path, child in module.named_modules():
+        paths.setdefault(id(child), path)
+    deepest, line = module, ""
+    traceback = exc.__traceback__
+    while traceback is not None:
+        owner = traceback.tb_frame.f_locals.get("self")
+        if isinstance(owner, torch.nn.Module) and id(owner) in paths:
+            deepest = owner
+        filename = traceback.tb_frame.f_code.co_filename
+        if _is_user_code(filename):
+            line = f", {Path(filename).name}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    path = paths[id(deepest)] or "the model"
+    reason = reason_of(exc)
+    return BisectError(
+        f"forward failed in {path} ({type(deepest).__name__}{line}): {reason}\n"
+        f"  given: {describe_inputs(args, kwargs)}",
+        hint=_forward_hint(exc, reason, module, args, kwargs),
+    )
+
+
+def _is_user_code(filename: str) -> bool:
+    if filename.startswith("<"):
+        return False
+    parents = Path(filename).parents
+    return _TORCH_FOLDER not in parents and _PACKAGE_FOLDER not in parents
+
+
+def _forward_hint(
+    exc: BaseException, reason: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str:
+    text = reason.lower()
+    known = [finding.text for finding in preflight(module, args, kwargs) if finding.severity == "error"]
+    if known:
+        return known[0]
+    if isinstance(exc, NotImplementedError) and "forward" in text:
+        return "the module has no forward(): name the model itself with --entry"
+    if "out of memory" in text or isinstance(exc, MemoryError):
+        return "use a smaller sample"
+    if isinstance(exc, TypeError) and ("argument" in text or "subscript" in text or "not iterable" in text):
+        return "check how the sample is built: a tuple is passed by position, a dictionary by name"
+    if any(word in text for word in ("dtype", "scalar type", "same type", "expected input type")):
+        return "convert the sample to the dtype that the model takes"
+    if any(word in text for word in ("shape", "size", "dimension", "channels", "must match", "index out of range")):
+        return "check the sample's shapes and values, and the sizes that the model was built with (--entry-args)"
+    return "check that the model runs on this sample by itself: model(*args, **kwargs) in eval mode"
+
+
+# -- weights and inputs -----------------------------------------------------------------------------------------------
+
+
+def _named_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    found = []
+    for name, value in [
+        *((f"input {i}", v) for i, v in enumerate(args)),
+        *((f"input {k}", v) for k, v in kwargs.items()),
+    ]:
+        for key, tensor in flatten_tensors(value):
+            found.append((name if isinstance(value, Tensor) else f"{name}.{key}", tensor))
+    return found
+
+
+def _lazy(weights: Sequence[tuple[str, Tensor]]) -> Iterator[Finding]:
+    names = [name for name, tensor in weights if torch.nn.parameter.is_lazy(tensor)]
+    if names:
+        yield Finding(
+            "error",
+            f"weights without a shape yet: {_some(names)}; load a checkpoint, or run the model once in its build_model()",
+        )
+
+
+def _devices(
+    weights: Sequence[tuple[str, Tensor]],
+    attributes: Sequence[tuple[str, Tensor]],
+    inputs: Sequence[tuple[str, Tensor]],
+) -> Iterator[Finding]:
+    by_device: dict[str, list[str]] = {}
+    for name, tensor in [*weights, *attributes, *inputs]:
+        # Torch lets a bare number on the CPU take part anywhere.
+        if tensor.ndim or tensor.device.type != "cpu":
+            by_device.setdefault(str(tensor.device), []).append(name)
+    if len(by_device) > 1:
+        listed = "; ".join(f"{device}: {_some(names)}" for device, names in sorted(by_device.items()))
+        yield Finding("error", f"tensors lie on different devices ({listed}); move all of them to one")
+    elif "meta" in by_device:
+        yield Finding("error", f"weights have no data (device meta): {_some(by_device['meta'])}; load a checkpoint")
+
+
+def _dtypes(module: torch.nn.Module, inputs: Sequence[tuple[str, Tensor]]) -> Iterator[Finding]:
+    first: dict[torch.dtype, str] = {}
+    for name, tensor in module.named_parameters():
+        if tensor.is_floating_point():
+            first.setdefault(tensor.dtype, name)
+    floats = [(name, tensor) for name, tensor in inputs if tensor.is_floating_point()]
+    other = [(name, tensor) for name, tensor in floats if tensor.dtype not in first]
+    if not first or not other:
+        return
+    has = ", ".join(f"{name} is {dtype_name(tensor.dtype)}" for name, tensor in other[:_LISTED])
+    wants = ", ".join(f"{dtype_name(dtype)} (such as {name})" for dtype, name in first.items())
+    # Where another input fits, this one may be meant to differ: a mask, times, coordinates.
+    severity: Literal["warning", "error"] = "error" if len(other) == len(floats) else "warning"
+    yield Finding(severity, f"{has}, but the weights are {wants}; convert the sample or the model")
+
+
+# -- modules ----------------------------------------------------------------------------------------------------------
+
+
+def _training(module: torch.nn.Module) -> Iterator[Finding]:
+    if isinstance(module, torch.fx.GraphModule) and not any(module.named_children()):
+        return  # its mode was fixed when it was traced; the flag says nothing
+    training = [(path or "the model", child) for path, child in module.named_modules() if child.training]
+    dropouts = [path for path, child in training if _is_dropout(child)]
+    if dropouts:
+        yield Finding(
+            "warning",
+            f"dropout still active after eval(): {_some(dropouts)}; its outputs are random, so no two runs agree. "
+            "Let train() of the model reach them",
+        )
+    others = [path for path, child in training if not _is_dropout(child)]
+    if others:
+        yield Finding(
+            "warning",
+            f"still in training mode after eval(): {_some(others)}; "
+            "the model's train() or eval() leaves them out, or something switched them back",
+        )
+
+
+def _is_dropout(module: torch.nn.Module) -> bool:
+    return isinstance(module, _DropoutNd) and module.p > 0
+
+
+def _batch_statistics(module: torch.nn.Module) -> Iterator[Finding]:
+    names = [
+        path or "the model"
+        for path, child in module.named_modules()
+        if isinstance(child, _BatchNorm) and (child.running_mean is None or child.running_var is None)
+    ]
+    if names:
+        yield Finding(
+            "warning",
+            f"batch normalization without running statistics: {_some(names)}; it uses those of the batch even in eval "
+            "mode, so the result depends on the whole batch. Set track_running_stats=True unless that is meant",
+        )
+
+
+def _plain_attributes(module: torch.nn.Module) -> tuple[list[tuple[str, Tensor]], list[str]]:
+    """Tensors, and modules with weights, that a module holds without torch knowing."""
+    if isinstance(module, (torch.fx.GraphModule, torch.jit.ScriptModule)):
+        return [], []  # their constants are torch's own doing
+    known = {id(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+    modules = {id(child) for child in module.modules()}
+    tensors: list[tuple[str, Tensor]] = []
+    loose: list[str] = []
+    for path, child in module.named_modules():
+        if isinstance(child, (torch.fx.GraphModule, torch.jit.ScriptModule)):
+            continue
+        for name, value in list(vars(child).items()):
+            if name in _BOOKKEEPING or _is_derived(child, name):
+                continue
+            for where, item in _walk(value, f"{path}.{name}" if path else name, _MAX_DEPTH):
+                if isinstance(item, Tensor):
+                    if id(item) not in known:
+                        known.add(id(item))
+                        tensors.append((where, item))
+                elif id(item) not in modules and next(item.parameters(), None) is not None:
+                    modules.add(id(item))
+                    loose.append(where)
+    return tensors, loose
+
+
+def _is_derived(module: torch.nn.Module, name: str) -> bool:
+    """Weight and spectral normalization leave the computed weight beside the parameters that it is made of."""
+    return any(f"{name}{ending}" in module._parameters for ending in ("_g", "_orig"))
+
+
+def _walk(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor | torch.nn.Module]]:
+    if isinstance(value, (Tensor, torch.nn.Module)):
+        yield name, value
+    elif depth and isinstance(value, dict):
+        for key, item in value.items():
+            yield from _walk(item, f"{name}[{key!r}]", depth - 1)
+    elif depth and isinstance(value, (list, tuple)):
+        for place, item in enumerate(value):
+            yield from _walk(item, f"{name}[{place}]", depth - 1)
+
+
+def _unregistered(attributes: Sequence[tuple[str, Tensor]], loose: Sequence[str]) -> Iterator[Finding]:
+    if attributes:
+        names = [f"{name} {dtype_name(tensor.dtype)}{list(tensor.shape)}" for name, tensor in attributes]
+        yield Finding(
+            "warning",
+            f"tensors that are neither parameters nor buffers: {_some(names)}; they are in no checkpoint and stay behind "
+            "when the model moves. Use register_buffer",
+        )
+    if loose:
+        yield Finding(
+            "warning",
+            f"modules in plain containers: {_some(loose)}; their weights are in no checkpoint and eval() does not reach "
+            "them. Use ModuleList or ModuleDict",
+        )
+
+
+def _non_finite(module: torch.nn.Module) -> Iterator[Finding]:
+    found = []
+    for name, tensor in module.named_parameters():
+        found.append((name, _count_bad(tensor, infinite=True)))
+    for name, tensor in module.named_buffers():
+        # Masks are buffers of -inf on purpose; statistics never are.
+        found.append((name, _count_bad(tensor, infinite=name.rpartition(".")[2] in ("running_mean", "running_var"))))
+    names = [f"{name} ({count})" for name, count in found if count]
+    if names:
+        yield Finding("warning", f"weights with values that are not finite, and how many: {_some(names)}")
+
+
+def _count_bad(tensor: Tensor, *, infinite: bool) -> int:
+    floating = tensor.is_floating_point() or tensor.is_complex()
+    if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.is_quantized or not floating:
+        return 0
+    values = tensor.detach()
+    if values.layout is not torch.strided:
+        values = values.to_dense()
+    if values.is_floating_point() and values.element_size() == 1:
+        values = values.float()  # float8 has no isnan
+    bad = ~values.isfinite() if infinite else values.isnan()
+    return int(bad.sum())
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_LISTED])
+    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"

@@ -1,0 +1,76 @@
+"""Entry points, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from bisect_tool.cli.run import run
+from bisect_tool.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    BisectError,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bisect-divergence")
+def tool() -> None:
+    """Everything around bisect-divergence; `run` is the same command."""
+
+
+tool.add_command(run, "run")
+
+
+def bisect_divergence() -> None:
+    """Console script ``bisect-divergence``."""
+    sys.exit(execute(run, "bisect-divergence", sys.argv[1:]))
+
+
+def bisect_tool() -> None:
+    """Console script ``bisect-tool``."""
+    sys.exit(execute(tool, "bisect-tool", sys.argv[1:]))
+
+
+def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:
+    """Runs a command and returns the process' exit code.
+
+    click exits 1 on Ctrl-C and on a closed pipe, and Python exits 1 on an uncaught exception; all three would read as
+    "divergence", so that none of them is left to click.
+    """
+    try:
+        code = command.main(args=list(arguments), prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BisectError as error:
+        print_error(error)
+        return error.exit_code
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; no report was written", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except Exception:
+        traceback.print_exc()
+        click.echo("internal error: this is a fault of the tool, not of your model; please report it", err=True)
+        return EXIT_INTERNAL
+
+
+def print_error(error: BisectError) -> None:
+    """What is wrong, and the remedy, on stderr."""
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"{click.style('help', fg='cyan', bold=True)}: {error.hint}", err=True)

@@ -1,0 +1,293 @@
+"""``bisect-divergence MODEL [CKPT] --input SAMPLE``: the main job."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bisect_tool.cli.settings import parse_size, read_case_file
+from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
+
+if TYPE_CHECKING:
+    from bisect_tool.backends.samples import Sample
+    from bisect_tool.pipeline import LoadedCase, Options
+    from bisect_tool.records import Report
+
+_EXIT = {"agrees": EXIT_AGREES, "diverges": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
+
+_DEFAULTS: Mapping[str, Any] = {
+    "exporter": "dynamo",
+    "constant_folding": True,
+    "level": "leaf",
+    "memory_budget": "2GiB",
+    "min_coverage": 0.9,
+    "threads": 0,
+    "inputs": (),
+    "groups": (),
+    "stages": (),
+    "allow_pickle": False,
+    "allow_missing": False,
+    "allow_unexpected": False,
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("model", required=False)
+@click.argument("checkpoint", required=False, type=click.Path())
+@click.option("--input", "inputs", multiple=True, metavar="PATH", help="Sample: .pt .npz .npy .safetensors, or a folder.")
+@click.option("--onnx", type=click.Path(), help="ONNX file to judge; without it the model is exported.")
+@click.option("--config", type=click.Path(), help="Case file (TOML); the command line overrides it.")
+@click.option("--entry", metavar="NAME", help="Function, class or instance in MODEL [default: build_model].")
+@click.option("--entry-args", type=click.Path(), help="TOML or JSON file with arguments for the entry.")
+@click.option("--preprocess", metavar="MODULE:FUNCTION", help="Makes the sample from --raw.")
+@click.option("--raw", type=click.Path(), help="File given to --preprocess.")
+@click.option("--exporter", type=click.Choice(["dynamo", "torchscript"]), help="Which exporter [default: dynamo].")
+@click.option("--opset", type=int, help="Opset version [default: the exporter's].")
+@click.option("--constant-folding/--no-constant-folding", default=None, help="The exporter's graph optimisation.")
+@click.option("--keep-onnx", type=click.Path(), metavar="FILE", help="Leave the exported file here.")
+@click.option("--max-abs", type=float, help="Tolerance: largest absolute difference.")
+@click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol.")
+@click.option("--rtol", type=float, help="Tolerance as in allclose, together with --atol.")
+@click.option("--level", type=click.Choice(["op", "leaf", "container"]), help="Level of the stages [default: leaf].")
+@click.option("--stages", multiple=True, metavar="GLOB", help="Judge these stages only, as `backbone.blocks.*`.")
+@click.option("--group", "groups", multiple=True, metavar="GLOB", help="Also show these containers as one stage each.")
+@click.option("--all-stages", is_flag=True, help="Print every row of the stage table.")
+@click.option("--min-coverage", type=float, help="Share of stages that must be aligned [default: 0.9].")
+@click.option("--memory-budget", metavar="SIZE", help="Activations kept at once [default: 2GiB].")
+@click.option("--threads", type=click.IntRange(min=0), help="Threads of both sides; 0 is each library's default.")
+@click.option("--allow-pickle", is_flag=True, default=None, help="Load checkpoints and samples that run code.")
+@click.option("--allow-missing", is_flag=True, default=None, help="Accept a checkpoint without some of the keys.")
+@click.option("--allow-unexpected", is_flag=True, default=None, help="Accept a checkpoint with keys the model lacks.")
+@click.option("--name", help="Name of the case [default: the model file's].")
+@click.option("-o", "--output", type=click.Path(), metavar="DIR", help="Report folder [default: reports/NAME/TIME].")
+@click.option("--force", is_flag=True, help="Replace a report that is there.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
+@click.option("--exit-zero", is_flag=True, help="Exit 0 on divergence too.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@click.version_option(package_name="bisect-divergence")
+def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all_stages: bool, **given: Any) -> int:
+    """Find the first stage where an ONNX graph leaves its PyTorch model, and where the error is made.
+
+    MODEL is a Python file with build_model(), package.module:NAME, a TorchScript archive or a .pt2 program; CHECKPOINT
+    its weights. Exit codes: 0 agree, 1 divergence, 2 bad usage or unreadable input, 3 inconclusive.
+    """
+    settings = _settings(given)
+    say = _progress(quiet)
+    folders = _report_folder(settings, force)
+    reports: list[Report] = []
+    for report, folder in _run_samples(settings, folders, force, say):
+        reports.append(report)
+        if form == "text":
+            from bisect_tool.reporters.terminal import print_report
+
+            print_report(report, all_stages=all_stages, report_dir=folder)
+        if verbose:
+            for step, seconds in report.timings.items():
+                click.echo(f"{seconds:8.2f} s  {step}", err=True)
+    if form == "json":
+        _print_json(reports)
+    code = max((_EXIT[report.verdict.status] for report in reports), key=_severity)
+    return EXIT_AGREES if exit_zero and code == EXIT_DIVERGES else code
+
+
+def _severity(code: int) -> int:
+    return {EXIT_AGREES: 0, EXIT_INCONCLUSIVE: 1, EXIT_DIVERGES: 2}[code]
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Defaults, then the case file, then the command line."""
+    settings = {**dict.fromkeys(given), **_DEFAULTS}
+    if given["config"]:
+        settings.update(read_case_file(Path(given["config"])))
+    settings.update({key: value for key, value in given.items() if value is not None and value != ()})
+    tolerances = ("max_abs", "atol", "rtol")
+    if any(given[name] is not None for name in tolerances):
+        # A tolerance on the command line replaces the file's, not only the option of the same name.
+        settings.update({name: given[name] for name in tolerances})
+    if not settings["model"]:
+        raise BisectError("no model given", hint="bisect-divergence model.py ckpt.pth --input sample.pt")
+    if not settings["inputs"] and not settings["preprocess"]:
+        raise BisectError("no sample given", hint="--input sample.pt: the tensors that forward is called with")
+    if bool(settings["preprocess"]) != bool(settings["raw"]):
+        raise BisectError("--preprocess and --raw go together", hint="--preprocess module:function --raw FILE")
+    if settings["onnx"] and settings["keep_onnx"]:
+        raise BisectError("--keep-onnx keeps an export, and --onnx makes none", hint="give one of the two")
+    return settings
+
+
+def _progress(quiet: bool) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(click.style(f"· {text}", dim=True), err=True)
+
+    return say
+
+
+def _case_name(settings: Mapping[str, Any]) -> str:
+    if settings["name"]:
+        name = str(settings["name"])
+        if Path(name).name != name or name in (".", ".."):
+            raise BisectError(f"--name {name!r}: a name, not a path", hint="use -o DIR for another folder")
+        return name
+    path = Path(str(settings["model"]).partition(":")[0])
+    return path.parent.resolve().name if path.name == "model.py" else path.stem
+
+
+def _report_folder(settings: Mapping[str, Any], force: bool) -> Path:
+    from bisect_tool.store import check_report_folder
+
+    if settings["output"]:
+        folder = Path(settings["output"])
+    else:
+        base = Path("reports") / _case_name(settings)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        folder, number = base / stamp, 1
+        while folder.exists():
+            number += 1
+            folder = base / f"{stamp}-{number}"
+    # Told before the long run, not after it.
+    check_report_folder(folder, force=force)
+    return folder
+
+
+def _run_samples(
+    settings: Mapping[str, Any], folder: Path, force: bool, say: Callable[[str], None]
+) -> Any:
+    """Yields each sample's report and its folder; the model is loaded once, and exported once."""
+    import tempfile
+    from dataclasses import replace
+
+    from bisect_tool.backends.samples import bind_sample
+    from bisect_tool.pipeline import bisect
+
+    say("loading the model")
+    module, samples, description, notes = _load(settings)
+    options = _options(settings)
+    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as kept:
+        for number, sample in enumerate(samples):
+            bound = bind_sample(module, sample)
+            case = _case(settings, module, bound, description, notes)
+            if len(samples) > 1 and options.onnx is None and options.keep_onnx is None:
+                options = replace(options, keep_onnx=Path(kept) / "model.onnx")
+            report = bisect(case, options, say)
+            if options.onnx is None and len(samples) > 1:
+                options = replace(options, onnx=options.keep_onnx, keep_onnx=None)
+            target = folder if len(samples) == 1 else folder / f"{number:03d}-{Path(sample.source).stem}"
+            _write(report, target, force, say)
+            yield report, target
+
+
+def _load(settings: Mapping[str, Any]) -> tuple[Any, list[Sample], dict[str, Any], tuple[str, ...]]:
+    from bisect_tool.backends.checkpoints import apply_checkpoint, load_checkpoint
+    from bisect_tool.backends.models import load_entry_args, load_model
+    from bisect_tool.backends.samples import load_samples, make_sample
+
+    arguments = load_entry_args(settings["entry_args"]) if settings["entry_args"] else None
+    if settings["threads"]:
+        import torch
+
+        torch.set_num_threads(settings["threads"])
+    loaded = load_model(settings["model"], settings["entry"], arguments)
+    notes: tuple[str, ...] = ()
+    if settings["checkpoint"]:
+        state = load_checkpoint(settings["checkpoint"], allow_pickle=settings["allow_pickle"])
+        notes += apply_checkpoint(
+            loaded.module,
+            state,
+            settings["checkpoint"],
+            allow_missing=settings["allow_missing"],
+            allow_unexpected=settings["allow_unexpected"],
+        )
+    else:
+        notes += ("no checkpoint given: the model runs with the weights that its entry gave it",)
+    if settings["preprocess"]:
+        samples = [make_sample(settings["preprocess"], settings["raw"])]
+    else:
+        samples = load_samples(settings["inputs"])
+    description = {
+        "model": str(settings["model"]),
+        "checkpoint": settings["checkpoint"] and str(settings["checkpoint"]),
+        "inputs": [str(path) for path in settings["inputs"]],
+        "onnx": settings["onnx"] and str(settings["onnx"]),
+        "command": shlex.join(["bisect-divergence", *sys.argv[1:]]),
+    }
+    return loaded.module, samples, description, notes
+
+
+def _case(
+    settings: Mapping[str, Any], module: Any, sample: Sample, description: Mapping[str, Any], notes: tuple[str, ...]
+) -> LoadedCase:
+    from bisect_tool.backends.preflight import preflight, set_eval
+    from bisect_tool.pipeline import LoadedCase
+
+    set_eval(module)
+    findings = preflight(module, sample.args, sample.kwargs)
+    errors = [finding.text for finding in findings if finding.severity == "error"]
+    if errors:
+        raise BisectError("; ".join(errors), hint="see the preflight rules in docs/inputs.md")
+    warnings = tuple(finding.text for finding in findings)
+    return LoadedCase(
+        name=_case_name(settings),
+        module=module,
+        args=sample.args,
+        kwargs=sample.kwargs,
+        description={**description, "sample": sample.source},
+        notes=(*notes, *sample.notes, *warnings),
+    )
+
+
+def _options(settings: Mapping[str, Any]) -> Options:
+    from bisect_tool.backends.exporting import ExportSettings
+    from bisect_tool.pipeline import Options
+    from bisect_tool.tolerances import make_tolerance
+
+    if not 0 <= settings["min_coverage"] <= 1:
+        raise BisectError(f"--min-coverage {settings['min_coverage']}: a share from 0 to 1", hint="for example 0.9")
+    keep = Path(settings["keep_onnx"]) if settings["keep_onnx"] else None
+    if keep is not None and keep.exists():
+        raise BisectError(f"--keep-onnx {keep}: the file exists and is not overwritten", hint="choose another name")
+    return Options(
+        tolerance=make_tolerance(settings["max_abs"], settings["atol"], settings["rtol"]),
+        onnx=Path(settings["onnx"]) if settings["onnx"] else None,
+        export=ExportSettings(settings["exporter"], settings["opset"], settings["constant_folding"]),
+        keep_onnx=keep,
+        level=settings["level"],
+        stages=tuple(settings["stages"]),
+        groups=tuple(settings["groups"]),
+        memory_budget=parse_size(str(settings["memory_budget"])),
+        min_coverage=settings["min_coverage"],
+        threads=settings["threads"],
+    )
+
+
+def _write(report: Report, folder: Path, force: bool, say: Callable[[str], None]) -> None:
+    from bisect_tool.reporters import csv_table, html, plots
+    from bisect_tool.store import write_report_folder
+
+    say("writing the report")
+    light = plots.svg(report)
+    files: dict[str, Any] = {
+        "stages.csv": csv_table.csv_text(report),
+        "amplification.png": plots.png(report),
+        "amplification.svg": light,
+        "index.html": html.html_text(report, plot=(light, plots.svg(report, theme="dark"))),
+    }
+    write_report_folder(report, folder, force=force, files=files)
+
+
+def _print_json(reports: list[Report]) -> None:
+    import json
+
+    from bisect_tool.store import report_text, report_to_json
+
+    if len(reports) == 1:
+        click.echo(report_text(reports[0]))
+    else:
+        click.echo(json.dumps([report_to_json(report) for report in reports], indent=2, allow_nan=False))

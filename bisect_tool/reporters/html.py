@@ -1,0 +1,146 @@
+"""``index.html``: the whole report on one page that needs no network, no server and no JavaScript.
+
+The template escapes everything. Plots are images in data URIs, in which nothing can run, and the page's content
+security policy allows its own script and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bisect_tool.records import Comparison, Report, StageRow
+from bisect_tool.reporters import common
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
+    """The content of ``index.html``.
+
+    Args:
+        report: what to show.
+        plot: the plot as SVG, for light and for dark screens; drawn here if not given.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    if plot is None:
+        from bisect_tool.reporters import plots
+
+        plot = (plots.svg(report), plots.svg(report, theme="dark"))
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    helpers = ("sci", "ratio", "shape_text", "names_text", "index_text", "source_text", "noise_text", "printable")
+    environment.filters.update({name: getattr(common, name) for name in helpers})
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    config = common.main_config(report)
+    page = environment.get_template("report.html.j2").render(
+        report=report,
+        verdict=report.verdict,
+        script=script,
+        script_hash=_sha256(script),
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        plots={"light": _data_uri(plot[0]), "dark": _data_uri(plot[1])},
+        plot_text=_plot_text(report, config),
+        statuses=common.STATUSES,
+        judgements=common.JUDGEMENTS,
+        main_config=config,
+        alignment_text=common.alignment_text(report.alignment),
+        tolerance_text=common.tolerance_text(report.tolerance),
+        command=common.command_text(report.case.get("command")),
+        configs=[
+            {
+                "run": run,
+                "worst": common.worst_row(report.stages, run.name),
+                "output": common.worst_output(run),
+                "effective": list(flat(run.effective)),
+            }
+            for run in report.configs
+        ],
+        rows={row.ref: row for row in report.stages},
+        table=list(_table(report)),
+        worst_element_lines=common.worst_element_lines,
+        case=list(flat(report.case)),
+        environment=list(flat(report.environment)),
+        absent=[item for item in report.alignment.unaligned if not item.in_graph],
+        lost=[item for item in report.alignment.unaligned if item.in_graph],
+    )
+    # lone surrogates (undecodable file names) have no UTF-8 form
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A free-form map as lines of name and value, inner maps by dotted names."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        elif key == "command":
+            yield f"{prefix}{key}", common.command_text(value)
+        else:
+            yield f"{prefix}{key}", common.source_text(value)
+
+
+def _table(report: Report) -> Iterator[dict[str, Any]]:
+    for row in report.stages:
+        for config, result in row.results.items() if row.results else [("", None)]:
+            yield {
+                "row": row,
+                "config": config,
+                "judgement": result.judgement if result else "not compared",
+                "problem": result.total.problem if result else None,
+                "first": bool(config) and row.ref == common.first_ref(report, config),
+                "origin": bool(config) and row.ref in common.origin_refs(report, config),
+                "numbers": _numbers(row, result),
+            }
+
+
+def _numbers(row: StageRow, result: Comparison | None) -> list[tuple[str, str]]:
+    """The cells with a number: what is shown, and what sorting reads."""
+    total = result.total if result else None
+    values = (
+        (total.max_abs if total else None, common.sci),
+        (total.mean_abs if total else None, common.sci),
+        (total.rel_l2 if total else None, common.sci),
+        (common.local_rel(result) if result else None, common.sci),
+        (result.growth if result else None, common.ratio),
+        (result.amplification if result else None, common.ratio),
+        (result.noise_ratio if result else None, common.ratio),
+        (total.sqnr_db if total else None, lambda value: common.ratio(value)),
+        (total.max_ulp if total else None, common.ratio),
+    )
+    return [(word(value), _sort_key(value)) for value, word in values]
+
+
+def _sort_key(value: float | None) -> str:
+    """What JavaScript's Number() reads; nothing for what is missing, which sorts last either way."""
+    if value is None or math.isnan(value):
+        return "" if value is None else "NaN"
+    return str(value) if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _plot_text(report: Report, config: str | None) -> str:
+    """The plot in words, for those who do not see it."""
+    worst = common.worst_row(common.stage_rows(report) or common.group_rows(report), config)
+    if worst is None or config is None:
+        return "Plot of the error by stage; no stage was compared."
+    largest = common.sci(worst.results[config].total.rel_l2)
+    text = f"Plot of the error by stage under {config}: relative L2 error is largest at {worst.ref}, {largest}."
+    first = common.first_ref(report, config)
+    return text + (f" The first stage over tolerance is {first}." if first else " No stage is marked as first.")
+
+
+def _data_uri(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

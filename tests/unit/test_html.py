@@ -1,0 +1,235 @@
+"""``index.html``: everything escaped, nothing loaded, and a table that is whole without JavaScript."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from report_samples import SAMPLES, SCRIPT, diverging, empty, healthy, hostile, long
+
+from bisect_tool.records import Report
+from bisect_tool.reporters.html import html_text
+
+VOID = {"meta", "link", "img", "source", "input", "br", "hr"}
+# Drawing takes most of the time, and only some tests look at the plot.
+NO_PLOT = ("<svg xmlns='http://www.w3.org/2000/svg'/>", "<svg xmlns='http://www.w3.org/2000/svg'/>")
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and text; an element that is not closed in order is an error."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str], list[str]]] = []
+        self.open: list[int] = []
+        self.feed(text)
+        self.close()
+        assert [] == self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(len(self.elements))
+        self.elements.append((tag, {name: value or "" for name, value in attrs}, []))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert tag == self.elements[self.open.pop()][0]
+
+    def handle_data(self, data: str) -> None:
+        for number in self.open:
+            self.elements[number][2].append(data)
+
+    def all(self, tag: str, **wanted: str) -> list[tuple[dict[str, str], str]]:
+        """Attributes and text of all elements of a kind with these attributes."""
+        return [
+            (attributes, " ".join(" ".join(text).split()))
+            for name, attributes, text in self.elements
+            if name == tag and all(attributes.get(key) == value for key, value in wanted.items())
+        ]
+
+
+def page(report: Report) -> Page:
+    return Page(html_text(report, plot=NO_PLOT))
+
+
+def table(report: Report) -> list[list[str]]:
+    """The cells of the stage table."""
+    text = html_text(report, plot=NO_PLOT)
+    [part] = re.findall(r'<table id="stages">.*?</table>', text, re.DOTALL)
+    rows = re.findall(r"<tr.*?</tr>", part, re.DOTALL)
+    cells = [re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[" ".join("".join(Page(cell).elements[0][2]).split()) for cell in row] for row in cells]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_page_is_well_formed(name: str) -> None:
+    """Every element is closed in order, identifiers are unique, and the page can be written as UTF-8."""
+    text = html_text(SAMPLES[name](), plot=NO_PLOT)
+    text.encode("utf-8")
+    assert text.startswith("<!doctype html>")
+    ids = [attributes["id"] for _, attributes, _ in Page(text).elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_name_is_escaped() -> None:
+    """A script in any name of the report is text: the page's only script is its own."""
+    text = html_text(hostile())
+    assert SCRIPT not in text
+    [(_, script)] = Page(text).all("script")
+    assert "alert" not in script
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert not [name for tag, attributes, _ in Page(text).elements for name in attributes if name.startswith("on")]
+
+
+def test_plots_are_embedded_and_escaped() -> None:
+    """Both plots are SVG in data URIs, well formed, for light and dark, without any script in them."""
+    parsed = Page(html_text(hostile()))
+    [(image, _)] = parsed.all("img")
+    [(source, _)] = parsed.all("source")
+    assert "screen and (prefers-color-scheme: dark)" == source["media"]
+    for uri in (image["src"], source["srcset"]):
+        kind, _, data = uri.partition(",")
+        assert "data:image/svg+xml;base64" == kind
+        tree = ElementTree.fromstring(base64.b64decode(data))
+        assert not [node for node in tree.iter() if node.tag.endswith("script")]
+        assert SCRIPT in ["".join(node.itertext()) for node in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert image["src"] != source["srcset"]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_nothing_is_loaded(name: str) -> None:
+    """The page refers to no address: nothing is fetched, with or without a network."""
+    text = html_text(SAMPLES[name](), plot=NO_PLOT)
+    assert not re.search(r"https?://|//[a-z]+\.[a-z]|@import|url\(", text)
+    for tag, attributes, _ in Page(text).elements:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "a")
+        for key in ("src", "srcset", "href", "action", "style"):
+            assert attributes.get(key, "data:").startswith("data:")
+
+
+def test_security_policy_allows_the_pages_own_script_only() -> None:
+    """The policy names the script's hash, so that no other script would run even if one got in."""
+    parsed = page(diverging())
+    [(policy, _)] = parsed.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    [script] = ["".join(text) for tag, _, text in parsed.elements if tag == "script"]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy["content"]
+    assert "default-src 'none'" in policy["content"]
+
+
+def test_verdict_comes_first() -> None:
+    """Verdict, plot, configurations and stages follow in this order."""
+    text = html_text(diverging(), plot=NO_PLOT)
+    places = [text.index(word) for word in ('class="verdict diverges"', "<figure>", ">Configurations<", 'id="stages"')]
+    assert sorted(places) == places
+    [(_, verdict)] = page(diverging()).all("section")
+    assert verdict.startswith("DIVERGES The divergence starts at layer3.upsample (Upsample)")
+    assert "BD103 resize-coordinates" in verdict
+    assert "tried: it removes the divergence" in verdict
+    assert "INCONCLUSIVE" in page(empty()).all("section")[0][1]
+    [(_, title)] = page(diverging()).all("title")
+    assert "DIVERGES: ckpt" == title
+
+
+def test_stage_table_is_complete_without_javascript() -> None:
+    """There is a row for each stage and configuration, with the same words as on the terminal."""
+    rows = table(diverging())
+    assert 1 + 19 == len(rows)
+    assert ["#", "stage", "judgement", "max abs", "mean abs", "rel-L2", "local", "growth", "amplification"] == rows[0][
+        :9
+    ]
+    [upsample] = [cells for cells in rows if cells[1].startswith("layer3.upsample first") and cells[14] == "ort-off"]
+    assert "layer3.upsample first over tolerance origin" == upsample[1]
+    assert ["6", "FAIL", "3.8e-01", "2.4e-02", "4.8e-02", "4.8e-02", "2.3e+05"] == [upsample[0], *upsample[2:8]]
+    [folded] = [cells for cells in rows if cells[1] == "stem.bn"]
+    assert ["n/c", "-"] == folded[2:4]
+    assert ["no stage was compared"] == table(empty())[1]
+
+
+def test_controls_need_javascript_and_are_hidden_without() -> None:
+    """The filter is hidden until the script shows it, and heads are plain text until it makes them buttons."""
+    parsed = page(diverging())
+    [(form, _)] = parsed.all("form")
+    assert "hidden" in form
+    assert [] == parsed.all("button")
+    [(_, script)] = parsed.all("script")
+    assert 'createElement("button")' in script
+    assert "aria-sort" in script
+    assert all(attributes["scope"] in ("col", "row") for attributes, _ in parsed.all("th"))
+    options = [attributes["value"] for attributes, _ in parsed.all("option") if "selected" in attributes]
+    assert ["ort-off"] == options
+
+
+def test_sort_keys_are_exact() -> None:
+    """Sorting reads full numbers; NaN and infinities have keys, and what is missing has none."""
+    keys = [attributes["data-key"] for attributes, _ in page(hostile()).all("td") if "data-key" in attributes]
+    assert {"NaN", "Infinity", "-Infinity", "", "1e-300"} <= set(keys)
+    for key in keys:
+        assert key in ("NaN", "Infinity", "-Infinity", "") or float(key) >= 0
+
+
+def test_unaligned_stages_have_their_reasons() -> None:
+    """Folded stages and those that were not found are listed apart, each with its reason."""
+    text = html_text(diverging(), plot=NO_PLOT)
+    lost, absent = text.index("Not found in the graph"), text.index("folded or fused away")
+    assert lost < text.index("two values of the graph match equally well") < absent
+    assert absent < text.index("folded into stem.conv by the exporter")
+    assert "Not compared" not in html_text(healthy(), plot=NO_PLOT)
+
+
+def test_alignment_evidence_is_there() -> None:
+    """Each pair is listed with how it was found, inside details that open without a script."""
+    [details, *_] = page(diverging()).all("details")
+    assert details[1].startswith("Alignment: 8 pairs and their evidence")
+    assert "layer3.upsample /layer3/upsample_output_0 scope, value same" in details[1]
+    assert "ONNX values that stand for no stage: /Shape_output_0" in details[1]
+
+
+def test_how_to_repeat_it() -> None:
+    """The command is given as a shell takes it, and the environment in full."""
+    parsed = page(diverging())
+    [(_, command)] = parsed.all("code")
+    assert "bisect-divergence model.py ckpt.pth --input 'sample file.pt'" == command
+    facts = dict(zip((text for _, text in parsed.all("dt")), (text for _, text in parsed.all("dd")), strict=True))
+    assert ("2.13.0", "2", "yes") == (facts["torch"], facts["cpu.cores"], facts["cpu.avx512"])
+    one = replace(diverging(), case={"command": "bisect-divergence 'a b.py'"})
+    assert [({}, "bisect-divergence 'a b.py'")] == page(one).all("code")
+
+
+def test_configurations_are_listed() -> None:
+    """Each configuration shows status, errors and whether it counts, and why it was skipped."""
+    text = " ".join(text for _, text in page(diverging()).all("tbody")[:1])
+    assert (
+        "ort-off DIVERGES 5.2e-02 5.2e-02 0 yes providers: CPUExecutionProvider nodes: 12 threads: 2 0.75 512" in text
+    )
+    assert "half-emulated DIVERGES - 6.1e-02 - explores only" in text
+    assert "ONNX Runtime offers no CUDAExecutionProvider on this machine skipped" in text
+
+
+def test_the_plot_is_described() -> None:
+    """Those who do not see the plot read what it shows."""
+    [(image, _)] = page(diverging()).all("img")
+    assert (
+        "Plot of the error by stage under ort-off: relative L2 error is largest at head.fc, 5.2e-02. "
+        "The first stage over tolerance is layer3.upsample."
+    ) == image["alt"]
+    assert "Plot of the error by stage; no stage was compared." == page(empty()).all("img")[0][0]["alt"]
+
+
+def test_themes_and_media() -> None:
+    """The page has a dark scheme, a print style and a phone's viewport."""
+    parsed = page(healthy())
+    [(_, style)] = parsed.all("style")
+    for media in ("prefers-color-scheme: dark", "@media print", "max-width: 36rem"):
+        assert media in style
+    assert "width=device-width, initial-scale=1" == parsed.all("meta", name="viewport")[0][0]["content"]
+    assert [{"lang": "en"}] == [attributes for attributes, _ in parsed.all("html")]
+
+
+def test_long_reports_are_complete() -> None:
+    """All 200 stages are in the table."""
+    assert 201 == len(table(long()))
