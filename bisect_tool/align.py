@@ -333,11 +333,17 @@ class _Matcher:
                 continue
             names = free.get((own.kind, own.size), [])
             for order, signature in permuted(value).items() if names else ():
-                hits = [n for n in names if n not in self.taken and distance(signature, self.onnx[n]) <= self.limit(value)]
+                hits = [
+                    n for n in names if n not in self.taken and distance(signature, self.onnx[n]) <= self.limit(value)
+                ]
                 scoped = [n for n in hits if self._same_scope(value, n)] or hits
                 if scoped:
                     chosen = max(scoped, key=lambda n: self.place[n])
-                    evidence = (self.value_evidence, "permuted", *(("scope",) if self._same_scope(value, chosen) else ()))
+                    evidence = (
+                        self.value_evidence,
+                        "permuted",
+                        *(("scope",) if self._same_scope(value, chosen) else ()),
+                    )
                     self.take(Match(value, chosen, evidence, True, order))
                     break
 

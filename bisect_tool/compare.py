@@ -19,17 +19,19 @@ Array = NDArray[Any]
 class Ledger:
     """What was measured, by lane and PyTorch value, while the tensors themselves come and go.
 
-    Lanes are names of runs; a forced run at another level is a lane of its own.
+    Lanes are names of runs; a forced run at another level is a lane of its own, and its chained values are those of the
+    configuration's lane: totals are taken in ``chained_lanes`` only.
     """
 
     tolerance: Tolerance
+    chained_lanes: Set[str]
     totals: dict[tuple[str, int], tuple[ErrorMetrics, Judgement]] = field(default_factory=dict)
     locals: dict[tuple[str, int], ErrorMetrics] = field(default_factory=dict)
     propagated: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def record(self, lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
         """Measures one pair; the arrays are not kept. All in PyTorch's shape."""
-        if chained is not None:
+        if chained is not None and lane in self.chained_lanes:
             self.totals[lane, value] = judge(expected, chained, self.tolerance)
         if forced is not None:
             self.locals[lane, value] = measure(expected, forced)
@@ -41,13 +43,18 @@ class Ledger:
         self.totals[lane, value] = judge(expected, None, self.tolerance)
 
     def _propagated(self, lane: str, value: int, expected: Array, chained: Array, forced: Array) -> float:
-        total, local = self.totals[lane, value][0], self.locals[lane, value]
-        if local.rel_l2 == 0:
-            return total.rel_l2
-        if total.problem or local.problem or kind_of(expected.dtype) != "float":
+        local = self.locals[lane, value]
+        if local.rel_l2 == 0 and (lane, value) in self.totals:
+            return self.totals[lane, value][0].rel_l2
+        if local.problem or chained.shape != expected.shape or kind_of(expected.dtype) != "float":
             return math.nan
         error, reference = difference_norms(expected, chained, forced)
         return error / reference if reference else (0.0 if error == 0 else math.inf)
+
+
+def hands_on(stage: Stage) -> bool:
+    """Whether a stage returns one of its inputs untouched, as dropout does in evaluation: it computes nothing."""
+    return stage.value in stage.inputs
 
 
 def stage_inputs(stage: Stage, parents: Mapping[int, tuple[int, ...]], known: Set[int]) -> tuple[int, ...]:
@@ -114,7 +121,7 @@ def compare_stage(
 
     local: ErrorMetrics | None = None
     propagated: float | None = None
-    if local_lane is not None and stage.alias_of is None:
+    if local_lane is not None and not hands_on(stage):
         local = ledger.locals.get((local_lane, stage.value))
         propagated = ledger.propagated.get((local_lane, stage.value))
     entering = input_error(inputs, error_of)

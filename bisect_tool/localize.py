@@ -37,9 +37,7 @@ def localize(rows: Sequence[StageRow], config: str) -> Localization:
     return Localization(
         first_over_tolerance=FirstOverTolerance(first.stage, first.call, first.output, config) if first else None,
         origins=tuple(_origin(row, config) for row in origins),
-        amplifiers=tuple(
-            row.ref for row, result in failing if row.index not in names and result.local is not None and not row.alias_of
-        ),
+        amplifiers=tuple(row.ref for row, result in failing if row.index not in names and result.local is not None),
     )
 
 
@@ -48,7 +46,7 @@ def _origins(
 ) -> list[StageRow]:
     if not failing:
         return []
-    measured = [(row, result) for row, result in found if result.local is not None and row.alias_of is None]
+    measured = [(row, result) for row, result in found if result.local is not None]
     scale = _noise_scale([_local(result) for row, result in measured if kind_of_name(row.dtype) == "float"])
     origins = [row for row, result in measured if _makes_error(row, result, scale)]
     if origins:

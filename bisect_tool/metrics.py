@@ -225,9 +225,7 @@ def _pass(expected: Array, actual: Array, work: np.dtype[Any], allclose: Toleran
     if _pool is None:
         _pool = ThreadPoolExecutor(threads, thread_name_prefix="metrics")
     bounds = [size * i // threads // CHUNK * CHUNK for i in range(threads)] + [size]
-    parts = _pool.map(
-        lambda i: _pass_range(expected, actual, bounds[i], bounds[i + 1], work, allclose), range(threads)
-    )
+    parts = _pool.map(lambda i: _pass_range(expected, actual, bounds[i], bounds[i + 1], work, allclose), range(threads))
     total = _Sums()
     for part in parts:
         total.add(part)

@@ -23,7 +23,7 @@ from bisect_tool.backends.onnx_program import OnnxProgram, ValueType, type_of_ar
 from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
 from bisect_tool.backends.stream import Lane, Stream
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
-from bisect_tool.compare import Ledger, compare_stage, stage_inputs
+from bisect_tool.compare import Ledger, compare_stage, hands_on, stage_inputs
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.globs import matches as glob_matches
@@ -48,7 +48,7 @@ from bisect_tool.records import (
     Verdict,
 )
 from bisect_tool.signatures import Signature, permuted_signatures, signature_of
-from bisect_tool.verdicts import summarize_verdict
+from bisect_tool.verdicts import kept_stages_line, summarize_verdict
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
@@ -57,7 +57,6 @@ MAX_ALIGNMENT_ROUNDS = 6
 """Forced passes at most while looking for the pairs behind broken stages; each one settles at least one stage."""
 
 MAIN = "main"
-GROUPS = "groups"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +147,35 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
         with program:
             comparison = _Bisection(case, options, program, step)
             try:
-                return comparison.report(timings)
+                report = comparison.report(timings)
             finally:
                 comparison.release()
+    folded = any(not stage.in_graph for stage in report.alignment.unaligned)
+    if options.onnx is None and report.verdict.status == "diverges" and folded and not options.export.keep_stages:
+        return _with_kept_stages(report, case, options, progress)
+    return report
+
+
+def _with_kept_stages(report: Report, case: LoadedCase, options: Options, progress: Progress) -> Report:
+    """Adds what an export with all stages kept apart shows: stages that the judged export folded, or that it agrees."""
+    progress("exporting once more, with stages kept apart, to localise")
+    settings = replace(options.export, keep_stages=True)
+    level = options.optimizations[0]
+    again = replace(options, export=settings, optimizations=(level,), observe=False, keep_onnx=None, min_coverage=0.0)
+    try:
+        kept = bisect(case, again, progress)
+    except BisectError as error:
+        note = f"the export with stages kept apart did not work: {error.message.splitlines()[0]}"
+        return replace(report, notes=(*report.notes, note))
+    name = "stages kept apart"
+    results = {row.ref: row.results[run.name] for run in kept.configs for row in kept.stages if run.name in row.results}
+    rows = tuple(
+        replace(row, results={**row.results, name: results[row.ref]}) if row.ref in results else row
+        for row in report.stages
+    )
+    run = replace(kept.configs[0], name=name, gating=False)
+    verdict = replace(report.verdict, summary=(*report.verdict.summary, kept_stages_line(kept.verdict)))
+    return replace(report, stages=rows, configs=(*report.configs, run), verdict=verdict)
 
 
 def _keep(path: Path, target: Path | None) -> None:
@@ -183,8 +208,8 @@ class _Bisection:
         self.onnx_signatures: dict[str, Signature] = {}
         self.types: dict[str, ValueType] = {}
         self.chained: dict[str, Array | None] = {}
-        self.ledger = Ledger(options.tolerance)
         self.configs = [self._pair(level) for level in options.optimizations]
+        self.ledger = Ledger(options.tolerance, {pair.name for pair in self.configs})
         self.untouched: dict[str, _Untouched] = {}
         self.observer: dict[str, float] = {}
         self._known: dict[tuple[Stage, ...], frozenset[int]] = {}
@@ -419,10 +444,11 @@ class _Bisection:
     # -- comparing ----------------------------------------------------------------------------------------------------
 
     def _compare(self, trace: TorchTrace, matches: Mapping[int, Match], selection: _Selection) -> None:
-        cuts = {v for v in (s.value for s in selection.judged) if v in matches}
-        cuts |= self._ancestors(trace, matches, selection.judged)
-        wanted = cuts | {v for v in (s.value for s in selection.groups) if v in matches}
-        wanted |= self._ancestors(trace, matches, selection.groups)
+        cuts = {v for v in (s.value for s in selection.outermost) if v in matches}
+        cuts |= self._ancestors(trace, matches, selection.outermost)
+        shown = (*selection.judged, *selection.groups)
+        wanted = cuts | {v for v in (s.value for s in shown) if v in matches}
+        wanted |= self._ancestors(trace, matches, shown)
         wanted |= {value for _, value in trace.outputs if value in matches}
         pairs = {matches[value].onnx: value for value in wanted}
         orders = _permutations(matches.values())
@@ -431,12 +457,13 @@ class _Bisection:
             first = pair is self.configs[0]
             forced = {matches[value].onnx for value in cuts} if first and self.options.forced else None
             lanes.append(self._lane(pair, pair.name, pairs, orders, forced, reuse=first))
-        if selection.groups and self.options.forced:
-            inner = {v for v in (s.value for s in selection.groups) if v in matches}
-            inner |= self._ancestors(trace, matches, selection.groups)
-            forced = {matches[value].onnx for value in inner}
-            group_pairs = {matches[value].onnx: value for value in inner}
-            lanes.append(self._lane(self.configs[0], GROUPS, group_pairs, orders, forced, reuse=True, chained=False))
+        for name, stages in selection.nested.items():
+            if self.options.forced:
+                inner = {v for v in (s.value for s in stages) if v in matches}
+                inner |= self._ancestors(trace, matches, stages)
+                forced = {matches[value].onnx for value in inner}
+                inner_pairs = {matches[value].onnx: value for value in inner}
+                lanes.append(self._lane(self.configs[0], name, inner_pairs, orders, forced, reuse=True))
         finals = {value: matches[value].onnx for _, value in trace.outputs if value in matches}
 
         def on_pair(lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
@@ -467,14 +494,9 @@ class _Bisection:
         forced: Set[str] | None,
         *,
         reuse: bool,
-        chained: bool = True,
     ) -> Lane:
         segments = self.program.segments(self._segment_budget(), forced or frozenset())
-        computed: Mapping[str, Array | None] | None = None
-        if not chained:
-            computed = {}
-        elif reuse and self.in_memory:
-            computed = self.chained
+        computed = self.chained if reuse and self.in_memory else None
         run = SegmentedRun(self.program, pair.actual, segments, set(pairs), forced, self.feeds, computed, self.types)
         return Lane(name, run, pairs, orders)
 
@@ -490,14 +512,18 @@ class _Bisection:
         rows: list[StageRow] = []
         by_value: dict[int, int] = {}
         shown = sorted([*selection.judged, *selection.outputs, *selection.groups], key=lambda s: s.order)
+        lanes = {s.ref: (name, stages) for name, stages in selection.nested.items() for s in stages}
+        groups = {stage.ref for stage in selection.groups}
+        judged = {stage.ref for stage in selection.judged}
         for stage in shown:
-            group = stage in selection.groups
-            known = self._known_values(trace, matches, selection.groups if group else selection.judged)
+            group = stage.ref in groups
+            lane, siblings = lanes.get(stage.ref, (MAIN, selection.outermost))
+            known = self._known_values(trace, matches, siblings)
             inputs = stage_inputs(stage, trace.parents, known | model_inputs)
             match = matches.get(stage.value)
             results = {}
             for pair in self.configs:
-                result = self._result(pair, stage, inputs, model_inputs, group)
+                result = self._result(pair, stage, inputs, model_inputs, lane)
                 if result is not None:
                     results[pair.name] = result
             cuts = {matches[v].onnx for v in known if v in matches}
@@ -515,8 +541,9 @@ class _Bisection:
                 inputs=tuple(by_value[v] for v in inputs if v in by_value),
                 alias_of=stage.alias_of,
                 onnx_value=match.onnx if match else None,
-                onnx_nodes=self.program.nodes_between(match.onnx, cuts) if match and not stage.alias_of else (),
+                onnx_nodes=self.program.nodes_between(match.onnx, cuts) if match and not hands_on(stage) else (),
                 results=results,
+                role="group" if group else "judged" if stage.ref in judged else "output",
             )
             rows.append(row)
             if not group:
@@ -532,11 +559,11 @@ class _Bisection:
         return self._known[stages]
 
     def _result(
-        self, pair: ConfigPair, stage: Stage, inputs: tuple[int, ...], model_inputs: Set[int], group: bool
+        self, pair: ConfigPair, stage: Stage, inputs: tuple[int, ...], model_inputs: Set[int], lane: str
     ) -> Comparison | None:
         local_lane = None
         if pair is self.configs[0] and self.options.forced:
-            local_lane = GROUPS if group else pair.name
+            local_lane = pair.name if lane == MAIN else lane
         return compare_stage(self.ledger, stage, pair.name, local_lane, inputs, model_inputs)
 
     def _config_run(self, pair: ConfigPair, trace: TorchTrace, matches: Mapping[int, Match]) -> ConfigRun:
@@ -577,11 +604,11 @@ class _Bisection:
         return tuple(results)
 
     def _verdict(self, rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Alignment) -> Verdict:
-        judged = [row for row in rows if row.results]
+        judged = [row for row in rows if row.results and row.role != "group"]
         found = Localization(None, (), ())
         for run in runs:
             if run.gating and run.status == "diverges":
-                found = localize([row for row in judged if row.level != "container" or row.stage == ""], run.name)
+                found = localize(judged, run.name)
                 if found.first_over_tolerance is not None:
                     break
         status: Status
@@ -605,9 +632,15 @@ class _Untouched:
 
 @dataclass(frozen=True, slots=True)
 class _Selection:
+    """Stages to show. One forced graph serves stages of which none lies inside another: forcing the inner ones would
+    make the outer one's local error nothing. ``nested`` holds the others, by the name of their own forced run.
+    """
+
     judged: tuple[Stage, ...]
     outputs: tuple[Stage, ...]
     groups: tuple[Stage, ...]
+    outermost: tuple[Stage, ...]
+    nested: Mapping[str, tuple[Stage, ...]]
 
 
 def _select(trace: TorchTrace, options: Options, matches: Mapping[int, Match]) -> _Selection:
@@ -618,12 +651,35 @@ def _select(trace: TorchTrace, options: Options, matches: Mapping[int, Match]) -
         judged = tuple(s for s in trace.stages if _at_level(s, options.level))
     if not judged:
         raise InconclusiveError(
-            f"the model has no stage at level {options.level}", hint="try --level leaf, or --level op for functional code"
+            f"the model has no stage at level {options.level}",
+            hint="try --level leaf, or --level op for functional code",
         )
     values = {stage.value for stage in judged}
     finals = {value for _, value in trace.outputs} - values
     outputs = tuple(s for s in trace.stages if s.ref.stage == "" and s.value in finals)
-    return _Selection(judged, outputs, _picked(trace, options.groups, "--group") if options.groups else ())
+    groups = _picked(trace, options.groups, "--group") if options.groups else ()
+    known = {stage.ref for stage in judged}
+    groups = tuple(stage for stage in groups if stage.ref not in known)
+    depths = _nesting(judged)
+    nested: dict[str, list[Stage]] = {}
+    for prefix, stages, depth_of in (("nested", judged, depths), ("groups", groups, _nesting(groups))):
+        for stage in stages:
+            depth = depth_of[stage.ref.stage]
+            if depth or prefix == "groups":
+                nested.setdefault(f"{prefix}{depth}", []).append(stage)
+    outermost = tuple(s for s in judged if not depths[s.ref.stage])
+    return _Selection(judged, outputs, groups, outermost, {name: tuple(stages) for name, stages in nested.items()})
+
+
+def _nesting(stages: Iterable[Stage]) -> dict[str, int]:
+    """How many of the other stages' paths each path lies inside."""
+    paths = {stage.ref.stage for stage in stages}
+    depths = {}
+    for path in paths:
+        parts = path.replace("/", ".").split(".")
+        outer = {".".join(parts[:i]) for i in range(1, len(parts))} | {""}
+        depths[path] = len(outer & (paths - {path}))
+    return depths
 
 
 def _permutations(matches: Iterable[Match]) -> dict[str, tuple[int, ...]]:

@@ -309,7 +309,9 @@ class Recorder:
     # -- values -------------------------------------------------------------------------------------------------------
 
     def _new_value(self, tensor, producer, kind, dynamic, view=False):
-        value = Value(len(self.trace.values), tuple(tensor.shape), dtype_name(tensor.dtype), producer, kind, dynamic, view)
+        value = Value(
+            len(self.trace.values), tuple(tensor.shape), dtype_name(tensor.dtype), producer, kind, dynamic, view
+        )
         self.trace.values.append(value)
         self._bind(tensor, value.id)
         return value
@@ -406,7 +408,14 @@ class Recorder:
         parent = self._stack[-1] if self._stack else -1
         trace = self.trace
         frame = Frame(
-            len(trace.frames), path, call, type(module).__name__, parent, self._leaf[id(module)], len(trace.ops), _source_line()
+            len(trace.frames),
+            path,
+            call,
+            type(module).__name__,
+            parent,
+            self._leaf[id(module)],
+            len(trace.ops),
+            _source_line(),
         )
         # Inside a leaf, operations belong to the leaf and are no stages of their own.
         frame.opaque = frame.leaf or (parent >= 0 and trace.frames[parent].opaque)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Level = Literal["op", "leaf", "container"]
+Role = Literal["judged", "output", "group"]
 Judgement = Literal["pass", "fail", "not compared"]
 Status = Literal["agrees", "diverges", "inconclusive"]
 ConfigStatus = Literal["agrees", "diverges", "perturbed", "skipped", "failed"]
@@ -285,7 +286,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
-    """One row of the stage table: a stage, its ONNX value, and the result of each configuration pair."""
+    """One row of the stage table: a stage, its ONNX value, and the result of each configuration pair.
+
+    ``role``: ``judged`` rows and ``output`` rows (outputs of the model that are no judged stage) count for the verdict,
+    ``group`` rows are containers shown beside them.
+    """
 
     index: int
     stage: str
@@ -302,6 +307,7 @@ class StageRow:
     onnx_value: str | None
     onnx_nodes: tuple[str, ...]
     results: Mapping[str, Comparison]
+    role: Role = "judged"
 
     @property
     def ref(self) -> StageRef:

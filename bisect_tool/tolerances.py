@@ -17,12 +17,16 @@ def make_tolerance(max_abs: float | None, atol: float | None, rtol: float | None
     """
     for name, limit in (("--max-abs", max_abs), ("--atol", atol), ("--rtol", rtol)):
         if limit is not None and not limit >= 0:
-            raise BisectError(f"{name} {limit}: a tolerance is a number not below zero", hint=f"for example {name} 0.01")
+            raise BisectError(
+                f"{name} {limit}: a tolerance is a number not below zero", hint=f"for example {name} 0.01"
+            )
     if max_abs is not None and (atol is not None or rtol is not None):
         raise BisectError("--max-abs and --atol/--rtol exclude each other", hint="give one of the two forms")
     if (atol is None) != (rtol is None):
         missing = "--rtol" if rtol is None else "--atol"
-        raise BisectError(f"--atol and --rtol go together, {missing} is missing", hint=f"add {missing} 0 to use one only")
+        raise BisectError(
+            f"--atol and --rtol go together, {missing} is missing", hint=f"add {missing} 0 to use one only"
+        )
     if max_abs is not None:
         return Tolerance("user", max_abs=max_abs)
     if atol is not None:

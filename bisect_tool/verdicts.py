@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bisect_tool.records import Alignment, ConfigRun, Localization, Origin, StageRow, Status
+from bisect_tool.records import Alignment, ConfigRun, Localization, Origin, StageRow, Status, Verdict
 
 
 def summarize_verdict(
@@ -38,8 +38,21 @@ def summarize_verdict(
         lines.append("no stage makes an error that stands out: small errors grow from stage to stage (see growth)")
     if found.amplifiers:
         count = len(found.amplifiers)
-        lines.append(f"{count} more {'stage is' if count == 1 else 'stages are'} over tolerance with errors handed on to them")
+        lines.append(
+            f"{count} more {'stage is' if count == 1 else 'stages are'} over tolerance with errors handed on to them"
+        )
     return tuple(lines)
+
+
+def kept_stages_line(kept: Verdict) -> str:
+    """What the export that keeps stages apart adds to a divergence of the default export."""
+    if kept.status == "agrees":
+        return "an export with stages kept apart agrees: the exporter's own optimisation makes the difference"
+    if kept.origins:
+        return "an export with stages kept apart makes it in: " + ", ".join(_made(o) for o in kept.origins[:5])
+    if kept.first_over_tolerance is not None:
+        return f"an export with stages kept apart is first over tolerance at {kept.first_over_tolerance.ref}"
+    return "an export with stages kept apart gave no answer"
 
 
 def _made(origin: Origin) -> str:

@@ -32,11 +32,14 @@ class ExportSettings:
         exporter: ``dynamo`` (through ``torch.export``) or ``torchscript``.
         opset: ``None`` for the exporter's own default.
         constant_folding: for ``dynamo`` this is all of its graph optimisation.
+        keep_stages: keep normalisations apart from the convolutions before them; not what gets deployed, but what shows
+            every stage.
     """
 
     exporter: Exporter = "dynamo"
     opset: int | None = None
     constant_folding: bool = True
+    keep_stages: bool = False
 
 
 def export_onnx(
@@ -74,7 +77,7 @@ def _export_dynamo(
         kwargs=kwargs or None,
         dynamo=True,
         opset_version=settings.opset,
-        optimize=settings.constant_folding,
+        optimize=settings.constant_folding and not settings.keep_stages,
         verbose=False,
     )
     assert program is not None
@@ -94,7 +97,9 @@ def _export_torchscript(
         str(path),
         dynamo=False,
         opset_version=settings.opset,
-        do_constant_folding=settings.constant_folding,
+        do_constant_folding=settings.constant_folding and not settings.keep_stages,
+        # In eval mode this exporter folds BatchNorm whatever is asked for; PRESERVE takes the module's mode and does not.
+        training=torch.onnx.TrainingMode.PRESERVE if settings.keep_stages else torch.onnx.TrainingMode.EVAL,
         input_names=names,
     )
 

@@ -86,7 +86,9 @@ class OnnxProgram:
         for node in self._nodes:
             self._values.update((value.name or "", value) for value in node.outputs)
         self.makers = {name: i for i, node in enumerate(self.graph.nodes) for name in node.outputs if name}
-        self._constant = {i for i, node in enumerate(self.graph.nodes) if node.op_type == "Constant" and not node.domain}
+        self._constant = {
+            i for i, node in enumerate(self.graph.nodes) if node.op_type == "Constant" and not node.domain
+        }
 
     def __enter__(self) -> OnnxProgram:
         return self
@@ -218,7 +220,9 @@ class OnnxProgram:
             value = made[name]
             if not value.uses():
                 continue
-            given = ir.Value(name=name + GIVEN, type=ir.TensorType(types[name].dtype), shape=ir.Shape(types[name].shape))
+            given = ir.Value(
+                name=name + GIVEN, type=ir.TensorType(types[name].dtype), shape=ir.Shape(types[name].shape)
+            )
             for user, place in list(value.uses()):
                 user.replace_input_with(place, given)
             cut.inputs.append(given)

@@ -72,7 +72,9 @@ def _reason(error: BaseException) -> str:
     return text[:300]
 
 
-def run_session(session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Array]) -> list[Array | None]:
+def run_session(
+    session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Array]
+) -> list[Array | None]:
     """Runs a session on CPU arrays. ``None`` stands for an output that ONNX Runtime gave nothing for.
 
     Raises:

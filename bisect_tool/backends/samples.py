@@ -54,6 +54,28 @@ def load_samples(paths: Sequence[str]) -> list[Sample]:
     return [_load(file) for path in paths for file in _files(path)]
 
 
+def sample_of(content: Any, source: str) -> Sample:
+    """A sample from an object in memory, in any of the forms that a file may hold; numpy arrays become tensors.
+
+    Raises:
+        BisectError: it is of another form, or holds no tensor.
+    """
+    args, kwargs = _from_object(_tensors_of(content, source), Path(source))
+    if not flatten_tensors([args, kwargs]):
+        raise BisectError(f"sample {source} holds no tensor", hint=f"make {_FORMS}")
+    return Sample(args, kwargs, source)
+
+
+def _tensors_of(content: Any, source: str) -> Any:
+    if isinstance(content, np.ndarray):
+        return _to_tensor(content, f"sample {source}")
+    if isinstance(content, Mapping):
+        return {key: _tensors_of(value, source) for key, value in content.items()}
+    if type(content) in (tuple, list):
+        return type(content)(_tensors_of(value, source) for value in content)
+    return content
+
+
 def _files(path: str) -> list[Path]:
     folder = Path(path)
     if not folder.is_dir():

@@ -180,9 +180,7 @@ class _Stages:
         alias: StageRef | None = first
         if first is None and value in {v for _, v in self.trace.inputs}:
             alias = StageRef("(input)", 0, next(k for k, v in self.trace.inputs if v == value))
-        self.found.append(
-            Stage(ref, level, type_name, source, known.shape, known.dtype, value, inputs, order, alias)
-        )
+        self.found.append(Stage(ref, level, type_name, source, known.shape, known.dtype, value, inputs, order, alias))
         self.by_value.setdefault(value, ref)
 
 

@@ -40,7 +40,9 @@ _DEFAULTS: Mapping[str, Any] = {
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("model", required=False)
 @click.argument("checkpoint", required=False, type=click.Path())
-@click.option("--input", "inputs", multiple=True, metavar="PATH", help="Sample: .pt .npz .npy .safetensors, or a folder.")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="PATH", help="Sample: .pt .npz .npy .safetensors, or a folder."
+)
 @click.option("--onnx", type=click.Path(), help="ONNX file to judge; without it the model is exported.")
 @click.option("--config", type=click.Path(), help="Case file (TOML); the command line overrides it.")
 @click.option("--entry", metavar="NAME", help="Function, class or instance in MODEL [default: build_model].")
@@ -157,9 +159,7 @@ def _report_folder(settings: Mapping[str, Any], force: bool) -> Path:
     return folder
 
 
-def _run_samples(
-    settings: Mapping[str, Any], folder: Path, force: bool, say: Callable[[str], None]
-) -> Any:
+def _run_samples(settings: Mapping[str, Any], folder: Path, force: bool, say: Callable[[str], None]) -> Any:
     """Yields each sample's report and its folder; the model is loaded once, and exported once."""
     import tempfile
     from dataclasses import replace
@@ -187,7 +187,8 @@ def _run_samples(
 def _load(settings: Mapping[str, Any]) -> tuple[Any, list[Sample], dict[str, Any], tuple[str, ...]]:
     from bisect_tool.backends.checkpoints import apply_checkpoint, load_checkpoint
     from bisect_tool.backends.models import load_entry_args, load_model
-    from bisect_tool.backends.samples import load_samples, make_sample
+    from bisect_tool.backends.preprocess import make_sample
+    from bisect_tool.backends.samples import load_samples
 
     arguments = load_entry_args(settings["entry_args"]) if settings["entry_args"] else None
     if settings["threads"]:
@@ -224,10 +225,11 @@ def _load(settings: Mapping[str, Any]) -> tuple[Any, list[Sample], dict[str, Any
 def _case(
     settings: Mapping[str, Any], module: Any, sample: Sample, description: Mapping[str, Any], notes: tuple[str, ...]
 ) -> LoadedCase:
-    from bisect_tool.backends.preflight import preflight, set_eval
+    from bisect_tool.backends.models import to_eval
+    from bisect_tool.backends.preflight import preflight
     from bisect_tool.pipeline import LoadedCase
 
-    set_eval(module)
+    to_eval(module)
     findings = preflight(module, sample.args, sample.kwargs)
     errors = [finding.text for finding in findings if finding.severity == "error"]
     if errors:

@@ -47,13 +47,18 @@ def main_config(report: Report) -> str | None:
 
 
 def stage_rows(report: Report) -> tuple[StageRow, ...]:
-    """The rows of the stage table proper: everything below containers."""
-    return tuple(row for row in report.stages if row.level != "container")
+    """The rows of the stage table proper, those that count for the verdict."""
+    return tuple(row for row in report.stages if row.role != "group")
 
 
 def group_rows(report: Report) -> tuple[StageRow, ...]:
-    """Containers that the user asked for."""
-    return tuple(row for row in report.stages if row.level == "container")
+    """Containers that the user asked for beside the stages."""
+    return tuple(row for row in report.stages if row.role == "group")
+
+
+def rows_by_ref(report: Report) -> dict[StageRef, StageRow]:
+    """Rows by name; where a container is a group and counts as well, the row that counts."""
+    return {row.ref: row for row in (*group_rows(report), *stage_rows(report))}
 
 
 def origin_refs(report: Report, config: str | None) -> frozenset[StageRef]:

@@ -60,13 +60,13 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         configs=[
             {
                 "run": run,
-                "worst": common.worst_row(report.stages, run.name),
+                "worst": common.worst_row(common.stage_rows(report), run.name),
                 "output": common.worst_output(run),
                 "effective": list(flat(run.effective)),
             }
             for run in report.configs
         ],
-        rows={row.ref: row for row in report.stages},
+        rows=common.rows_by_ref(report),
         table=list(_table(report)),
         worst_element_lines=common.worst_element_lines,
         case=list(flat(report.case)),

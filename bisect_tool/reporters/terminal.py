@@ -107,7 +107,7 @@ def _configs(page: Page, report: Report) -> None:
 
 
 def _config_row(report: Report, config: ConfigRun) -> Row:
-    worst = common.worst_row(report.stages, config.name)
+    worst = common.worst_row(common.stage_rows(report), config.name)
     output = common.worst_output(config)
     cells = (
         config.name + ("" if config.gating else " *"),
@@ -288,7 +288,7 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
     page.prose(lines[0], label=label)
     for line in lines[1:]:
         page.prose(line, indent=" " * len(label[0]))
-    rows = {row.ref: row for row in report.stages}
+    rows = common.rows_by_ref(report)
     here = [origin for origin in verdict.origins if origin.config == config]
     shown = {origin.ref for origin in here}
     first = verdict.first_over_tolerance

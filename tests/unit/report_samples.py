@@ -13,11 +13,13 @@ from bisect_tool.records import (
     ErrorMetrics,
     FirstOverTolerance,
     Judgement,
+    Level,
     NumericConfig,
     Origin,
     OutputResult,
     Pair,
     Report,
+    Role,
     RuledOut,
     StageRef,
     StageRow,
@@ -106,10 +108,11 @@ def row(
     *,
     group: str = "",
     shape: tuple[int, ...] = (1, 64, 28, 28),
-    level: str = "leaf",
+    level: Level = "leaf",
     call: int = 0,
     output: int | str = 0,
     line: int | None = None,
+    role: Role = "judged",
 ) -> StageRow:
     """A row of the stage table, with names that follow from the stage's."""
     path = "/" + stage.replace(".", "/")
@@ -118,7 +121,7 @@ def row(
         stage=stage,
         call=call,
         output=output,
-        level=level,  # type: ignore[arg-type]
+        level=level,
         type=kind,
         source=f"model.py:{line or 20 + index}",
         shape=shape,
@@ -129,12 +132,13 @@ def row(
         onnx_value=f"{path}_output_0" if results else None,
         onnx_nodes=(f"{path}/{kind}",) if results else (),
         results=results,
+        role=role,
     )
 
 
 def alignment(rows: list[StageRow], unaligned: tuple[Unaligned, ...] = ()) -> Alignment:
     """An alignment of every row that was compared."""
-    leaves = [row for row in rows if row.level != "container"]
+    leaves = [row for row in rows if row.role != "group"]
     pairs = [Pair(row.ref, row.onnx_value, ("scope", "value")) for row in leaves if row.onnx_value is not None]
     lost = sum(item.in_graph for item in unaligned)
     total = len(pairs) + lost
@@ -210,8 +214,12 @@ def diverging() -> Report:
     rows.insert(2, row(8, "stem.bn", "BatchNorm2d", {}, group="stem"))
     rows[0], rows[-1] = replace(rows[0], shape=(1, 64, 112, 112)), replace(rows[-1], shape=(1, 1000))
     groups = [
-        row(9, "layer2", "Sequential", {"ort-off": comparison(2.1e-7, 2.0e-7, 1.2e-7)}, level="container"),
-        row(10, "layer3", "Sequential", {"ort-off": comparison(3.9e-2, 3.9e-2, 2.1e-7)}, level="container"),
+        row(
+            9, "layer2", "Sequential", {"ort-off": comparison(2.1e-7, 2.0e-7, 1.2e-7)}, level="container", role="group"
+        ),
+        row(
+            10, "layer3", "Sequential", {"ort-off": comparison(3.9e-2, 3.9e-2, 2.1e-7)}, level="container", role="group"
+        ),
     ]
     rows = [replace(item, index=index) for index, item in enumerate(rows)]
     upsample = rows[6] = replace(rows[6], source="model.py:41", onnx_nodes=("/layer3/upsample/Resize",))

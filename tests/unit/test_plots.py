@@ -8,18 +8,18 @@ import struct
 import warnings
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from typing import Any
 
 import matplotlib
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from report_samples import ORT_OFF, SAMPLES, SCRIPT, comparison, config_run, diverging, healthy, hostile, long, row
 
 from bisect_tool.records import Report, Tolerance
 from bisect_tool.reporters import plots
 
 
-def of(axes: Axes, label: str) -> Line2D:
+def of(axes: Axes, label: str) -> Any:
     """The line whose label begins so."""
     [line] = [line for line in axes.get_lines() if str(line.get_label()).startswith(label)]
     return line

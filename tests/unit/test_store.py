@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -151,7 +153,7 @@ def test_a_stage_named_nan_stays_a_name() -> None:
 
 def test_free_form_values_become_json() -> None:
     """Whatever the environment holds, the report can be written."""
-    environment = {
+    environment: dict[Any, Any] = {
         "path": pathlib.PurePosixPath("/a/b"),
         "size": np.int64(3),
         "scale": np.float32(0.5),
@@ -305,7 +307,7 @@ def test_interrupted_while_replacing(tmp_path: pathlib.Path, monkeypatch: pytest
     target = tmp_path / "r"
     old: dict[str, store.FileContent] = {"index.html": "old", "stages.csv": "old"}
     store.write_report_folder(healthy(), target, files=old)
-    real, moves = store.os.replace, 0
+    real, moves = os.replace, 0
 
     def replace(source: Any, destination: Any) -> None:
         nonlocal moves
@@ -314,7 +316,7 @@ def test_interrupted_while_replacing(tmp_path: pathlib.Path, monkeypatch: pytest
             raise KeyboardInterrupt
         real(source, destination)
 
-    monkeypatch.setattr(store.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         store.write_report_folder(
             diverging(), target, force=True, files={"index.html": "new", "amplification.svg": "n"}
@@ -328,13 +330,13 @@ def test_report_json_comes_last(tmp_path: pathlib.Path, monkeypatch: pytest.Monk
     """While files are exchanged the folder has no report.json, so that half a report never looks whole."""
     target = tmp_path / "r"
     store.write_report_folder(healthy(), target, files={"index.html": "old"})
-    real, seen = store.os.replace, []
+    real, seen = os.replace, []
 
     def replace(source: Any, destination: Any) -> None:
         real(source, destination)
         seen.append((target / "report.json").exists())
 
-    monkeypatch.setattr(store.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     store.write_report_folder(diverging(), target, force=True, files={"index.html": "new", "stages.csv": "new"})
     assert [False, False, False, False, True] == seen
 
@@ -392,3 +394,19 @@ def test_long_report_is_exact() -> None:
     """Two hundred stages come back number for number."""
     assert long().stages == store.report_from_json(strict_loads(store.report_text(long()))).stages
     assert dict(CASE) == store.report_from_json(strict_loads(store.report_text(long()))).case
+
+
+def test_documentation_names_every_key() -> None:
+    """``docs/report.md`` explains each key that the schema allows."""
+    document = pathlib.Path(store.__file__).parent.parent / "docs" / "report.md"
+    named = set(re.findall(r"`([a-z0-9_]+)(?:\[\])?`", document.read_text(encoding="utf-8")))
+
+    def keys(schema: Any) -> set[str]:
+        if isinstance(schema, list):
+            return {key for item in schema for key in keys(item)}
+        if not isinstance(schema, dict):
+            return set()
+        found = set(schema.get("properties", {})) if schema.get("type") == "object" else set()
+        return found.union(*(keys(value) for value in schema.values()))
+
+    assert set() == keys(SCHEMA) - named

@@ -153,6 +153,22 @@ def test_groups_come_first() -> None:
     assert "Stage groups" not in page(healthy())
 
 
+def test_roles_decide_about_the_tables() -> None:
+    """Containers that are judged, or are outputs of the model, stand among the stages; only groups stand apart."""
+    groups = [replace(row, level="container", role="judged") for row in healthy().stages]
+    groups[-1] = replace(groups[-1], role="output")
+    text = page(replace(healthy(), stages=tuple(groups)))
+    assert "Stage groups" not in text
+    assert 5 == len(table_lines(text))
+
+
+def test_groups_are_not_the_worst_stage() -> None:
+    """The worst stage of a configuration is one that counts."""
+    rows = [replace(row, role="group") if row.stage == "head.fc" else row for row in diverging().stages]
+    [line] = re.findall(r"^ort-off .*DIVERGES", page(replace(diverging(), stages=tuple(rows))), re.MULTILINE)
+    assert ["ort-off", "4.8e-02"] == line.split()[:2]
+
+
 def test_the_first_gating_config_that_diverges_is_shown() -> None:
     """Neither a configuration that agrees nor one that only explores is chosen while a gating one diverges."""
     rows = tuple(
