@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bisect_tool.backends.files import kind_of_file, nearest, read_torch, require_file, some, wrong_kind
 from bisect_tool.errors import BisectError
 
 WRAPPER_KEYS = (
@@ -57,65 +54,6 @@ def reason_of(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
-def existing_file(path: str | Path, what: str, option: str = "") -> Path:
-    """The path, if it is a readable, non-empty file.
-
-    Raises:
-        BisectError: it is missing, a folder, empty or unreadable.
-    """
-    file = Path(path)
-    check = f"check the path given to {option}" if option else "check the path"
-    try:
-        if file.is_dir():
-            raise BisectError(f"{what} {file} is a folder, not a file", hint="name the file in it")
-        if not file.exists():
-            raise BisectError(f"{what} {file} does not exist", hint=check)
-        with open(file, "rb") as stream:
-            if not stream.read(1):
-                raise BisectError(f"{what} {file} is empty", hint="the file was not written to its end: make it again")
-    except (OSError, ValueError) as error:
-        raise BisectError(f"{what} {file} cannot be read: {reason_of(error)}", hint=check) from error
-    return file
-
-
-def read_torch_file(file: Path, what: str, *, allow_pickle: bool, pickle_hint: str) -> Any:
-    """What ``torch.save`` wrote into a file, on the CPU.
-
-    Args:
-        file: an existing file.
-        what: what to call it in messages.
-        allow_pickle: unpickle anything, which runs code from the file.
-        pickle_hint: the remedy if the file wants that and may not.
-
-    Raises:
-        BisectError: the file is no such file, is damaged, or wants to be unpickled.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about how the file was written; it is not being written here
-            return torch.load(file, map_location="cpu", weights_only=not allow_pickle)
-    except Exception as error:  # damaged files raise nearly everything: KeyError, UnicodeDecodeError, MemoryError ...
-        if is_torchscript(file):
-            raise BisectError(
-                f"{what} {file} is a TorchScript archive, which is a whole model", hint="give it as MODEL instead"
-            ) from error
-        blocked = _blocked_global(error)
-        if blocked is not None and not allow_pickle:
-            raise BisectError(
-                f"{what} {file} holds Python objects ({blocked}), and reading those runs code from the file",
-                hint=pickle_hint,
-            ) from error
-        if isinstance(error, (ImportError, AttributeError)):
-            raise BisectError(
-                f"{what} {file} was pickled with code that is not importable here: {reason_of(error)}",
-                hint="run where that code can be imported, or save the state_dict() alone",
-            ) from error
-        raise BisectError(
-            f"{what} {file} cannot be read as a file of torch.save: {_without_advice(error)}",
-            hint="the file is damaged, cut short, or of another format",
-        ) from error
-
-
 def read_safetensors(file: Path, what: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name.
 
@@ -131,40 +69,6 @@ def read_safetensors(file: Path, what: str) -> dict[str, Tensor]:
             f"{what} {file} cannot be read as safetensors: {reason_of(error)}",
             hint="the file is damaged, cut short, or of another format",
         ) from error
-
-
-def is_torchscript(file: Path) -> bool:
-    """Whether the file is an archive of ``torch.jit.save``."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False
-
-
-def _blocked_global(error: BaseException) -> str | None:
-    """The class or function that the restricted unpickler refused; None if it failed for another reason."""
-    if not isinstance(error, pickle.UnpicklingError):
-        return None
-    text = str(error)
-    for pattern in (
-        r"GLOBAL ([\w.]+)",
-        r"[Cc]lass ([\w.]+)",
-        r"Trying to (?:load|call|instantiate)[^`']*[`']?([\w.]+)",
-    ):
-        found = re.search(pattern, text)
-        if found:
-            return found.group(1).rstrip(".")
-    return None
-
-
-def _without_advice(error: BaseException) -> str:
-    """The reason without torch's paragraph on ``weights_only``, which is not how this tool is told."""
-    text = str(error)
-    found = re.search(r"WeightsUnpickler error:\s*(.+)", text)
-    if found:
-        return f"{type(error).__name__}: {found.group(1).strip()}"
-    return reason_of(error)
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------
@@ -183,18 +87,16 @@ def load_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
     Raises:
         BisectError: the file cannot be read, wants to be unpickled, or holds no state dict.
     """
-    file = existing_file(path, "checkpoint")
-    if file.suffix == ".safetensors" or _looks_like_safetensors(file):
+    file = require_file(path, "checkpoint")
+    kind = kind_of_file(file)
+    if kind == "safetensors" or file.suffix == ".safetensors":
         state = read_safetensors(file, "checkpoint")
         if not state:
             raise BisectError(f"checkpoint {file} holds no tensors", hint="give the file with the model's weights")
         return Weights(state)
-    content = read_torch_file(
-        file,
-        "checkpoint",
-        allow_pickle=allow_pickle,
-        pickle_hint="if you trust the file, pass --allow-pickle (it runs code from the file); or save state_dict() alone",
-    )
+    if kind in ("torchscript", "exported"):
+        raise wrong_kind(file, kind, "checkpoint", "it holds a whole model: give it as MODEL")
+    content = read_torch(file, "checkpoint", allow_pickle=allow_pickle)
     found = _find_state(content, 2)
     if found is None:
         raise BisectError(
@@ -202,13 +104,6 @@ def load_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
             hint=f"save model.state_dict(), bare or under one of {', '.join(WRAPPER_KEYS)}",
         )
     return found
-
-
-def _looks_like_safetensors(file: Path) -> bool:
-    with open(file, "rb") as stream:
-        head = stream.read(9)
-    # Eight bytes with the length of a JSON header, then the header.
-    return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= file.stat().st_size - 8
 
 
 def _find_state(content: Any, depth: int) -> Weights | None:
@@ -251,7 +146,7 @@ def _describe(content: Any) -> str:
         return f"it is a {type(content).__name__}"
     if not content:
         return "it is an empty dictionary"
-    return f"found the keys {_some([f'{key} ({type(value).__name__})' for key, value in content.items()])}"
+    return f"found the keys {some([f'{key} ({type(value).__name__})' for key, value in content.items()])}"
 
 
 # -- applying ---------------------------------------------------------------------------------------------------------
@@ -313,9 +208,9 @@ def apply_checkpoint(
         show_unexpected = unexpected if nothing or not allow_unexpected else []
         raise _misfit(path, show_missing, show_unexpected, [], expected, nothing=nothing)
     if missing:
-        notes.append(f"{len(missing)} weights are not in {path} and keep their initial values: {_some(missing)}")
+        notes.append(f"{len(missing)} weights are not in {path} and keep their initial values: {some(missing)}")
     if unexpected:
-        notes.append(f"{len(unexpected)} keys of {path} are not in the model and were left out: {_some(unexpected)}")
+        notes.append(f"{len(unexpected)} keys of {path} are not in the model and were left out: {some(unexpected)}")
     notes += _conversions(renamed, expected, common)
     return tuple(notes)
 
@@ -428,12 +323,13 @@ def _misfit(
     start = "no key fits: " if nothing else ""
     lines = [f"checkpoint {path} does not fit the model: {start}{', '.join(counts)}"]
     if missing:
-        lines.append(f"  missing: {_some(_with_nearest(missing, unexpected))}")
+        lines.append(f"  missing: {some(_with_nearest(missing, unexpected))}")
     if unexpected:
         # Where keys are missing too, the likeliest reason is a new name for one of those.
-        lines.append(f"  unexpected: {_some(_with_nearest(unexpected, missing or list(expected)))}")
+        lines.append(f"  unexpected: {some(_with_nearest(unexpected, missing or list(expected)))}")
     if shapes:
-        lines.append(f"  shapes differ: {_some(shapes, '; ')}")
+        lines += [f"  shapes differ: {line}" for line in shapes[:_LISTED]]
+        lines += [f"  and {len(shapes) - _LISTED} more"] if len(shapes) > _LISTED else []
     hints = []
     if nothing or shapes:
         hints.append("build the model that the checkpoint was saved from (--entry, --entry-args)")
@@ -448,14 +344,9 @@ def _misfit(
 def _with_nearest(names: list[str], others: list[str]) -> list[str]:
     shown = []
     for place, name in enumerate(names):
-        near = difflib.get_close_matches(name, others, n=1, cutoff=0.6) if place < _LISTED else []
-        shown.append(f"{name} (near: {near[0]})" if near else name)
+        near = nearest(name, others) if place < _LISTED else None
+        shown.append(f"{name} (near: {near})" if near else name)
     return shown
-
-
-def _some(names: list[str], joint: str = ", ") -> str:
-    shown = joint.join(names[:_LISTED])
-    return shown if len(names) <= _LISTED else f"{shown}{joint}and {len(names) - _LISTED} more"
 
 
 def _torch_load_reason(error: BaseException) -> str:

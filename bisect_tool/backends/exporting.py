@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import io
 import logging
+import os
+import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import torch
 
@@ -50,22 +52,18 @@ def export_onnx(
     Raises:
         BisectError: the exporter failed; its reason is in the message, its whole output in a log file that is named.
     """
-    log = io.StringIO()
-    # Parameters without gradients: tracing records no autograd graph, and nothing of the model is changed for good.
-    frozen = [p for p in module.parameters() if p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        with _captured(log), _plain_outputs(module), torch.no_grad():
-            if settings.exporter == "dynamo":
-                _export_dynamo(module, args, kwargs, path, settings)
-            else:
-                _export_torchscript(module, args, kwargs, path, settings)
-    except Exception as error:  # exporters raise whatever they come across
-        raise _export_error(error, log, settings) from error
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        try:
+            # In the grad mode that users export in: without gradients nn.TransformerEncoder takes a path of its own,
+            # which one of the exporters does not know.
+            with _captured(log), _plain_outputs(module), torch.enable_grad():
+                if settings.exporter == "dynamo":
+                    _export_dynamo(module, args, kwargs, path, settings)
+                else:
+                    _export_torchscript(module, args, kwargs, path, settings)
+        except Exception as error:  # exporters raise whatever they come across
+            log.seek(0)
+            raise _export_error(error, log.read(), settings) from error
 
 
 def _export_dynamo(
@@ -160,7 +158,8 @@ def _is_plain(output: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _captured(log: io.StringIO) -> Iterator[None]:
+def _captured(log: TextIO) -> Iterator[None]:
+    """Sends to ``log`` what is printed, logged or warned, also from C++, which knows only file descriptors."""
     handler = logging.StreamHandler(log)
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch")]
     saved = [(logger, logger.propagate, logger.handlers[:]) for logger in loggers]
@@ -168,7 +167,12 @@ def _captured(log: io.StringIO) -> Iterator[None]:
         for logger in loggers:
             logger.handlers = [handler]
             logger.propagate = False
-        with warnings.catch_warnings(), contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+            _redirected_descriptors(log),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -177,13 +181,32 @@ def _captured(log: io.StringIO) -> Iterator[None]:
             logger.handlers = handlers
 
 
-def _export_error(error: Exception, log: io.StringIO, settings: ExportSettings) -> BisectError:
+@contextlib.contextmanager
+def _redirected_descriptors(log: TextIO) -> Iterator[None]:
+    copies = {}
+    for stream in (sys.__stdout__, sys.__stderr__):
+        try:
+            assert stream is not None
+            stream.flush()
+            copies[stream.fileno()] = os.dup(stream.fileno())
+        except (OSError, ValueError, AssertionError):  # a process without these streams has nothing to redirect
+            continue
+    try:
+        for number in copies:
+            os.dup2(log.fileno(), number)
+        yield
+    finally:
+        log.flush()
+        for number, copy in copies.items():
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def _export_error(error: Exception, log: str, settings: ExportSettings) -> BisectError:
     with tempfile.NamedTemporaryFile(
         "w", prefix="bisect-divergence-export-", suffix=".log", delete=False, encoding="utf-8"
     ) as file:
-        import traceback
-
-        file.write(log.getvalue())
+        file.write(log)
         file.write("\n")
         file.write("".join(traceback.format_exception(error)))
     cause: BaseException = error

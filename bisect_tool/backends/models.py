@@ -20,7 +20,8 @@ from typing import Any, Literal, cast
 
 import torch
 
-from bisect_tool.backends.checkpoints import existing_file, is_torchscript, reason_of
+from bisect_tool.backends.checkpoints import reason_of
+from bisect_tool.backends.files import USER_MODULE_PREFIX, kind_of_file, require_file, wrong_kind
 from bisect_tool.errors import BisectError
 
 if sys.version_info >= (3, 11):
@@ -30,7 +31,7 @@ else:
 
 Kind = Literal["python", "torchscript", "exported"]
 DEFAULT_ENTRY = "build_model"
-_BUILDER_NAME = re.compile(r"^(build|make|create|get|load)_?|model", re.IGNORECASE)
+_BUILDER_NAME = re.compile(r"^(build|make|create|get|load)(_|$)|^model$", re.IGNORECASE)
 _IMPORTABLE = re.compile(r"^[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*$")
 
 # Modules that were imported from a model's folder → that folder, so that the next model's `layers.py` is not taken
@@ -68,26 +69,29 @@ def load_model(model: str, entry: str | None = None, entry_args: Mapping[str, An
         BisectError: there is no such file or name, several could be meant, or the user's code raised.
     """
     path = Path(model)
-    if not path.exists() and _IMPORTABLE.match(model):
+    head, _, tail = model.rpartition(":")
+    if entry is None and tail and head.endswith(".py") and Path(head).is_file():
+        path, entry = Path(head), tail
+    elif not path.exists() and _IMPORTABLE.match(model):
         if entry is not None:
             raise BisectError(
                 f"MODEL {model} names its entry already; --entry {entry} is one too many", hint="drop --entry"
             )
         with _importing_from(Path.cwd()):
             return _load_importable(model, entry_args)
-    file = existing_file(path, "model")
+    file = require_file(path, "model")
     if file.suffix == ".py":
         return _load_file(file, entry, entry_args)
     if entry is not None or entry_args:
         option = "--entry" if entry is not None else "--entry-args"
         raise BisectError(f"{option} is for Python files; model {file} is none", hint=f"drop {option}")
-    if file.suffix == ".pt2":
+    kind = kind_of_file(file)
+    if kind == "exported":
         return LoadedModel(_load_exported(file), file.stem, file, "exported")
-    if is_torchscript(file):
+    if kind == "torchscript":
         return LoadedModel(_load_torchscript(file), file.stem, file, "torchscript")
-    raise BisectError(
-        f"model {file} is neither a Python file, a TorchScript archive nor a .pt2 program",
-        hint="MODEL is the model's code, model.py; a checkpoint with its weights comes second",
+    raise wrong_kind(
+        file, kind, "model", "MODEL is the model's code, model.py; a checkpoint of its weights comes second"
     )
 
 
@@ -97,7 +101,7 @@ def load_entry_args(path: str | Path) -> dict[str, Any]:
     Raises:
         BisectError: the file is missing, unreadable, or no table of names.
     """
-    file = existing_file(path, "--entry-args file", "--entry-args")
+    file = require_file(path, "--entry-args file")
     if file.suffix not in (".toml", ".json"):
         raise BisectError(f"--entry-args file {file} is neither .toml nor .json", hint="write it as one of the two")
     try:
@@ -194,10 +198,7 @@ def _load_importable(target: str, entry_args: Mapping[str, Any] | None) -> Loade
     try:
         namespace = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        missing = (
-            isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(error.name + ".")
-        )
-        if missing:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise BisectError(
                 f"module {module_name} of {target} cannot be found", hint="install it, or run where it can be imported"
             ) from error
@@ -236,7 +237,7 @@ def _offers(folder: Path, name: str) -> bool:
 def _execute(file: Path) -> ModuleType:
     stem = re.sub(r"\W", "_", file.stem)
     # The name must stay in sys.modules: torch.export imports a model's module again by name.
-    name = next(n for n in (f"user_model_{stem}_{i}" for i in itertools.count()) if n not in sys.modules)
+    name = next(n for n in (f"{USER_MODULE_PREFIX}{stem}_{i}" for i in itertools.count()) if n not in sys.modules)
     spec = importlib.util.spec_from_file_location(name, file.resolve())
     assert spec is not None and spec.loader is not None  # given for every .py path
     namespace = importlib.util.module_from_spec(spec)
@@ -261,28 +262,31 @@ def _default_entry(namespace: ModuleType, file: Path, entry_args: Mapping[str, A
     classes = _unique(
         {name: value for name, value in own.items() if isinstance(value, type) and issubclass(value, torch.nn.Module)}
     )
+    if classes:
+        # Beside classes, an instance without weights is an activation or a loss that they use.
+        instances = {name: value for name, value in instances.items() if next(value.parameters(), None) is not None}
     if len(instances) == 1:
         return next(iter(instances.items()))
-    # Of several classes one is the model and the others its parts; a guess could silently take a part.
-    if not instances and len(classes) == 1 and _missing_arguments(*classes.values(), entry_args or {}) == []:
-        return next(iter(classes.items()))
     builders = [name for name, value in own.items() if inspect.isfunction(value) and _BUILDER_NAME.search(name)]
     candidates = [*instances, *classes, *builders]
+    # Of several classes one is the model and the others its parts; a guess could silently take a part.
+    if len(candidates) == 1 and classes:
+        name, found = next(iter(classes.items()))
+        needs = _missing_arguments(found, entry_args or {})
+        if not needs:
+            return name, found
+        raise BisectError(
+            f"model {file} has no {DEFAULT_ENTRY}(), and its only class {name} needs arguments: {', '.join(needs)}",
+            hint=f"give them with --entry {name} --entry-args FILE, or define {DEFAULT_ENTRY}()",
+        )
     if not candidates:
         raise BisectError(
             f"model {file} has no entry: neither {DEFAULT_ENTRY}() nor a torch.nn.Module of its own",
             hint=f"define {DEFAULT_ENTRY}() that returns the model, or name what does with --entry NAME",
         )
-    if len(candidates) == 1 and classes:
-        name, found = next(iter(classes.items()))
-        needs = ", ".join(_missing_arguments(found, entry_args or {}) or [])
-        raise BisectError(
-            f"model {file} has no entry: no {DEFAULT_ENTRY}(), and its only class {name} needs arguments: {needs}",
-            hint=f"give them with --entry {name} --entry-args FILE, or define {DEFAULT_ENTRY}()",
-        )
-    found_text = "several candidates" if len(candidates) > 1 else "one candidate, which is not called unasked"
+    several = "several candidates" if len(candidates) > 1 else "no entry but a function that is not called unasked"
     raise BisectError(
-        f"model {file} has no {DEFAULT_ENTRY}() and {found_text}: {', '.join(candidates)}",
+        f"model {file} has no {DEFAULT_ENTRY}() and {several}: {', '.join(candidates)}",
         hint=f"pick one with --entry NAME, for example --entry {candidates[-1]}",
     )
 
@@ -391,6 +395,8 @@ def _code_error(what: str, error: BaseException, file: Path | None) -> BisectErr
     hint = "mend the model's code; it must import and build on its own, without command-line arguments"
     if isinstance(error, ModuleNotFoundError):
         hint = f"install {error.name}, or put it beside the model's file"
+    elif isinstance(error, ImportError) and "relative import" in str(error):
+        hint = "a file inside a package is named package.module:NAME, not by its path"
     return BisectError(f"{what}: {reason_of(error)}{where}", hint=hint)
 
 

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from bisect_tool.backends.checkpoints import reason_of
+from bisect_tool.backends.files import some
 from bisect_tool.backends.samples import describe_inputs
 from bisect_tool.errors import BisectError
 from bisect_tool.recorder import dtype_name, flatten_tensors
@@ -43,14 +44,9 @@ def preflight(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
     Returns:
         Errors first, each naming its modules or tensors; empty if all is well.
     """
-    weights = [*module.named_parameters(), *module.named_buffers()]
-    usable = [(name, tensor) for name, tensor in weights if not torch.nn.parameter.is_lazy(tensor)]
     attributes, loose = _plain_attributes(module)
-    inputs = _named_inputs(args, kwargs)
     findings = [
-        *_lazy(weights),
-        *_devices(usable, attributes, inputs),
-        *_dtypes(module, inputs),
+        *_unfit_tensors(module, attributes, args, kwargs),
         *_training(module),
         *_batch_statistics(module),
         *_unregistered(attributes, loose),
@@ -105,9 +101,10 @@ def _forward_hint(
     exc: BaseException, reason: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> str:
     text = reason.lower()
-    known = [finding.text for finding in preflight(module, args, kwargs) if finding.severity == "error"]
-    if known:
-        return known[0]
+    unfit = _unfit_tensors(module, _plain_attributes(module)[0], args, kwargs)
+    known = next((finding.text for finding in unfit if finding.severity == "error"), None)
+    if known is not None:
+        return known
     if isinstance(exc, NotImplementedError) and "forward" in text:
         return "the module has no forward(): name the model itself with --entry"
     if "out of memory" in text or isinstance(exc, MemoryError):
@@ -124,12 +121,25 @@ def _forward_hint(
 # -- weights and inputs -----------------------------------------------------------------------------------------------
 
 
+def _unfit_tensors(
+    module: torch.nn.Module,
+    attributes: Sequence[tuple[str, Tensor]],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Iterator[Finding]:
+    """What keeps the tensors of a run from being computed with one another."""
+    weights = [*module.named_parameters(), *module.named_buffers()]
+    usable = [(name, tensor) for name, tensor in weights if not torch.nn.parameter.is_lazy(tensor)]
+    inputs = _named_inputs(args, kwargs)
+    yield from _lazy(weights)
+    yield from _devices(usable, attributes, inputs)
+    yield from _dtypes(module, inputs)
+
+
 def _named_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
     found = []
-    for name, value in [
-        *((f"input {i}", v) for i, v in enumerate(args)),
-        *((f"input {k}", v) for k, v in kwargs.items()),
-    ]:
+    for label, value in [*enumerate(args), *kwargs.items()]:
+        name = f"input {label}"
         for key, tensor in flatten_tensors(value):
             found.append((name if isinstance(value, Tensor) else f"{name}.{key}", tensor))
     return found
@@ -140,7 +150,7 @@ def _lazy(weights: Sequence[tuple[str, Tensor]]) -> Iterator[Finding]:
     if names:
         yield Finding(
             "error",
-            f"weights without a shape yet: {_some(names)}; load a checkpoint, or run the model once in its build_model()",
+            f"weights without a shape yet: {some(names)}; load a checkpoint, or run the model once in build_model()",
         )
 
 
@@ -155,10 +165,10 @@ def _devices(
         if tensor.ndim or tensor.device.type != "cpu":
             by_device.setdefault(str(tensor.device), []).append(name)
     if len(by_device) > 1:
-        listed = "; ".join(f"{device}: {_some(names)}" for device, names in sorted(by_device.items()))
+        listed = "; ".join(f"{device}: {some(names)}" for device, names in sorted(by_device.items()))
         yield Finding("error", f"tensors lie on different devices ({listed}); move all of them to one")
     elif "meta" in by_device:
-        yield Finding("error", f"weights have no data (device meta): {_some(by_device['meta'])}; load a checkpoint")
+        yield Finding("error", f"weights have no data (device meta): {some(by_device['meta'])}; load a checkpoint")
 
 
 def _dtypes(module: torch.nn.Module, inputs: Sequence[tuple[str, Tensor]]) -> Iterator[Finding]:
@@ -181,21 +191,19 @@ def _dtypes(module: torch.nn.Module, inputs: Sequence[tuple[str, Tensor]]) -> It
 
 
 def _training(module: torch.nn.Module) -> Iterator[Finding]:
-    if isinstance(module, torch.fx.GraphModule) and not any(module.named_children()):
-        return  # its mode was fixed when it was traced; the flag says nothing
     training = [(path or "the model", child) for path, child in module.named_modules() if child.training]
     dropouts = [path for path, child in training if _is_dropout(child)]
     if dropouts:
         yield Finding(
             "warning",
-            f"dropout still active after eval(): {_some(dropouts)}; its outputs are random, so no two runs agree. "
+            f"dropout still active after eval(): {some(dropouts)}; its outputs are random, so no two runs agree. "
             "Let train() of the model reach them",
         )
     others = [path for path, child in training if not _is_dropout(child)]
     if others:
         yield Finding(
             "warning",
-            f"still in training mode after eval(): {_some(others)}; "
+            f"still in training mode after eval(): {some(others)}; "
             "the model's train() or eval() leaves them out, or something switched them back",
         )
 
@@ -213,7 +221,7 @@ def _batch_statistics(module: torch.nn.Module) -> Iterator[Finding]:
     if names:
         yield Finding(
             "warning",
-            f"batch normalization without running statistics: {_some(names)}; it uses those of the batch even in eval "
+            f"batch normalization without running statistics: {some(names)}; it uses those of the batch even in eval "
             "mode, so the result depends on the whole batch. Set track_running_stats=True unless that is meant",
         )
 
@@ -264,27 +272,27 @@ def _unregistered(attributes: Sequence[tuple[str, Tensor]], loose: Sequence[str]
         names = [f"{name} {dtype_name(tensor.dtype)}{list(tensor.shape)}" for name, tensor in attributes]
         yield Finding(
             "warning",
-            f"tensors that are neither parameters nor buffers: {_some(names)}; they are in no checkpoint and stay behind "
-            "when the model moves. Use register_buffer",
+            f"tensors that are neither parameters nor buffers: {some(names)}; they are in no checkpoint and stay "
+            "behind when the model moves. Use register_buffer",
         )
     if loose:
         yield Finding(
             "warning",
-            f"modules in plain containers: {_some(loose)}; their weights are in no checkpoint and eval() does not reach "
-            "them. Use ModuleList or ModuleDict",
+            f"modules in plain containers: {some(loose)}; their weights are in no checkpoint and eval() does not "
+            "reach them. Use ModuleList or ModuleDict",
         )
 
 
 def _non_finite(module: torch.nn.Module) -> Iterator[Finding]:
     found = []
-    for name, tensor in module.named_parameters():
-        found.append((name, _count_bad(tensor, infinite=True)))
-    for name, tensor in module.named_buffers():
+    for name, weight in module.named_parameters():
+        found.append((name, _count_bad(weight, infinite=True)))
+    for name, buffer in module.named_buffers():
         # Masks are buffers of -inf on purpose; statistics never are.
-        found.append((name, _count_bad(tensor, infinite=name.rpartition(".")[2] in ("running_mean", "running_var"))))
+        found.append((name, _count_bad(buffer, infinite=name.rpartition(".")[2] in ("running_mean", "running_var"))))
     names = [f"{name} ({count})" for name, count in found if count]
     if names:
-        yield Finding("warning", f"weights with values that are not finite, and how many: {_some(names)}")
+        yield Finding("warning", f"weights with values that are not finite, and how many: {some(names)}")
 
 
 def _count_bad(tensor: Tensor, *, infinite: bool) -> int:
@@ -298,8 +306,3 @@ def _count_bad(tensor: Tensor, *, infinite: bool) -> int:
         values = values.float()  # float8 has no isnan
     bad = ~values.isfinite() if infinite else values.isnan()
     return int(bad.sum())
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_LISTED])
-    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"

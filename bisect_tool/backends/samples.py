@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from bisect_tool.backends.checkpoints import existing_file, read_safetensors, read_torch_file, reason_of
+from bisect_tool.backends.checkpoints import read_safetensors, reason_of
+from bisect_tool.backends.files import kind_of_file, nearest, read_torch, require_file, wrong_kind
 from bisect_tool.errors import BisectError
 from bisect_tool.recorder import dtype_name, flatten_tensors
 
 SUFFIXES = (".pt", ".pth", ".npz", ".npy", ".safetensors")
 _FORMS = "a tensor, a tuple of tensors, a dictionary of keyword arguments, or {'args': ..., 'kwargs': ...}"
-_NUMBERED = re.compile(r"^arg?r?_(\d+)$")
+_NUMBERED = re.compile(r"^ar[gr]_(\d+)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,34 +81,40 @@ def _files(path: str) -> list[Path]:
     if not folder.is_dir():
         return [folder]
     try:
-        files = sorted(
-            f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file() and not f.name.startswith(".")
-        )
+        found = [f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file() and not f.name.startswith(".")]
     except OSError as error:
         raise BisectError(
-            f"sample folder {folder} cannot be read: {reason_of(error)}", hint="check its rights"
+            f"sample folder {folder} cannot be read: {reason_of(error)}", hint="check the path"
         ) from error
-    if not files:
+    if not found:
         raise BisectError(f"sample folder {folder} holds no sample", hint=f"samples end in {' '.join(SUFFIXES)}")
-    return files
+    return sorted(found)
 
 
 def _load(path: Path) -> Sample:
-    file = existing_file(path, "sample", "--input")
-    if file.suffix in (".pt", ".pth"):
-        content = read_torch_file(
-            file, "sample", allow_pickle=False, pickle_hint=f"save only tensors and plain containers: {_FORMS}"
-        )
-        args, kwargs = _from_object(content, file)
-    elif file.suffix in (".npz", ".npy"):
+    file = require_file(path, "sample")
+    kind = kind_of_file(file)
+    if kind in ("torch", "pickle"):
+        args, kwargs = _from_object(_read_torch(file), file)
+    elif kind in ("npz", "npy"):
         args, kwargs = _from_numpy(file)
-    elif file.suffix == ".safetensors":
+    elif kind == "safetensors" or file.suffix == ".safetensors":
         args, kwargs = _by_number(read_safetensors(file, "sample"), file)
     else:
-        raise BisectError(f"sample {file} is of no known kind", hint=f"samples end in {' '.join(SUFFIXES)}")
+        raise wrong_kind(file, kind, "sample", f"save {_FORMS} as {', '.join(SUFFIXES)}")
     if not flatten_tensors([args, kwargs]):
         raise BisectError(f"sample {file} holds no tensor", hint=f"save {_FORMS}")
     return Sample(args, kwargs, str(file))
+
+
+def _read_torch(file: Path) -> Any:
+    try:
+        return read_torch(file, "sample")
+    except BisectError as error:
+        if error.hint is None or "--allow-pickle" not in error.hint:
+            raise
+        # That option is for checkpoints: a sample never needs more than tensors.
+        raise BisectError(error.message, hint=f"save only tensors and plain containers: {_FORMS}") from error
 
 
 def _from_object(content: Any, file: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -143,24 +149,15 @@ def _from_call(content: Mapping[str, Any], file: Path) -> tuple[tuple[Any, ...],
 
 def _from_numpy(file: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except AttributeError:
-        # A bare array is no context manager, whatever the file is called.
-        arrays = {}
-    except TypeError:
-        arrays = {}
+        content: Any = np.load(file, allow_pickle=False)
+        if not isinstance(content, np.ndarray):
+            with content as archive:
+                content = {name: archive[name] for name in archive.files}
     except Exception as error:  # BadZipFile, ValueError, EOFError, zlib.error ...
-        raise _numpy_error(file, error) from error
-    if arrays:
-        return _by_number({name: _to_tensor(array, f"{name} in sample {file}") for name, array in arrays.items()}, file)
-    try:
-        content = np.load(file, allow_pickle=False)
-    except Exception as error:
         raise _numpy_error(file, error) from error
     if isinstance(content, np.ndarray):
         return (_to_tensor(content, f"sample {file}"),), {}
-    return (), {}
+    return _by_number({name: _to_tensor(array, f"{name} in sample {file}") for name, array in content.items()}, file)
 
 
 def _numpy_error(file: Path, error: Exception) -> BisectError:
@@ -258,12 +255,9 @@ def _describe(value: Any) -> str:
 
 def _forward_parameters(module: torch.nn.Module) -> list[inspect.Parameter] | None:
     """Parameters of ``forward`` without ``self``; None if they are unknown."""
-    # Scripted and exported modules have a forward(*args, **kwargs) at best.
-    if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
-        return None
     try:
         return list(inspect.signature(module.forward).parameters.values())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError):  # scripted modules have none
         return None
 
 
@@ -313,13 +307,11 @@ def _problem(parameters: Sequence[inspect.Parameter], sample: Sample) -> tuple[s
     missing = [p for p in _required(parameters) if p not in positional[:given] and p.name not in sample.kwargs]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         free = [p.name for p in missing] or named
-        near = difflib.get_close_matches(unknown[0], free, n=1, cutoff=0.4)
-        remedy = f"did you mean {near[0]}?" if near else "name the inputs as forward does, or save a tuple"
+        near = nearest(unknown[0], free)
+        remedy = f"did you mean {near}?" if near else "name the inputs as forward does, or save a tuple"
         return f"forward takes no {', '.join(unknown)}", remedy
     if missing:
         names = ", ".join(p.name for p in missing)
-        if len(sample.args) == len(missing) == 0:
-            return None
         return f"no input for {names}", f"add {names} to the sample"
     return None
 

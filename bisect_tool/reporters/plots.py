@@ -49,8 +49,9 @@ _STYLES: dict[Theme, _Style] = {
 
 @dataclass(frozen=True)
 class _Series:
-    """Values as an axis with a logarithm can show them: gaps, and marks for what has no place on it."""
+    """Values as an axis with a logarithm can show them: a curve, and marks for what has no place on it."""
 
+    places: list[int]
     line: list[float]
     zeros: list[int]
     beyond: list[int]
@@ -207,8 +208,7 @@ def _plot(
     name = label if legend else "_" + label
     shared: dict[str, Any] = {"color": color, "markersize": size, "zorder": 3}
     if not all(map(math.isnan, series.line)):
-        x = range(len(series.line))
-        axes.plot(x, series.line, marker=marker, linestyle=line, linewidth=1.4, label=name, **shared)
+        axes.plot(series.places, series.line, marker=marker, linestyle=line, linewidth=1.4, label=name, **shared)
     short = label.partition(":")[0]
     hollow = {**shared, "markersize": size + 2, "markerfacecolor": "none", "linestyle": "none", "zorder": 4}
     if series.zeros:
@@ -220,20 +220,26 @@ def _plot(
 
 
 def _series(values: Sequence[float | None]) -> _Series:
-    """Sort values into those with a place on the axis, zeros, and those beyond every scale; ``None`` is a gap."""
-    line, zeros, beyond = [], [], []
+    """Sort values into those with a place on the axis, zeros, and those beyond every scale.
+
+    The curve breaks at the latter two. It runs on over stages without a value: exporters fold many away.
+    """
+    places: list[int] = []
+    line: list[float] = []
+    zeros, beyond = [], []
     for index, value in enumerate(values):
-        shown = math.nan
         if value is None:
-            pass
-        elif not abs(value) < LARGEST:  # NaN as well
+            continue
+        shown = math.nan
+        if not abs(value) < LARGEST:  # NaN as well
             beyond.append(index)
         elif abs(value) < SMALLEST:
             zeros.append(index)
         else:
             shown = value
+        places.append(index)
         line.append(shown)
-    return _Series(line, zeros, beyond)
+    return _Series(places, line, zeros, beyond)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

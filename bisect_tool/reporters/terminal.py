@@ -134,7 +134,7 @@ def _stages(
     keep = range(len(rows)) if all_stages else _interesting(rows, config, first, _shown_origins(report, config))
     with_noise = any(r.noise_ratio is not None for row in rows if (r := _result(row, config)))
     columns = (
-        Column(""),
+        Column("  "),  # the marks; as wide without any, so that sub-headers stand over their rows
         Column("stage", minimum=22 if page.width < 100 else 36),
         Column("type", minimum=12, cut="end", drop=5),
         Column("shape", drop=4),
@@ -196,7 +196,8 @@ def _entries(
             left_out = []
         if row.group != group:
             group = row.group
-            yield Span(f"    {common.printable(group or '(model)')}")
+            if group:  # rows of the model itself stand where sub-headers do, and need none
+                yield Span(f"    {common.printable(group)}")
         yield _stage_row(row, _result(row, config), first, origins, with_noise)
     if left_out:
         yield Span(_left_out_text(left_out, config))
