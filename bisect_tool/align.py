@@ -354,33 +354,47 @@ class _Matcher:
                 buckets[signature.kind, signature.size].append((signature.norm, name))
         for bucket in buckets.values():
             bucket.sort()
-        result: dict[int, list[str]] = {}
+        found: dict[int, dict[str, float]] = {}
         for value in self.first_stage:
             wanted = self.torch.get(value)
             if wanted is None or value in self.matches or wanted.size == 0:
                 continue
-            names = self._near(value, wanted, buckets.get((wanted.kind, wanted.size), []))
+            near = self._near(value, wanted, buckets.get((wanted.kind, wanted.size), []))
+            if near:
+                found[value] = near
+        return self._nearest_on_both_sides(found)
+
+    def _nearest_on_both_sides(self, found: Mapping[int, Mapping[str, float]]) -> dict[int, list[str]]:
+        """Drops what is clearly further off than the best, seen from either side.
+
+        A fresh BatchNorm scales by 0.9995: the convolution before it is near the folded value too, but its norm is nearer.
+        """
+        best: dict[str, float] = {}
+        for near in found.values():
+            for name, apart in near.items():
+                best[name] = min(apart, best.get(name, math.inf))
+        result = {}
+        for value, near in found.items():
+            clear = max(min(near.values()) * _CLEARLY_NEARER, 1e-6)
+            names = [n for n, apart in near.items() if apart <= clear]
+            names = [n for n in names if near[n] <= max(best[n] * _CLEARLY_NEARER, 1e-6)]
             if names:
-                result[value] = names
+                result[value] = sorted(names, key=lambda n: self.place[n])
         return result
 
-    def _near(self, value: int, wanted: Signature, bucket: list[tuple[float, str]]) -> list[str]:
-        """Values of the bucket that agree. Norms are sorted, so that only neighbours are looked at."""
+    def _near(self, value: int, wanted: Signature, bucket: list[tuple[float, str]]) -> dict[str, float]:
+        """Values of the bucket that agree, and how far off. Norms are sorted: only neighbours are looked at."""
         limit = self.limit(value)
         width = 2 * limit * max(wanted.norm, 1e-30)
         low = bisect.bisect_left(bucket, (wanted.norm - width, ""))
-        found = []
-        for norm, name in bucket[low:]:
+        found = {}
+        for norm, name in itertools.islice(bucket, low, None):
             if norm > wanted.norm + width:
                 break
             apart = distance(wanted, self.onnx[name])
             if apart <= limit:
-                found.append((apart, name))
-        if not found:
-            return []
-        best = min(apart for apart, _ in found)
-        clear = max(best * _CLEARLY_NEARER, 1e-6)
-        return [name for apart, name in sorted(found, key=lambda f: self.place[f[1]]) if apart <= clear]
+                found[name] = apart
+        return found
 
     def _resolve(
         self, values: list[int], names: list[str], candidates: Mapping[int, list[str]]

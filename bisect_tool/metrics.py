@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from bisect_tool.records import ErrorMetrics, Judgement, Tolerance
 
 Array = NDArray[Any]
+_T = TypeVar("_T")
 
 CHUNK = 1 << 16
 """Elements a chunk: float32 operands, difference and one temporary (1 MiB) stay in a core's level-2 cache."""
@@ -147,17 +149,27 @@ def relative_difference(reference: Array, other: Array) -> float:
 
 
 def difference_norms(reference: Array, first: Array, second: Array) -> tuple[float, float]:
-    """``(||first - second||, ||reference||)`` over all elements, in float64; shapes must agree."""
-    squares, total = 0.0, 0.0
-    flat_reference, flat_first, flat_second = (np.ascontiguousarray(a).reshape(-1) for a in (reference, first, second))
-    for start in range(0, flat_reference.size, CHUNK):
-        part = slice(start, start + CHUNK)
+    """``(||first - second||, ||reference||)`` over all elements; three arrays of one shape, sums in float64."""
+    arrays = [np.ascontiguousarray(a).reshape(-1) for a in (reference, first, second)]
+    work = np.result_type(*(_work_dtype(a.dtype, a.dtype) for a in arrays))
+
+    def over(start: int, stop: int) -> tuple[float, float]:
+        squares, total = 0.0, 0.0
+        difference = np.empty(min(CHUNK, max(stop - start, 1)), work)
         with np.errstate(all="ignore"):
-            difference = flat_first[part].astype(np.float64) - flat_second[part].astype(np.float64)
-            chunk = flat_reference[part].astype(np.float64)
-        squares += float(np.dot(difference, difference))
-        total += float(np.dot(chunk, chunk))
-    return math.sqrt(squares), math.sqrt(total)
+            for at in range(start, stop, CHUNK):
+                r, a, b = (array[at : min(at + CHUNK, stop)].astype(work, copy=False) for array in arrays)
+                d = np.subtract(a, b, out=difference[: r.size])
+                part, whole = _dot(d, d), _dot(r, r)
+                if not 1e-30 < part < math.inf or not 1e-30 < whole < math.inf:
+                    # Out of float32's range for squares; zero may be an underflow too.
+                    d, r = d.astype(np.float64), r.astype(np.float64)
+                    part, whole = _dot(d, d), _dot(r, r)
+                squares, total = squares + part, total + whole
+        return squares, total
+
+    parts = _in_threads(over, arrays[0].size)
+    return math.sqrt(sum(p[0] for p in parts)), math.sqrt(sum(p[1] for p in parts))
 
 
 def _measure(expected: Array, actual: Array | None, allclose: Tolerance | None) -> tuple[ErrorMetrics, int]:
@@ -217,19 +229,22 @@ def _work_dtype(first: np.dtype[Any], second: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _pass(expected: Array, actual: Array, work: np.dtype[Any], allclose: Tolerance | None) -> _Sums:
-    size = expected.size
+    total = _Sums()
+    for part in _in_threads(lambda a, b: _pass_range(expected, actual, a, b, work, allclose), expected.size):
+        total.add(part)
+    return total
+
+
+def _in_threads(over: Callable[[int, int], _T], size: int) -> list[_T]:
+    """``over(start, stop)`` for stretches of whole chunks, in the order of the array."""
     threads = min(os.cpu_count() or 1, 8) if size >= THREADED_ABOVE else 1
     if threads == 1:
-        return _pass_range(expected, actual, 0, size, work, allclose)
+        return [over(0, size)]
     global _pool
     if _pool is None:
         _pool = ThreadPoolExecutor(threads, thread_name_prefix="metrics")
     bounds = [size * i // threads // CHUNK * CHUNK for i in range(threads)] + [size]
-    parts = _pool.map(lambda i: _pass_range(expected, actual, bounds[i], bounds[i + 1], work, allclose), range(threads))
-    total = _Sums()
-    for part in parts:
-        total.add(part)
-    return total
+    return list(_pool.map(over, bounds[:-1], bounds[1:]))
 
 
 def _pass_range(

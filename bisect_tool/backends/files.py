@@ -247,7 +247,7 @@ def _damaged(file: Path, role: str, error: Exception) -> BisectError:
 def _numpy_globals() -> list[Any]:
     # Taken from the objects themselves: the module was renamed in numpy 2, and files carry either name.
     array: Any = np.zeros(0).__reduce__()[0]
-    scalar: Any = np.float64(0).__reduce__()[0]  # type: ignore[no-untyped-call]
+    scalar: Any = np.float64(0).__reduce__()[0]
     found: list[Any] = [np.ndarray, np.dtype]
     for core in ("numpy._core.multiarray", "numpy.core.multiarray"):
         found += [(array, f"{core}._reconstruct"), (scalar, f"{core}.scalar")]
@@ -261,8 +261,8 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, name)
         except (ImportError, AttributeError):
             for known, loaded in list(sys.modules.items()):
-                if known.startswith(USER_MODULE_PREFIX) and hasattr(loaded, name):
-                    return getattr(loaded, name)
+                if known.startswith(USER_MODULE_PREFIX) and name in vars(loaded):
+                    return vars(loaded)[name]
             raise
 
 

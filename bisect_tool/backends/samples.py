@@ -210,7 +210,7 @@ def bind_sample(module: torch.nn.Module, sample: Sample) -> Sample:
     """Checks a sample against ``forward``'s signature, without running it.
 
     A bare dictionary for a ``forward(self, batch)`` becomes its one argument. Where the signature says nothing, as for
-    TorchScript archives and exported programs, everything is accepted.
+    TorchScript archives, everything is accepted.
 
     Returns:
         The sample as it is to be passed.
@@ -257,7 +257,7 @@ def _forward_parameters(module: torch.nn.Module) -> list[inspect.Parameter] | No
     """Parameters of ``forward`` without ``self``; None if they are unknown."""
     try:
         return list(inspect.signature(module.forward).parameters.values())
-    except (TypeError, ValueError):  # scripted modules have none
+    except (TypeError, ValueError):  # modules from TorchScript archives have none
         return None
 
 

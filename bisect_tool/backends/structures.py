@@ -28,7 +28,7 @@ def flatten_tensors(
 
     Returns:
         Key and tensor. The key is 0 for a bare tensor, the index in a flat tuple, the name in a flat mapping or
-        dataclass; deeper ones are joined with dots, ``0.hm``. Named tuples go by index, as exporters number their fields.
+        dataclass; deeper ones are joined with dots, ``0.hm``. Named tuples go by index: exporters number their fields.
         ``None`` keeps its place but is left out. Two places with equal keys are told apart by ``~1``, ``~2`` …
     """
     found: list[tuple[OutputKey, torch.Tensor]] = []

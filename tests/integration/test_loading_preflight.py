@@ -1,0 +1,204 @@
+"""What is found before a run, and what is said when forward raises."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bisect_tool.backends.preflight import Finding, explain_forward_error, preflight
+
+X = torch.ones(2, 3)
+
+
+def found(module: nn.Module, *args: Any, **kwargs: Any) -> list[Finding]:
+    return preflight(module.eval(), args, kwargs)
+
+
+def only(findings: list[Finding]) -> tuple[str, str]:
+    (finding,) = findings
+    return finding.severity, finding.text
+
+
+def test_sound_models_have_no_findings() -> None:
+    """Common layers, also recurrent and weight-normalized ones, which keep tensors of their own, raise no alarm."""
+    module = nn.Sequential(
+        nn.Linear(3, 4),
+        nn.BatchNorm1d(4),
+        nn.Dropout(),
+        nn.InstanceNorm1d(4),
+        nn.LSTM(4, 2),
+        nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
+        nn.MultiheadAttention(4, 2),
+    )
+    module.register_buffer("mask", torch.full((2, 2), float("-inf")))
+    assert found(module, X, torch.ones(1, dtype=torch.int64)) == []
+
+
+def test_modules_that_stay_in_training_mode_are_named() -> None:
+    """A train() that leaves a part out is noticed, and active dropout is told apart from the rest."""
+
+    class Stubborn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+            self.drop = nn.Dropout()
+
+        def train(self, mode: bool = True) -> Stubborn:
+            self.training = mode
+            return self
+
+    texts = [finding.text for finding in found(Stubborn(), X)]
+    assert any(text.startswith("dropout still active after eval(): drop;") for text in texts)
+    assert any(text.startswith("still in training mode after eval(): norm;") for text in texts)
+
+
+def test_batch_statistics_in_eval_mode_are_named() -> None:
+    """Batch normalization without running statistics is a warning; instance normalization is none."""
+    module = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.InstanceNorm1d(3))
+    severity, text = only(found(module, X))
+    assert severity == "warning"
+    assert "without running statistics: 0;" in text
+
+
+def test_mixed_devices_are_an_error_that_names_each() -> None:
+    """Parameters, plain attributes and inputs on other devices are listed under their device."""
+    module = nn.Sequential(nn.Linear(3, 3))
+    module[0].scale = torch.ones(3, device="meta")
+    findings = found(module, X)
+    assert findings[0].severity == "error"
+    assert "cpu: 0.weight, 0.bias, input 0" in findings[0].text
+    assert "meta: 0.scale" in findings[0].text
+
+
+def test_inputs_on_another_device_are_named_by_key() -> None:
+    """An input inside a dictionary has its key in the message."""
+    severity, text = only(found(nn.Linear(3, 3), batch={"points": X.to("meta")}))
+    assert severity == "error"
+    assert "meta: input batch.points" in text
+
+
+def test_weights_without_data_are_an_error() -> None:
+    """A model on the meta device, and one with lazy layers, cannot be run."""
+    with torch.device("meta"):
+        module = nn.Linear(3, 3)
+    assert "no data (device meta): weight, bias" in only(found(module))[1]
+    severity, text = only(found(nn.LazyLinear(3), X))
+    assert severity == "error"
+    assert "without a shape yet: weight, bias" in text
+
+
+def test_plain_tensor_attributes_are_named_also_in_containers() -> None:
+    """Tensors that are neither parameters nor buffers are a warning with register_buffer as the remedy."""
+    module = nn.Sequential(nn.Linear(3, 3))
+    module[0].anchors = torch.ones(4)
+    module[0].table = {"a": [torch.ones(1), torch.ones(2)]}
+    module[0].alias = [module[0].weight]
+    severity, text = only(found(module, X))
+    assert severity == "warning"
+    assert "0.anchors float32[4], 0.table['a'][0] float32[1], 0.table['a'][1] float32[2];" in text
+    assert "register_buffer" in text
+
+
+def test_modules_in_plain_lists_are_named() -> None:
+    """Layers that torch does not know of are a warning with ModuleList as the remedy."""
+    module = nn.Sequential(nn.Linear(3, 3))
+    module.heads = [nn.Linear(3, 1)]
+    severity, text = only(found(module, X))
+    assert severity == "warning"
+    assert "modules in plain containers: heads[0];" in text
+
+
+def test_non_finite_weights_are_counted() -> None:
+    """NaN and infinity in parameters, and in running statistics, are counted by tensor."""
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    with torch.no_grad():
+        module[0].weight[0] = float("nan")
+        module[0].bias[1] = float("inf")
+        module[1].running_var[0] = float("inf")
+    severity, text = only(found(module, X))
+    assert severity == "warning"
+    assert text.endswith("0.weight (3), 0.bias (1), 1.running_var (1)")
+
+
+def test_inputs_of_another_dtype_are_an_error_naming_both() -> None:
+    """Half-precision weights do not take a float32 input; integers and a fitting model raise nothing."""
+    severity, text = only(found(nn.Linear(3, 3).half(), X, torch.ones(1, dtype=torch.int64)))
+    assert severity == "error"
+    assert text.startswith("input 0 is float32, but the weights are float16 (such as weight)")
+    assert found(nn.Linear(3, 3).half(), X.half()) == []
+
+
+def test_one_input_of_another_dtype_beside_a_fitting_one_is_a_warning() -> None:
+    """It may be meant, so the run is not stopped."""
+    severity, text = only(found(nn.Linear(3, 3), X, times=X.double()))
+    assert severity == "warning"
+    assert "input times is float64" in text
+
+
+def raised(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[BaseException, list[str], str]:
+    with pytest.raises(Exception) as caught:
+        module(*args, **kwargs)
+    error = explain_forward_error(caught.value, module, args, kwargs)
+    assert error.exit_code == 2
+    return caught.value, error.message.splitlines(), str(error.hint)
+
+
+def test_forward_errors_name_the_deepest_module_and_the_inputs() -> None:
+    """Two lines: the module with torch's reason, and what it was given; the hint speaks of shapes."""
+    module = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.Linear(5, 6)))
+    _, lines, hint = raised(module, X)
+    assert len(lines) == 2
+    assert lines[0].startswith("forward failed in 0.1 (Linear")
+    assert "mat1 and mat2 shapes cannot be multiplied" in lines[0]
+    assert lines[1] == "  given: float32[2, 3]"
+    assert "shapes" in hint
+
+
+def test_forward_errors_of_the_users_own_code_name_the_line() -> None:
+    """An exception in a user's forward shows the file and line, and keywords by their names."""
+
+    class Broken(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return {}[x.shape[0]]
+
+    _, lines, _ = raised(nn.ModuleDict({"a": Broken()})["a"], x=X)
+    assert f"forward failed in the model (Broken, {Path(__file__).name}:" in lines[0]
+    assert "KeyError: 2" in lines[0]
+    assert lines[1] == "  given: x=float32[2, 3]"
+
+
+@pytest.mark.parametrize(
+    ("make", "args", "hint"),
+    [
+        (nn.Module, (X,), "no forward()"),
+        (lambda: nn.Linear(3, 3).half(), (X,), "input 0 is float32, but the weights are float16"),
+        (lambda: nn.Linear(3, 3), (X, X), "by position"),
+        (lambda: nn.Embedding(2, 2), (torch.tensor([5]),), "values"),
+    ],
+)
+def test_hints_fit_the_reason(make: Callable[[], nn.Module], args: tuple[Any, ...], hint: str) -> None:
+    """A missing forward, a wrong dtype, too many inputs and bad values each get their own remedy."""
+    assert hint in raised(make(), *args)[2]
+
+
+def test_long_reasons_are_trimmed_to_one_line() -> None:
+    """Torch's paragraphs, and TorchScript's own traceback, become one line with the reason in it."""
+
+    class Wordy(nn.Module):
+        def forward(self, x: Any) -> Any:
+            raise RuntimeError("first " + "long " * 200 + "\nsecond")
+
+    _, lines, _ = raised(Wordy(), X)
+    assert len(lines) == 2
+    assert len(lines[0]) < 400
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 2)))
+    _, lines, _ = raised(scripted, X)
+    assert "mat1 and mat2 shapes cannot be multiplied (2x3 and 4x2)" in lines[0]

@@ -1,0 +1,235 @@
+"""``signatures``: fingerprints by which equal tensors find each other, and different ones do not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from bisect_tool.backends.torch_runner import to_numpy
+from bisect_tool.signatures import PERMUTATIONS, SAMPLE, Signature, distance, permuted_signatures, signature_of
+
+Array = NDArray[Any]
+
+SIZES = [1, 5, SAMPLE - 1, SAMPLE, SAMPLE + 1, 2 * SAMPLE - 1, 2 * SAMPLE, 3 * SAMPLE + 7, 100_003]
+
+
+def noise(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def of(array: Array) -> Signature:
+    return signature_of(array, "float")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_equal_tensors_match(size: int) -> None:
+    """No distance at all between a tensor and its copy, whatever its size."""
+    array = noise(size)
+    assert distance(of(array), of(array.copy())) == 0
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 14), (30, 14), (5, 84), (1, 420, 1), (420,)])
+def test_reshaped_tensors_match(shape: tuple[int, ...]) -> None:
+    """Only the row-major order counts; the signature still names its own shape."""
+    array = noise(6, 5, 14)
+    other = of(array.reshape(shape))
+    assert distance(of(array), other) == 0
+    assert (other.shape, other.size) == (shape, 420)
+
+
+def test_memory_layout_does_not_count() -> None:
+    """A transposed view has the signature of its contiguous copy, and another one than the tensor it came from."""
+    array = noise(40, 50)
+    assert distance(of(array.T), of(array.T.copy())) == 0
+    assert distance(of(array), of(array.T)) > 0.1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_different_random_tensors_do_not_match(size: int) -> None:
+    """Far beyond any limit."""
+    assert distance(of(noise(size, seed=1)), of(noise(size, seed=2))) > 0.1
+
+
+@pytest.mark.parametrize("size", SIZES[2:])
+def test_the_sample_is_spread_over_the_whole_tensor(size: int) -> None:
+    """Its elements lie evenly from the first to the last part of the tensor, not in its first part only."""
+    sample = of(np.arange(size, dtype=np.float32)).sample
+    assert len(sample) <= SAMPLE
+    assert sample[0] == 0
+    assert sample[-1] >= 0.95 * (size - 1)
+
+
+@pytest.mark.parametrize("size", [2 * SAMPLE - 1, 4 * SAMPLE - 1])
+def test_tensors_that_differ_in_their_last_third_alone_do_not_match(size: int) -> None:
+    """Signs turned there: no norm shows it, only the elements do."""
+    array = noise(size)
+    other = array.copy()
+    other[-size // 3 :] *= -1
+    assert distance(of(array), of(other)) > 0.1
+
+
+def test_a_sample_is_small() -> None:
+    """At most ``SAMPLE`` elements are kept of any tensor."""
+    assert all(len(of(noise(size)).sample) == min(size, SAMPLE) for size in (1, SAMPLE, SAMPLE * 4, 1_000_000))
+
+
+def test_rounding_gives_the_relative_error() -> None:
+    """The distance estimates the relative L2 difference."""
+    array = noise(100_000)
+    other = array * (1 + 1e-3 * noise(100_000, seed=3))
+    assert distance(of(array), of(other)) == pytest.approx(1e-3, rel=0.2)
+
+
+def test_other_sizes_and_kinds_never_match() -> None:
+    """Infinitely far, whatever the elements say."""
+    array = noise(12)
+    assert distance(of(array), of(array[:11])) == math.inf
+    assert distance(of(array), signature_of(array.astype(np.int64), "integer")) == math.inf
+
+
+def test_widths_of_one_kind_match() -> None:
+    """float16 and bfloat16 copies are as near as their rounding."""
+    array = noise(5000)
+    assert 0 < distance(of(array), of(array.astype(np.float16))) < 1e-3
+    assert 0 < distance(of(array), of(array.astype(ml_dtypes.bfloat16))) < 1e-2
+
+
+# -- NaN, zeros, nothing ----------------------------------------------------------------------------------------------
+
+
+def test_nonfinite_elements_in_the_same_places_match() -> None:
+    """NaN equals NaN, an infinity the same infinity; the rest decides."""
+    array = noise(100)
+    array[3], array[50], array[51] = np.nan, np.inf, -np.inf
+    assert distance(of(array), of(array.copy())) == 0
+    assert distance(of(array), of(array * np.float32(1.5))) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("pair", [(math.nan, 1.0), (1.0, math.nan), (math.inf, -math.inf), (math.nan, math.inf)])
+def test_nonfinite_elements_elsewhere_do_not_match(pair: tuple[float, float]) -> None:
+    """Infinitely far."""
+    first, second = noise(100), noise(100)
+    first[7], second[7] = pair
+    assert distance(of(first), of(second)) == math.inf
+
+
+def test_norms_count_finite_elements_alone() -> None:
+    """``norm`` stays a number; ``total`` tells that there is a NaN."""
+    signature = of(np.array([3.0, math.nan, 4.0, math.inf], np.float32))
+    assert signature.norm == 5.0
+    assert math.isnan(signature.total)
+
+
+def test_empty_tensors_match_and_are_zero() -> None:
+    """Nothing is raised."""
+    empty = of(np.zeros((0, 3), np.float32))
+    assert (empty.size, empty.norm, empty.total) == (0, 0.0, 0.0)
+    assert distance(empty, of(np.zeros((3, 0), np.float32))) == 0
+
+
+def test_zeros_match_zeros_only() -> None:
+    """A relative difference from nothing is infinite."""
+    zeros = of(np.zeros(10, np.float32))
+    assert distance(zeros, zeros) == 0
+    assert distance(zeros, of(np.full(10, 1e-20, np.float32))) == math.inf
+
+
+def test_scalars_have_signatures() -> None:
+    """0-d tensors."""
+    assert distance(of(np.asarray(np.float32(2))), of(np.asarray(np.float32(3)))) == pytest.approx(0.5)
+
+
+# -- tensors that are nearly all zero ---------------------------------------------------------------------------------
+
+
+def test_norms_see_what_the_sample_misses() -> None:
+    """Two maps of zeros but for one place that no sample holds: other heights do not match."""
+    first, second = np.zeros((64, 64, 64), np.float32), np.zeros((64, 64, 64), np.float32)
+    first[1, 1, 1], second[1, 1, 1] = 1.0, 2.0
+    assert not of(first).sample.any()
+    assert distance(of(first), of(second)) == pytest.approx(1.0)
+    assert distance(of(first), of(first.copy())) == 0
+
+
+def test_a_sparse_map_does_not_match_zeros() -> None:
+    """Neither way round."""
+    sparse, zeros = np.zeros(100_000, np.float32), np.zeros(100_000, np.float32)
+    sparse[12345] = 1.0
+    assert distance(of(sparse), of(zeros)) > 0.1
+    assert distance(of(zeros), of(sparse)) > 0.1
+
+
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr"])
+def test_sparse_layouts_have_the_signature_of_the_dense_tensor(layout: str) -> None:
+    """torch's sparse tensors become dense on their way."""
+    dense = torch.relu(torch.randn(30, 40) - 1)
+    sparse = dense.to_sparse() if layout == "sparse_coo" else dense.to_sparse_csr()
+    assert distance(of(to_numpy(dense)), of(to_numpy(sparse))) == 0
+
+
+# -- permuted axes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.bool_])
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4), (2, 3, 4, 5), (1, 7, 9, 11), (8, 16, 20, 30)])
+def test_permuted_signatures_are_those_of_the_permuted_tensor(shape: tuple[int, ...], dtype: Any) -> None:
+    """Sample for sample, in every order of axes that is tried."""
+    array = (noise(*shape) * 10).astype(dtype)
+    kind = "float" if np.dtype(dtype).kind == "f" else "integer"
+    found = permuted_signatures(array, kind)
+    assert found
+    for order, signature in found.items():
+        wanted = signature_of(array.transpose(order), kind)
+        assert signature.shape == wanted.shape
+        assert np.array_equal(signature.sample, wanted.sample)
+        assert signature.norm == pytest.approx(wanted.norm)
+        assert signature.total == pytest.approx(wanted.total, rel=1e-5)
+        assert distance(signature, wanted) == 0
+
+
+def test_permuted_signatures_of_views() -> None:
+    """Strided and transposed arrays too."""
+    array = noise(6, 8, 10)[:, ::2].transpose(2, 0, 1)
+    for order, signature in permuted_signatures(array, "float").items():
+        assert np.array_equal(signature.sample, of(array.transpose(order)).sample)
+
+
+def test_all_orders_are_tried_where_all_axes_are_long() -> None:
+    """None of the listed ones is left out."""
+    for rank, orders in PERMUTATIONS.items():
+        assert set(permuted_signatures(noise(*range(2, 2 + rank)), "float")) == set(orders)
+
+
+def test_orders_that_move_only_axes_of_length_one_are_left_out() -> None:
+    """They are reshapes, which plain signatures find."""
+    assert permuted_signatures(noise(1, 5), "float") == {}
+    assert (0, 2, 3, 1) not in permuted_signatures(noise(2, 1, 4, 5), "float")
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 0), (2, 3, 4, 5, 6)])
+def test_ranks_without_orders_have_no_permuted_signatures(shape: tuple[int, ...]) -> None:
+    """Nor have empty tensors."""
+    assert permuted_signatures(np.zeros(shape, np.float32), "float") == {}
+
+
+def test_a_permuted_tensor_is_found_by_its_order() -> None:
+    """Only the right one of all orders matches."""
+    array = noise(4, 5, 6)
+    target = of(np.ascontiguousarray(array.transpose(1, 0, 2)))
+    near = [o for o, s in permuted_signatures(array, "float").items() if distance(s, target) < 1e-6]
+    assert near == [(1, 0, 2)]
+
+
+def test_complex_tensors_have_signatures() -> None:
+    """Real and imaginary parts both count."""
+    array = (noise(50) + 1j * noise(50, seed=1)).astype(np.complex64)
+    first, second = signature_of(array, "complex"), signature_of(array.conj(), "complex")
+    assert distance(first, signature_of(array.copy(), "complex")) == 0
+    assert distance(first, second) > 0.1
+    assert first.size == 50
