@@ -28,7 +28,7 @@ CHUNK = 1 << 16
 THREADED_ABOVE = 1 << 20
 """Elements from which the pass is shared between threads; below, starting them costs more than it saves."""
 
-SAMPLE = 1 << 16
+SAMPLE = 1 << 14
 """Elements that order statistics (99th percentile, units in the last place) are taken from."""
 
 _NAN = float("nan")

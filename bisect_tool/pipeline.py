@@ -11,17 +11,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bisect_tool.align import Match, match_values, summarize
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
+from bisect_tool.backends.memory import return_free_memory
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
+from bisect_tool.backends.preflight import explain_forward_error
 from bisect_tool.backends.stream import Lane, Stream
+from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.compare import Ledger, compare_stage, hands_on, stage_inputs
 from bisect_tool.environment import peak_rss_mb, snapshot
@@ -140,7 +142,7 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
         if path is None:
             path = Path(folder) / "model.onnx"
             with step("export", f"exporting with the {options.export.exporter} exporter"):
-                export_onnx(case.module, case.args, case.kwargs, path, options.export)
+                _export(case, path, options.export)
                 _keep(path, options.keep_onnx)
         with step("load", "reading the ONNX graph"):
             program = OnnxProgram(load_onnx(path), path)
@@ -176,6 +178,23 @@ def _with_kept_stages(report: Report, case: LoadedCase, options: Options, progre
     run = replace(kept.configs[0], name=name, gating=False)
     verdict = replace(report.verdict, summary=(*report.verdict.summary, kept_stages_line(kept.verdict)))
     return replace(report, stages=rows, configs=(*report.configs, run), verdict=verdict)
+
+
+def _export(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
+    try:
+        export_onnx(case.module, case.args, case.kwargs, path, settings)
+    except BisectError:
+        # Exporters run the model too: if it fails on its own, that is the error to tell.
+        _check_forward(case)
+        raise
+
+
+def _check_forward(case: LoadedCase) -> None:
+    try:
+        with torch.no_grad():
+            case.module(*_copies(case.args), **_copies(case.kwargs))
+    except Exception as error:  # anything may come out of a user's forward
+        raise explain_forward_error(error, case.module, case.args, case.kwargs) from error
 
 
 def _keep(path: Path, target: Path | None) -> None:
@@ -280,6 +299,8 @@ class _Bisection:
         run = UntouchedRun(self.program, pair.actual)
         outputs = run.run(self.feeds)
         self.untouched[pair.name] = _Untouched(outputs, tuple(run.providers))
+        del run
+        return_free_memory()
         self._spend(pair.name, began)
 
     def _spend(self, config: str, began: float) -> None:
@@ -322,8 +343,6 @@ class _Bisection:
         except BisectError:
             raise
         except Exception as error:  # anything may come out of a user's forward
-            from bisect_tool.backends.preflight import explain_forward_error
-
             raise explain_forward_error(error, self.case.module, self.case.args, self.case.kwargs) from error
         from bisect_tool.recorder import flatten_tensors
 
@@ -382,6 +401,9 @@ class _Bisection:
                     self.types[name] = type_of_array(array.dtype, array.shape)
             if self.in_memory:
                 self.chained.update(chained)
+            else:
+                del chained
+                return_free_memory()
         self._spend(off.name, began)
 
     def _probe_forced(self, matches: Mapping[int, Match]) -> dict[str, Signature]:
@@ -432,7 +454,9 @@ class _Bisection:
                 stream.arrive(value.id)
 
         run = self._torch_run(on_value)
-        stream = Stream(lanes, lambda v: to_numpy(run.recorder.held(v)), run.recorder.release, on_pair)
+        stream = Stream(
+            lanes, lambda v: to_numpy(run.recorder.held(v)), run.recorder.release, on_pair, return_free_memory
+        )
         stream.advance()
         self._start(run)
         return stream.finish()
@@ -471,7 +495,9 @@ class _Bisection:
             if value in finals and lane in self.untouched and chained is not None:
                 self._observe(lane, self.untouched[lane].outputs.get(finals[value]), chained)
 
-        self._drive(lanes, on_pair)
+        # Side by side, lanes would share one PyTorch run and add up their chains; within a small budget memory counts more.
+        for batch in [lanes] if self.in_memory else [[lane] for lane in lanes]:
+            self._drive(batch, on_pair)
         for pair in self.configs:
             self._note_missing(pair.name, pairs)
 
@@ -716,12 +742,4 @@ def _group_of(path: str) -> str:
 
 
 def _copies(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(_copies(item) for item in value)
-    if isinstance(value, list):
-        return [_copies(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _copies(item) for key, item in value.items()}
-    return value
+    return map_tensors(value, torch.Tensor.clone)

@@ -208,7 +208,9 @@ class Recorder:
         for path, child in module.named_modules():
             self._paths.setdefault(id(child), path)
         # The root is never a leaf: operations directly in it are all there is to see of a model without children.
-        self._leaf = {id(child): next(child.children(), None) is None and child is not module for child in module.modules()}
+        self._leaf = {
+            id(child): next(child.children(), None) is None and child is not module for child in module.modules()
+        }
         self._weights = {id(t): name for name, t in list(module.named_parameters()) + list(module.named_buffers())}
         self._weight_storages = set()
         for tensor in list(module.parameters()) + list(module.buffers()):

@@ -68,7 +68,9 @@ def _agreement(runs: Sequence[ConfigRun], alignment: Alignment, rows: Sequence[S
                 worst, name = result.total.rel_l2, str(row.ref)
     where = f"; worst relative L2 {worst:.1e} at {name}" if name else ""
     configs = ", ".join(run.name for run in runs if run.gating)
-    return f"all {alignment.aligned} compared stages and the final outputs agree under {configs}{where}"
+    count = alignment.aligned
+    stages = f"all {count} compared stages" if count > 1 else "the compared stage"
+    return f"{stages} and the final outputs agree under {configs}{where}"
 
 
 def _inconclusive(runs: Sequence[ConfigRun], alignment: Alignment, min_coverage: float) -> str:

@@ -35,6 +35,8 @@ class Weights(dict[str, Tensor]):
     """A state dict, and what the user should know about where in the file it came from."""
 
     notes: tuple[str, ...] = ()
+    # Versions of the modules that wrote it, under torch's own name: modules read files of older versions differently.
+    _metadata: Any = None
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -108,7 +110,9 @@ def load_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> dict[str
 
 def _find_state(content: Any, depth: int) -> Weights | None:
     if isinstance(content, torch.nn.Module):
-        weights = Weights(content.state_dict())
+        weights = _as_state(content.state_dict())
+        if weights is None:
+            return None
         weights.notes = (f"the checkpoint holds a whole {type(content).__name__}; its state dict was taken",)
         return weights
     if not isinstance(content, Mapping):
@@ -131,6 +135,7 @@ def _find_state(content: Any, depth: int) -> Weights | None:
 
 def _as_state(content: Mapping[Any, Any]) -> Weights | None:
     weights = Weights()
+    weights._metadata = getattr(content, "_metadata", None)
     for key, value in content.items():
         if not isinstance(key, str):
             return None
@@ -180,7 +185,10 @@ def apply_checkpoint(
     expected: dict[str, Any] = dict(module.state_dict())
     notes = list(getattr(state, "notes", ()))
     renamed, how = _match_prefixes(state, expected.keys())
-    if how:
+    if not how:
+        # It is by module path, so that it only fits unchanged keys.
+        renamed._metadata = getattr(state, "_metadata", None)
+    else:
         notes.append(f"keys of {path} were matched to the model's after {how}")
     common = [key for key in renamed if key in expected]
     shapes = [
@@ -241,7 +249,7 @@ def _really_missing(
     return [key for key in missing if key not in tied and not _optional(key)], tied
 
 
-def _match_prefixes(state: Mapping[str, Tensor], expected: Iterable[str]) -> tuple[dict[str, Tensor], str]:
+def _match_prefixes(state: Mapping[str, Tensor], expected: Iterable[str]) -> tuple[Weights, str]:
     """The state under the keys that match the module best, with the fewest changes of prefix, and what was changed."""
     wanted = set(expected)
     best = {key: key for key in state}  # the file's key → key to load it under
@@ -263,7 +271,7 @@ def _match_prefixes(state: Mapping[str, Tensor], expected: Iterable[str]) -> tup
         if best_score == len(wanted):
             break
         level = following
-    return {best[key]: value for key, value in state.items()}, " and ".join(best_steps)
+    return Weights({best[key]: value for key, value in state.items()}), " and ".join(best_steps)
 
 
 def _score(names: Mapping[str, str], wanted: set[str]) -> int:

@@ -124,6 +124,10 @@ def positional_names(module: torch.nn.Module, count: int) -> list[str] | None:
 @contextlib.contextmanager
 def _plain_outputs(module: torch.nn.Module) -> Iterator[None]:
     """Lets ``forward`` return the tensors of dataclasses and the like, which exporters refuse, as a flat tuple."""
+    if isinstance(module, torch.jit.ScriptModule):
+        # Scripted modules keep their methods to themselves, and their outputs are plain.
+        yield
+        return
     forward = module.forward
 
     @functools.wraps(forward)
@@ -132,11 +136,7 @@ def _plain_outputs(module: torch.nn.Module) -> Iterator[None]:
         return output if _is_plain(output) else tuple(tensor for _, tensor in flatten_tensors(output))
 
     had_own = "forward" in vars(module)
-    try:
-        module.forward = flat_forward
-    except AttributeError:  # scripted modules keep their methods to themselves; their outputs are plain
-        yield
-        return
+    module.forward = flat_forward
     try:
         yield
     finally:

@@ -243,11 +243,11 @@ class OnnxProgram:
     def _serialize(self, graph: ir.Graph) -> bytes:
         # The largest IR version of the opset's age; the file's own is right for its own nodes.
         model = ir.Model(graph, ir_version=self._model.ir_version, functions=list(self._model.functions.values()))
-        return ir.to_proto(model).SerializeToString()
+        return bytes(ir.to_proto(model).SerializeToString())
 
     def untouched(self) -> bytes:
         """The whole graph as it was given, only with its weights in the shared file."""
-        return ir.to_proto(self._model).SerializeToString()
+        return bytes(ir.to_proto(self._model).SerializeToString())
 
     def nodes_between(self, value: str, cuts: Set[str]) -> tuple[str, ...]:
         """Names of the nodes that compute ``value`` from the nearest values in ``cuts``, in topological order."""

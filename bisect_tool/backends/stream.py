@@ -45,6 +45,7 @@ class Stream:
         release: called once a value is not needed any more.
         on_pair: called as ``on_pair(lane, value, expected, chained, forced)``, all in PyTorch's shape; ``forced`` is
             ``None`` where the lane has no forced run.
+        after_step: called after each segment, when its tensors are free.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class Stream:
         fetch: Callable[[int], Array],
         release: Callable[[int], None],
         on_pair: OnPair,
+        after_step: Callable[[], None] = lambda: None,
     ):
         self._lanes = lanes
         self._fetch = fetch
         self._release = release
         self._on_pair = on_pair
+        self._after_step = after_step
         self._arrived: set[int] = set()
         self._required = [[self._values_of(lane, i) for i in range(len(lane.run.segments))] for lane in lanes]
         self._uses = Counter(value for lane in self._required for values in lane for value in values)
@@ -90,6 +93,7 @@ class Stream:
                     self._uses[value] -= 1
                     if not self._uses[value]:
                         self._release(value)
+                self._after_step()
 
     def finish(self) -> list[str]:
         """Runs what is left without waiting: names of lanes whose PyTorch values never came are returned."""

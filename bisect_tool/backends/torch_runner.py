@@ -15,15 +15,11 @@ from bisect_tool.records import OutputKey, Stage, StageRef, TorchTrace
 
 # Operations that only say how memory is read, or copy it: they make no numbers, so they are no stages.
 LAYOUT_OPS = frozenset(
-    "view _unsafe_view reshape _reshape_alias t transpose permute expand slice select unsqueeze squeeze detach alias "
-    "clone contiguous split split_with_sizes chunk unbind as_strided diagonal narrow copy lift_fresh alias_update "
-    "lift_fresh_copy _conj _neg_view view_as_real view_as_complex unsafe_split unsafe_chunk unfold "
-    "split_with_sizes_copy swapaxes movedim flatten".split()
+    ["view", "_unsafe_view", "reshape", "_reshape_alias", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "detach", "alias", "clone", "contiguous", "split", "split_with_sizes", "chunk", "unbind", "as_strided", "diagonal", "narrow", "copy", "lift_fresh", "alias_update", "lift_fresh_copy", "_conj", "_neg_view", "view_as_real", "view_as_complex", "unsafe_split", "unsafe_chunk", "unfold", "split_with_sizes_copy", "swapaxes", "movedim", "flatten"]
 )
 # Operations whose operand gives only a shape.
 FACTORY_OPS = frozenset(
-    "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty "
-    "new_empty_strided empty_strided".split()
+    ["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "empty_strided"]
 )
 
 
@@ -143,7 +139,7 @@ class _Stages:
     def _is_plain_cast(self, op: Op) -> bool:
         """``_to_copy`` that changes device or layout, but no number."""
         values = self.trace.values
-        return op.name == "_to_copy" and values[op.inputs[0]].dtype == values[op.outputs[0]].dtype
+        return bool(op.name == "_to_copy" and values[op.inputs[0]].dtype == values[op.outputs[0]].dtype)
 
     def add_frame(self, frame: Frame) -> None:
         stop = frame.stop if frame.stop is not None else len(self.trace.ops)
@@ -160,7 +156,7 @@ class _Stages:
                 self._add(StageRef(frame.path, frame.call, key), level, frame.type, frame.source, value, inputs, stop)
 
     def _inside_opaque(self, frame: Frame) -> bool:
-        return frame.parent >= 0 and self.trace.frames[frame.parent].opaque
+        return bool(frame.parent >= 0 and self.trace.frames[frame.parent].opaque)
 
     def _dynamic(self, values: Iterable[int]) -> tuple[int, ...]:
         return tuple(i for i in dict.fromkeys(values) if self.trace.values[i].dynamic)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _EXIT = {"agrees": EXIT_AGREES, "diverges": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
 
 _DEFAULTS: Mapping[str, Any] = {
-    "exporter": "dynamo",
     "constant_folding": True,
     "level": "leaf",
     "memory_budget": "2GiB",
@@ -49,7 +48,7 @@ _DEFAULTS: Mapping[str, Any] = {
 @click.option("--entry-args", type=click.Path(), help="TOML or JSON file with arguments for the entry.")
 @click.option("--preprocess", metavar="MODULE:FUNCTION", help="Makes the sample from --raw.")
 @click.option("--raw", type=click.Path(), help="File given to --preprocess.")
-@click.option("--exporter", type=click.Choice(["dynamo", "torchscript"]), help="Which exporter [default: dynamo].")
+@click.option("--exporter", type=click.Choice(["dynamo", "torchscript"]), help="Which exporter [default: dynamo; torchscript for TorchScript archives].")
 @click.option("--opset", type=int, help="Opset version [default: the exporter's].")
 @click.option("--constant-folding/--no-constant-folding", default=None, help="The exporter's graph optimisation.")
 @click.option("--keep-onnx", type=click.Path(), metavar="FILE", help="Leave the exported file here.")
@@ -169,7 +168,7 @@ def _run_samples(settings: Mapping[str, Any], folder: Path, force: bool, say: Ca
 
     say("loading the model")
     module, samples, description, notes = _load(settings)
-    options = _options(settings)
+    options = _options(settings, module)
     with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as kept:
         for number, sample in enumerate(samples):
             bound = bind_sample(module, sample)
@@ -206,7 +205,7 @@ def _load(settings: Mapping[str, Any]) -> tuple[Any, list[Sample], dict[str, Any
             allow_missing=settings["allow_missing"],
             allow_unexpected=settings["allow_unexpected"],
         )
-    else:
+    elif loaded.kind == "python":
         notes += ("no checkpoint given: the model runs with the weights that its entry gave it",)
     if settings["preprocess"]:
         samples = [make_sample(settings["preprocess"], settings["raw"])]
@@ -245,20 +244,24 @@ def _case(
     )
 
 
-def _options(settings: Mapping[str, Any]) -> Options:
+def _options(settings: Mapping[str, Any], module: Any) -> Options:
+    import torch
+
     from bisect_tool.backends.exporting import ExportSettings
     from bisect_tool.pipeline import Options
     from bisect_tool.tolerances import make_tolerance
 
     if not 0 <= settings["min_coverage"] <= 1:
         raise BisectError(f"--min-coverage {settings['min_coverage']}: a share from 0 to 1", hint="for example 0.9")
+    # Scripted modules are no Python any more: only the older exporter takes them.
+    default: Literal["dynamo", "torchscript"] = "torchscript" if isinstance(module, torch.jit.ScriptModule) else "dynamo"
     keep = Path(settings["keep_onnx"]) if settings["keep_onnx"] else None
     if keep is not None and keep.exists():
         raise BisectError(f"--keep-onnx {keep}: the file exists and is not overwritten", hint="choose another name")
     return Options(
         tolerance=make_tolerance(settings["max_abs"], settings["atol"], settings["rtol"]),
         onnx=Path(settings["onnx"]) if settings["onnx"] else None,
-        export=ExportSettings(settings["exporter"], settings["opset"], settings["constant_folding"]),
+        export=ExportSettings(settings["exporter"] or default, settings["opset"], settings["constant_folding"]),
         keep_onnx=keep,
         level=settings["level"],
         stages=tuple(settings["stages"]),

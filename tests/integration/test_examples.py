@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jsonschema
 import pytest
-from conftest import EXAMPLES, ROOT, Healthy
+from commands import EXAMPLES, ROOT, Healthy
 
 SCHEMA = json.loads((ROOT / "bisect_tool" / "report.schema.json").read_text(encoding="utf-8"))
 

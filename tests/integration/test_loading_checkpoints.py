@@ -255,10 +255,28 @@ def test_a_checkpoint_of_another_model_is_refused_whatever_is_allowed() -> None:
     assert "--allow" not in str(error.hint)
 
 
-def test_counters_of_batch_normalization_may_be_missing() -> None:
-    """num_batches_tracked is not needed and not mentioned."""
-    state = {key: value for key, value in net().state_dict().items() if "num_batches" not in key}
-    assert apply_checkpoint(net(), state, "c.pth") == ()
+def test_counters_of_batch_normalization_may_be_missing(tmp_path: Path) -> None:
+    """num_batches_tracked is not needed and not mentioned, in files of old and of new versions of torch."""
+    state = net().state_dict()
+    del state["bn.num_batches_tracked"]
+    assert apply_checkpoint(net(), dict(state), "c.pth") == ()
+    assert apply_checkpoint(net(), load_checkpoint(saved(tmp_path, state)), "c.pth") == ()
+
+
+def test_versions_of_modules_are_kept(tmp_path: Path) -> None:
+    """What a module reads about the file's version is what the saving module wrote."""
+
+    class Versioned(torch.nn.Linear):
+        _version = 7
+        seen: Any = None
+
+        def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+            Versioned.seen = metadata.get("version")
+            super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    module = torch.nn.Sequential(Versioned(2, 2))
+    apply_checkpoint(module, load_checkpoint(saved(tmp_path, {"model": module.state_dict()})), "c.pth")
+    assert Versioned.seen == 7
 
 
 def test_tied_weights_may_come_under_one_name() -> None:

@@ -34,6 +34,7 @@ def test_sound_models_have_no_findings() -> None:
         nn.InstanceNorm1d(4),
         nn.LSTM(4, 2),
         nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
+        nn.utils.spectral_norm(nn.Linear(2, 2)),
         nn.MultiheadAttention(4, 2),
     )
     module.register_buffer("mask", torch.full((2, 2), float("-inf")))
