@@ -472,10 +472,13 @@ class _Matcher:
             if "#" not in stage.ref.stage:
                 if stage.ref.stage == path and stage.alias_of is None:
                     return True
-            elif stage.ref.stage.rpartition("/")[0] == path:
-                if family(stage.type) == family(node.target or node.op_type):
-                    return True
+            elif stage.ref.stage.rpartition("/")[0] == path and self._same_family(stage, node):
+                return True
         return False
+
+    @staticmethod
+    def _same_family(stage: Stage, node: OnnxNode) -> bool:
+        return family(stage.type) == family(node.target or node.op_type)
 
     def _follow(self, match: Match) -> Match:
         """Moves a pair down through untagged nodes that hand the value on, so that it is what the next stage reads."""

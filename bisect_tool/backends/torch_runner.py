@@ -15,11 +15,63 @@ from bisect_tool.records import OutputKey, Stage, StageRef, TorchTrace
 
 # Operations that only say how memory is read, or copy it: they make no numbers, so they are no stages.
 LAYOUT_OPS = frozenset(
-    ["view", "_unsafe_view", "reshape", "_reshape_alias", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "detach", "alias", "clone", "contiguous", "split", "split_with_sizes", "chunk", "unbind", "as_strided", "diagonal", "narrow", "copy", "lift_fresh", "alias_update", "lift_fresh_copy", "_conj", "_neg_view", "view_as_real", "view_as_complex", "unsafe_split", "unsafe_chunk", "unfold", "split_with_sizes_copy", "swapaxes", "movedim", "flatten"]
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "t",
+        "transpose",
+        "permute",
+        "expand",
+        "slice",
+        "select",
+        "unsqueeze",
+        "squeeze",
+        "detach",
+        "alias",
+        "clone",
+        "contiguous",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "as_strided",
+        "diagonal",
+        "narrow",
+        "copy",
+        "lift_fresh",
+        "alias_update",
+        "lift_fresh_copy",
+        "_conj",
+        "_neg_view",
+        "view_as_real",
+        "view_as_complex",
+        "unsafe_split",
+        "unsafe_chunk",
+        "unfold",
+        "split_with_sizes_copy",
+        "swapaxes",
+        "movedim",
+        "flatten",
+    ]
 )
 # Operations whose operand gives only a shape.
 FACTORY_OPS = frozenset(
-    ["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "empty_strided"]
+    [
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "rand_like",
+        "randn_like",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "new_empty_strided",
+        "empty_strided",
+    ]
 )
 
 

@@ -48,7 +48,11 @@ _DEFAULTS: Mapping[str, Any] = {
 @click.option("--entry-args", type=click.Path(), help="TOML or JSON file with arguments for the entry.")
 @click.option("--preprocess", metavar="MODULE:FUNCTION", help="Makes the sample from --raw.")
 @click.option("--raw", type=click.Path(), help="File given to --preprocess.")
-@click.option("--exporter", type=click.Choice(["dynamo", "torchscript"]), help="Which exporter [default: dynamo; torchscript for TorchScript archives].")
+@click.option(
+    "--exporter",
+    type=click.Choice(["dynamo", "torchscript"]),
+    help="Which exporter [default: dynamo; torchscript for TorchScript archives].",
+)
 @click.option("--opset", type=int, help="Opset version [default: the exporter's].")
 @click.option("--constant-folding/--no-constant-folding", default=None, help="The exporter's graph optimisation.")
 @click.option("--keep-onnx", type=click.Path(), metavar="FILE", help="Leave the exported file here.")
@@ -254,7 +258,9 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
     if not 0 <= settings["min_coverage"] <= 1:
         raise BisectError(f"--min-coverage {settings['min_coverage']}: a share from 0 to 1", hint="for example 0.9")
     # Scripted modules are no Python any more: only the older exporter takes them.
-    default: Literal["dynamo", "torchscript"] = "torchscript" if isinstance(module, torch.jit.ScriptModule) else "dynamo"
+    default: Literal["dynamo", "torchscript"] = (
+        "torchscript" if isinstance(module, torch.jit.ScriptModule) else "dynamo"
+    )
     keep = Path(settings["keep_onnx"]) if settings["keep_onnx"] else None
     if keep is not None and keep.exists():
         raise BisectError(f"--keep-onnx {keep}: the file exists and is not overwritten", hint="choose another name")
