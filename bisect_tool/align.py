@@ -168,6 +168,7 @@ class _Scopes:
             if path is not None:
                 self.by_path[path].append(i)
         self.outputs = set(graph.outputs)
+        self.any = bool(self.by_path)
 
     def path_of(self, value: str) -> str | None:
         maker = self.makers.get(value)
@@ -248,6 +249,7 @@ class _Matcher:
         self.place = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name}
         self.matches: dict[int, Match] = {}
         self.taken: set[str] = set()
+        self.taken_by: dict[str, set[str]] = defaultdict(set)
         self.first_stage: dict[int, Stage] = {}
         self.stages_of: dict[int, list[Stage]] = defaultdict(list)
         for stage in trace.stages:
@@ -257,6 +259,7 @@ class _Matcher:
     def take(self, match: Match) -> None:
         self.matches[match.value] = match
         self.taken.add(match.onnx)
+        self.taken_by[self.first_stage[match.value].ref.stage].add(match.onnx)
 
     def limit(self, value: int) -> float:
         return NARROW_VALUE_LIMIT if self.first_stage[value].dtype in _NARROW else VALUE_LIMIT
@@ -457,9 +460,7 @@ class _Matcher:
     def _foreign(self, name: str) -> bool:
         """Whether a value carries the scope of a leaf module whose own value is matched elsewhere already."""
         path = self.scopes.path_of(name)
-        return path is not None and any(
-            self.first_stage[m.value].ref.stage == path and m.onnx != name for m in self.matches.values()
-        )
+        return path is not None and bool(self.taken_by.get(path, set()) - {name})
 
     def _same_scope(self, value: int, name: str) -> bool:
         path = self.scopes.path_of(name)
@@ -480,12 +481,14 @@ class _Matcher:
     def _same_family(stage: Stage, node: OnnxNode) -> bool:
         return family(stage.type) == family(node.target or node.op_type)
 
-    def _follow(self, match: Match) -> Match:
-        """Moves a pair down through untagged nodes that hand the value on, so that it is what the next stage reads."""
-        signature = self.torch[match.value]
-        known = any(path is not None for path in self.scopes.paths)
+    def _follow(self, match: Match, signature: Signature | None = None) -> Match:
+        """Moves a pair down through untagged nodes that hand the value on, so that it is what the next stage reads.
+
+        ``signature``: what is handed on; PyTorch's value unless another is given.
+        """
+        signature = signature or self.torch[match.value]
         name = match.onnx
-        while known and name not in self.scopes.outputs:
+        while self.scopes.any and name not in self.scopes.outputs:
             readers = self.scopes.readers[name]
             if len(readers) != 1 or self.scopes.paths[readers[0]] is not None:
                 break
@@ -553,13 +556,7 @@ class _Matcher:
     def _follow_unconfirmed(self, match: Match) -> Match:
         """Untagged nodes behind a broken stage that hand *its* value on belong to it too."""
         own = self.onnx.get(match.onnx)
-        if own is None or not own.norm:
-            return match
-        mine, self.torch = self.torch, {**self.torch, match.value: own}
-        try:
-            return self._follow(match)
-        finally:
-            self.torch = mine
+        return self._follow(match, own) if own is not None and own.norm else match
 
     def _folded_into(self, leaves: Mapping[str, list[int]]) -> dict[str, str]:
         """Normalisations that have no node while their producer has one: the exporter folded them into it.

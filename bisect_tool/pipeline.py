@@ -42,7 +42,9 @@ from bisect_tool.records import (
     NumericConfig,
     OutputResult,
     Report,
+    Role,
     Stage,
+    StageRef,
     StageRow,
     Status,
     Tolerance,
@@ -216,6 +218,8 @@ class _Bisection:
         self.graph = program.graph
         bound = bind_inputs(self.graph, sample_tensors(case.module, case.args, case.kwargs))
         self.feeds = dict(bound.feeds)
+        program.assume_shapes({name: array.shape for name, array in self.feeds.items()})
+        self.graph = program.graph
         self.notes = [*case.notes, *bound.notes]
         # A value is held on both sides at once.
         self.in_memory = 2 * program.activation_bytes() <= options.memory_budget
@@ -231,7 +235,6 @@ class _Bisection:
         self.ledger = Ledger(options.tolerance, {pair.name for pair in self.configs})
         self.untouched: dict[str, _Untouched] = {}
         self.observer: dict[str, float] = {}
-        self._known: dict[tuple[Stage, ...], frozenset[int]] = {}
         self.seconds: dict[str, float] = {}
 
     def release(self) -> None:
@@ -535,24 +538,28 @@ class _Bisection:
 
     def _rows(self, trace: TorchTrace, matches: Mapping[int, Match], selection: _Selection) -> list[StageRow]:
         model_inputs = {value for _, value in trace.inputs}
+        shown = sorted([*selection.judged, *selection.outputs, *selection.groups], key=lambda s: s.order)
+        lane_of = {s.ref: name for name, stages in selection.nested.items() for s in stages}
+        cuts = {
+            name: self._cut(trace, matches, stages, model_inputs)
+            for name, stages in {MAIN: selection.outermost, **selection.nested}.items()
+        }
+        roles: dict[StageRef, Role] = {stage.ref: "group" for stage in selection.groups}
+        roles.update((stage.ref, "judged") for stage in selection.judged)
         rows: list[StageRow] = []
         by_value: dict[int, int] = {}
-        shown = sorted([*selection.judged, *selection.outputs, *selection.groups], key=lambda s: s.order)
-        lanes = {s.ref: (name, stages) for name, stages in selection.nested.items() for s in stages}
-        groups = {stage.ref for stage in selection.groups}
-        judged = {stage.ref for stage in selection.judged}
         for stage in shown:
-            group = stage.ref in groups
-            lane, siblings = lanes.get(stage.ref, (MAIN, selection.outermost))
-            known = self._known_values(trace, matches, siblings)
-            inputs = stage_inputs(stage, trace.parents, known | model_inputs)
+            lane = lane_of.get(stage.ref, MAIN)
+            inputs = stage_inputs(stage, trace.parents, cuts[lane].values)
             match = matches.get(stage.value)
             results = {}
             for pair in self.configs:
                 result = self._result(pair, stage, inputs, model_inputs, lane)
                 if result is not None:
                     results[pair.name] = result
-            cuts = {matches[v].onnx for v in known if v in matches}
+            nodes: tuple[str, ...] = ()
+            if match is not None and not hands_on(stage):
+                nodes = self.program.nodes_between(match.onnx, cuts[lane].names)
             row = StageRow(
                 index=len(rows),
                 stage=stage.ref.stage,
@@ -567,22 +574,20 @@ class _Bisection:
                 inputs=tuple(by_value[v] for v in inputs if v in by_value),
                 alias_of=stage.alias_of,
                 onnx_value=match.onnx if match else None,
-                onnx_nodes=self.program.nodes_between(match.onnx, cuts) if match and not hands_on(stage) else (),
+                onnx_nodes=nodes,
                 results=results,
-                role="group" if group else "judged" if stage.ref in judged else "output",
+                role=roles.get(stage.ref, "output"),
             )
             rows.append(row)
-            if not group:
+            if row.role != "group":
                 by_value.setdefault(stage.value, row.index)
         return rows
 
-    def _known_values(
-        self, trace: TorchTrace, matches: Mapping[int, Match], stages: tuple[Stage, ...]
-    ) -> frozenset[int]:
-        if stages not in self._known:
-            values = {s.value for s in stages if s.value in matches} | self._ancestors(trace, matches, stages)
-            self._known[stages] = frozenset(values)
-        return self._known[stages]
+    def _cut(
+        self, trace: TorchTrace, matches: Mapping[int, Match], stages: Sequence[Stage], model_inputs: Set[int]
+    ) -> _Cut:
+        values = {s.value for s in stages if s.value in matches} | self._ancestors(trace, matches, stages)
+        return _Cut(frozenset(values | model_inputs), frozenset(matches[v].onnx for v in values))
 
     def _result(
         self, pair: ConfigPair, stage: Stage, inputs: tuple[int, ...], model_inputs: Set[int], lane: str
@@ -657,6 +662,14 @@ class _Untouched:
 
 
 @dataclass(frozen=True, slots=True)
+class _Cut:
+    """Where one forced run is cut: PyTorch values (the model's inputs too), and the ONNX names of those that have one."""
+
+    values: frozenset[int]
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class _Selection:
     """Stages to show. One forced graph serves stages of which none lies inside another: forcing the inner ones would
     make the outer one's local error nothing. ``nested`` holds the others, by the name of their own forced run.
@@ -704,7 +717,7 @@ def _nesting(stages: Iterable[Stage]) -> dict[str, int]:
     for path in paths:
         parts = path.replace("/", ".").split(".")
         outer = {".".join(parts[:i]) for i in range(1, len(parts))} | {""}
-        depths[path] = len(outer & (paths - {path}))
+        depths[path] = sum(other in paths and other != path for other in outer)
     return depths
 
 

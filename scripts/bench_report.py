@@ -33,7 +33,7 @@ PEERS = {
     "verification": "torch.onnx.verification, intermediates",
 }
 LIMITS = {"totals": 1.3, "forced": 4.0}
-"""Greatest multiple of the floor."""
+"""Greatest multiple of the floor; for first calls and for later ones."""
 
 PEER_LIMITS = {"onnx-diagnostic": 5, "polygraphy": 20, "verification": 300}
 """How many times faster than a peer, on ResNet-50."""
@@ -49,11 +49,17 @@ _DISTRIBUTIONS = (
 INTRODUCTION = """\
 # Performance
 
-Written by `{command}`; do not edit by hand. Every measurement is a process of its own; the sides take turns, and the
-figures are medians over {rounds}. Imports and export are outside of the clock; a comparison of a model with one layer
-comes first, so that lazy imports have happened. *First* is the first call in its process, as on the command line;
-*again* the later calls. Peak memory (10⁶ bytes) is the whole process's after the first call, imports and model
-included.
+Written by this command; do not edit by hand.
+
+```console
+$ {command}
+```
+
+Every measurement is a process of its own; the sides take turns, and the figures are medians over {rounds}.
+Imports and export are outside of the clock; a comparison of a model with one layer comes first, so that lazy imports
+have happened and thread pools stand. *First* is the first call in its process, as on the command line; *again* the later
+calls (– where the first took over {enough} s). Peak memory (10⁶ bytes) is the whole process's after the first call,
+imports and model included.
 
 {machine}
 
@@ -81,8 +87,8 @@ PEER_TABLE = """\
 First calls. × is the multiple of this tool's *totals only*. A pair is *wrong* when its relative L2 is over 10⁻²: these
 exports are correct, so its two sides are not the same value. torch.onnx.verification makes one session for each value;
 its time is **extrapolated** from an evenly spaced sample of values. Polygraphy compares two optimisation levels of ONNX
-Runtime, without PyTorch. The hook script (written for this table) stores what forward hooks see, exposes all ONNX values
-and pairs them in order, by shape.
+Runtime, without PyTorch. The hook script, written for this table, stores what forward hooks see, exposes all ONNX
+values and pairs them in order, by shape.
 """
 
 
@@ -133,9 +139,10 @@ def render(results: Results) -> str:
         INTRODUCTION.format(
             command=" ".join(["scripts/benchmark", *results.get("arguments", ())]),
             rounds=_rounds(models),
+            enough=8,
             machine=_machine(models),
         ),
-        "## Targets\n\n" + _targets(models, results),
+        "## Targets\n\nOf two figures the larger counts.\n\n" + _targets(models, results),
         FLOOR + "\n" + _floor(models),
         TOOL + "\n" + _tool(models),
     ]
@@ -307,9 +314,7 @@ def _rest(results: Results) -> str:
         extra = kernel["extra"]
         what = f"all metrics of two float32 arrays of 16.8 M elements, {extra['threads']} threads"
         rows.append((what, f"{statistics.median(kernel['seconds']) * 1000:.1f} ms, {extra['gb_per_s']:.1f} GB/s"))
-        rows.append(
-            ("reading the same data (`max`, same threads and chunks, best)", f"{extra['read_gb_per_s']:.1f} GB/s")
-        )
+        rows.append(("reading the same data (`max`, same threads and chunks)", f"{extra['read_gb_per_s']:.1f} GB/s"))
     elif kernel:
         rows.append(("metric kernel", _cell(kernel["error"])))
     commands = results.get("commands", {})
@@ -338,7 +343,7 @@ def _beyond_export(commands: Results) -> float:
 
 def _rounds(models: Sequence[Model]) -> str:
     rounds = max((len(model.good("forward")) for model in models), default=1)
-    return f"{rounds} round{'s' if rounds != 1 else ''} (one round where a call takes over 10 s)"
+    return f"{rounds} round{'s' if rounds != 1 else ''} (one\nwhere a call takes over 10 s)"
 
 
 def _machine(models: Sequence[Model]) -> str:

@@ -74,7 +74,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="folder to keep exported models in; default: a temporary one")
     parser.add_argument("--without-commands", action="store_true", help="leave the command line's own times out")
     options = parser.parse_args()
-    options.shown = sys.argv[1:]
+    # Where things lie on this machine is nobody's business.
+    shown = {"--models": ",".join(MODELS), "--peers": "all", "--repeat": 3, "--timeout": 300.0}
+    options.shown = ["--quick"] if options.quick else []
+    for name, default in shown.items():
+        value = getattr(options, name[2:])
+        if value != default and not (options.quick and name == "--models"):
+            options.shown.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
     options.models = ["resnet50"] if options.quick else options.models.split(",")
     chosen = {"none": [], "all": list(PEERS)}
     options.peers = chosen[options.peers] if options.peers in chosen else options.peers.split(",")

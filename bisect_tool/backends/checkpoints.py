@@ -167,7 +167,7 @@ def apply_checkpoint(
 ) -> tuple[str, ...]:
     """Copies a state dict into a module, after mending the prefixes that wrappers leave in the keys.
 
-    Missing ``num_batches_tracked``, and names of tied weights of which another name is there, are no fault.
+    ``num_batches_tracked`` may be missing or left over, and of the names of tied weights one suffices.
 
     Args:
         module: changed in place; unspecified weights if an error is raised.
@@ -208,7 +208,7 @@ def apply_checkpoint(
             hint="build the model with the settings that the checkpoint was saved with (--entry-args)",
         ) from error
     missing, tied = _really_missing(module, list(result.missing_keys), renamed)
-    unexpected = list(result.unexpected_keys)
+    unexpected = _counted(result.unexpected_keys)
     notes += [f"{key} is tied to another weight and was loaded through it" for key in tied]
     nothing = bool(expected) and not common and len(missing) + len(tied) >= len(_counted(expected))
     if nothing or (missing and not allow_missing) or (unexpected and not allow_unexpected):
@@ -286,11 +286,17 @@ def _changes(names: Mapping[str, str], wanted: set[str]) -> list[tuple[str, dict
             found.append((f"removing the prefix {prefix!r}", stripped))
         if any(name.startswith(prefix) for name in wanted):
             found.append((f"adding the prefix {prefix!r}", {key: prefix + name for key, name in names.items()}))
-    if any("._orig_mod." in name for name in names.values()):
-        # torch.compile of a submodule leaves its mark in the middle of the key.
-        inner = {key: name.replace("._orig_mod.", ".") for key, name in names.items()}
-        found.append(("removing '_orig_mod.' inside the keys", inner))
+    if any(_unmarked(name) != name for name in (*names.values(), *wanted)):
+        # torch.compile of a submodule leaves its mark in the middle of the key, in the file or in the model.
+        by_plain = {_unmarked(name): name for name in wanted}
+        plain = {key: _unmarked(name) for key, name in names.items()}
+        matched = {key: by_plain.get(name, name) for key, name in plain.items()}
+        found.append(("ignoring the mark '_orig_mod.' of torch.compile", matched))
     return found
+
+
+def _unmarked(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _conversions(state: Mapping[str, Any], expected: Mapping[str, Any], common: Iterable[str]) -> list[str]:

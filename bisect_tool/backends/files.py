@@ -89,7 +89,7 @@ def require_file(path: str | os.PathLike[str], role: str) -> Path:
     Raises:
         BisectError: no such file, a folder, not a regular file, no permission, empty.
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))  # Path.expanduser raises for users that there are not
     try:
         status = file.stat()
         if stat.S_ISDIR(status.st_mode):

@@ -8,11 +8,12 @@ import importlib.util
 import inspect
 import itertools
 import json
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -22,6 +23,7 @@ import torch
 
 from bisect_tool.backends.checkpoints import reason_of
 from bisect_tool.backends.files import USER_MODULE_PREFIX, kind_of_file, require_file, wrong_kind
+from bisect_tool.backends.samples import require_forward
 from bisect_tool.errors import BisectError
 
 if sys.version_info >= (3, 11):
@@ -62,22 +64,24 @@ def load_model(model: str, entry: str | None = None, entry_args: Mapping[str, An
     Args:
         model: ``model.py``, a TorchScript archive, a ``.pt2`` program, or ``package.module:NAME``.
         entry: callable, class or instance in ``model.py``, or ``package.module:NAME`` with the folder of ``model.py``
-            importable. Without it ``build_model``; without that, the only module or module class of the file.
+            importable. Without it ``build_model``; without that, the only module in the file if no class of the file
+            is left over beside it, or the file's only module class.
         entry_args: keyword arguments of the entry.
 
     Raises:
-        BisectError: there is no such file or name, several could be meant, or the user's code raised.
+        BisectError: there is no such file or name, several could be meant, the user's code raised, or what it made
+            has no ``forward``.
     """
     path = Path(model)
     head, _, tail = model.rpartition(":")
-    if entry is None and tail and head.endswith(".py") and Path(head).is_file():
+    if entry is None and tail and head.endswith(".py") and os.path.isfile(head):
         path, entry = Path(head), tail
-    elif not path.exists() and _IMPORTABLE.match(model):
+    elif not os.path.exists(path) and _IMPORTABLE.match(model):
         if entry is not None:
             raise BisectError(
                 f"MODEL {model} names its entry already; --entry {entry} is one too many", hint="drop --entry"
             )
-        with _importing_from(Path.cwd()):
+        with _running_user_code(Path.cwd()):
             return _load_importable(model, entry_args)
     file = require_file(path, "model")
     if file.suffix == ".py":
@@ -177,7 +181,7 @@ def _without_modes(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _load_file(file: Path, entry: str | None, entry_args: Mapping[str, Any] | None) -> LoadedModel:
-    with _importing_from(file.resolve().parent):
+    with _running_user_code(file.resolve().parent):
         if entry is not None and ":" in entry:
             if not _IMPORTABLE.match(entry):
                 raise BisectError(
@@ -209,8 +213,12 @@ def _load_importable(target: str, entry_args: Mapping[str, Any] | None) -> Loade
 
 
 @contextmanager
-def _importing_from(folder: Path) -> Iterator[None]:
-    """Makes the modules in a folder importable, before all others, as they are for a script in it."""
+def _running_user_code(folder: Path) -> Iterator[None]:
+    """For the import and the building of a model.
+
+    The modules in the folder are importable, before all others, as they are for a script in it. What the code prints
+    goes to stderr: stdout is the report's.
+    """
     for name in [name for name, owner in _siblings.items() if owner != folder and _offers(folder, name)]:
         sys.modules.pop(name, None)
         del _siblings[name]
@@ -219,7 +227,8 @@ def _importing_from(folder: Path) -> Iterator[None]:
     sys.path.insert(0, place)
     importlib.invalidate_caches()  # the folder may be younger than the finder's listing
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         if place in sys.path:
             sys.path.remove(place)
@@ -258,27 +267,32 @@ def _default_entry(namespace: ModuleType, file: Path, entry_args: Mapping[str, A
         return DEFAULT_ENTRY, names[DEFAULT_ENTRY]
     public = {name: value for name, value in names.items() if not name.startswith("__")}
     instances = _unique({name: value for name, value in public.items() if isinstance(value, torch.nn.Module)})
-    own = {name: value for name, value in public.items() if getattr(value, "__module__", None) == namespace.__name__}
-    classes = _unique(
-        {name: value for name, value in own.items() if isinstance(value, type) and issubclass(value, torch.nn.Module)}
-    )
+    own = {name: value for name, value in public.items() if _attribute(value, "__module__") == namespace.__name__}
+    classes = _module_classes(own)
     if classes:
         # Beside classes, an instance without weights is an activation or a loss that they use.
-        instances = {name: value for name, value in instances.items() if next(value.parameters(), None) is not None}
+        instances = {name: value for name, value in instances.items() if _has_weights(value) or _uses(value, classes)}
+    imported: dict[str, type[torch.nn.Module]] = {}
     if len(instances) == 1:
-        return next(iter(instances.items()))
+        name, found = next(iter(instances.items()))
+        if not _has_weights(found):
+            # It may also be the activation beside `from nets import Net`.
+            imported = {n: cls for n, cls in _module_classes(public).items() if not cls.__module__.startswith("torch.")}
+        if not _left_over(found, classes) and (not imported or _uses(found, imported)):
+            return name, found
     builders = [name for name, value in own.items() if inspect.isfunction(value) and _BUILDER_NAME.search(name)]
-    candidates = [*instances, *classes, *builders]
+    candidates = list(dict.fromkeys([*instances, *classes, *imported, *builders]))
     # Of several classes one is the model and the others its parts; a guess could silently take a part.
-    if len(candidates) == 1 and classes:
+    if len(classes) == 1 and len(instances) < 2 and not builders:
         name, found = next(iter(classes.items()))
         needs = _missing_arguments(found, entry_args or {})
         if not needs:
             return name, found
-        raise BisectError(
-            f"model {file} has no {DEFAULT_ENTRY}(), and its only class {name} needs arguments: {', '.join(needs)}",
-            hint=f"give them with --entry {name} --entry-args FILE, or define {DEFAULT_ENTRY}()",
-        )
+        if not instances:
+            raise BisectError(
+                f"model {file} has no {DEFAULT_ENTRY}(), and its only class {name} needs arguments: {', '.join(needs)}",
+                hint=f"give them with --entry {name} --entry-args FILE, or define {DEFAULT_ENTRY}()",
+            )
     if not candidates:
         raise BisectError(
             f"model {file} has no entry: neither {DEFAULT_ENTRY}() nor a torch.nn.Module of its own",
@@ -298,24 +312,61 @@ def _unique(named: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found.values())
 
 
+def _module_classes(named: Mapping[str, Any]) -> dict[str, type[torch.nn.Module]]:
+    return _unique(
+        {name: value for name, value in named.items() if isinstance(value, type) and issubclass(value, torch.nn.Module)}
+    )
+
+
+def _has_weights(module: torch.nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _uses(module: torch.nn.Module, classes: Mapping[str, type[torch.nn.Module]]) -> bool:
+    return len(_left_over(module, classes)) < len(classes)
+
+
+def _left_over(module: torch.nn.Module, classes: Mapping[str, type[torch.nn.Module]]) -> list[str]:
+    """The classes that neither the module nor one of its parts is an instance of."""
+    parts = list(module.modules())
+    return [name for name, cls in classes.items() if not any(isinstance(part, cls) for part in parts)]
+
+
 def _lookup(namespace: ModuleType, name: str, place: str) -> Any:
     found: Any = namespace
     for part in name.split("."):
         try:
             found = getattr(found, part)
-        except AttributeError as error:
-            names = [n for n in dir(found) if not n.startswith("_")]
+        except Exception as error:  # the user's __getattr__ may raise anything
+            names = _public_names(found)
             near = difflib.get_close_matches(part, names, n=3, cutoff=0.5)
-            usable = [n for n in names if _usable(getattr(found, n, None), namespace)]
+            usable = [n for n in names if _usable(_attribute(found, n), namespace)]
             listed = ", ".join(near or usable[:5])
+            reason = "" if isinstance(error, AttributeError) else f": {reason_of(error)}"
             raise BisectError(
-                f"there is no {name} in {place}", hint=f"did you mean {listed}?" if listed else "check --entry"
+                f"there is no {name} in {place}{reason}",
+                hint=f"did you mean {listed}?" if listed else "check --entry",
             ) from error
     return found
 
 
+def _public_names(found: Any) -> list[str]:
+    try:
+        return [name for name in dir(found) if not name.startswith("_")]
+    except Exception:  # the user's __dir__
+        return []
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """``getattr`` for objects of the user, whose ``__getattr__`` may raise more than AttributeError."""
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
+
+
 def _usable(value: Any, namespace: ModuleType) -> bool:
-    return isinstance(value, torch.nn.Module) or getattr(value, "__module__", None) == namespace.__name__
+    return isinstance(value, torch.nn.Module) or _attribute(value, "__module__") == namespace.__name__
 
 
 def _build(found: Any, name: str, place: str, entry_args: Mapping[str, Any] | None) -> torch.nn.Module:
@@ -325,6 +376,7 @@ def _build(found: Any, name: str, place: str, entry_args: Mapping[str, Any] | No
             raise BisectError(
                 f"{name} in {place} is a module already and takes no --entry-args", hint="drop --entry-args"
             )
+        require_forward(found, f"{name} in {place}")
         return found
     if not callable(found):
         raise BisectError(
@@ -350,6 +402,7 @@ def _build(found: Any, name: str, place: str, entry_args: Mapping[str, Any] | No
             f"{name}() in {place} raised", error, Path(place) if place.endswith(".py") else None
         ) from error
     if isinstance(module, torch.nn.Module):
+        require_forward(module, f"what {name}() in {place} returned")
         return module
     what = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
     raise BisectError(

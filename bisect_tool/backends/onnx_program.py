@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from bisect_tool.backends.onnx_graph import describe
@@ -77,7 +78,6 @@ class OnnxProgram:
         self._temporary = tempfile.TemporaryDirectory(prefix="bisect-divergence-")
         self.weights_folder = Path(self._temporary.name)
         self._share_weights()
-        self._complete_types()
         self.graph: OnnxGraph = describe(model)
         self._nodes = list(model.graph)
         self._values: dict[str, ir.Value] = {}
@@ -118,17 +118,30 @@ class OnnxProgram:
         for value, tensor in zip(big, shared, strict=True):
             value.const_value = tensor
 
-    def _complete_types(self) -> None:
-        """Shape inference for values whose type the file leaves out; what stays unknown is learnt from the run."""
-        graph = self._model.graph
-        if all(v.shape is not None and v.dtype is not None for node in graph for v in node.outputs if v.name):
-            return
-        from onnx_ir.passes.common import ShapeInferencePass
+    def assume_shapes(self, inputs: Mapping[str, tuple[int, ...]]) -> None:
+        """Shapes of inner values for the given shapes of the graph's inputs, where the file does not say them.
 
+        They serve to estimate sizes; what can't be inferred counts as nothing. The model itself stays as it is.
+        """
+        names = {name for node in self.graph.nodes for name in node.outputs if name}
+        if names <= self.graph.shapes.keys():
+            return
+        proto = ir.to_proto(self._model)
+        for value in proto.graph.input:
+            if value.name in inputs:
+                shape = value.type.tensor_type.shape
+                del shape.dim[:]
+                for size in inputs[value.name]:
+                    shape.dim.add().dim_value = size
+        del proto.graph.value_info[:]
         try:
-            self._model = ShapeInferencePass()(self._model).model
+            inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
         except Exception:  # onnx raises many kinds; without inferred shapes only the size estimate is rougher
             return
+        found = describe(inferred)
+        self.graph = replace(
+            self.graph, shapes={**found.shapes, **self.graph.shapes}, dtypes={**found.dtypes, **self.graph.dtypes}
+        )
 
     # -- structure ----------------------------------------------------------------------------------------------------
 

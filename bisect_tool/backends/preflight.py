@@ -252,7 +252,13 @@ def _plain_attributes(module: torch.nn.Module) -> tuple[list[tuple[str, Tensor]]
 
 
 def _is_derived(module: torch.nn.Module, name: str) -> bool:
-    """Weight and spectral normalization leave the computed weight beside the parameters that it is made of."""
+    """Tensors that torch itself computes from the parameters and keeps beside them.
+
+    Weight and spectral normalization and pruning leave the computed weight, and recurrent layers a list of their
+    weights, in which it then stands.
+    """
+    if name == "_flat_weights" and isinstance(module, torch.nn.RNNBase):
+        return True
     return any(f"{name}{ending}" in module._parameters for ending in ("_g", "_orig"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,12 +32,14 @@ class Sample:
         kwargs: keyword inputs.
         source: the file it came from.
         notes: what was not taken literally.
+        explicit: it was written as ``{'args': ..., 'kwargs': ...}``, so that the keywords are meant as keywords.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     source: str
     notes: tuple[str, ...] = ()
+    explicit: bool = False
 
 
 def load_samples(paths: Sequence[str]) -> list[Sample]:
@@ -49,8 +52,10 @@ def load_samples(paths: Sequence[str]) -> list[Sample]:
         One sample per file, tensors on the CPU with the shapes and dtypes of the file.
 
     Raises:
-        BisectError: a file is missing, of another kind, damaged, or holds no inputs.
+        BisectError: no path is given, or a file is missing, of another kind, damaged, or holds no inputs.
     """
+    if not paths:
+        raise BisectError("no sample given", hint="--input sample.pt: the tensors that forward is called with")
     return [_load(file) for path in paths for file in _files(path)]
 
 
@@ -60,17 +65,22 @@ def sample_of(content: Any, source: str) -> Sample:
     Raises:
         BisectError: it is of another form, or holds no tensor.
     """
-    args, kwargs = _from_object(_tensors_of(content, source), Path(source))
-    if not flatten_tensors([args, kwargs]):
+    sample = _from_object(content, source)
+    if not flatten_tensors([sample.args, sample.kwargs]):
         raise BisectError(f"sample {source} holds no tensor", hint=f"make {_FORMS}")
-    return Sample(args, kwargs, source)
+    return sample
 
 
 def _tensors_of(content: Any, source: str) -> Any:
+    """The same with tensors for numpy arrays, and without the gradients that the sample was made with."""
+    if isinstance(content, torch.Tensor):
+        return content.detach() if content.requires_grad else content
     if isinstance(content, np.ndarray):
         return _to_tensor(content, f"sample {source}")
     if isinstance(content, Mapping):
         return {key: _tensors_of(value, source) for key, value in content.items()}
+    if isinstance(content, tuple) and hasattr(content, "_make"):
+        return type(content)._make(_tensors_of(value, source) for value in content)
     if type(content) in (tuple, list):
         return type(content)(_tensors_of(value, source) for value in content)
     return content
@@ -78,7 +88,7 @@ def _tensors_of(content: Any, source: str) -> Any:
 
 def _files(path: str) -> list[Path]:
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it does not raise for impossible names
         return [folder]
     try:
         found = [f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file() and not f.name.startswith(".")]
@@ -95,16 +105,16 @@ def _load(path: Path) -> Sample:
     file = require_file(path, "sample")
     kind = kind_of_file(file)
     if kind in ("torch", "pickle"):
-        args, kwargs = _from_object(_read_torch(file), file)
+        sample = _from_object(_read_torch(file), str(file))
     elif kind in ("npz", "npy"):
-        args, kwargs = _from_numpy(file)
+        sample = Sample(*_from_numpy(file), str(file))
     elif kind == "safetensors" or file.suffix == ".safetensors":
-        args, kwargs = _by_number(read_safetensors(file, "sample"), file)
+        sample = Sample(*_by_number(read_safetensors(file, "sample"), file), str(file))
     else:
         raise wrong_kind(file, kind, "sample", f"save {_FORMS} as {', '.join(SUFFIXES)}")
-    if not flatten_tensors([args, kwargs]):
+    if not flatten_tensors([sample.args, sample.kwargs]):
         raise BisectError(f"sample {file} holds no tensor", hint=f"save {_FORMS}")
-    return Sample(args, kwargs, str(file))
+    return sample
 
 
 def _read_torch(file: Path) -> Any:
@@ -117,25 +127,29 @@ def _read_torch(file: Path) -> Any:
         raise BisectError(error.message, hint=f"save only tensors and plain containers: {_FORMS}") from error
 
 
-def _from_object(content: Any, file: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _from_object(content: Any, source: str) -> Sample:
+    try:
+        content = _tensors_of(content, source)
+    except RecursionError as error:
+        raise BisectError(f"sample {source} is nested too deeply, or contains itself", hint=f"save {_FORMS}") from error
     if isinstance(content, torch.Tensor):
-        return (content,), {}
+        return Sample((content,), {}, source)
     if isinstance(content, (tuple, list)):
-        return tuple(content), {}
+        return Sample(tuple(content), {}, source)
     if isinstance(content, Mapping):
         if content and set(content) <= {"args", "kwargs"} and not isinstance(content.get("kwargs"), torch.Tensor):
-            return _from_call(content, file)
+            return Sample(*_from_call(content, source), source, explicit=True)
         if all(isinstance(key, str) for key in content):
-            return (), dict(content)
+            return Sample((), dict(content), source)
         strange = next(key for key in content if not isinstance(key, str))
         raise BisectError(
-            f"sample {file} is a dictionary with the key {strange!r}, which is no argument name",
+            f"sample {source} is a dictionary with the key {strange!r}, which is no argument name",
             hint="name the arguments of forward, or save a tuple",
         )
-    raise BisectError(f"sample {file} holds a {type(content).__name__}, which is no input", hint=f"save {_FORMS}")
+    raise BisectError(f"sample {source} holds a {type(content).__name__}, which is no input", hint=f"save {_FORMS}")
 
 
-def _from_call(content: Mapping[str, Any], file: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _from_call(content: Mapping[str, Any], source: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args, kwargs = content.get("args", ()), content.get("kwargs", {})
     args = (args,) if isinstance(args, torch.Tensor) else args
     args = () if args is None else args
@@ -143,7 +157,7 @@ def _from_call(content: Mapping[str, Any], file: Path) -> tuple[tuple[Any, ...],
     named = isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)
     if not isinstance(args, (tuple, list)) or not named:
         wrong = "'kwargs' is no dictionary of names" if not named else "'args' is neither a tuple nor a tensor"
-        raise BisectError(f"sample {file}: {wrong}", hint="save {'args': (...), 'kwargs': {'name': ...}}")
+        raise BisectError(f"sample {source}: {wrong}", hint="save {'args': (...), 'kwargs': {'name': ...}}")
     return tuple(args), dict(kwargs)
 
 
@@ -209,15 +223,17 @@ def _by_number(tensors: Mapping[str, torch.Tensor], file: Path) -> tuple[tuple[A
 def bind_sample(module: torch.nn.Module, sample: Sample) -> Sample:
     """Checks a sample against ``forward``'s signature, without running it.
 
-    A bare dictionary for a ``forward(self, batch)`` becomes its one argument. Where the signature says nothing, as for
-    TorchScript archives, everything is accepted.
+    A bare dictionary for a ``forward(self, batch)`` becomes its one argument, unless one of its keys is an argument
+    of ``forward`` or ``forward`` takes any keyword. Where the signature says nothing, as for TorchScript archives,
+    everything is accepted.
 
     Returns:
         The sample as it is to be passed.
 
     Raises:
-        BisectError: ``forward`` does not take these inputs; both sides are listed.
+        BisectError: there is no ``forward``, or it does not take these inputs; both sides are listed.
     """
+    require_forward(module, "the model")
     parameters = _forward_parameters(module)
     if parameters is None:
         return sample
@@ -231,6 +247,23 @@ def bind_sample(module: torch.nn.Module, sample: Sample) -> Sample:
         f"  sample has: {describe_inputs(sample.args, sample.kwargs)}",
         hint=hint,
     )
+
+
+def require_forward(module: torch.nn.Module, what: str) -> None:
+    """Nothing, if the module can be called.
+
+    Raises:
+        BisectError: it has no ``forward`` of its own, as ``ModuleList``; ``what`` names it in the message.
+    """
+    try:
+        forward = module.forward
+    except AttributeError:  # a TorchScript archive that only has other methods
+        forward = None
+    if forward is None or getattr(forward, "__func__", None) is vars(torch.nn.Module)["forward"]:
+        raise BisectError(
+            f"{what} is a {type(module).__name__} without forward(), which cannot be run",
+            hint="name the model itself with --entry",
+        )
 
 
 def describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -276,10 +309,12 @@ def _required(parameters: Sequence[inspect.Parameter]) -> list[inspect.Parameter
 
 def _wrap_batch(parameters: Sequence[inspect.Parameter], sample: Sample) -> Sample:
     required = _required(parameters)
-    if sample.args or not sample.kwargs or len(required) != 1:
+    if sample.explicit or sample.args or not sample.kwargs or len(required) != 1:
         return sample
     (only,) = required
-    if only.name in sample.kwargs or only.kind is only.KEYWORD_ONLY or _says_tensor(only.annotation):
+    if any(p.name in sample.kwargs or p.kind is p.VAR_KEYWORD for p in parameters):
+        return sample
+    if only.kind is only.KEYWORD_ONLY or _says_tensor(only.annotation):
         return sample
     note = f"sample {sample.source}: its dictionary was passed whole as {only.name}, forward's only required argument"
     return replace(sample, args=(sample.kwargs,), kwargs={}, notes=(*sample.notes, note))
@@ -312,7 +347,8 @@ def _problem(parameters: Sequence[inspect.Parameter], sample: Sample) -> tuple[s
         return f"forward takes no {', '.join(unknown)}", remedy
     if missing:
         names = ", ".join(p.name for p in missing)
-        return f"no input for {names}", f"add {names} to the sample"
+        whole = "" if given or len(missing) > 1 else "; to pass a dictionary whole, save it in a tuple"
+        return f"no input for {names}", f"add {names} to the sample{whole}"
     return None
 
 

@@ -62,6 +62,10 @@ class Stream:
         self._on_pair = on_pair
         self._after_step = after_step
         self._arrived: set[int] = set()
+        self._made = [
+            [[name for name in sorted(segment.makes) if name in lane.pairs] for segment in lane.run.segments]
+            for lane in lanes
+        ]
         self._required = [[self._values_of(lane, i) for i in range(len(lane.run.segments))] for lane in lanes]
         self._uses = Counter(value for lane in self._required for values in lane for value in values)
 
@@ -85,10 +89,10 @@ class Stream:
         self._arrived.add(value)
 
     def advance(self) -> None:
-        for lane, required in zip(self._lanes, self._required, strict=True):
+        for lane, required, made in zip(self._lanes, self._required, self._made, strict=True):
             while not lane.run.done and required[lane.run.next] <= self._arrived:
                 values = required[lane.run.next]
-                self._step(lane)
+                self._step(lane, made[lane.run.next])
                 for value in values:
                     self._uses[value] -= 1
                     if not self._uses[value]:
@@ -100,7 +104,7 @@ class Stream:
         self.advance()
         return [lane.name for lane in self._lanes if not lane.run.done]
 
-    def _step(self, lane: Lane) -> None:
+    def _step(self, lane: Lane, made: Sequence[str]) -> None:
         def give(name: str, kind: ValueType | None) -> Array:
             array = self._fetch(lane.pairs[name])
             if name in lane.permutations:
@@ -111,11 +115,10 @@ class Stream:
             array = array if array.dtype == wanted else array.astype(wanted)
             return array if array.shape == kind.shape else np.ascontiguousarray(array).reshape(kind.shape)
 
-        makes = lane.run.segments[lane.run.next].makes
         chained, forced = lane.run.step(give)
         if lane.on_values is not None:
             lane.on_values(chained, forced)
-        for name in [n for n in lane.pairs if n in makes]:
+        for name in made:
             value = lane.pairs[name]
             expected = self._fetch(value)
             order = lane.permutations.get(name)

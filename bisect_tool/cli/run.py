@@ -66,7 +66,7 @@ _DEFAULTS: Mapping[str, Any] = {
 @click.option("--min-coverage", type=float, help="Share of stages that must be aligned [default: 0.9].")
 @click.option("--memory-budget", metavar="SIZE", help="Activations kept at once [default: 2GiB].")
 @click.option("--threads", type=click.IntRange(min=0), help="Threads of both sides; 0 is each library's default.")
-@click.option("--allow-pickle", is_flag=True, default=None, help="Load checkpoints and samples that run code.")
+@click.option("--allow-pickle", is_flag=True, default=None, help="Unpickle the checkpoint: runs code in it.")
 @click.option("--allow-missing", is_flag=True, default=None, help="Accept a checkpoint without some of the keys.")
 @click.option("--allow-unexpected", is_flag=True, default=None, help="Accept a checkpoint with keys the model lacks.")
 @click.option("--name", help="Name of the case [default: the model file's].")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from bisect_tool.backends.checkpoints import PREFIXES, WRAPPER_KEYS, apply_checkpoint, load_checkpoint
+from bisect_tool.cli.run import run
 from bisect_tool.errors import BisectError
 
 
@@ -203,6 +204,34 @@ def test_marks_of_compiled_submodules_are_removed() -> None:
     assert "_orig_mod." in note
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module.body._orig_mod."])
+def test_models_with_compiled_parts_take_plain_checkpoints(prefix: str) -> None:
+    """`_orig_mod` in the model's keys does not matter either, wherever it stands and whatever stands in the file's."""
+    wrapper, source = torch.nn.Module(), torch.nn.Module()
+    source.body, source.head = net(), torch.nn.Linear(2, 2)
+    wrapper.body, wrapper.head = torch.compile(net()), torch.nn.Linear(2, 2)
+    assert "body._orig_mod.conv.weight" in wrapper.state_dict()
+    state = source.state_dict()
+    if prefix.endswith("body._orig_mod."):
+        state = {"module." + key.replace("conv.", "_orig_mod.conv."): value for key, value in state.items()}
+    else:
+        state = {prefix + key: value for key, value in state.items()}
+    (note,) = apply_checkpoint(wrapper, state, "c.pth")
+    assert "ignoring the mark '_orig_mod.'" in note
+    assert same(wrapper.body._orig_mod, source.body.state_dict())
+    assert same(wrapper.head, source.head.state_dict())
+
+
+def test_compiled_models_take_checkpoints_of_compiled_parts() -> None:
+    """The mark stands at different places on the two sides."""
+    source = torch.nn.Sequential(net())
+    state = {key.replace("0.", "0._orig_mod.", 1): value for key, value in source.state_dict().items()}
+    target = torch.compile(torch.nn.Sequential(net()))
+    (note,) = apply_checkpoint(target, state, "c.pth")
+    assert "_orig_mod." in note
+    assert same(target._orig_mod, source.state_dict())
+
+
 def test_missing_keys_are_an_error_unless_allowed() -> None:
     """Missing keys are listed with --allow-missing as the remedy; allowed, they become a note."""
     state = {key: value for key, value in net().state_dict().items() if not key.startswith("head")}
@@ -261,6 +290,28 @@ def test_counters_of_batch_normalization_may_be_missing(tmp_path: Path) -> None:
     del state["bn.num_batches_tracked"]
     assert apply_checkpoint(net(), dict(state), "c.pth") == ()
     assert apply_checkpoint(net(), load_checkpoint(saved(tmp_path, state)), "c.pth") == ()
+
+
+def test_counters_of_batch_normalization_may_be_left_over() -> None:
+    """A model whose normalization counts nothing takes a checkpoint that does; other left-over keys stay an error."""
+    target = torch.nn.Sequential(collections.OrderedDict(bn=torch.nn.BatchNorm2d(2)))
+    target.bn.num_batches_tracked = None
+    state = {key: value for key, value in net().state_dict().items() if key.startswith("bn.")}
+    state["bn.weight"] = torch.full((2,), 3.0)
+    assert "bn.num_batches_tracked" in state
+    assert apply_checkpoint(target, state, "c.pth") == ()
+    assert torch.equal(target.bn.weight, state["bn.weight"])
+    error = error_of(apply_checkpoint, target, {**state, "extra": torch.ones(1)}, "c.pth")
+    assert "1 unexpected key\n" in error.message
+    assert "num_batches" not in error.message
+
+
+def test_the_help_says_what_permission_is_for() -> None:
+    """--allow-pickle covers the checkpoint and not the samples, and its help says no more."""
+    (option,) = [param for param in run.params if param.name == "allow_pickle"]
+    text = str(getattr(option, "help", ""))
+    assert "checkpoint" in text
+    assert "sample" not in text
 
 
 def test_versions_of_modules_are_kept(tmp_path: Path) -> None:

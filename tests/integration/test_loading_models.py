@@ -69,6 +69,101 @@ def test_the_only_class_or_instance_needs_no_entry(tmp_path: Path) -> None:
     assert load_model(path).module.layer.in_features == 7
 
 
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        (NET + "    act = torch.nn.ReLU()\n", "Net"),
+        (NET + "    act = torch.nn.PReLU()\n", "Net"),
+        (NET + "    act = torch.nn.PReLU()\n    class Head(Net): pass\n", "act, Net, Head"),
+        (NET.replace("width=2", "width") + "    act = torch.nn.PReLU()\n", "act, Net"),
+        (NET + "    act = torch.nn.PReLU()\n    def make_net(): return Net()\n", "act, Net, make_net"),
+        (NET + "    class Loss(torch.nn.Module): pass\n    network = Net(7)\n", "network, Net, Loss"),
+        (NET + "    class Whole(Net): pass\n    network = Whole(7)\n", "Whole"),
+        (NET + "    network = torch.nn.Sequential(Net(7))\n", "Sequential"),
+        ("import torch\nnetwork = torch.nn.Sequential(torch.nn.ReLU())\n", "Sequential"),
+        ("import torch\nfrom torch.nn import Linear\nnetwork = torch.nn.ReLU()\n", "ReLU"),
+        ("import torch\nfrom net_for_test import Net\nact = torch.nn.ReLU()\n", "act, Net"),
+        ("import torch\nfrom net_for_test import Net\nnetwork = torch.nn.Sequential(Net())\n", "Sequential"),
+        (
+            "import torch\nclass Gate(torch.nn.Module):\n  def __init__(self, k):\n    super().__init__()\n"
+            "  def forward(self, x): return x\ngate = Gate(3)\n",
+            "Gate",
+        ),
+    ],
+)
+def test_a_helper_instance_is_not_taken_for_the_model(tmp_path: Path, text: str, taken: str) -> None:
+    """A lone instance is the model only if no class is left over beside it; else the only class, or an error."""
+    write(tmp_path, NET, "net_for_test.py")
+    path = write(tmp_path, text)
+    if "," not in taken:
+        assert type(load_model(path).module).__name__ == taken
+    else:
+        error = error_of(load_model, path)
+        assert error.message.endswith(f"several candidates: {taken}")
+        assert "--entry" in str(error.hint)
+
+
+def test_names_that_are_no_paths_do_not_leak_errors_of_the_system() -> None:
+    """Names too long for the system, with a zero byte or of a user that there is not, are errors that say so."""
+    for name, message in (
+        ("x" * 5000, "cannot be read"),
+        ("x" * 5000 + ".py:Net", "cannot be read"),
+        ("x" * 5000 + ":Net", "cannot be found"),
+        ("a\0b", "cannot be read"),
+        ("~no_such_user_here/model.py", "no such file"),
+    ):
+        assert message in error_of(load_model, name).message
+
+
+@pytest.mark.parametrize("name", ["Foo", "Net.Foo", "Nett"])
+def test_entries_are_looked_up_in_modules_whose_getattr_raises(tmp_path: Path, name: str) -> None:
+    """Whatever a module's or a class's __getattr__ and __dir__ raise, the entry is said not to be there."""
+    text = """
+        def __getattr__(name): raise RuntimeError("never " + name)
+        def __dir__(): return ["Net", "broken"]
+        class Meta(type(Net)):
+            def __getattr__(cls, name): raise ValueError("never " + name)
+            def __dir__(cls): raise ValueError
+        class Net(Net, metaclass=Meta): pass
+    """
+    error = error_of(load_model, write(tmp_path, NET + textwrap.indent(textwrap.dedent(text), "    ")), name)
+    assert f"there is no {name} in" in error.message
+    assert f"Error: never {name.rpartition('.')[2]}" in error.message
+    assert ("Net" in str(error.hint)) == (name != "Net.Foo")
+
+
+def test_objects_whose_getattr_raises_may_stand_beside_the_model(tmp_path: Path) -> None:
+    """Looking for the model among the names of a file survives lazy modules that raise when they are asked."""
+    write(tmp_path, "def __getattr__(name): raise RuntimeError(name)\n", "lazy_for_test.py")
+    assert load_model(write(tmp_path, NET + "    import lazy_for_test\n")).module.layer.in_features == 2
+
+
+def test_what_the_model_prints_does_not_reach_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prints on import and on building go to stderr, for files and for modules: stdout may hold the report's JSON."""
+    text = NET + "    print('importing')\n    def build_model():\n        print('building')\n        return Net()\n"
+    load_model(write(tmp_path, text, "noisy_for_test.py"))
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "importing\nbuilding\n")
+    load_model(write(tmp_path, "raise SystemExit\n"), "noisy_for_test:build_model")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "importing\nbuilding\n")
+    print("mine")
+    assert capsys.readouterr().out == "mine\n"
+
+
+@pytest.mark.parametrize("made", ["layers", "build", "Parts"])
+def test_modules_without_forward_are_no_models(tmp_path: Path, made: str) -> None:
+    """An instance, a function's result or a class that cannot be called is refused by name."""
+    text = NET + (
+        "    layers = torch.nn.ModuleList([Net()])\n    def build(): return layers\n"
+        "    class Parts(torch.nn.Module): pass\n"
+    )
+    error = error_of(load_model, write(tmp_path, text), made)
+    assert made in error.message
+    assert "without forward()" in error.message
+    assert "--entry" in str(error.hint)
+
+
 def test_several_candidates_are_listed_and_none_is_guessed(tmp_path: Path) -> None:
     """Two classes without build_model() are an error that names both and --entry."""
     error = error_of(load_model, write(tmp_path, NET + "    class Head(Net): pass\n"))

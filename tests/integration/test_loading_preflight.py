@@ -41,6 +41,35 @@ def test_sound_models_have_no_findings() -> None:
     assert found(module, X, torch.ones(1, dtype=torch.int64)) == []
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.LSTM(3, 2, 2, bidirectional=True, proj_size=1),
+        lambda: nn.GRU(3, 2),
+        lambda: nn.utils.weight_norm(nn.LSTM(3, 2), "weight_hh_l0"),
+        lambda: nn.utils.parametrizations.weight_norm(nn.GRU(3, 2), "weight_ih_l0"),
+        lambda: nn.utils.prune.l1_unstructured(nn.LSTM(3, 2), "weight_hh_l0", 0.5),
+        lambda: nn.utils.weight_norm(nn.Linear(3, 2)),
+        lambda: nn.utils.remove_weight_norm(nn.utils.weight_norm(nn.Linear(3, 2))),
+        lambda: nn.utils.parametrize.remove_parametrizations(
+            nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), "weight"
+        ),
+        lambda: nn.utils.spectral_norm(nn.Linear(3, 2)),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 2)),
+        lambda: nn.MultiheadAttention(4, 2, add_bias_kv=True, kdim=3),
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2), 2),
+        lambda: torch.compile(nn.LSTM(3, 2)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_torch_itself_keeps_beside_the_parameters_is_no_finding(make: Callable[[], nn.Module]) -> None:
+    """Lists of weights, and weights computed from others, are torch's doing; the user's own tensor still is one."""
+    module = nn.Sequential(make())
+    assert found(module, X) == []
+    module[0].anchors = torch.ones(4)
+    assert "0.anchors float32[4];" in only(found(module, X))[1]
+
+
 def test_modules_that_stay_in_training_mode_are_named() -> None:
     """A train() that leaves a part out is noticed, and active dropout is told apart from the rest."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from bisect_tool.backends.models import load_model
-from bisect_tool.backends.samples import Sample, bind_sample, load_samples
+from bisect_tool.backends.samples import Sample, bind_sample, load_samples, sample_of
 from bisect_tool.errors import BisectError
 
 ONE = torch.ones(1, 2)
@@ -72,6 +73,44 @@ def test_forms_of_torch_samples(tmp_path: Path, content: Any, positions: int, na
     first = loaded.args[0] if positions else loaded.kwargs["x"]
     assert torch.equal(first, ONE)
     assert loaded.source.endswith("sample.pt")
+
+
+def test_arrays_in_torch_samples_become_tensors(tmp_path: Path) -> None:
+    """Numpy arrays in a .pt file are tensors afterwards, bare, by position, by name and nested."""
+    array = np.arange(3.0)
+    for content in (array, (array,), {"args": (array,)}, {"args": array}):
+        (loaded,) = load_samples([saved(tmp_path, content)])
+        assert torch.equal(loaded.args[0], torch.arange(3.0, dtype=torch.float64))
+    (loaded,) = load_samples([saved(tmp_path, {"x": array, "batch": {"points": [array]}})])
+    assert torch.equal(loaded.kwargs["x"], torch.from_numpy(array))
+    assert torch.equal(loaded.kwargs["batch"]["points"][0], torch.from_numpy(array))
+    assert "dtype" in error_of(load_samples, [saved(tmp_path, {"x": ONE, "y": np.array(["a"])})]).message
+
+
+def test_samples_need_no_gradients(tmp_path: Path) -> None:
+    """Tensors that were saved with requires_grad are plain ones, wherever they stand; so are those made in memory."""
+    weight, pair = torch.nn.Parameter(ONE.clone()), collections.namedtuple("Pair", "a b")
+    (loaded,) = load_samples([saved(tmp_path, {"args": (weight, [weight]), "kwargs": {"m": {"x": weight}}})])
+    made = sample_of((weight * 2, pair(weight, weight.detach().numpy())), "made")
+    tensors = [loaded.args[0], loaded.args[1][0], loaded.kwargs["m"]["x"], made.args[0], *made.args[1]]
+    assert [tensor.requires_grad for tensor in tensors] == [False] * 6
+    assert all(tensor.is_leaf and tensor.shape == ONE.shape for tensor in tensors)
+    assert torch.equal(made.args[0], ONE * 2)
+    assert type(made.args[1]) is pair
+
+
+def test_samples_that_contain_themselves_are_refused(tmp_path: Path) -> None:
+    """A list inside itself is an error, not an endless walk."""
+    items: list[Any] = [ONE]
+    items.append(items)
+    assert "contains itself" in error_of(load_samples, [saved(tmp_path, items)]).message
+
+
+def test_no_sample_is_an_error() -> None:
+    """An empty list of paths is told at once, not by a run that judges nothing."""
+    error = error_of(load_samples, [])
+    assert "no sample" in error.message
+    assert "--input" in str(error.hint)
 
 
 def test_numpy_archives_name_or_number_their_inputs(tmp_path: Path) -> None:
@@ -164,6 +203,7 @@ def test_samples_are_never_unpickled(tmp_path: Path) -> None:
 def test_paths_that_are_no_samples(tmp_path: Path) -> None:
     """Missing, empty and foreign files are told apart."""
     assert "no such file" in error_of(load_samples, [str(tmp_path / "none.pt")]).message
+    assert "cannot be read" in error_of(load_samples, ["x" * 5000]).message
     (tmp_path / "empty.npy").touch()
     assert "is empty" in error_of(load_samples, [str(tmp_path / "empty.npy")]).message
     (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
@@ -236,6 +276,44 @@ def test_a_dictionary_becomes_the_one_batch_argument() -> None:
     assert list(bound.args[0]) == ["points", "ids"]
     assert bound.kwargs == {}
     assert "passed whole as batch" in bound.notes[0]
+
+
+class Loose(torch.nn.Module):
+    def forward(self, batch: Any, **rest: Any) -> Any:
+        return batch
+
+
+def test_explicit_keywords_are_never_passed_whole(tmp_path: Path) -> None:
+    """{"kwargs": ...} means keywords: a wrong name in it is an error, while the same bare dictionary is a batch."""
+    (explicit,) = load_samples([saved(tmp_path, {"kwargs": {"points": ONE}})])
+    (bare,) = load_samples([saved(tmp_path, {"points": ONE}, "bare.pt")])
+    assert "forward takes no points" in error_of(bind_sample, Batch(), explicit).message
+    assert list(bind_sample(Batch(), bare).args[0]) == ["points"]
+
+
+@pytest.mark.parametrize(
+    ("module", "given_sample"),
+    [(Batch(), sample(points=ONE, training=True)), (Loose(), sample(points=ONE)), (Loose(), sample(x=ONE, y=ONE))],
+)
+def test_a_dictionary_that_may_be_keywords_is_not_passed_whole(module: torch.nn.Module, given_sample: Sample) -> None:
+    """With an argument's name among the keys, or a forward that takes any keyword, nothing is guessed."""
+    error = error_of(bind_sample, module, given_sample)
+    assert "points" in error.message or "no input for batch" in error.message
+
+
+def test_what_is_missing_comes_with_how_to_pass_a_dictionary_whole() -> None:
+    """Where the dictionary was not wrapped, the hint tells how to have it passed as one argument."""
+    error = error_of(bind_sample, Loose(), sample(points=ONE))
+    assert "save it in a tuple" in str(error.hint)
+    bound = bind_sample(Loose(), sample({"points": ONE}))
+    assert list(bound.args[0]) == ["points"]
+
+
+def test_modules_without_forward_take_no_sample() -> None:
+    """A ModuleList is refused before anything is run."""
+    error = error_of(bind_sample, torch.nn.ModuleList([torch.nn.Linear(2, 2)]), sample(ONE))
+    assert "ModuleList without forward()" in error.message
+    assert "--entry" in str(error.hint)
 
 
 def test_a_dictionary_that_names_the_argument_stays_keywords() -> None:

@@ -415,7 +415,6 @@ def test_a_broken_functional_stage_is_paired_by_its_operation() -> None:
         ],
         modules={"block": "block"},
     )
-    object.__setattr__(case.graph.nodes[0], "scopes", ("", "block"))
     case.torch[1] = noise(1)
     case.onnx = {"sum": noise(2), "product": noise(3)}
     matches = case.match()

@@ -238,6 +238,7 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
         (tmp_path / "pipe", "not a regular file", "save"),
         (tmp_path / ("x" * 500), "cannot be read", "check"),
         ("nul\0byte", "cannot be read", "check"),
+        ("~no_such_user_here/a.pt", "no such file", "check"),
     ):
         with pytest.raises(BisectError, match=reason) as caught:
             require_file(path, "sample")

@@ -165,6 +165,7 @@ def test_a_sparse_map_does_not_match_zeros() -> None:
     assert distance(of(zeros), of(sparse)) > 0.1
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr"])
 def test_sparse_layouts_have_the_signature_of_the_dense_tensor(layout: str) -> None:
     """torch's sparse tensors become dense on their way."""

@@ -1,10 +1,11 @@
-"""Finding and replacing tensors in nested containers."""
+"""Replacing tensors in nested containers."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import types
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import pytest
@@ -13,18 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.modeling_outputs import BaseModelOutput
 
-from bisect_tool.backends.structures import flatten_tensors, map_tensors
-from bisect_tool.recorder import flatten_tensors as recorder_flatten
+from bisect_tool.backends.structures import map_tensors
+from bisect_tool.recorder import flatten_tensors
 
 Pair = collections.namedtuple("Pair", "boxes scores")
 
 
 def tensor(value: float = 0.0) -> torch.Tensor:
     return torch.full((2,), value)
-
-
-def keys(obj: object) -> list[Any]:
-    return [key for key, _ in flatten_tensors(obj)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,128 +51,120 @@ class WithSlots:
         self.left = left
 
 
-@pytest.mark.parametrize(
-    ("obj", "expected"),
-    [
-        (tensor(), [0]),
-        ((tensor(), tensor()), [0, 1]),
-        ([tensor(), None, tensor()], [0, 2]),
-        ({"hm": tensor(), "reg": None, "dim": tensor()}, ["hm", "dim"]),
-        ({7: tensor()}, [7]),
-        ([{"hm": tensor()}, {"hm": tensor()}], ["0.hm", "1.hm"]),
-        ((tensor(), (tensor(), [tensor()])), [0, "1.0", "1.1.0"]),
-        (Pair(tensor(), tensor()), [0, 1]),
-        (Frozen(tensor()), ["heat"]),
-        (BaseModelOutput(tensor(), (tensor(), tensor())), ["last_hidden_state", "hidden_states.0", "hidden_states.1"]),
-        (Instances(boxes=tensor()), ["_fields.boxes"]),
-        (WithSlots(tensor()), ["left"]),
-        (types.MappingProxyType({"a": tensor()}), ["a"]),
-        (torch.max(torch.zeros(2, 2), dim=0), [0, 1]),
-        ("text", []),
-        (None, []),
-        ({1.5, "x"}, []),
-        (torch.nn.Linear(1, 1), []),
-    ],
-)
-def test_keys_say_where_a_tensor_lies(obj: object, expected: list[Any]) -> None:
-    """Each kind of container gives its tensors the documented keys, in order; ``None`` keeps its place."""
-    assert keys(obj) == expected
+class Batch(MutableMapping[str, Any]):
+    """A mapping that is no dictionary and keeps its items in one."""
+
+    def __init__(self, **items: Any):
+        self.store = items
+
+    def __getitem__(self, key: str) -> Any:
+        return self.store[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.store[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.store[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.store)
+
+    def __len__(self) -> int:
+        return len(self.store)
 
 
-def test_equal_keys_are_told_apart() -> None:
-    """``{"a.b": t}`` and ``{"a": {"b": t}}`` in one dictionary do not become one output."""
-    assert keys({"a.b": tensor(), "a": {"b": tensor()}}) == ["a.b", "a.b~1"]
+class Tagged(list[Any]):
+    """A list with something beside its items."""
 
-
-def test_tensors_themselves_come_back_and_not_copies() -> None:
-    """Whoever asks for a tensor gets that very object: identity is what stages are aligned by."""
-    one, two = tensor(1), tensor(2)
-    found = flatten_tensors({"x": one, "y": [two]})
-    assert found[0][1] is one
-    assert found[1][1] is two
-
-
-def test_numbers_are_reported_but_not_listed() -> None:
-    """Python numbers, booleans included, go to the callback under their keys; strings do not."""
-    seen: list[tuple[Any, Any]] = []
-    found = flatten_tensors({"t": tensor(), "loss": 0.5, "n": [3, True], "s": "x"}, lambda k, v: seen.append((k, v)))
-    assert [key for key, _ in found] == ["t"]
-    assert seen == [("loss", 0.5), ("n.0", 3), ("n.1", True)]
-
-
-def test_cycles_end() -> None:
-    """Lists, dictionaries and objects that hold themselves are walked once, and their tensors are found."""
-    items: list[Any] = [tensor()]
-    items.append(items)
-    table: dict[str, Any] = {"t": tensor()}
-    table["self"] = table
-    parent, child = Instances(t=tensor()), Instances()
-    child._fields["parent"] = parent
-    parent._fields["child"] = child
-    assert keys(items) == [0]
-    assert keys(table) == ["t"]
-    assert keys(parent) == ["_fields.t"]
-
-
-def test_densely_linked_objects_end_too() -> None:
-    """Forty objects that all know each other have more paths than can be walked; each is entered once."""
-    nodes = [Instances(t=tensor()) for _ in range(40)]
-    for node in nodes:
-        node._fields["others"] = [other for other in nodes if other is not node]
-    assert len(flatten_tensors(nodes)) == 40
-
-
-def test_a_container_in_two_places_is_listed_twice() -> None:
-    """Only cycles are cut: a list that stands in two places gives its tensor two keys."""
-    shared = [tensor()]
-    assert keys((shared, shared)) == ["0.0", "1.0"]
-
-
-def test_iterators_are_not_consumed() -> None:
-    """A generator among the outputs is left for whoever it is meant for."""
-    stream = (tensor() for _ in range(2))
-    assert keys({"stream": stream}) == []
-    assert len(list(stream)) == 2
+    def __init__(self, items: list[Any], size: torch.Tensor):
+        super().__init__(items)
+        self.size = size
 
 
 @pytest.mark.parametrize(
-    "obj",
+    ("obj", "tensors_in"),
     [
-        tensor(1),
-        (tensor(1), [tensor(2)]),
-        {"a": tensor(1), "b": (tensor(2), None, "x", 3)},
-        collections.OrderedDict(a=tensor(1)),
-        Pair(tensor(1), tensor(2)),
-        Frozen(tensor(1)),
-        Slotted(tensor(1), [tensor(2)]),
-        BaseModelOutput(tensor(1), (tensor(2),)),
-        Instances(boxes=tensor(1), labels=[tensor(2)]),
-        WithSlots(tensor(1)),
-        torch.max(torch.eye(2), dim=0),
-        torch.nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)]),
+        (tensor(1), lambda t: [t]),
+        ((tensor(1), [tensor(2)]), lambda t: [t[0], t[1][0]]),
+        ({"a": tensor(1), "b": (tensor(2), None, "x", 3)}, lambda d: [d["a"], d["b"][0]]),
+        (collections.OrderedDict(a=tensor(1)), lambda d: [d["a"]]),
+        (collections.UserDict(a=tensor(1)), lambda d: [d["a"]]),
+        (Batch(a=tensor(1)), lambda d: [d["a"]]),
+        (Tagged([tensor(1)], tensor(2)), lambda x: [x[0], x.size]),
+        (Pair(tensor(1), tensor(2)), lambda p: [p.boxes, p.scores]),
+        (Frozen(tensor(1)), lambda f: [f.heat]),
+        (Slotted(tensor(1), [tensor(2)]), lambda s: [s.value, s.late[0]]),
+        (BaseModelOutput(tensor(1), (tensor(2),)), lambda o: [o[0], o.last_hidden_state, o.hidden_states[0]]),
+        (Instances(boxes=tensor(1), labels=[tensor(2)]), lambda i: [i._fields["boxes"], i._fields["labels"][0]]),
+        (WithSlots(tensor(1)), lambda s: [s.left]),
+        (torch.max(torch.eye(2), dim=0), lambda m: [m.values, m.indices]),
+        (torch.nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)]), lambda p: [p.data, p.batch_sizes]),
     ],
+    ids=lambda value: type(value).__name__,
 )
-def test_mapping_keeps_types_and_keys_and_leaves_the_original(obj: Any) -> None:
+def test_mapping_keeps_types_and_leaves_the_original(obj: Any, tensors_in: Callable[[Any], list[torch.Tensor]]) -> None:
     """``map_tensors`` gives the same structure of the same types with new tensors, and changes nothing in place."""
-    before = [(key, t, t.clone()) for key, t in flatten_tensors(obj)]
+    before = tensors_in(obj)
+    copies = [old.clone() for old in before]
     mapped = map_tensors(obj, lambda t: t + 1)
     assert type(mapped) is type(obj)
-    after = flatten_tensors(mapped)
-    assert [key for key, _ in after] == [key for key, *_ in before]
-    for (_, new), (_, old, copy), (_, still) in zip(after, before, flatten_tensors(obj), strict=True):
+    for new, old, copy, still in zip(tensors_in(mapped), before, copies, tensors_in(obj), strict=True):
         assert torch.equal(new, copy + 1)
         assert torch.equal(old, copy)
         assert still is old
 
 
+def containers(obj: Any) -> list[Any]:
+    """The object and every container in it, empty tuples aside: there is only one of those."""
+    if isinstance(obj, dict):
+        inside = list(obj.values())
+    elif isinstance(obj, (tuple, list, set)):
+        inside = list(obj)
+    elif dataclasses.is_dataclass(obj) or isinstance(obj, (Batch, Instances)):
+        inside = list(vars(obj).values())
+    else:
+        return []
+    return [found for child in inside for found in containers(child)] + ([] if obj == () else [obj])
+
+
+@pytest.mark.parametrize(
+    ("obj", "count"),
+    [
+        ({"a": [], "b": {"c": [1, {2}]}, "d": ((1, 2), [3])}, 8),
+        ([(), [()], {}], 3),
+        (Pair([1], {"a": []}), 4),
+        (Frozen([tensor()], {"id": []}), 4),  # type: ignore[arg-type]
+        (Frozen("no", [1]), 2),  # type: ignore[arg-type]
+        (BaseModelOutput(tensor(), (tensor(), tensor())), 2),
+        (Batch(a=[tensor()], b={"id": [1]}), 5),
+        (Instances(a=tensor(), b=[1]), 3),
+        ((tensor(), tensor()), 1),
+    ],
+)
+def test_no_container_is_shared_with_the_original(obj: Any, count: int) -> None:
+    """Even where every tensor stays the same, each container of the result is a new one, with tensors in it or not."""
+    mapped = map_tensors(obj, lambda t: t)
+    old, new = containers(obj), containers(mapped)
+    assert [type(item) for item in new] == [type(item) for item in old]
+    assert len(old) == count
+    assert not {id(item) for item in new} & {id(item) for item in old}
+
+
 def test_mapped_lists_and_dictionaries_are_new() -> None:
     """A model that writes into the mapped structure does not reach the original."""
-    original = {"batch": [tensor()], "meta": {"id": 1}}
+    original = {"batch": [tensor()], "meta": {"id": 1}, "own": Batch(a=1)}
     mapped = map_tensors(original, torch.clone)
     mapped["batch"].append("new")
     mapped["meta"]["id"] = 2
+    mapped["own"]["a"] = 2
     assert len(original["batch"]) == 1
     assert original["meta"] == {"id": 1}
+    assert original["own"]["a"] == 1
+
+
+def test_read_only_mappings_become_dictionaries() -> None:
+    """What can't be copied and filled comes back as a plain dictionary with the same keys."""
+    assert map_tensors(types.MappingProxyType({"a": 1, "t": tensor(2)}), torch.Tensor.tolist) == {"a": 1, "t": [2, 2]}
 
 
 def test_shared_tensors_stay_shared_and_cycles_stay_cycles() -> None:
@@ -191,10 +180,36 @@ def test_shared_tensors_stay_shared_and_cycles_stay_cycles() -> None:
     assert len(calls) == 1
 
 
+def test_objects_that_know_each_other_are_mapped_once() -> None:
+    """Forty objects that all know each other have more paths than can be walked; each is entered once."""
+    nodes = [Instances(t=tensor()) for _ in range(40)]
+    for node in nodes:
+        node._fields["others"] = [other for other in nodes if other is not node]
+    calls = []
+    mapped = map_tensors(nodes, lambda t: calls.append(1) or t)
+    assert len(calls) == 40
+    assert mapped[0]._fields["others"][0] is mapped[1]
+    assert mapped[1] is not nodes[1]
+
+
 def test_objects_without_tensors_are_shared() -> None:
-    """A configuration object among the inputs is passed on as it is."""
-    config = Instances(size=3)
-    assert map_tensors({"config": config}, torch.clone)["config"] is config
+    """A configuration object among the inputs is passed on as it is; functions and modules are always shared."""
+    config, module = Instances(size=3), torch.nn.Linear(1, 1)
+
+    def function() -> None: ...
+
+    function.table = tensor()  # type: ignore[attr-defined]
+    mapped = map_tensors({"config": config, "module": module, "function": function}, torch.clone)
+    assert mapped["config"] is config
+    assert mapped["module"] is module
+    assert mapped["function"] is function
+
+
+def test_iterators_are_not_consumed() -> None:
+    """A generator among the inputs is left for whoever it is meant for."""
+    stream = (tensor() for _ in range(2))
+    assert map_tensors({"stream": stream}, torch.clone)["stream"] is stream
+    assert len(list(stream)) == 2
 
 
 nested = st.recursive(
@@ -218,9 +233,11 @@ def built(shape: Any) -> Any:
 
 @settings(max_examples=60, deadline=None)
 @given(nested)
-def test_keys_agree_with_the_recorder(shape: Any) -> None:
-    """The recorder is self-contained and has a walk of its own: both must name every output alike."""
+def test_any_nesting_is_copied_whole(shape: Any) -> None:
+    """Keys and numbers of the tensors are the same afterwards, and no container or tensor is."""
     obj = built(shape)
-    ours, recorded = flatten_tensors(obj), recorder_flatten(obj)
-    assert [key for key, _ in ours] == [key for key, _ in recorded]
-    assert all(a is b for (_, a), (_, b) in zip(ours, recorded, strict=True))
+    mapped = map_tensors(obj, torch.clone)
+    old, new = flatten_tensors(obj), flatten_tensors(mapped)
+    assert [key for key, _ in new] == [key for key, _ in old]
+    assert all(torch.equal(a, b) and a is not b for (_, a), (_, b) in zip(new, old, strict=True))
+    assert not {id(item) for item in containers(mapped)} & {id(item) for item in containers(obj)}

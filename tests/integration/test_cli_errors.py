@@ -1,0 +1,357 @@
+"""Bad input: what is said, the remedy, the exit code, and that nothing is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from commands import Outcome, command
+
+MODEL = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, image, scale):
+        return self.fc(self.conv(image).mean((2, 3)) * scale)
+
+def build_model():
+    return Net()
+"""
+
+SEVERAL = """
+from torch import nn
+
+class First(nn.Identity):
+    pass
+
+class Second(nn.Identity):
+    pass
+"""
+
+CONTROL_FLOW = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.fc(x)
+        return y if y.sum() > 0 else -y
+
+def build_model():
+    return Net()
+"""
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, its checkpoint, sample and graph, and broken variants of each."""
+    folder = tmp_path_factory.mktemp("material")
+    (folder / "model.py").write_text(MODEL)
+    (folder / "raises.py").write_text("import torch\nx = 1 / 0\n")
+    (folder / "no_entry.py").write_text("x = 1\n")
+    (folder / "several.py").write_text(SEVERAL)
+    (folder / "flow.py").write_text(CONTROL_FLOW)
+    (folder / "other.py").write_text("from torch import nn\n\ndef build_model():\n    return nn.Linear(4, 4)\n")
+    torch.manual_seed(0)
+    namespace: dict[str, Any] = {"__name__": "material"}
+    exec(MODEL, namespace)
+    state = namespace["build_model"]().state_dict()
+    torch.save(state, folder / "ckpt.pt")
+    torch.save({key: value for key, value in state.items() if key != "fc.bias"}, folder / "missing.pt")
+    torch.save({**state, "extra.weight": torch.zeros(1)}, folder / "unexpected.pt")
+    (folder / "garbage.pt").write_bytes(b"garbage!!")
+    (folder / "pickle.pt").write_bytes(pickle.dumps({"state_dict": Path("x")}))
+    image, scale = torch.randn(1, 3, 8, 8), torch.randn(1, 4)
+    torch.save({"image": image, "scale": scale}, folder / "sample.pt")
+    torch.save((image,), folder / "one.pt")
+    torch.save((image, scale, scale), folder / "three.pt")
+    torch.save({"image": image, "scales": scale}, folder / "name.pt")
+    torch.save({"image": torch.randn(1, 5, 8, 8), "scale": scale}, folder / "shape.pt")
+    torch.save({"image": image.double(), "scale": scale.double()}, folder / "dtype.pt")
+    torch.save(torch.randn(2, 4), folder / "x.pt")
+    made = _run(folder, "model.py", "ckpt.pt", "--input", "sample.pt", "--keep-onnx", "model.onnx", "-o", "report")
+    assert 0 == made.code, made.err
+    content = (folder / "model.onnx").read_bytes()
+    (folder / "truncated.onnx").write_bytes(content[: len(content) // 2])
+    (folder / "garbage.onnx").write_bytes(b"this is no graph")
+    (folder / "empty.onnx").write_bytes(b"")
+    external = onnx.load(folder / "model.onnx")
+    onnx.save(external, folder / "external.onnx", save_as_external_data=True, location="lost.data", size_threshold=0)
+    (folder / "lost.data").unlink()
+    (folder / "key.toml").write_text("[case]\nmodell = 'model.py'\n")
+    (folder / "section.toml").write_text("[cases]\nmodel = 'model.py'\n")
+    (folder / "broken.toml").write_text("[case\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(material: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs each test inside the folder, so that messages hold short names."""
+    before = {path.name for path in material.iterdir()}
+    monkeypatch.chdir(material)
+    yield
+    assert before == {path.name for path in material.iterdir()}, "something was left behind"
+
+
+def _run(folder: Path, *arguments: str) -> Outcome:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return command(*arguments, folder=folder / "report")
+
+
+SAMPLE = ("--input", "sample.pt")
+GIVEN = ("model.py", "ckpt.pt", *SAMPLE, "--onnx", "model.onnx")
+
+TABLE = {
+    "no arguments": ((), ("no model given", "bisect-divergence model.py ckpt.pth --input sample.pt")),
+    "no sample": (("model.py",), ("no sample given", "--input sample.pt")),
+    "too many arguments": (("model.py", "ckpt.pt", "more"), ("unexpected extra argument (more)",)),
+    "unknown option": (("model.py", "--nope"), ("No such option '--nope'",)),
+    "model missing": (("modle.py", *SAMPLE), ("model modle.py: no such file", "help: there is model.py")),
+    "model raises": (
+        ("raises.py", *SAMPLE),
+        ("raises.py raised on import: ZeroDivisionError", "at raises.py:2: x = 1 / 0", "help: mend the model's code"),
+    ),
+    "no entry": (("no_entry.py", *SAMPLE), ("no_entry.py has no entry", "help: define build_model()")),
+    "several entries": (("several.py", *SAMPLE), ("several candidates: First, Second", "--entry")),
+    "unknown entry": (("model.py", "--entry", "Nett", *SAMPLE), ("no Nett in model.py", "did you mean Net")),
+    "checkpoint missing": (
+        ("model.py", "ckp.pt", *SAMPLE),
+        ("checkpoint ckp.pt: no such file", "help: there is ckpt.pt"),
+    ),
+    "checkpoint garbage": (
+        ("model.py", "garbage.pt", *SAMPLE),
+        ("garbage.pt is no checkpoint", "help: give a checkpoint that torch.save wrote"),
+    ),
+    "checkpoint pickle": (
+        ("model.py", "pickle.pt", *SAMPLE),
+        ("pickle.pt cannot be read without running code", "--allow-pickle"),
+    ),
+    "missing keys": (("model.py", "missing.pt", *SAMPLE), ("missing: fc.bias", "help: --allow-missing")),
+    "unexpected keys": (
+        ("model.py", "unexpected.pt", *SAMPLE),
+        ("unexpected: extra.weight", "help: --allow-unexpected"),
+    ),
+    "sample missing": (("model.py", "--input", "sampel.pt"), ("sample sampel.pt: no such file", "there is sample.pt")),
+    "sample too short": (
+        ("model.py", "--input", "one.pt"),
+        ("forward(image, scale): no input for scale", "sample has: float32[1, 3, 8, 8]", "help: add scale"),
+    ),
+    "sample too long": (
+        ("model.py", "--input", "three.pt"),
+        ("3 positional inputs for 2", "help: leave out the inputs"),
+    ),
+    "sample unknown name": (
+        ("model.py", "--input", "name.pt"),
+        ("forward takes no scales", "help: did you mean scale?"),
+    ),
+    "sample shape": (
+        ("model.py", "--input", "shape.pt", "--onnx", "model.onnx"),
+        ("image float32[1, 3, 8, 8]", "image float32[1, 5, 8, 8]"),
+    ),
+    "sample dtype": (
+        ("model.py", "--input", "dtype.pt"),
+        ("input image is float64", "the weights are float32", "convert the sample or the model"),
+    ),
+    "onnx missing": (("model.py", *SAMPLE, "--onnx", "no.onnx"), ("ONNX file no.onnx: no such file", "--onnx")),
+    "onnx truncated": (
+        ("model.py", *SAMPLE, "--onnx", "truncated.onnx"),
+        ("truncated.onnx: cannot be read", "help: the file is truncated or no ONNX model"),
+    ),
+    "onnx garbage": (
+        ("model.py", *SAMPLE, "--onnx", "garbage.onnx"),
+        ("garbage.onnx: cannot be read", "help: the file is truncated or no ONNX model"),
+    ),
+    "onnx empty": (("model.py", *SAMPLE, "--onnx", "empty.onnx"), ("empty.onnx: the file is empty", "export it again")),
+    "external data missing": (
+        ("model.py", *SAMPLE, "--onnx", "external.onnx"),
+        ("external data lost.data is missing", "help: put lost.data beside the .onnx file"),
+    ),
+    "onnx of another model": (
+        ("other.py", "--input", "x.pt", "--onnx", "model.onnx"),
+        ("ONNX wants: image float32[1, 3, 8, 8], scale float32[1, 4]", "sample has: input float32[2, 4]", "help: "),
+    ),
+    "keep-onnx and onnx": ((*GIVEN, "--keep-onnx", "k.onnx"), ("--keep-onnx", "help: give one of the two")),
+    "keep-onnx exists": (
+        ("model.py", *SAMPLE, "--keep-onnx", "model.onnx"),
+        ("the file exists and is not overwritten", "help: choose another name"),
+    ),
+    "two tolerances": ((*GIVEN, "--max-abs", "1", "--atol", "1"), ("exclude each other", "help: give one")),
+    "atol alone": ((*GIVEN, "--atol", "1"), ("--rtol is missing", "help: add --rtol 0")),
+    "rtol alone": ((*GIVEN, "--rtol", "1"), ("--atol is missing", "help: add --atol 0")),
+    "negative tolerance": ((*GIVEN, "--max-abs", "-1"), ("not below zero", "help: for example --max-abs 0.01")),
+    "NaN tolerance": ((*GIVEN, "--max-abs", "nan"), ("--max-abs nan", "help: for example --max-abs 0.01")),
+    "tolerance no number": ((*GIVEN, "--max-abs", "small"), ("'small' is not a valid float",)),
+    "budget no size": ((*GIVEN, "--memory-budget", "lots"), ("'lots': not a size", "help: write 256MiB")),
+    "budget zero": ((*GIVEN, "--memory-budget", "0"), ("'0': not a size", "help: write 256MiB")),
+    "coverage above one": ((*GIVEN, "--min-coverage", "1.1"), ("1.1: a share from 0 to 1", "help: for example 0.9")),
+    "stages match nothing": ((*GIVEN, "--stages", "convs.*"), ("no stage of the model matches", "stages look like")),
+    "config missing": (("--config", "no.toml"), ("config no.toml: cannot be read", "help: see configs/")),
+    "config broken": (("--config", "broken.toml"), ("not valid TOML", "help: see configs/")),
+    "config unknown key": (("--config", "key.toml"), ("unknown key 'modell' in [case]", "help: keys are: model,")),
+    "config unknown section": (("--config", "section.toml"), ("unknown section [cases]", "help: sections are: case,")),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_input_is_told(name: str, tmp_path: Path) -> None:
+    """Exit 2, the thing and the remedy on stderr, no traceback, nothing on stdout, and no report."""
+    arguments, fragments = TABLE[name]
+    outcome = command(*arguments, folder=tmp_path / "new")
+    assert 2 == outcome.code, outcome.err
+    for fragment in fragments:
+        assert fragment in outcome.err
+    assert "Traceback" not in outcome.err
+    assert "" == outcome.out
+    assert not (tmp_path / "new").exists()
+
+
+def test_pickle_is_not_run(tmp_path: Path, material: Path) -> None:
+    """A checkpoint that is refused has run none of its code."""
+
+    class Writes:
+        def __reduce__(self) -> Any:
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Writes()}))
+    outcome = command("model.py", tmp_path / "evil.pt", *SAMPLE, folder=tmp_path / "new")
+    assert 2 == outcome.code
+    assert not (tmp_path / "ran").exists()
+
+
+def test_failing_forward_names_its_module(tmp_path: Path) -> None:
+    """A sample of a wrong shape fails in forward; the module, its line, the reason and the sample are named."""
+    outcome = command("model.py", "ckpt.pt", "--input", "shape.pt", folder=tmp_path / "new")
+    assert 2 == outcome.code
+    for fragment in ("conv", "model.py:", "5 channels", "float32[1, 5, 8, 8]", "help: "):
+        assert fragment in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_failing_export_gives_reason_and_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export that fails says the exporter's reason, and its whole log lies where it says."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    outcome = command("flow.py", "--input", "x.pt", folder=tmp_path / "new")
+    assert 2 == outcome.code
+    reason, where, remedy = outcome.err.splitlines()
+    assert "the dynamo exporter failed" in reason
+    assert "data-dependent" in reason
+    log = Path(where.partition("whole log: ")[2])
+    assert "Traceback" in log.read_text(encoding="utf-8")
+    assert remedy.startswith("help: try --exporter torchscript")
+    assert not (tmp_path / "new").exists()
+
+
+def test_report_is_not_overwritten(tmp_path: Path) -> None:
+    """A folder that holds a report is refused before anything runs, and stays as it was."""
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "report.json").write_text("{}")
+    outcome = command(*GIVEN, folder=folder)
+    assert 2 == outcome.code
+    assert "already holds a report" in outcome.err
+    assert "help: --force replaces it" in outcome.err
+    assert ["report.json"] == [path.name for path in folder.iterdir()]
+    assert "{}" == (folder / "report.json").read_text()
+
+
+def test_force_replaces_the_report_only(tmp_path: Path) -> None:
+    """With --force the report is new, and other files in its folder survive."""
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "report.json").write_text("{}")
+    (folder / "notes.txt").write_text("mine")
+    outcome = command(*GIVEN, "--force", folder=folder)
+    assert 0 == outcome.code, outcome.err
+    assert "agrees" == json.loads((folder / "report.json").read_text())["verdict"]["status"]
+    assert "mine" == (folder / "notes.txt").read_text()
+    assert 6 == len(list(folder.iterdir()))
+
+
+def test_folder_of_others_is_refused(tmp_path: Path) -> None:
+    """A folder that holds something else than a report is refused."""
+    (tmp_path / "mine.txt").write_text("mine")
+    outcome = command(*GIVEN, folder=tmp_path)
+    assert 2 == outcome.code
+    assert "is not empty and holds no report" in outcome.err
+
+
+@pytest.fixture(scope="session")
+def faulty(material: Path) -> Path:
+    """The tiny model's graph with another bias."""
+    model = onnx.load(material / "model.onnx")
+    (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "fc.bias"]
+    array = onnx.numpy_helper.to_array(bias) + 1
+    bias.CopyFrom(onnx.numpy_helper.from_array(array, bias.name))
+    file = material.parent / f"{material.name}-faulty.onnx"
+    onnx.save(model, file)
+    return file
+
+
+def test_divergence_exits_one(faulty: Path, tmp_path: Path) -> None:
+    """A graph with another weight exits 1 and still leaves a report."""
+    outcome = command("model.py", "ckpt.pt", *SAMPLE, "--onnx", faulty, folder=tmp_path / "new")
+    assert 1 == outcome.code
+    assert (tmp_path / "new" / "report.json").exists()
+
+
+def test_exit_zero_hides_divergence_from_the_shell(faulty: Path, tmp_path: Path) -> None:
+    """With --exit-zero a divergence exits 0; the verdict stays what it is."""
+    arguments = ("model.py", "ckpt.pt", *SAMPLE, "--onnx", faulty, "--exit-zero", "--format", "json")
+    outcome = command(*arguments, folder=tmp_path / "new")
+    assert 0 == outcome.code
+    assert "diverges" == outcome.report["verdict"]["status"]
+
+
+def test_exit_zero_does_not_hide_bad_input(tmp_path: Path) -> None:
+    """--exit-zero is about divergence; unreadable input still exits 2."""
+    assert 2 == command("modle.py", *SAMPLE, "--exit-zero", folder=tmp_path / "new").code
+
+
+def test_user_tolerance_decides(faulty: Path, tmp_path: Path) -> None:
+    """A tolerance wider than the fault makes the same graph agree."""
+    outcome = command("model.py", "ckpt.pt", *SAMPLE, "--onnx", faulty, "--max-abs", "2", folder=tmp_path / "new")
+    assert 0 == outcome.code
+
+
+@pytest.fixture()
+def sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the alignment say that one stage in five could not be aligned."""
+    from bisect_tool import pipeline
+
+    summarize = pipeline.summarize
+    monkeypatch.setattr(pipeline, "summarize", lambda *given: dataclasses.replace(summarize(*given), coverage=0.8))
+
+
+def test_low_coverage_exits_three(sparse: None, tmp_path: Path) -> None:
+    """Below the default --min-coverage nothing is called agreeing, and the summary says what is missing."""
+    outcome = command(*GIVEN, "--format", "json", folder=tmp_path / "new")
+    assert 3 == outcome.code
+    assert "inconclusive" == outcome.report["verdict"]["status"]
+    (line,) = outcome.report["verdict"]["summary"]
+    assert "80%" in line and "90%" in line
+
+
+def test_min_coverage_decides(sparse: None, tmp_path: Path) -> None:
+    """The same coverage is enough where less is asked for."""
+    assert 0 == command(*GIVEN, "--min-coverage", "0.8", folder=tmp_path / "new").code
+
+
+def test_exit_zero_does_not_hide_an_open_verdict(sparse: None, tmp_path: Path) -> None:
+    """--exit-zero is about divergence; an inconclusive run still exits 3."""
+    assert 3 == command(*GIVEN, "--exit-zero", folder=tmp_path / "new").code

@@ -1,0 +1,84 @@
+"""Every module imports by itself, and the light ones load nothing heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "bisect_tool"
+MODULES = sorted(
+    ".".join(["bisect_tool", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+)
+HEAVY = ("torch", "onnxruntime", "onnx", "onnx_ir")
+NEED_TORCH = [m for m in MODULES if m.startswith("bisect_tool.backends.") or m.endswith((".pipeline", ".recorder"))]
+LIGHT = [m for m in MODULES if m not in NEED_TORCH]
+
+# Forgets every module of the package before each import, so that each one has to bring in what it needs itself;
+# what lies outside the package stays loaded, since loading torch again takes seconds, or is not possible.
+EACH_ALONE = """
+import importlib, sys, traceback
+failed = []
+for name in sys.argv[1:]:
+    for known in [m for m in sys.modules if m.partition(".")[0] == "bisect_tool"]:
+        del sys.modules[known]
+    try:
+        importlib.import_module(name)
+    except BaseException:
+        failed.append(f"{name}\\n{traceback.format_exc()}")
+print("\\n".join(failed), end="")
+"""
+
+LOADED = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sorted(sys.modules))"
+
+
+def _python(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
+
+
+def test_every_module_imports_alone() -> None:
+    """No module depends on another one having been imported first."""
+    assert len(MODULES) > 20
+    assert "" == _python("-c", EACH_ALONE, *MODULES)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_module_loads_nothing_heavy(name: str) -> None:
+    """What is neither a backend, the recorder nor the pipeline imports without torch, onnxruntime and onnx."""
+    loaded = _python("-c", LOADED, name).split()
+    assert [] == [heavy for heavy in HEAVY if heavy in loaded]
+
+
+def test_help_is_light() -> None:
+    """`--help` loads neither torch nor onnxruntime, nor what draws and lays out reports."""
+    script = (
+        "import sys; from click.testing import CliRunner; from bisect_tool.cli.run import run; "
+        "print(CliRunner().invoke(run, ['--help']).exit_code, *sys.modules)"
+    )
+    code, *loaded = _python("-c", script).split()
+    assert "0" == code
+    assert [] == [heavy for heavy in (*HEAVY, "matplotlib", "jinja2", "pandas", "numpy") if heavy in loaded]
+
+
+def test_help_is_quick() -> None:
+    """`bisect-divergence --help` takes less than a second of one processor."""
+    import resource
+
+    script = "from bisect_tool.cli.main import bisect_divergence; bisect_divergence()"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    text = _python("-c", script, "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "Exit codes: 0 agree" in " ".join(text.split())
+    # Processor time, not time on the wall: other tests run beside this one.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+def test_front_door_is_lazy() -> None:
+    """`import bisect_tool` gives its public names without loading torch until one is used."""
+    loaded = _python("-c", LOADED, "bisect_tool").split()
+    assert [] == [heavy for heavy in (*HEAVY, "numpy") if heavy in loaded]

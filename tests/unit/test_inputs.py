@@ -1,0 +1,200 @@
+"""``inputs``: which tensor of the sample feeds which input of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bisect_tool.backends.inputs import bind_inputs, sample_tensors
+from bisect_tool.errors import EXIT_USAGE, BisectError
+from bisect_tool.records import OnnxGraph
+
+Kind = tuple[str, "tuple[int, ...] | None"]
+
+
+def graph(**inputs: Kind) -> OnnxGraph:
+    """A graph of inputs alone; ``None`` is a dynamic shape."""
+    shapes = {name: shape for name, (_, shape) in inputs.items() if shape is not None}
+    dtypes = {name: dtype for name, (dtype, _) in inputs.items()}
+    return OnnxGraph(tuple(inputs), (), (), frozenset(), shapes, dtypes, "unknown")
+
+
+def bound_to(feeds: Mapping[str, Any], **wanted: Tensor) -> None:
+    assert feeds.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert np.array_equal(feeds[name], tensor.numpy()), name
+
+
+A, B, C = torch.full((2, 3), 1.0), torch.full((2, 3), 2.0), torch.full((4,), 3.0)
+
+# -- binding ----------------------------------------------------------------------------------------------------------
+
+
+def test_inputs_are_found_by_name() -> None:
+    """In any order, and without a note."""
+    found = bind_inputs(graph(b=("float32", (2, 3)), a=("float32", (2, 3))), [("a", A), ("b", B)])
+    bound_to(found.feeds, a=A, b=B)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("wanted", ["points_xyz", "Points.XYZ", "points-xyz"])
+def test_names_are_compared_loosely(wanted: str) -> None:
+    """Exporters write dots as underscores."""
+    found = bind_inputs(graph(other=("float32", (2, 3)), **{wanted: ("float32", (2, 3))}), [
+        ("points.xyz", A), ("other", B)
+    ])  # fmt: skip
+    bound_to(found.feeds, **{wanted: A, "other": B})
+    assert found.notes == ()
+
+
+def test_one_input_needs_no_name() -> None:
+    """There is nothing else it could be: no note either."""
+    found = bind_inputs(graph(input_1=("float32", (2, 3))), [("x", A)])
+    bound_to(found.feeds, input_1=A)
+    assert found.notes == ()
+
+
+def test_other_names_go_by_order() -> None:
+    """With a note each, since order is weak evidence."""
+    found = bind_inputs(graph(p=("float32", (2, 3)), q=("float32", (2, 3))), [("a", A), ("b", B)])
+    bound_to(found.feeds, p=A, q=B)
+    assert len(found.notes) == 2
+    assert "p" in found.notes[0] and "a" in found.notes[0] and "order" in found.notes[0]
+
+
+def test_shape_and_kind_beat_order() -> None:
+    """An input takes the first tensor that fits it."""
+    index = torch.tensor([1, 2])
+    found = bind_inputs(graph(p=("int64", (2,)), q=("float32", (4,))), [("c", C), ("i", index)])
+    bound_to(found.feeds, p=index, q=C)
+
+
+def test_a_name_that_does_not_fit_is_not_taken() -> None:
+    """The right name on the wrong shape: the other tensor fits."""
+    found = bind_inputs(graph(a=("float32", (4,)), b=("float32", (2, 3))), [("a", A), ("b", C)])
+    bound_to(found.feeds, a=C, b=A)
+    assert len(found.notes) == 2
+
+
+def test_dynamic_shapes_fit_anything() -> None:
+    """Of the same kind."""
+    bound_to(bind_inputs(graph(a=("float32", None)), [("a", A)]).feeds, a=A)
+
+
+def test_unused_tensors_are_noted() -> None:
+    """The exporter dropped an input that the model never read."""
+    found = bind_inputs(graph(a=("float32", (2, 3))), [("a", A), ("mask", C)])
+    bound_to(found.feeds, a=A)
+    assert len(found.notes) == 1 and "mask" in found.notes[0] and "unused" in found.notes[0]
+
+
+def test_a_single_fitting_tensor_is_taken_where_counts_differ() -> None:
+    """Of two tensors only one has the shape."""
+    found = bind_inputs(graph(p=("float32", (4,))), [("a", A), ("c", C)])
+    bound_to(found.feeds, p=C)
+
+
+def test_several_fitting_tensors_are_not_guessed_where_counts_differ() -> None:
+    """One of two equal shapes was dropped, and no name says which."""
+    with pytest.raises(BisectError):
+        bind_inputs(graph(p=("float32", (2, 3))), [("a", A), ("b", B)])
+
+
+# -- dtypes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dtype"),
+    [
+        (A.double(), "float32"),
+        (A, "float16"),
+        (A, "bfloat16"),
+        (A.bfloat16(), "float32"),
+        (torch.tensor([1, 2]), "int32"),
+    ],
+)
+def test_another_width_is_converted_and_noted(tensor: Tensor, dtype: str) -> None:
+    """Both dtypes are named; the values stay."""
+    found = bind_inputs(graph(x=(dtype, tuple(tensor.shape))), [("x", tensor)])
+    assert found.feeds["x"].dtype.name == dtype
+    assert np.array_equal(found.feeds["x"].astype(np.float64), tensor.double().numpy())
+    (note,) = found.notes
+    assert dtype in note and str(tensor.dtype).removeprefix("torch.") in note
+
+
+def test_the_same_dtype_is_not_noted() -> None:
+    """bfloat16 too, which numpy does not know by itself."""
+    for tensor in (A, A.bfloat16(), A.half(), torch.tensor([True])):
+        name = str(tensor.dtype).removeprefix("torch.")
+        assert bind_inputs(graph(x=(name, tuple(tensor.shape))), [("x", tensor)]).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dtype"), [(torch.tensor([1]), "float32"), (torch.tensor([1.0]), "int64"), (torch.tensor([1]), "bool")]
+)
+def test_another_kind_of_dtype_is_refused(tensor: Tensor, dtype: str) -> None:
+    """Integers are no floats, and neither are booleans."""
+    with pytest.raises(BisectError, match="do not fit"):
+        bind_inputs(graph(x=(dtype, (1,))), [("x", tensor)])
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_mismatch_lists_both_sides() -> None:
+    """Names, dtypes and shapes of what is wanted and of what is there."""
+    with pytest.raises(BisectError) as caught:
+        bind_inputs(graph(p=("float32", (2, 4)), n=("int64", None)), [("a", A), ("c", C)])
+    wants, has = caught.value.message.splitlines()[1:]
+    assert wants.strip() == "ONNX wants: p float32[2, 4], n int64[dynamic]"
+    assert has.strip() == "sample has: a float32[2, 3], c float32[4]"
+    assert caught.value.exit_code == EXIT_USAGE
+    assert caught.value.hint
+
+
+def test_too_few_tensors_are_a_mismatch() -> None:
+    """Nothing is fed twice."""
+    with pytest.raises(BisectError, match="do not fit"):
+        bind_inputs(graph(a=("float32", (2, 3)), b=("float32", (2, 3))), [("a", A)])
+
+
+def test_no_tensors_are_a_mismatch() -> None:
+    """An empty sample."""
+    with pytest.raises(BisectError, match="do not fit"):
+        bind_inputs(graph(a=("float32", (2, 3))), [])
+
+
+# -- the sample's names -----------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    def forward(self, points: Tensor, voxels: Any, *, mask: Any = None, scale: Any = None) -> Any:
+        return points
+
+
+def test_positional_inputs_have_forward_s_names() -> None:
+    """Keywords follow in the order of the signature."""
+    found = sample_tensors(Net(), (A, B), {"scale": C, "mask": A})
+    assert [name for name, _ in found] == ["points", "voxels", "mask", "scale"]
+    assert found[2][1] is A and found[3][1] is C
+
+
+def test_containers_are_numbered_below_their_name() -> None:
+    """What is no tensor is left out."""
+    found = sample_tensors(Net(), (A, {"xyz": B, "n": 3, "feats": [C]}), {"mask": None})
+    assert [name for name, _ in found] == ["points", "voxels.xyz", "voxels.feats.0"]
+
+
+def test_without_names_inputs_are_numbered() -> None:
+    """``forward(*args)`` names nothing."""
+
+    class Star(nn.Module):
+        def forward(self, *args: Tensor) -> Tensor:
+            return args[0]
+
+    assert [name for name, _ in sample_tensors(Star(), (A, B), {})] == ["input_0", "input_1"]
