@@ -297,19 +297,18 @@ class _Matcher:
                 self.take(Match(value, name, evidence, agrees))
 
     def _reorder_outputs(self, pairs: list[tuple[int, str]]) -> list[tuple[int, str]]:
-        """Exporters may sort a dictionary's keys: where another output fits by value and this one does not, swap."""
-        left = [name for value, name in pairs if not self.agrees(value, name)]
-        result = []
-        for value, name in pairs:
-            if name in left:
-                better = [other for other in left if self.agrees(value, other)]
-                if len(better) == 1:
-                    left.remove(better[0])
-                    result.append((value, better[0]))
-                    continue
-            result.append((value, name))
-        names = [name for _, name in result]
-        return result if len(set(names)) == len(names) else pairs
+        """Exporters may sort a dictionary's keys: outputs that fit another name by value are given that one."""
+        settled = [(value, name) for value, name in pairs if self.agrees(value, name)]
+        values = [value for value, name in pairs if not self.agrees(value, name)]
+        names = [name for value, name in pairs if not self.agrees(value, name)]
+        for value in list(values):
+            fitting = [name for name in names if self.agrees(value, name)]
+            if len(fitting) == 1:
+                settled.append((value, fitting[0]))
+                values.remove(value)
+                names.remove(fitting[0])
+        # What fits nowhere is broken; it keeps the order of what is left.
+        return settled + list(zip(values, names, strict=True))
 
     # -- values -------------------------------------------------------------------------------------------------------
 

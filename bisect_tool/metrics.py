@@ -128,6 +128,9 @@ def judge(expected: Array, actual: Array | None, tolerance: Tolerance) -> tuple[
 def _judgement(metrics: ErrorMetrics, dtype: np.dtype[Any], tolerance: Tolerance, beyond: int) -> Judgement:
     if metrics.problem is not None or metrics.nonfinite_mismatch:
         return "fail"
+    if metrics.count == 0:
+        # Nothing compared never reads as agreement.
+        return "not compared"
     if tolerance.max_abs is not None:
         return "pass" if metrics.max_abs <= tolerance.max_abs else "fail"
     if tolerance.atol is not None:
@@ -186,7 +189,19 @@ def _measure(expected: Array, actual: Array | None, allclose: Tolerance | None) 
         flat_expected, flat_actual = flat_expected.view(real), flat_actual.astype(expected.dtype).view(real)
     work = _work_dtype(flat_expected.dtype, flat_actual.dtype)
     sums = _pass(flat_expected, flat_actual, work, allclose)
+    if exact:
+        _count_exactly(sums, flat_expected, flat_actual)
     return _finish(sums, expected, flat_expected, flat_actual, exact), sums.beyond
+
+
+def _count_exactly(sums: _Sums, a: Array, b: Array) -> None:
+    """Integers beyond 2**53 that differ may be one float64; what is not equal differs by one at least."""
+    different = a != b
+    sums.differing = int(np.count_nonzero(different))
+    if sums.differing and sums.worst < 1:
+        sums.worst, sums.worst_at = 1.0, int(different.argmax())
+        sums.absolute = max(sums.absolute, 1.0)
+        sums.difference2 = max(sums.difference2, 1.0)
 
 
 def _problem(expected: Array, actual: Array | None) -> str | None:
@@ -311,10 +326,12 @@ def _careful_chunk(a: Array, b: Array, at: int, allclose: Tolerance | None) -> _
         sums.first_mismatch = at + int(mismatch.argmax())
     both = finite_a & finite_b
     # Elements that are the same infinity or both NaN differ by nothing; mismatches are counted, not averaged.
-    wide_a, wide_b = np.where(both, a, 0).astype(np.float64), np.where(both, b, 0).astype(np.float64)
+    # Squares of float64 values may leave float64; long double has the range (where the platform has it).
+    wide = np.longdouble if a.dtype == np.float64 else np.float64
+    wide_a, wide_b = np.where(both, a, 0).astype(wide), np.where(both, b, 0).astype(wide)
     d = wide_b - wide_a
-    sums.difference2, sums.expected2, sums.actual2 = _dot(d, d), _dot(wide_a, wide_a), _dot(wide_b, wide_b)
-    sums.product = _dot(wide_a, wide_b)
+    sums.difference2, sums.expected2 = np.dot(d, d), np.dot(wide_a, wide_a)
+    sums.actual2, sums.product = np.dot(wide_b, wide_b), np.dot(wide_a, wide_b)
     np.abs(d, out=d)
     place = int(d.argmax())
     sums.worst, sums.worst_at, sums.absolute = float(d[place]), at + place, float(d.sum())
@@ -329,11 +346,14 @@ def _careful_chunk(a: Array, b: Array, at: int, allclose: Tolerance | None) -> _
 
 def _finish(sums: _Sums, expected: Array, flat_expected: Array, flat_actual: Array, exact: bool) -> ErrorMetrics:
     count = expected.size
-    difference, reference, other = (math.sqrt(s) for s in (sums.difference2, sums.expected2, sums.actual2))
+    difference, reference, other = (
+        float(np.sqrt(np.longdouble(s))) for s in (sums.difference2, sums.expected2, sums.actual2)
+    )
     rel_l2 = (difference / reference) if reference else (0.0 if difference == 0 else math.inf)
-    max_abs, mean_abs = max(sums.worst, 0.0), sums.absolute / count if count else 0.0
+    max_abs, mean_abs = max(sums.worst, 0.0), sums.absolute / flat_expected.size if count else 0.0
     if reference and other:
-        cosine = max(-1.0, min(1.0, sums.product / (reference * other)))
+        norms = np.longdouble(reference) * np.longdouble(other)
+        cosine = max(-1.0, min(1.0, float(sums.product / norms)))
     else:
         cosine = 1.0 if reference == other else 0.0
     worst_at: int | None = sums.worst_at if count else None
@@ -393,12 +413,16 @@ def _ulps(a: Array, b: Array) -> float:
     bits = np.dtype(f"i{a.dtype.itemsize}")
     low = np.iinfo(bits).min
 
-    def ordinal(x: Array) -> Array:
+    def ordinal(x: Array) -> NDArray[np.int64]:
         raw = np.ascontiguousarray(x[finite]).view(bits).astype(np.int64)
         # Floats sort like their bits, once the negative ones are mirrored below zero.
         return np.where(raw < 0, int(low) - raw, raw)
 
     first, second = ordinal(a), ordinal(b)
-    if bits.itemsize < 8:
-        return float(np.abs(first - second).max())
-    return float(np.abs(first.astype(np.float64) - second.astype(np.float64)).max())
+    if bits.itemsize == 8:
+        # Values of opposite signs may lie further apart than int64 reaches.
+        same_sign = (first < 0) == (second < 0)
+        near = np.abs(first[same_sign] - second[same_sign])
+        far = np.abs(first[~same_sign].astype(np.float64) - second[~same_sign].astype(np.float64))
+        return float(max(near.max(initial=0), far.max(initial=0)))
+    return float(np.abs(first - second).max())

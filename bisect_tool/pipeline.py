@@ -147,7 +147,10 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
                 _export(case, path, options.export)
                 _keep(path, options.keep_onnx)
         with step("load", "reading the ONNX graph"):
-            program = OnnxProgram(load_onnx(path), path)
+            model = load_onnx(path)
+            if options.onnx is None:
+                _check_opset(model.opset_imports.get(""), options.export)
+            program = OnnxProgram(model, path)
         with program:
             comparison = _Bisection(case, options, program, step)
             try:
@@ -197,6 +200,15 @@ def _check_forward(case: LoadedCase) -> None:
             case.module(*_copies(case.args), **_copies(case.kwargs))
     except Exception as error:  # anything may come out of a user's forward
         raise explain_forward_error(error, case.module, case.args, case.kwargs) from error
+
+
+def _check_opset(written: int | None, settings: ExportSettings) -> None:
+    """Exporters may write another opset than was asked for, and say so in a log at most."""
+    if settings.opset is not None and written != settings.opset:
+        raise BisectError(
+            f"--opset {settings.opset}: the {settings.exporter} exporter wrote opset {written} instead",
+            hint=f"leave --opset out, or ask for {written}",
+        )
 
 
 def _keep(path: Path, target: Path | None) -> None:

@@ -34,7 +34,7 @@ class Value:
 
     Attributes:
         id: index into ``Trace.values``.
-        shape, dtype: as in torch; the dtype as a short name.
+        shape, dtype: as in torch; the dtype as a short name; the shape of a nested tensor is None.
         producer: index of the operation that made it; -1 for inputs, weights and constants.
         kind: ``input`` | ``weight`` | ``constant`` | ``op``.
         dynamic: whether it depends on an input of the run.
@@ -71,7 +71,20 @@ class Op:
 class Frame:
     """One call of one module: its operations are ``trace.ops[start:stop]``, those of its children included."""
 
-    __slots__ = ("index", "path", "call", "type", "parent", "leaf", "start", "stop", "outputs", "source", "opaque")
+    __slots__ = (
+        "index",
+        "path",
+        "call",
+        "type",
+        "parent",
+        "leaf",
+        "start",
+        "stop",
+        "end",
+        "outputs",
+        "source",
+        "opaque",
+    )
 
     def __init__(self, index, path, call, type, parent, leaf, start, source):
         self.index = index
@@ -82,6 +95,7 @@ class Frame:
         self.leaf = leaf
         self.start = start
         self.stop = None
+        self.end = None  # place in the order in which calls ended
         self.outputs = []  # (key, value id)
         self.source = source
         self.opaque = False
@@ -224,6 +238,7 @@ class Recorder:
         self._seen = set()  # value ids given to on_value
         self._calls = {}
         self._stack = []
+        self._ended = 0
         self._infos = {}
         self._handles = []
         self._mode = None
@@ -232,10 +247,13 @@ class Recorder:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def __enter__(self):
-        self._handles = [
-            torch_module.register_module_forward_pre_hook(self._before_module),
-            torch_module.register_module_forward_hook(self._after_module),
-        ]
+        self._handles = [torch_module.register_module_forward_pre_hook(self._before_module)]
+        try:
+            # Called after an exception too, which the model may catch.
+            handle = torch_module.register_module_forward_hook(self._after_module, always_call=True)
+        except TypeError:  # torch 1.13; there, what an exception leaves on the stack is dropped by the next module
+            handle = torch_module.register_module_forward_hook(self._after_module)
+        self._handles.append(handle)
         self._mode = _Mode(self)
         try:
             self._mode.__enter__()
@@ -312,9 +330,11 @@ class Recorder:
     # -- values -------------------------------------------------------------------------------------------------------
 
     def _new_value(self, tensor, producer, kind, dynamic, view=False):
-        value = Value(
-            len(self.trace.values), tuple(tensor.shape), dtype_name(tensor.dtype), producer, kind, dynamic, view
-        )
+        try:
+            shape = tuple(tensor.shape)
+        except RuntimeError:  # nested tensors have none
+            shape = None
+        value = Value(len(self.trace.values), shape, dtype_name(tensor.dtype), producer, kind, dynamic, view)
         self.trace.values.append(value)
         self._bind(tensor, value.id)
         return value
@@ -396,7 +416,7 @@ class Recorder:
             self._busy = False
 
     def _notify(self, value, tensor):
-        if self.on_value is not None and value.dynamic and value.id not in self._seen:
+        if self.on_value is not None and value.dynamic and value.shape is not None and value.id not in self._seen:
             self._seen.add(value.id)
             self.on_value(value, tensor)
 
@@ -425,13 +445,18 @@ class Recorder:
         trace.frames.append(frame)
         self._stack.append(frame.index)
 
+    def _end_frame(self):
+        frame = self.trace.frames[self._stack.pop()]
+        frame.stop, frame.end = len(self.trace.ops), self._ended
+        self._ended += 1
+
     def _after_module(self, module, args, output):
         path = self._paths.get(id(module))
         if path is None or not self._stack:
             return
         # A child whose exception was caught by the model never came here: drop what it left on the stack.
         while self._stack and self.trace.frames[self._stack[-1]].path != path:
-            self.trace.frames[self._stack.pop()].stop = len(self.trace.ops)
+            self._end_frame()
         if not self._stack:
             return
         was_busy, self._busy = self._busy, True
@@ -441,8 +466,7 @@ class Recorder:
                 value = self._value_of(tensor)
                 frame.outputs.append((key, value.id))
                 self._notify(value, tensor)
-            frame.stop = len(self.trace.ops)
-            self._stack.pop()
+            self._end_frame()
         finally:
             self._busy = was_busy
 

@@ -88,6 +88,8 @@ class TorchTrace:
 class ErrorMetrics:
     """How far ``actual`` lies from ``expected``; every number is over all elements unless said otherwise.
 
+    Real and imaginary parts of complex numbers count as elements of their own.
+
     Attributes:
         count: number of elements.
         max_abs, mean_abs: of ``|actual - expected|``.

@@ -43,7 +43,7 @@ def signature_of(array: NDArray[Any], kind: str) -> Signature:
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.dtype.kind == "c":
         flat = flat.view(flat.real.dtype)
-    step = max(1, flat.size // SAMPLE)
+    step = max(1, -(-flat.size // SAMPLE))
     sample = flat[::step][:SAMPLE].astype(np.float64)
     finite = sample[np.isfinite(sample)]
     with np.errstate(all="ignore"):
@@ -74,7 +74,7 @@ def permuted_signatures(array: NDArray[Any], kind: str) -> dict[tuple[int, ...],
         moved = [axis for axis in order if array.shape[axis] != 1]
         if moved == sorted(moved) or array.size == 0:
             continue
-        step = max(1, array.size // SAMPLE)
+        step = max(1, -(-array.size // SAMPLE))
         places = np.unravel_index(np.arange(0, array.size, step)[:SAMPLE], shape)
         index: list[Any] = [None] * array.ndim
         for axis, place in zip(order, places, strict=True):

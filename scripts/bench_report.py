@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from bench_worker import ENOUGH
+
 Results = Mapping[str, Any]
 
 DESCRIPTIONS = {
@@ -139,7 +141,7 @@ def render(results: Results) -> str:
         INTRODUCTION.format(
             command=" ".join(["scripts/benchmark", *results.get("arguments", ())]),
             rounds=_rounds(models),
-            enough=8,
+            enough=f"{ENOUGH:g}",
             machine=_machine(models),
         ),
         "## Targets\n\nOf two figures the larger counts.\n\n" + _targets(models, results),

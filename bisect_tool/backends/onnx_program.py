@@ -79,6 +79,7 @@ class OnnxProgram:
         self.weights_folder = Path(self._temporary.name)
         self._share_weights()
         self.graph: OnnxGraph = describe(model)
+        self.assume_shapes({})
         self._nodes = list(model.graph)
         self._values: dict[str, ir.Value] = {}
         for value in [*model.graph.inputs, *model.graph.initializers.values()]:

@@ -111,7 +111,17 @@ def _forward_hint(
         return "use a smaller sample"
     if isinstance(exc, TypeError) and ("argument" in text or "subscript" in text or "not iterable" in text):
         return "check how the sample is built: a tuple is passed by position, a dictionary by name"
-    if any(word in text for word in ("dtype", "scalar type", "same type", "expected input type")):
+    if any(
+        word in text
+        for word in (
+            "dtype",
+            "scalar type",
+            "same type",
+            "expected input type",
+            "should be the same",
+            "not implemented for",
+        )
+    ):
         return "convert the sample to the dtype that the model takes"
     if any(word in text for word in ("shape", "size", "dimension", "channels", "must match", "index out of range")):
         return "check the sample's shapes and values, and the sizes that the model was built with (--entry-args)"

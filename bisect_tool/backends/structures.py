@@ -44,10 +44,12 @@ def map_tensors(obj: Any, fn: Callable[[torch.Tensor], Any]) -> Any:
         if type(item) is set:
             return {visit(child) for child in item}
         if isinstance(item, list):
-            memo[id(item)] = new = [] if type(item) is list else copy.copy(item)
+            new: Any = [] if type(item) is list else copy.copy(item)
+            memo[id(item)] = new
             new[:] = [visit(child) for child in item]
         elif isinstance(item, dict):
-            memo[id(item)] = new = {} if type(item) is dict else copy.copy(item)
+            new = {} if type(item) is dict else copy.copy(item)
+            memo[id(item)] = new
             for key, child in list(item.items()):
                 new[key] = visit(child)
         elif isinstance(item, Mapping) and not _attributes(item):

@@ -143,8 +143,8 @@ def build_trace(trace: Trace, modules: Mapping[str, str], *, every_op: bool = Fa
     for place in range(len(trace.ops) + 1):
         if place:
             stages.add_op(trace.ops[place - 1], every_op)
-        # Children end before their parents; the recorder lists parents first.
-        for frame in reversed(by_frame_stop.get(place, [])):
+        # In the order in which they ended: children before parents, and before the next sibling.
+        for frame in sorted(by_frame_stop.get(place, []), key=lambda f: (f.end is None, f.end)):
             stages.add_frame(frame)
     parents = {
         output: tuple(i for i in dict.fromkeys(op.inputs) if trace.values[i].dynamic)
@@ -224,6 +224,8 @@ class _Stages:
         order: int,
     ) -> None:
         known = self.trace.values[value]
+        if known.shape is None:
+            return
         first = self.by_value.get(value)
         alias: StageRef | None = first
         if first is None and value in {v for _, v in self.trace.inputs}:

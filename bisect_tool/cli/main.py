@@ -45,7 +45,9 @@ def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:
     "divergence", so that none of them is left to click.
     """
     try:
-        code = command.main(args=list(arguments), prog_name=name, standalone_mode=False)
+        # Not command.main(): it turns a closed pipe into exit code 1 by itself.
+        with command.make_context(name, list(arguments)) as context:
+            code = command.invoke(context)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BisectError as error:

@@ -36,6 +36,10 @@ KEYS: Mapping[str, Mapping[str, str]] = {
 }
 """Section → key → name of the command's parameter."""
 
+_CHOICES = {"exporter": ("dynamo", "torchscript"), "level": ("op", "leaf", "container")}
+_BOOLEANS = {"allow_pickle", "allow_missing", "allow_unexpected", "constant_folding"}
+_INTEGERS = {"opset", "threads"}
+_NUMBERS = {"max_abs", "atol", "rtol", "min_coverage"}
 _PATHS = {"model", "checkpoint", "inputs", "onnx", "entry_args", "output", "raw"}
 _LISTS = {"inputs", "groups", "stages"}
 
@@ -61,8 +65,31 @@ def read_case_file(path: Path) -> dict[str, Any]:
             if name is None:
                 known = ", ".join(KEYS[section])
                 raise BisectError(f"config {path}: unknown key {key!r} in [{section}]", hint=f"keys are: {known}")
+            _check_type(name, value, f"config {path}: {key} in [{section}]")
             found[name] = _prepare(name, value, path)
     return found
+
+
+def _check_type(name: str, value: Any, where: str) -> None:
+    """Raises BisectError unless a value has the type that its key takes."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name in _LISTS:
+        items = value if isinstance(value, list) else [value]
+        fits, wanted = all(isinstance(item, str) for item in items), "a string or a list of strings"
+    elif name in _CHOICES:
+        fits, wanted = value in _CHOICES[name], f"one of {', '.join(_CHOICES[name])}"
+    elif name in _BOOLEANS:
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif name in _INTEGERS:
+        fits, wanted = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number"
+    elif name in _NUMBERS:
+        fits, wanted = number, "a number"
+    elif name == "memory_budget":
+        fits, wanted = isinstance(value, str) or number, 'a size such as "1GiB"'
+    else:
+        fits, wanted = isinstance(value, str), "a string"
+    if not fits:
+        raise BisectError(f"{where}: {value!r} is not {wanted}", hint="see configs/ for examples")
 
 
 def _prepare(name: str, value: Any, path: Path) -> Any:

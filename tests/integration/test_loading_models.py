@@ -107,7 +107,7 @@ def test_names_that_are_no_paths_do_not_leak_errors_of_the_system() -> None:
     """Names too long for the system, with a zero byte or of a user that there is not, are errors that say so."""
     for name, message in (
         ("x" * 5000, "cannot be read"),
-        ("x" * 5000 + ".py:Net", "cannot be read"),
+        ("x" * 5000 + ".py:Net", "cannot be found"),
         ("x" * 5000 + ":Net", "cannot be found"),
         ("a\0b", "cannot be read"),
         ("~no_such_user_here/model.py", "no such file"),

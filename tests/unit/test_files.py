@@ -212,10 +212,10 @@ def test_allowing_numpy_leaves_torch_as_it_was(tmp_path: Path) -> None:
 
 
 def test_classes_are_looked_up_in_the_loaded_model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model saved whole by a training script (``__main__.Net``) finds its class in the model file."""
+    """A model saved whole by a training script (``__main__.SavedWhole``) finds its class in the model file."""
     source = types.ModuleType("gone")
-    cls = type("Net", (torch.nn.Linear,), {"__module__": "gone"})
-    source.Net = cls  # type: ignore[attr-defined]
+    cls = type("SavedWhole", (torch.nn.Linear,), {"__module__": "gone"})
+    source.SavedWhole = cls  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "gone", source)
     file = saved(tmp_path / "a.pt", cls(1, 1))
     monkeypatch.delitem(sys.modules, "gone")

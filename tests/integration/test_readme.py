@@ -1,0 +1,153 @@
+"""What README and docs say is so: commands with exit codes and output, snippets, links, options, keys of case files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import runpy
+import shlex
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from commands import EXAMPLES, ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+INPUTS = (ROOT / "docs" / "inputs.md").read_text(encoding="utf-8")
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+@dataclass
+class Command:
+    """A command of a console block, what the page shows of its output, and its exit code, where the page has one."""
+
+    line: str
+    shown: list[str] = field(default_factory=list)
+    code: int | None = None
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of one language, without their fences."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def commands_of(text: str) -> list[Command]:
+    """The commands of all console blocks, in the order of the page."""
+    found: list[Command] = []
+    asked = False
+    for line in "".join(blocks(text, "console")).replace("\\\n", " ").splitlines():
+        if asked:
+            found[-1].code, asked = int(line), False
+        elif line == "$ echo $?":
+            asked = True
+        elif line.startswith("$ "):
+            found.append(Command(line[2:]))
+        else:
+            found[-1].shown.append(line)
+    return found
+
+
+def without_numbers(line: str) -> str:
+    """A line with its numbers and the width of its columns left open; names and shapes stay."""
+    return " ".join(re.sub(r"(?<![\w.@-])-?\d+(\.\d+)?(e[+-]\d+)?(?![\w.]*\w)", "#", line).split())
+
+
+def prose(text: str) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def slug(heading: str) -> str:
+    """The anchor that Markdown viewers give to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def execute_line(line: str) -> tuple[int, str]:
+    """Runs one command of a page in this process: exit code and stdout."""
+    from bisect_tool.cli.main import execute
+    from bisect_tool.cli.run import run
+
+    program, *arguments = shlex.split(line)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        if program == "python":
+            runpy.run_path(arguments[0], run_name="__main__")
+            return 0, out.getvalue()
+        assert "bisect-divergence" == program, line
+        return execute(run, program, arguments), out.getvalue()
+
+
+def test_readme_commands_do_what_is_shown(example_data: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command of README exits as README says, and prints every line that README shows, numbers left open."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for example in EXAMPLES:
+        shutil.copytree(ROOT / "examples" / example, tmp_path / "examples" / example)
+    for block in blocks(README, "python"):
+        name = re.match(r"# (\w+\.py)\n", block)
+        assert name is not None, "a Python block of README begins with the name of its file"
+        (tmp_path / name[1]).write_text(block, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    # The data is there already; the page begins with the broken graph, and shows further down how it is made.
+    commands = [command for command in commands_of(README) if "make_data.py" not in command.line]
+    commands.sort(key=lambda command: "broken.onnx" in command.line)
+    assert {0, 1} == {command.code for command in commands} - {None}
+    for command in commands:
+        code, out = execute_line(command.line)
+        assert (command.code or 0) == code, command.line
+        printed = {without_numbers(line) for line in out.splitlines()}
+        for line in command.shown:
+            # Which stage is the worst of a healthy model is chance.
+            if "[...]" not in line and "worst relative L2" not in line:
+                assert without_numbers(line) in printed, f"{command.line}\ndoes not print\n{line}\nbut\n{out}"
+
+
+def test_python_blocks_of_readme_are_run() -> None:
+    """No Python block of README is shown without being run by a command."""
+    lines = [command.line for command in commands_of(README)]
+    for block in blocks(README, "python"):
+        assert f"python {block.splitlines()[0].removeprefix('# ')}" in lines
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Links to files and headings of the repository exist."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", prose(file.read_text(encoding="utf-8")), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, target
+
+
+def test_every_option_is_documented() -> None:
+    """README or docs/inputs.md names every option of the command, and README no option that is not there."""
+    from bisect_tool.cli.run import run
+
+    known = {name for option in run.params for name in (*option.opts, *option.secondary_opts) if name[0] == "-"}
+    known |= {"-h", "--help"}
+    missing = {name for name in known if not re.search(rf"(?<![\w-]){name}(?![\w-])", README + INPUTS)}
+    assert set() == missing
+    (table,) = re.findall(r"^## Options\n(.*?)^## ", README, re.DOTALL | re.MULTILINE)
+    assert set() == set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", table)) - known
+
+
+def test_every_key_of_case_files_is_documented() -> None:
+    """The case file in docs/inputs.md has all sections and keys, and nothing else."""
+    from bisect_tool.cli.settings import KEYS, tomllib
+
+    case = next(tomllib.loads(block) for block in blocks(INPUTS, "toml") if "[case]" in block)
+    assert {section: set(keys) for section, keys in KEYS.items()} == {s: set(keys) for s, keys in case.items()}
+
+
+def test_exit_codes_are_documented() -> None:
+    """The table of exit codes in README is that of errors.py."""
+    from bisect_tool import errors
+
+    (table,) = re.findall(r"^## Exit codes\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert codes == {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
