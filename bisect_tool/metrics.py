@@ -416,13 +416,14 @@ def _ulps(a: Array, b: Array) -> float:
     def ordinal(x: Array) -> NDArray[np.int64]:
         raw = np.ascontiguousarray(x[finite]).view(bits).astype(np.int64)
         # Floats sort like their bits, once the negative ones are mirrored below zero.
-        return np.where(raw < 0, int(low) - raw, raw)
+        ordered: NDArray[np.int64] = np.where(raw < 0, int(low) - raw, raw)
+        return ordered
 
     first, second = ordinal(a), ordinal(b)
     if bits.itemsize == 8:
         # Values of opposite signs may lie further apart than int64 reaches.
         same_sign = (first < 0) == (second < 0)
-        near = np.abs(first[same_sign] - second[same_sign])
+        near = np.abs(np.subtract(first, second, where=same_sign, out=np.zeros_like(first)))
         far = np.abs(first[~same_sign].astype(np.float64) - second[~same_sign].astype(np.float64))
         return float(max(near.max(initial=0), far.max(initial=0)))
     return float(np.abs(first - second).max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -154,7 +155,7 @@ def _report_folder(settings: Mapping[str, Any], force: bool) -> Path:
         base = Path("reports") / _case_name(settings)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder, number = base / stamp, 1
-        while folder.exists():
+        while os.path.exists(folder):
             number += 1
             folder = base / f"{stamp}-{number}"
     # Told before the long run, not after it.
