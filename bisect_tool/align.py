@@ -605,7 +605,7 @@ def summarize(
     torch_signatures: Mapping[int, Signature],
     counts: Callable[[Stage], bool],
 ) -> Alignment:
-    """The public view of an alignment: pairs and left-overs of all stages, coverage over those that ``counts``.
+    """The public view of an alignment: pairs of all stages; left-overs and coverage of those that ``counts``.
 
     Coverage is aligned outputs over outputs that have a value in the graph at all; the folded ones are left out of both
     and listed with their reason.
@@ -613,7 +613,7 @@ def summarize(
     scopes = _Scopes(graph, trace)
     taken = {match.onnx for match in matches.values()}
     pairs, unaligned = [], []
-    counted = aligned = in_graph = 0
+    counted = aligned = 0
     for stage in trace.stages:
         match = matches.get(stage.value)
         if match is not None:
@@ -621,12 +621,14 @@ def summarize(
             if stage.alias_of is not None:
                 evidence = (*evidence, f"same tensor as {stage.alias_of}")
             pairs.append(Pair(stage.ref, match.onnx, evidence, match.permutation))
+        if not counts(stage):
+            continue
+        counted += 1
+        if match is not None:
+            aligned += 1
         else:
             unaligned.append(_reason(stage, trace, scopes, taken, torch_signatures))
-        if counts(stage):
-            counted += 1
-            aligned += match is not None
-            in_graph += match is not None or unaligned[-1].in_graph
+    in_graph = aligned + sum(left.in_graph for left in unaligned)
     inner = [name for node in graph.nodes for name in node.outputs if name and name not in taken]
     return Alignment(
         pairs=tuple(pairs),

@@ -37,7 +37,11 @@ def localize(rows: Sequence[StageRow], config: str) -> Localization:
     return Localization(
         first_over_tolerance=FirstOverTolerance(first.stage, first.call, first.output, config) if first else None,
         origins=tuple(_origin(row, config) for row in origins),
-        amplifiers=tuple(row.ref for row, result in failing if row.index not in names and result.local is not None),
+        amplifiers=tuple(
+            row.ref
+            for row, result in failing
+            if row.index not in names and result.local is not None and result.input_error != 0
+        ),
     )
 
 

@@ -328,7 +328,8 @@ def _careful_chunk(a: Array, b: Array, at: int, allclose: Tolerance | None) -> _
     # Elements that are the same infinity or both NaN differ by nothing; mismatches are counted, not averaged.
     # Squares of float64 values may leave float64; long double has the range (where the platform has it).
     wide = np.longdouble if a.dtype == np.float64 else np.float64
-    wide_a, wide_b = np.where(both, a, 0).astype(wide), np.where(both, b, 0).astype(wide)
+    wide_a: Array = np.where(both, a, 0).astype(wide)
+    wide_b: Array = np.where(both, b, 0).astype(wide)
     d = wide_b - wide_a
     sums.difference2, sums.expected2 = np.dot(d, d), np.dot(wide_a, wide_a)
     sums.actual2, sums.product = np.dot(wide_b, wide_b), np.dot(wide_a, wide_b)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from bisect_tool.align import Match, match_values, summarize
+from bisect_tool.align import VALUE_LIMIT, Match, match_values, summarize
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.memory import return_free_memory
@@ -51,7 +51,7 @@ from bisect_tool.records import (
     TorchTrace,
     Verdict,
 )
-from bisect_tool.signatures import Signature, permuted_signatures, signature_of
+from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
 from bisect_tool.verdicts import kept_stages_line, summarize_verdict
 
 Array = NDArray[Any]
@@ -295,6 +295,9 @@ class _Bisection:
         rows = self._rows(trace, matches, selection)
         runs = tuple(self._config_run(pair, trace, matches) for pair in self.configs)
         verdict = self._verdict(rows, runs, alignment)
+        if verdict.status == "diverges":
+            with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
+                verdict = self._without_chance(verdict, trace)
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
@@ -459,11 +462,12 @@ class _Bisection:
     def _drive_streaming(self, lanes: Sequence[Lane], on_pair: Any) -> list[str]:
         def on_value(value: Value, tensor: torch.Tensor) -> None:
             if stream.wants(value.id):
+                array = to_numpy(tensor)
                 known = self.torch_signatures.get(value.id)
-                if known is None or known.shape != value.shape:
+                if known is None or distance(known, signature_of(array, kind_of(array.dtype))) > VALUE_LIMIT / 10:
                     raise InconclusiveError(
-                        "the second PyTorch run made other tensors than the first: the model does not repeat itself",
-                        hint="look for random numbers, caches or counters in forward",
+                        "PyTorch does not repeat itself: the second run made other tensors than the first",
+                        hint="look for random numbers, caches or counters in forward; a larger --memory-budget needs one run",
                     )
                 run.recorder.hold(value.id, tensor)
                 stream.arrive(value.id)
@@ -562,7 +566,10 @@ class _Bisection:
         by_value: dict[int, int] = {}
         for stage in shown:
             lane = lane_of.get(stage.ref, MAIN)
-            inputs = stage_inputs(stage, trace.parents, cuts[lane].values)
+            role = roles.get(stage.ref, "output")
+            start = replace(stage, inputs=trace.parents.get(stage.value, ())) if role == "output" else stage
+            # An output of the model is what came after the judged stages, not the whole model.
+            inputs = stage_inputs(start, trace.parents, cuts[lane].values)
             match = matches.get(stage.value)
             results = {}
             for pair in self.configs:
@@ -588,7 +595,7 @@ class _Bisection:
                 onnx_value=match.onnx if match else None,
                 onnx_nodes=nodes,
                 results=results,
-                role=roles.get(stage.ref, "output"),
+                role=role,
             )
             rows.append(row)
             if row.role != "group":
@@ -645,6 +652,27 @@ class _Bisection:
             metrics, judgement = judge(self.torch_outputs[value], untouched.outputs[match.onnx], self.options.tolerance)
             results.append(OutputResult(key, match.onnx, metrics, judgement))
         return tuple(results)
+
+    def _without_chance(self, verdict: Verdict, trace: TorchTrace) -> Verdict:
+        """A model that differs from itself when run twice can't be judged by one run against another."""
+        names = {stage.value: stage.ref for stage in reversed(trace.stages)}
+        differing: list[int] = []
+        limit = VALUE_LIMIT / 10
+
+        def on_value(value: Value, tensor: torch.Tensor) -> None:
+            known = self.torch_signatures.get(value.id)
+            array = to_numpy(tensor)
+            again = signature_of(array, kind_of(array.dtype))
+            # Another order of sums from run to run is noise; random numbers are far beyond it.
+            if known is None or distance(known, again) > limit:
+                differing.append(value.id)
+
+        self._start(self._torch_run(on_value))
+        if not differing:
+            return verdict
+        where = next((names[value] for value in differing if value in names), "the model")
+        line = f"PyTorch does not repeat itself: {where} differs from one run to the next (random numbers in forward?)"
+        return Verdict("inconclusive", (line, *verdict.summary), verdict.first_over_tolerance, (), ())
 
     def _verdict(self, rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Alignment) -> Verdict:
         judged = [row for row in rows if row.results and row.role != "group"]

@@ -29,6 +29,11 @@ _TORCH_DIR = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _THIS_FILE = os.path.abspath(__file__)
 
 
+# These return their operand under another Python object. torch adds some of them or not from run to run, and numbers of
+# values must not depend on that.
+_SAME = frozenset(("detach", "alias", "lift_fresh"))
+
+
 class Value:
     """One tensor as it stood at one moment.
 
@@ -339,9 +344,9 @@ class Recorder:
         self._bind(tensor, value.id)
         return value
 
-    def _bind(self, tensor, value_id):
+    def _bind(self, tensor, value_id, born=None):
         self._moment += 1
-        self._born[value_id] = self._moment
+        self._born[value_id] = self._moment if born is None else born
         try:
             self._known[id(tensor)] = (weakref.ref(tensor), value_id)
         except TypeError:
@@ -396,6 +401,9 @@ class Recorder:
             for tensor in written:
                 self._copy_before_write(tensor)
             result = func(*args, **kwargs)
+            if info.name in _SAME and isinstance(result, torch.Tensor) and len(inputs) == 1:
+                self._bind(result, inputs[0], self._born[inputs[0]])
+                return result
             outputs = [tensor for _, tensor in flatten_tensors(result)]
             outputs += [tensor for tensor in written if not any(tensor is other for other in outputs)]
             frame = self.trace.frames[self._stack[-1]] if self._stack else None

@@ -39,7 +39,7 @@ def summarize_verdict(
     if found.amplifiers:
         count = len(found.amplifiers)
         lines.append(
-            f"{count} more {'stage is' if count == 1 else 'stages are'} over tolerance with errors handed on to them"
+            f"{count} {'stage is' if count == 1 else 'stages are'} over tolerance with errors handed on from before"
         )
     return tuple(lines)
 

@@ -121,6 +121,10 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
         raise BisectError("no model given", hint="bisect-divergence model.py ckpt.pth --input sample.pt")
     if not settings["inputs"] and not settings["preprocess"]:
         raise BisectError("no sample given", hint="--input sample.pt: the tensors that forward is called with")
+    if settings["inputs"] and settings["preprocess"]:
+        raise BisectError(
+            "--input and --preprocess exclude each other", hint="give a ready sample, or --raw and its maker"
+        )
     if bool(settings["preprocess"]) != bool(settings["raw"]):
         raise BisectError("--preprocess and --raw go together", hint="--preprocess module:function --raw FILE")
     if settings["onnx"] and settings["keep_onnx"]:
@@ -237,7 +241,7 @@ def _case(
     findings = preflight(module, sample.args, sample.kwargs)
     errors = [finding.text for finding in findings if finding.severity == "error"]
     if errors:
-        raise BisectError("; ".join(errors), hint="see the preflight rules in docs/inputs.md")
+        raise BisectError("; ".join(errors))
     warnings = tuple(finding.text for finding in findings)
     return LoadedCase(
         name=_case_name(settings),
@@ -265,6 +269,8 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
     keep = Path(settings["keep_onnx"]) if settings["keep_onnx"] else None
     if keep is not None and keep.exists():
         raise BisectError(f"--keep-onnx {keep}: the file exists and is not overwritten", hint="choose another name")
+    if keep is not None and not keep.parent.is_dir():
+        raise BisectError(f"--keep-onnx {keep}: there is no folder {keep.parent}", hint="make it first")
     return Options(
         tolerance=make_tolerance(settings["max_abs"], settings["atol"], settings["rtol"]),
         onnx=Path(settings["onnx"]) if settings["onnx"] else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,7 +101,11 @@ def _prepare(name: str, value: Any, path: Path) -> Any:
     if name == "model" and not value.endswith((".py", ".pt", ".pt2", ".pth", ".ts", ".jit")):
         return value
     base = path.resolve().parent
-    return [str(base / v) for v in value] if isinstance(value, list) else str(base / value)
+
+    def resolve(text: str) -> str:
+        return os.path.normpath(base / text)
+
+    return [resolve(v) for v in value] if isinstance(value, list) else resolve(value)
 
 
 def parse_size(text: str) -> int:

@@ -131,6 +131,9 @@ def _stages(
     tolerance = common.tolerance_text(report.tolerance, sorted({row.dtype for row in rows}))
     page.line((f"{title} under {config}" if config is not None else title, "bold"))
     page.prose(f"tolerance: {tolerance}", style="dim")
+    if not all_stages:
+        # Folded stages have no numbers; the head line counts them, and --all-stages shows them.
+        rows = [row for row in rows if _result(row, config) is not None] or rows
     keep = range(len(rows)) if all_stages else _interesting(rows, config, first, _shown_origins(report, config))
     with_noise = any(r.noise_ratio is not None for row in rows if (r := _result(row, config)))
     columns = (

@@ -58,9 +58,7 @@ def box(rng: np.random.Generator, size: tuple[float, float, float]) -> np.ndarra
     unit[face == 2, 1], unit[face == 3, 1] = -0.5, 0.5
     unit[face == 4, 2] = 0.5
     normals = np.array(((-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)), dtype=float)[face]
-    rotation = np.array(
-        ((math.cos(yaw), -math.sin(yaw)), (math.sin(yaw), math.cos(yaw))), dtype=float
-    )
+    rotation = np.array(((math.cos(yaw), -math.sin(yaw)), (math.sin(yaw), math.cos(yaw))), dtype=float)
     visible = (normals @ rotation.T) @ centre < 0.0
     keep = visible | (face == 4)
 

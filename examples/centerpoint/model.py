@@ -200,9 +200,7 @@ class TaskHead(nn.Module):
 class CenterHead(nn.Module):
     """A shared convolution followed by one `TaskHead` per task."""
 
-    def __init__(
-        self, in_channels: int = 384, channels: int = 64, task_classes: Sequence[int] = TASK_CLASSES
-    ) -> None:
+    def __init__(self, in_channels: int = 384, channels: int = 64, task_classes: Sequence[int] = TASK_CLASSES) -> None:
         super().__init__()
         self.shared = nn.Sequential(
             OrderedDict(

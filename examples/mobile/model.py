@@ -14,15 +14,11 @@ STEM_CHANNELS = 16
 LAST_CHANNELS = 256
 
 
-def conv_norm(
-    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
-) -> nn.Sequential:
+def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     """(B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride)."""
     return nn.Sequential(
         OrderedDict(
-            conv=nn.Conv2d(
-                in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
-            ),
+            conv=nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False),
             norm=nn.BatchNorm2d(out_channels),
         )
     )
@@ -31,9 +27,7 @@ def conv_norm(
 class InvertedResidual(nn.Module):
     """Expand, filter every channel on its own, project; with a residual where shapes allow."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, expansion: int, act: nn.Module
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, act: nn.Module) -> None:
         super().__init__()
         hidden = in_channels * expansion
         self.residual = stride == 1 and in_channels == out_channels

@@ -36,9 +36,7 @@ class StreamingClassifier(nn.Module):
         self.lstm = nn.LSTM(HIDDEN, HIDDEN, num_layers=LSTM_LAYERS, batch_first=True)
         self.classifier = nn.Linear(HIDDEN, CLASSES)
 
-    def forward(
-        self, frames: Tensor, h0: Tensor, c0: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, frames: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Classify every frame of one chunk.
 
         frames (B, T, FEATURES), h0 and c0 (LSTM_LAYERS, B, HIDDEN)

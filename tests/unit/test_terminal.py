@@ -67,7 +67,14 @@ def test_no_row_is_wider_than_the_terminal(name: str, width: int) -> None:
 @pytest.mark.parametrize("name", ["healthy", "diverging"])
 def test_each_stage_has_one_line(name: str) -> None:
     """No row wraps: there are as many lines with a judgement as there are stages."""
-    assert len(SAMPLES[name]().stages) == len(table_lines(page(SAMPLES[name](), 60)))
+    assert len(SAMPLES[name]().stages) == len(table_lines(page(SAMPLES[name](), 60, all_stages=True)))
+
+
+def test_folded_stages_are_left_out_unless_asked_for() -> None:
+    """A stage without numbers takes no line of the short table."""
+    folded = [row for row in diverging().stages if not row.results]
+    assert len(folded) == 1
+    assert len(diverging().stages) - 1 == len(table_lines(page(diverging(), 60)))
 
 
 def test_marks_are_text() -> None:
