@@ -73,7 +73,7 @@ def render(
             page.line()
             columns = _stages(page, report, config, title, rows, all_stages)
     if columns:
-        _legend(page, report, config, columns)
+        _legend(page, report, config, columns, all_stages)
     page.line()
     _verdict(page, report, config)
     if report_dir is not None:
@@ -259,7 +259,7 @@ def _label(row: StageRow) -> str:
     return text
 
 
-def _legend(page: Page, report: Report, config: str | None, columns: Sequence[str]) -> None:
+def _legend(page: Page, report: Report, config: str | None, columns: Sequence[str], all_stages: bool) -> None:
     """Explain the marks and the less obvious columns, those only that are on the page."""
     refs = {row.ref for row in report.stages}
     results = [_result(row, config) for row in report.stages]
@@ -268,7 +268,8 @@ def _legend(page: Page, report: Report, config: str | None, columns: Sequence[st
         marks.append("> first over tolerance")
     if common.origin_refs(report, config) & refs:
         marks.append("* the error is made here")
-    if any(result is None or result.judgement == "not compared" for result in results):
+    without = [result is None or result.judgement == "not compared" for result in results]
+    if all(without) or (all_stages and any(without)):
         marks.append("n/c not compared")
     words = []
     if any(result is not None and result.local is not None for result in results):
