@@ -248,6 +248,7 @@ class _Matcher:
         self.scopes = _Scopes(graph, trace)
         self.place = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name}
         self.matches: dict[int, Match] = {}
+        self.narrow_graph = any(graph.dtypes.get(name) in _NARROW for node in graph.nodes for name in node.outputs)
         self.taken: set[str] = set()
         self.taken_by: dict[str, set[str]] = defaultdict(set)
         self.first_stage: dict[int, Stage] = {}
@@ -262,7 +263,8 @@ class _Matcher:
         self.taken_by[self.first_stage[match.value].ref.stage].add(match.onnx)
 
     def limit(self, value: int) -> float:
-        return NARROW_VALUE_LIMIT if self.first_stage[value].dtype in _NARROW else VALUE_LIMIT
+        narrow = self.narrow_graph or self.first_stage[value].dtype in _NARROW
+        return NARROW_VALUE_LIMIT if narrow else VALUE_LIMIT
 
     def agrees(self, value: int, name: str) -> bool:
         first, second = self.torch.get(value), self.onnx.get(name)
@@ -288,7 +290,8 @@ class _Matcher:
         else:
             order = zip(self.trace.outputs, self.graph.outputs, strict=True)
             pairs = [(value, name) for (_, value), name in order if value in self.first_stage and name in names]
-            if not all(self.agrees(value, name) for value, name in pairs):
+            by_key = all(isinstance(key, str) for key, _ in self.trace.outputs)
+            if by_key and not all(self.agrees(value, name) for value, name in pairs):
                 pairs = self._reorder_outputs(pairs)
         for value, name in pairs:
             if value not in self.matches and name not in self.taken and self.fits(value, name):

@@ -40,6 +40,7 @@ from bisect_tool.records import (
     ConfigStatus,
     Localization,
     NumericConfig,
+    OutputKey,
     OutputResult,
     Report,
     Role,
@@ -237,7 +238,9 @@ class _Bisection:
         self.in_memory = 2 * program.activation_bytes() <= options.memory_budget
         self.held: dict[int, torch.Tensor] = {}
         self.run: TorchRun | None = None
-        self.torch_outputs: dict[int, Array] = {}
+        self.torch_outputs: list[tuple[OutputKey, Array]] = []
+        self.bound_outputs: list[str | None] = []
+        self.failed: dict[str, str] = {}
         self.torch_signatures: dict[int, Signature] = {}
         self.permuted: dict[int, Mapping[tuple[int, ...], Signature]] = {}
         self.onnx_signatures: dict[str, Signature] = {}
@@ -286,6 +289,7 @@ class _Bisection:
                     self._run_untouched(pair)
         with self.step("capture", "running PyTorch"):
             trace = self._capture()
+        self._bind_outputs()
         with self.step("align", "aligning stages with ONNX values"):
             matches = self._align(trace)
         selection = _select(trace, self.options, matches)
@@ -293,11 +297,11 @@ class _Bisection:
         with self.step("compare", "comparing stage by stage"):
             self._compare(trace, matches, selection)
         rows = self._rows(trace, matches, selection)
-        runs = tuple(self._config_run(pair, trace, matches) for pair in self.configs)
+        runs = tuple(self._config_run(pair, rows) for pair in self.configs)
         verdict = self._verdict(rows, runs, alignment)
         if verdict.status == "diverges":
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
-                verdict = self._without_chance(verdict, trace)
+                verdict = self._without_chance(verdict, trace, rows)
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
@@ -314,12 +318,49 @@ class _Bisection:
 
     def _run_untouched(self, pair: ConfigPair) -> None:
         began = time.perf_counter()
-        run = UntouchedRun(self.program, pair.actual)
-        outputs = run.run(self.feeds)
+        try:
+            run = UntouchedRun(self.program, pair.actual)
+            outputs = run.run(self.feeds)
+        except InconclusiveError as error:
+            if pair is self.configs[0]:
+                raise
+            # The others still have an answer to give.
+            self.failed[pair.name] = error.message
+            return
         self.untouched[pair.name] = _Untouched(outputs, tuple(run.providers))
         del run
         return_free_memory()
         self._spend(pair.name, began)
+
+    def _bind_outputs(self) -> None:
+        """Which graph output is which output of the model: by place; keys of dictionaries may be sorted, and are then
+        found by value, which a note says. None: the graph has no such output."""
+        names = list(self.graph.outputs)
+        keys = [key for key, _ in self.torch_outputs]
+        if len(names) != len(keys):
+            self.bound_outputs = [str(key) if str(key) in names else None for key in keys]
+            if not any(self.bound_outputs):
+                self.bound_outputs = [*names[: len(keys)], *([None] * (len(keys) - len(names)))]
+            self.notes.append(f"the model has {len(keys)} outputs and the graph {len(names)}")
+            return
+        self.bound_outputs = list(names)
+        untouched = self.untouched.get(self.configs[0].name)
+        if untouched is None or not all(isinstance(key, str) for key in keys):
+            return
+
+        def agrees(place: int, name: str) -> bool:
+            array = untouched.outputs.get(name)
+            return judge(self.torch_outputs[place][1], array, self.options.tolerance)[1] == "pass"
+
+        wrong = [i for i, name in enumerate(names) if not agrees(i, name)]
+        for place in wrong:
+            fitting = [name for other in wrong if (name := names[other]) != names[place] and agrees(place, name)]
+            if len(fitting) == 1:
+                self.bound_outputs[place] = fitting[0]
+        if len(set(self.bound_outputs)) != len(names):
+            self.bound_outputs = list(names)
+        elif self.bound_outputs != names:
+            self.notes.append("the graph has the outputs of the model's dictionary in another order; found by value")
 
     def _spend(self, config: str, began: float) -> None:
         self.seconds[config] = self.seconds.get(config, 0.0) + time.perf_counter() - began
@@ -344,11 +385,7 @@ class _Bisection:
         run = self._torch_run(on_value)
         self.run = run
         self._start(run)
-        trace = run.trace
-        for _, value in trace.outputs:
-            if value not in self.torch_signatures:
-                self.notes.append("an output of the model does not depend on its inputs; it is not compared")
-        return trace
+        return run.trace
 
     def _torch_run(self, on_value: Callable[[Value, torch.Tensor], None]) -> TorchRun:
         # A model may write into its inputs; every run gets its own.
@@ -364,8 +401,7 @@ class _Bisection:
             raise explain_forward_error(error, self.case.module, self.case.args, self.case.kwargs) from error
         from bisect_tool.recorder import flatten_tensors
 
-        for (_, value), (_, tensor) in zip(run.recorder.trace.outputs, flatten_tensors(output), strict=True):
-            self.torch_outputs[value] = to_numpy(tensor)
+        self.torch_outputs = [(key, to_numpy(tensor).copy()) for key, tensor in flatten_tensors(output)]
 
     def _segment_budget(self) -> int | None:
         # Held at once: PyTorch's tensors for the segment, the chained and the forced outputs, and what crosses the cut.
@@ -496,7 +532,7 @@ class _Bisection:
         pairs = {matches[value].onnx: value for value in wanted}
         orders = _permutations(matches.values())
         lanes = []
-        for pair in self.configs:
+        for pair in self._running():
             first = pair is self.configs[0]
             forced = {matches[value].onnx for value in cuts} if first and self.options.forced else None
             lanes.append(self._lane(pair, pair.name, pairs, orders, forced, reuse=first))
@@ -517,8 +553,11 @@ class _Bisection:
         # Side by side, lanes would share one PyTorch run and add up their chains; within a small budget memory counts more.
         for batch in [lanes] if self.in_memory else [[lane] for lane in lanes]:
             self._drive(batch, on_pair)
-        for pair in self.configs:
+        for pair in self._running():
             self._note_missing(pair.name, pairs)
+
+    def _running(self) -> list[ConfigPair]:
+        return [pair for pair in self.configs if pair.name not in self.failed]
 
     def _observe(self, config: str, untouched: Array | None, exposed: Array) -> None:
         """Exposing values may stop fusions: how far the exposed run's final outputs lie from the untouched run's."""
@@ -616,18 +655,16 @@ class _Bisection:
             local_lane = pair.name if lane == MAIN else lane
         return compare_stage(self.ledger, stage, pair.name, local_lane, inputs, model_inputs)
 
-    def _config_run(self, pair: ConfigPair, trace: TorchTrace, matches: Mapping[int, Match]) -> ConfigRun:
+    def _config_run(self, pair: ConfigPair, rows: Sequence[StageRow]) -> ConfigRun:
         untouched = self.untouched.get(pair.name)
-        outputs = self._output_results(untouched, trace, matches) if untouched else ()
-        exposed_fail = any(
-            judgement == "fail" for (lane, _), (_, judgement) in self.ledger.totals.items() if lane == pair.name
-        )
+        outputs = self._output_results(untouched) if untouched else ()
         status: ConfigStatus
         failing = any(result.judgement == "fail" for result in outputs)
         if pair.actual.optimization == "off" or not outputs:
             # Nothing is fused here, so that exposing changes nothing, and inner stages count too.
-            failing = failing or exposed_fail
-        status = "diverges" if failing else "agrees"
+            judged = [row.results[pair.name] for row in rows if row.role != "group" and pair.name in row.results]
+            failing = failing or any(result.judgement == "fail" for result in judged)
+        status = "failed" if pair.name in self.failed else "diverges" if failing else "agrees"
         return ConfigRun(
             name=pair.name,
             expected=pair.expected,
@@ -639,21 +676,24 @@ class _Bisection:
             outputs=outputs,
             seconds=self.seconds.get(pair.name, 0.0),
             peak_rss_mb=peak_rss_mb(),
+            skipped_reason=self.failed.get(pair.name),
         )
 
-    def _output_results(
-        self, untouched: _Untouched, trace: TorchTrace, matches: Mapping[int, Match]
-    ) -> tuple[OutputResult, ...]:
+    def _output_results(self, untouched: _Untouched) -> tuple[OutputResult, ...]:
+        """Every output of the model against the untouched graph; here a shape must be exactly the same."""
         results = []
-        for key, value in trace.outputs:
-            match = matches.get(value)
-            if match is None or match.onnx not in untouched.outputs or value not in self.torch_outputs:
-                continue
-            metrics, judgement = judge(self.torch_outputs[value], untouched.outputs[match.onnx], self.options.tolerance)
-            results.append(OutputResult(key, match.onnx, metrics, judgement))
+        for (key, array), name in zip(self.torch_outputs, self.bound_outputs, strict=True):
+            metrics, judgement = judge(array, untouched.outputs.get(name) if name else None, self.options.tolerance)
+            if name is None:
+                judgement = "not compared"
+            results.append(OutputResult(key, name or "", metrics, judgement))
+            if metrics.nonfinite_expected and not metrics.nonfinite_mismatch:
+                note = f"output {key} holds {metrics.nonfinite_expected} NaN or infinite values, the same on both sides"
+                if note not in self.notes:
+                    self.notes.append(note)
         return tuple(results)
 
-    def _without_chance(self, verdict: Verdict, trace: TorchTrace) -> Verdict:
+    def _without_chance(self, verdict: Verdict, trace: TorchTrace, rows: Sequence[StageRow]) -> Verdict:
         """A model that differs from itself when run twice can't be judged by one run against another."""
         names = {stage.value: stage.ref for stage in reversed(trace.stages)}
         differing: list[int] = []
@@ -668,11 +708,27 @@ class _Bisection:
                 differing.append(value.id)
 
         self._start(self._torch_run(on_value))
+        upstream = self._upstream(trace, rows)
+        differing = [value for value in differing if value in upstream]
         if not differing:
             return verdict
         where = next((names[value] for value in differing if value in names), "the model")
         line = f"PyTorch does not repeat itself: {where} differs from one run to the next (random numbers in forward?)"
         return Verdict("inconclusive", (line, *verdict.summary), verdict.first_over_tolerance, (), ())
+
+    @staticmethod
+    def _upstream(trace: TorchTrace, rows: Sequence[StageRow]) -> set[int]:
+        """Values that the failing stages and the model's outputs come from, their own included."""
+        failing = {row.ref for row in rows if any(result.judgement == "fail" for result in row.results.values())}
+        stack = [stage.value for stage in trace.stages if stage.ref in failing]
+        stack += [value for _, value in trace.outputs]
+        seen: set[int] = set()
+        while stack:
+            value = stack.pop()
+            if value not in seen:
+                seen.add(value)
+                stack.extend(trace.parents.get(value, ()))
+        return seen
 
     def _verdict(self, rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Alignment) -> Verdict:
         judged = [row for row in rows if row.results and row.role != "group"]
@@ -685,9 +741,10 @@ class _Bisection:
         status: Status
         diverging = [run for run in runs if run.gating and run.status == "diverges"]
         covered = alignment.coverage is not None and alignment.coverage >= self.options.min_coverage
+        whole = all(out.judgement != "not compared" for run in runs for out in run.outputs if out.total.count)
         if diverging:
             status = "diverges"
-        elif not covered or not any(run.status == "agrees" for run in runs if run.gating):
+        elif not covered or not whole or any(run.status != "agrees" for run in runs if run.gating):
             status = "inconclusive"
         else:
             status = "agrees"

@@ -197,6 +197,12 @@ class _OpInfo:
         )
 
 
+def _definition(module):
+    """``file:line`` of a module's forward: who called the root says nothing about the model."""
+    code = getattr(getattr(type(module), "forward", None), "__code__", None)
+    return None if code is None else code.co_filename + ":" + str(code.co_firstlineno)
+
+
 def _source_line():
     """``file:line`` of the innermost frame that belongs neither to torch nor to this file."""
     frame = sys._getframe(2)
@@ -446,7 +452,7 @@ class Recorder:
             parent,
             self._leaf[id(module)],
             len(trace.ops),
-            _source_line(),
+            _source_line() if parent >= 0 else _definition(module),
         )
         # Inside a leaf, operations belong to the leaf and are no stages of their own.
         frame.opaque = frame.leaf or (parent >= 0 and trace.frames[parent].opaque)

@@ -25,6 +25,8 @@ def summarize_verdict(
     diverging = [run.name for run in runs if run.gating and run.status == "diverges"]
     if first is not None:
         lines.append(f"first stage over tolerance: {first.ref} ({first.config}); diverging: {', '.join(diverging)}")
+    elif wrong := _wrong_outputs(runs):
+        lines.append(f"the final outputs diverge under {', '.join(diverging)} after the last stage: {wrong}")
     else:
         lines.append(
             f"the final outputs diverge under {', '.join(diverging)}, and no exposed stage does: "
@@ -42,6 +44,16 @@ def summarize_verdict(
             f"{count} {'stage is' if count == 1 else 'stages are'} over tolerance with errors handed on from before"
         )
     return tuple(lines)
+
+
+def _wrong_outputs(runs: Sequence[ConfigRun]) -> str:
+    """Outputs that differ in shape or dtype, or that differ where nothing is fused: no inner stage is to blame."""
+    parts = []
+    for run in runs:
+        for output in run.outputs:
+            if output.judgement == "fail" and (output.total.problem or run.actual.optimization == "off"):
+                parts.append(f"{output.output} ({output.total.problem or f'relative L2 {output.total.rel_l2:.1e}'})")
+    return ", ".join(dict.fromkeys(parts))
 
 
 def kept_stages_line(kept: Verdict) -> str:
@@ -78,5 +90,12 @@ def _inconclusive(runs: Sequence[ConfigRun], alignment: Alignment, min_coverage:
         return "nothing was compared: no stage has a value in the graph"
     if alignment.coverage < min_coverage:
         return f"only {alignment.coverage:.0%} of the stages could be aligned, {min_coverage:.0%} are asked for"
-    troubled = ", ".join(f"{run.name} {run.status}" for run in runs if run.gating and run.status != "agrees")
+    missing = [str(o.output) for run in runs for o in run.outputs if o.judgement == "not compared" and o.total.count]
+    if missing:
+        return f"not compared: the graph has no output for {', '.join(dict.fromkeys(missing))} of the model"
+    troubled = ", ".join(
+        f"{run.name} {run.status}: {run.skipped_reason or ''}".rstrip(": ")
+        for run in runs
+        if run.gating and run.status != "agrees"
+    )
     return f"no configuration gave an answer: {troubled or 'none ran'}"

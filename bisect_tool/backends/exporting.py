@@ -56,11 +56,15 @@ def export_onnx(
         try:
             # In the grad mode that users export in: without gradients nn.TransformerEncoder takes a path of its own,
             # which one of the exporters does not know.
-            with _captured(log), _plain_outputs(module), torch.enable_grad():
-                if settings.exporter == "dynamo":
+            if settings.exporter == "dynamo":
+                with _captured(log), _plain_outputs(module, {}), torch.enable_grad():
                     _export_dynamo(module, args, kwargs, path, settings)
-                else:
-                    _export_torchscript(module, args, kwargs, path, settings)
+            else:
+                # This exporter would make inputs of numbers and flags, which dynamo takes for constants.
+                constants = {name: value for name, value in kwargs.items() if not flatten_tensors(value)}
+                tensors = {name: value for name, value in kwargs.items() if name not in constants}
+                with _captured(log), _plain_outputs(module, constants), torch.enable_grad():
+                    _export_torchscript(module, args, tensors, path, settings)
         except Exception as error:  # exporters raise whatever they come across
             log.seek(0)
             raise _export_error(error, log.read(), settings) from error
@@ -122,8 +126,11 @@ def positional_names(module: torch.nn.Module, count: int) -> list[str] | None:
 
 
 @contextlib.contextmanager
-def _plain_outputs(module: torch.nn.Module) -> Iterator[None]:
-    """Lets ``forward`` return the tensors of dataclasses and the like, which exporters refuse, as a flat tuple."""
+def _plain_outputs(module: torch.nn.Module, constants: dict[str, Any]) -> Iterator[None]:
+    """Lets ``forward`` return the tensors of dataclasses and the like, which exporters refuse, as a flat tuple.
+
+    ``constants``: keyword arguments that are given to ``forward`` beside those of the exporter.
+    """
     if isinstance(module, torch.jit.ScriptModule):
         # Scripted modules keep their methods to themselves, and their outputs are plain.
         yield
@@ -132,7 +139,7 @@ def _plain_outputs(module: torch.nn.Module) -> Iterator[None]:
 
     @functools.wraps(forward)
     def flat_forward(*args: Any, **kwargs: Any) -> Any:
-        output = forward(*args, **kwargs)
+        output = forward(*args, **{**constants, **kwargs})
         return output if _is_plain(output) else tuple(tensor for _, tensor in flatten_tensors(output))
 
     had_own = "forward" in vars(module)

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bisect_tool.recorder import Frame, Op, Recorder, Trace, Value
-from bisect_tool.records import OutputKey, Stage, StageRef, TorchTrace
+from bisect_tool.records import Stage, StageRef, TorchTrace
 
 # Operations that only say how memory is read, or copy it: they make no numbers, so they are no stages.
 LAYOUT_OPS = frozenset(
@@ -234,16 +233,6 @@ class _Stages:
         self.by_value.setdefault(value, ref)
 
 
-def output_keys(trace: TorchTrace) -> list[tuple[OutputKey, int]]:
-    """Keys of the model's outputs and their values, in order."""
-    return list(trace.outputs)
-
-
-def input_arrays(trace: TorchTrace, recorder: Recorder) -> dict[int, NDArray[Any]]:
-    """The run's own inputs as numpy arrays, by value."""
-    return {value: to_numpy(recorder.held(value)) for _, value in trace.inputs if value in recorder.held_ids()}
-
-
 def float_dtype_of(module: torch.nn.Module) -> str | None:
     """The dtype that most floating weights have, as a short name; ``None`` without any."""
     counts: dict[str, int] = {}
@@ -252,8 +241,3 @@ def float_dtype_of(module: torch.nn.Module) -> str | None:
             name = str(tensor.dtype).removeprefix("torch.")
             counts[name] = counts.get(name, 0) + tensor.numel()
     return max(counts, key=lambda name: counts[name]) if counts else None
-
-
-def same_as(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """The array in another shape of equally many elements."""
-    return np.ascontiguousarray(array).reshape(shape)

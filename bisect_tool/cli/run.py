@@ -168,8 +168,7 @@ def _report_folder(settings: Mapping[str, Any], force: bool) -> Path:
 
 
 def _run_samples(settings: Mapping[str, Any], folder: Path, force: bool, say: Callable[[str], None]) -> Any:
-    """Yields each sample's report and its folder; the model is loaded once, and exported once."""
-    import tempfile
+    """Yields each sample's report and its folder; the model is loaded once."""
     from dataclasses import replace
 
     from bisect_tool.backends.samples import bind_sample
@@ -178,18 +177,15 @@ def _run_samples(settings: Mapping[str, Any], folder: Path, force: bool, say: Ca
     say("loading the model")
     module, samples, description, notes = _load(settings)
     options = _options(settings, module)
-    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as kept:
-        for number, sample in enumerate(samples):
-            bound = bind_sample(module, sample)
-            case = _case(settings, module, bound, description, notes)
-            if len(samples) > 1 and options.onnx is None and options.keep_onnx is None:
-                options = replace(options, keep_onnx=Path(kept) / "model.onnx")
-            report = bisect(case, options, say)
-            if options.onnx is None and len(samples) > 1:
-                options = replace(options, onnx=options.keep_onnx, keep_onnx=None)
-            target = folder if len(samples) == 1 else folder / f"{number:03d}-{Path(sample.source).stem}"
-            _write(report, target, force, say)
-            yield report, target
+    # All samples are checked before the first one runs.
+    bound = [bind_sample(module, sample) for sample in samples]
+    for number, sample in enumerate(bound):
+        case = _case(settings, module, sample, description, notes)
+        # Each sample gets an export of its own: shapes are baked in.
+        report = bisect(case, options if number == 0 else replace(options, keep_onnx=None), say)
+        target = folder if len(bound) == 1 else folder / f"{number:03d}-{Path(sample.source).stem}"
+        _write(report, target, force, say)
+        yield report, target
 
 
 def _load(settings: Mapping[str, Any]) -> tuple[Any, list[Sample], dict[str, Any], tuple[str, ...]]:

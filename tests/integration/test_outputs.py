@@ -1,0 +1,132 @@
+"""Faults on the graph's own outputs: whatever the inner stages say, these never read as agreement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.pipeline import LoadedCase, Options, bisect
+from bisect_tool.records import Report
+from bisect_tool.tolerances import make_tolerance
+
+
+class Two(nn.Module):
+    """Two outputs of one size, a duplicate and a constant."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+        self.b = nn.Linear(6, 6)
+        self.form = form
+        self.register_buffer("anchors", torch.arange(4.0))
+
+    def forward(self, x: Tensor) -> object:
+        """(B, 6) -> by form."""
+        first, second = self.a(x), self.b(torch.relu(x))
+        if self.form == "dict":
+            return {"scores": first, "boxes": second}
+        if self.form == "twice":
+            return first, first
+        if self.form == "constant":
+            return first, self.anchors * 2
+        return first, second
+
+
+def judged(tmp_path: Path, form: str, edit: object) -> Report:
+    """The report on an export whose ONNX graph was edited by ``edit(model)``."""
+    torch.manual_seed(0)
+    module = Two(form).eval()
+    x = torch.randn(5, 6)
+    path = tmp_path / "model.onnx"
+    export_onnx(module, (x,), {}, path, ExportSettings("torchscript"))
+    model = onnx.load(path)
+    edit(model)  # type: ignore[operator]
+    onnx.save(model, path)
+    options = Options(make_tolerance(None, None, None), onnx=path)
+    return bisect(LoadedCase("two", module, (x,), {}), options)
+
+
+def append(model: onnx.ModelProto, place: int, *nodes: tuple[str, dict[str, object]]) -> None:
+    """Puts operators between the value of an output and the output."""
+    output = model.graph.output[place]
+    name = output.name
+    for number, (kind, attributes) in enumerate(nodes):
+        following = f"{name}_{number}_edited"
+        inputs = [name, *attributes.pop("extra", [])]  # type: ignore[misc]
+        model.graph.node.append(helper.make_node(kind, inputs, [following], **attributes))
+        name = following
+    del model.graph.output[place]
+    model.graph.output.insert(place, onnx.ValueInfoProto(name=name))
+
+
+def nothing(model: onnx.ModelProto) -> None:
+    """The healthy control."""
+
+
+def transposed(model: onnx.ModelProto) -> None:
+    append(model, 1, ("Transpose", {}))
+
+
+def sliced(model: onnx.ModelProto) -> None:
+    for name, value in (("from", [0]), ("to", [2])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    append(model, 1, ("Slice", {"extra": ["from", "to"]}))
+
+
+def negated(model: onnx.ModelProto) -> None:
+    append(model, 1, ("Neg", {}))
+
+
+def dropped(model: onnx.ModelProto) -> None:
+    del model.graph.output[1]
+
+
+def swapped(model: onnx.ModelProto) -> None:
+    outputs = list(model.graph.output)
+    del model.graph.output[:]
+    model.graph.output.extend(reversed(outputs))
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict", "twice", "constant"])
+def test_healthy_outputs_agree(tmp_path: Path, form: str) -> None:
+    """Controls: every form agrees unhurt, and each of its outputs was compared."""
+    report = judged(tmp_path, form, nothing)
+    assert report.verdict.status == "agrees"
+    assert all(len(run.outputs) == 2 for run in report.configs)
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict", "twice", "constant"])
+@pytest.mark.parametrize("edit", [transposed, sliced, negated])
+def test_a_changed_output_diverges(tmp_path: Path, form: str, edit: object) -> None:
+    """A wrong shape or value of any output diverges, also of a duplicate and of a constant."""
+    if (form, edit) == ("constant", transposed):
+        pytest.skip("a vector has no transpose")
+    report = judged(tmp_path, form, edit)
+    assert report.verdict.status == "diverges"
+    assert report.configs[0].outputs[1].judgement == "fail"
+
+
+def test_a_missing_output_is_not_agreement(tmp_path: Path) -> None:
+    """What the graph does not give can't agree."""
+    report = judged(tmp_path, "tuple", dropped)
+    assert report.verdict.status == "inconclusive"
+    assert "no output for 1" in report.verdict.summary[0]
+
+
+def test_swapped_outputs_diverge_in_a_tuple(tmp_path: Path) -> None:
+    """Places of a tuple mean something."""
+    assert judged(tmp_path, "tuple", swapped).verdict.status == "diverges"
+
+
+def test_swapped_outputs_of_a_dictionary_are_found(tmp_path: Path) -> None:
+    """A dictionary's keys may be sorted by an exporter; the report says that outputs were found by value."""
+    report = judged(tmp_path, "dict", swapped)
+    assert report.verdict.status == "agrees"
+    assert any("another order" in note for note in report.notes)
