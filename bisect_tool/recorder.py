@@ -122,6 +122,30 @@ def dtype_name(dtype):
     return str(dtype).replace("torch.", "")
 
 
+def _collect_tensors(item, path, found, seen):
+    # Not a closure: one that calls itself is a cycle, and would keep every tensor until the garbage collector comes by.
+    if isinstance(item, torch.Tensor):
+        found.append((path, item))
+        return
+    if item is None or isinstance(item, (str, bytes, int, float, complex, bool)) or id(item) in seen:
+        return
+    if isinstance(item, dict):
+        children = list(item.items())
+    elif isinstance(item, (tuple, list)):
+        # A named tuple goes by index too: exporters number its fields.
+        children = list(enumerate(item))
+    elif hasattr(item, "__dataclass_fields__"):
+        children = [(name, getattr(item, name, None)) for name in item.__dataclass_fields__]
+    elif isinstance(item, torch.nn.utils.rnn.PackedSequence):
+        children = [("data", item.data)]
+    else:
+        return
+    seen.add(id(item))
+    for key, child in children:
+        _collect_tensors(child, path + (key,), found, seen)
+    seen.discard(id(item))
+
+
 def flatten_tensors(obj):
     """Tensors inside nested containers, as a list of ``(key, tensor)``.
 
@@ -129,31 +153,7 @@ def flatten_tensors(obj):
     joined with dots. ``None`` and everything that is no tensor is left out.
     """
     found = []
-    seen = set()
-
-    def walk(item, path):
-        if isinstance(item, torch.Tensor):
-            found.append((path, item))
-            return
-        if item is None or isinstance(item, (str, bytes, int, float, complex, bool)) or id(item) in seen:
-            return
-        if isinstance(item, dict):
-            children = list(item.items())
-        elif isinstance(item, (tuple, list)):
-            # A named tuple goes by index too: exporters number its fields.
-            children = list(enumerate(item))
-        elif hasattr(item, "__dataclass_fields__"):
-            children = [(name, getattr(item, name, None)) for name in item.__dataclass_fields__]
-        elif hasattr(item, "data") and isinstance(item, torch.nn.utils.rnn.PackedSequence):
-            children = [("data", item.data)]
-        else:
-            return
-        seen.add(id(item))
-        for key, child in children:
-            walk(child, path + (key,))
-        seen.discard(id(item))
-
-    walk(obj, ())
+    _collect_tensors(obj, (), found, set())
     result = []
     for path, tensor in found:
         if not path:

@@ -553,7 +553,7 @@ def test_broken_outputs_are_paired_in_order() -> None:
 
 def test_one_broken_output_among_swapped_ones() -> None:
     """The good one is found by value, the broken one gets what is left."""
-    case = two_outputs([0, 1], ["boxes", "scores"])
+    case = two_outputs(["scores", "boxes"], ["boxes", "scores"])
     case.onnx["boxes"] = noise(9)
     assert names(case.match()) == {1: "scores", 2: "boxes"}
 
