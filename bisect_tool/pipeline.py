@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bisect_tool.align import VALUE_LIMIT, Match, match_values, summarize
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
-from bisect_tool.backends.memory import return_free_memory
+from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
@@ -236,6 +236,8 @@ class _Bisection:
         self.notes = [*case.notes, *bound.notes]
         # A value is held on both sides at once.
         self.in_memory = 2 * program.activation_bytes() <= options.memory_budget
+        if not self.in_memory:
+            map_big_blocks()
         self.held: dict[int, torch.Tensor] = {}
         self.run: TorchRun | None = None
         self.torch_outputs: list[tuple[OutputKey, Array]] = []
@@ -385,6 +387,7 @@ class _Bisection:
         run = self._torch_run(on_value)
         self.run = run
         self._start(run)
+        return_free_memory()
         return run.trace
 
     def _torch_run(self, on_value: Callable[[Value, torch.Tensor], None]) -> TorchRun:
@@ -534,6 +537,10 @@ class _Bisection:
         lanes = []
         for pair in self._running():
             first = pair is self.configs[0]
+            if not first and not self.in_memory and not self._fails_untouched(pair):
+                # Its verdict rests on the untouched graph; inner values would only cost memory that was not allowed.
+                self.notes.append(f"{pair.name}: stages are not compared within this memory budget, only final outputs")
+                continue
             forced = {matches[value].onnx for value in cuts} if first and self.options.forced else None
             lanes.append(self._lane(pair, pair.name, pairs, orders, forced, reuse=first))
         for name, stages in selection.nested.items():
@@ -553,8 +560,13 @@ class _Bisection:
         # Side by side, lanes would share one PyTorch run and add up their chains; within a small budget memory counts more.
         for batch in [lanes] if self.in_memory else [[lane] for lane in lanes]:
             self._drive(batch, on_pair)
-        for pair in self._running():
-            self._note_missing(pair.name, pairs)
+        for lane in lanes:
+            if lane.name in self.ledger.chained_lanes:
+                self._note_missing(lane.name, pairs)
+
+    def _fails_untouched(self, pair: ConfigPair) -> bool:
+        untouched = self.untouched.get(pair.name)
+        return untouched is None or any(out.judgement == "fail" for out in self._output_results(untouched))
 
     def _running(self) -> list[ConfigPair]:
         return [pair for pair in self.configs if pair.name not in self.failed]

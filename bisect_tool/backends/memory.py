@@ -16,6 +16,19 @@ def return_free_memory() -> None:
     _trim()(0)
 
 
+def map_big_blocks() -> None:
+    """Has glibc take every block of 4 MiB and more from the system, and give it back as soon as it is freed.
+
+    By itself it raises that size to 32 MiB as a program frees big blocks, and keeps what is freed below it. For the rest
+    of the process; it costs page faults, so it is for runs that were asked to stay small.
+    """
+    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
+    try:
+        ctypes.CDLL(None).mallopt(mmap_threshold, 4 << 20)
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
+
+
 @functools.cache
 def _trim() -> Callable[[int], object]:
     try:
