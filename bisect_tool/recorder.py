@@ -248,6 +248,7 @@ class Recorder:
         self._held_by_storage = {}  # storage -> {value id}
         self._seen = set()  # value ids given to on_value
         self._calls = {}
+        self._pending = []  # (value, tensor) not handed to on_value yet
         self._stack = []
         self._ended = 0
         self._infos = {}
@@ -280,6 +281,7 @@ class Recorder:
             self._remove_hooks()
             # The callback often refers back to the recorder; held tensors must not wait for the garbage collector.
             self.on_value = None
+            self._pending = []
             self._known.clear()
         return False
 
@@ -298,6 +300,7 @@ class Recorder:
         was_busy, self._busy = self._busy, True
         try:
             self.trace.outputs = [(key, self._value_of(tensor).id) for key, tensor in flatten_tensors(output)]
+            self._deliver()
         finally:
             self._busy = was_busy
         return output
@@ -395,6 +398,8 @@ class Recorder:
             return func(*args, **kwargs)
         self._busy = True
         try:
+            # Before the operation, which may write into what is pending.
+            self._deliver()
             info = self._info(func)
             tensors = [tensor for _, tensor in flatten_tensors(args)]
             if kwargs:
@@ -432,6 +437,12 @@ class Recorder:
     def _notify(self, value, tensor):
         if self.on_value is not None and value.dynamic and value.shape is not None and value.id not in self._seen:
             self._seen.add(value.id)
+            self._pending.append((value, tensor))
+
+    def _deliver(self):
+        """Hands out what is complete, at the next event: by then the caller has let go of the operands before it."""
+        pending, self._pending = self._pending, []
+        for value, tensor in pending:
             self.on_value(value, tensor)
 
     # -- modules ------------------------------------------------------------------------------------------------------
@@ -440,6 +451,11 @@ class Recorder:
         path = self._paths.get(id(module))
         if path is None or self._mode is None:
             return
+        was_busy, self._busy = self._busy, True
+        try:
+            self._deliver()
+        finally:
+            self._busy = was_busy
         call = self._calls.get(path, 0)
         self._calls[path] = call + 1
         parent = self._stack[-1] if self._stack else -1
