@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import time
@@ -637,7 +638,7 @@ class _Bisection:
                 output=stage.ref.output,
                 level=stage.level,
                 type=stage.type,
-                source=stage.source,
+                source=_from_here(stage.source),
                 shape=stage.shape,
                 dtype=stage.dtype,
                 group=_group_of(stage.ref.stage),
@@ -861,6 +862,12 @@ def _group_of(path: str) -> str:
     if "/" in path:
         return path.rpartition("/")[0]
     return path.rpartition(".")[0]
+
+
+def _from_here(source: str | None) -> str | None:
+    """``file:line`` as one would type it here: relative for files below the working directory."""
+    here = os.getcwd() + os.sep
+    return source[len(here) :] if source is not None and source.startswith(here) else source
 
 
 def _copies(value: Any) -> Any:
