@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from bisect_tool.align import VALUE_LIMIT, Match, match_values, summarize
+from bisect_tool.backends.activations import ActivationStore
+from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
@@ -23,7 +25,7 @@ from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
 from bisect_tool.backends.preflight import explain_forward_error
-from bisect_tool.backends.stream import Lane, Stream
+from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.compare import Ledger, compare_stage, hands_on, stage_inputs
@@ -153,12 +155,11 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
             if options.onnx is None:
                 _check_opset(model.opset_imports.get(""), options.export)
             program = OnnxProgram(model, path)
-        with program:
-            comparison = _Bisection(case, options, program, step)
-            try:
-                report = comparison.report(timings)
-            finally:
-                comparison.release()
+        comparison = _Bisection(case, options, program, step)
+        try:
+            report = comparison.report(timings)
+        finally:
+            comparison.release()
     folded = any(not stage.in_graph for stage in report.alignment.unaligned)
     if options.onnx is None and report.verdict.status == "diverges" and folded and not options.export.keep_stages:
         return _with_kept_stages(report, case, options, progress)
@@ -235,12 +236,12 @@ class _Bisection:
         program.assume_shapes({name: array.shape for name, array in self.feeds.items()})
         self.graph = program.graph
         self.notes = [*case.notes, *bound.notes]
-        # A value is held on both sides at once.
+        # Each value is held on both sides.
         self.in_memory = 2 * program.activation_bytes() <= options.memory_budget
         if not self.in_memory:
             map_big_blocks()
-        self.held: dict[int, torch.Tensor] = {}
-        self.run: TorchRun | None = None
+        self.buffers = BufferPool()
+        self.activations: ActivationStore | None = None
         self.torch_outputs: list[tuple[OutputKey, Array]] = []
         self.bound_outputs: list[str | None] = []
         self.failed: dict[str, str] = {}
@@ -257,8 +258,8 @@ class _Bisection:
 
     def release(self) -> None:
         """Frees the tensors now; a traceback or a cycle may keep this object alive for longer."""
-        if self.run is not None:
-            self.run.recorder.release_all()
+        if self.activations is not None:
+            self.activations.close()
         self.chained.clear()
         self.untouched.clear()
         self.torch_outputs.clear()
@@ -369,24 +370,18 @@ class _Bisection:
         self.seconds[config] = self.seconds.get(config, 0.0) + time.perf_counter() - began
 
     def _capture(self) -> TorchTrace:
-        """The first PyTorch run: structure and signatures, and the tensors themselves if the budget allows."""
-        kept = 0
+        """PyTorch's run: structure, signatures, and the tensors themselves."""
 
         def on_value(value: Value, tensor: torch.Tensor) -> None:
-            nonlocal kept
             array = to_numpy(tensor)
             self.torch_signatures[value.id] = signature_of(array, kind_of(array.dtype))
-            if not self.in_memory:
-                self.permuted[value.id] = permuted_signatures(array, kind_of(array.dtype))
-            kept += array.nbytes
-            if self.in_memory and kept > self.options.memory_budget:
-                self.in_memory = False
-                run.recorder.release_all()
-            if self.in_memory:
-                run.recorder.hold(value.id, tensor)
+            store.keep(value.id, tensor)
 
         run = self._torch_run(on_value)
-        self.run = run
+        # Of a small budget little is left beside what both sides need to run at all.
+        budget = self.options.memory_budget
+        limit = budget // 2 if self.in_memory else budget // 8
+        store = self.activations = ActivationStore(run.recorder, limit, self.buffers)
         self._start(run)
         return_free_memory()
         return run.trace
@@ -438,10 +433,11 @@ class _Bisection:
         return matches
 
     def _permuted(self, value: int) -> Mapping[tuple[int, ...], Signature]:
-        """Signatures with axes permuted: made when asked for, or during the run where tensors are not kept."""
-        if value not in self.permuted and self.in_memory and self.run is not None:
-            array = to_numpy(self.run.recorder.held(value))
+        """Signatures with axes permuted, made when asked for."""
+        if value not in self.permuted and self.activations is not None:
+            array = self.activations.fetch(value)
             self.permuted[value] = permuted_signatures(array, kind_of(array.dtype))
+            self.activations.retain(())
         return self.permuted.get(value, {})
 
     def _probe_chained(self) -> None:
@@ -450,7 +446,7 @@ class _Bisection:
         off = self.configs[0]
         segments = self.program.segments(self._segment_budget())
         exposed = {name for segment in segments for name in segment.makes}
-        run = SegmentedRun(self.program, off.actual, segments, exposed, None, self.feeds)
+        run = SegmentedRun(self.program, off.actual, segments, exposed, None, self.feeds, buffers=self.buffers)
         while not run.done:
             chained, _ = run.step(lambda name, kind: self.feeds[name])
             for name, array in chained.items():
@@ -470,7 +466,8 @@ class _Bisection:
         segments = self.program.segments(self._segment_budget(), pairs.keys())
         exposed = {name for segment in segments for name in segment.makes}
         config = self.configs[0].actual
-        run = SegmentedRun(self.program, config, segments, exposed, set(pairs), self.feeds, {}, self.types)
+        feeds, types = self.feeds, self.types
+        run = SegmentedRun(self.program, config, segments, exposed, set(pairs), feeds, {}, types, self.buffers)
         found: dict[str, Signature] = {}
 
         def on_values(_: Mapping[str, Array | None], forced: Mapping[str, Array | None]) -> None:
@@ -482,43 +479,10 @@ class _Bisection:
         self._drive([Lane(MAIN, run, pairs, orders, on_values)], lambda *_: None)
         return found
 
-    def _drive(self, lanes: Sequence[Lane], on_pair: Any) -> None:
-        """Runs lanes over PyTorch's values: the kept ones, or those of another run of the model."""
-        assert self.run is not None
-        if self.in_memory:
-            recorder = self.run.recorder
-            stream = Stream(lanes, lambda value: to_numpy(recorder.held(value)), lambda value: None, on_pair)
-            for value in recorder.held_ids():
-                stream.mark(value)
-            unfinished = stream.finish()
-        else:
-            unfinished = self._drive_streaming(lanes, on_pair)
-        if unfinished:
-            raise InconclusiveError(
-                "the second PyTorch run did not make the values of the first: the model does not repeat itself",
-                hint="look for random numbers, caches or counters in forward",
-            )
-
-    def _drive_streaming(self, lanes: Sequence[Lane], on_pair: Any) -> list[str]:
-        def on_value(value: Value, tensor: torch.Tensor) -> None:
-            if stream.wants(value.id):
-                array = to_numpy(tensor)
-                known = self.torch_signatures.get(value.id)
-                if known is None or distance(known, signature_of(array, kind_of(array.dtype))) > VALUE_LIMIT / 10:
-                    raise InconclusiveError(
-                        "PyTorch does not repeat itself: the second run made other tensors than the first",
-                        hint="look for random numbers, caches or counters in forward; a larger --memory-budget needs one run",
-                    )
-                run.recorder.hold(value.id, tensor)
-                stream.arrive(value.id)
-
-        run = self._torch_run(on_value)
-        stream = Stream(
-            lanes, lambda v: to_numpy(run.recorder.held(v)), run.recorder.release, on_pair, return_free_memory
-        )
-        stream.advance()
-        self._start(run)
-        return stream.finish()
+    def _drive(self, lanes: Sequence[Lane], on_pair: OnPair) -> None:
+        """Runs lanes over PyTorch's values."""
+        assert self.activations is not None
+        run_lanes(lanes, self.activations, on_pair, lambda: None if self.in_memory else return_free_memory())
 
     def _alignment(self, trace: TorchTrace, matches: Mapping[int, Match], selection: _Selection) -> Alignment:
         judged = {stage.ref for stage in selection.judged}
@@ -558,9 +522,7 @@ class _Bisection:
             if value in finals and lane in self.untouched and chained is not None:
                 self._observe(lane, self.untouched[lane].outputs.get(finals[value]), chained)
 
-        # Side by side, lanes would share one PyTorch run and add up their chains; within a small budget memory counts more.
-        for batch in [lanes] if self.in_memory else [[lane] for lane in lanes]:
-            self._drive(batch, on_pair)
+        self._drive(lanes, on_pair)
         for lane in lanes:
             if lane.name in self.ledger.chained_lanes:
                 self._note_missing(lane.name, pairs)
@@ -594,7 +556,8 @@ class _Bisection:
     ) -> Lane:
         segments = self.program.segments(self._segment_budget(), forced or frozenset())
         computed = self.chained if reuse and self.in_memory else None
-        run = SegmentedRun(self.program, pair.actual, segments, set(pairs), forced, self.feeds, computed, self.types)
+        feeds, types, exposed = self.feeds, self.types, set(pairs)
+        run = SegmentedRun(self.program, pair.actual, segments, exposed, forced, feeds, computed, types, self.buffers)
         return Lane(name, run, pairs, orders)
 
     def _note_missing(self, config: str, pairs: Mapping[str, int]) -> None:

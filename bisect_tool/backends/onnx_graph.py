@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from bisect_tool.backends.onnx_file import read_without_weights
 from bisect_tool.errors import BisectError
 from bisect_tool.records import OnnxGraph, OnnxNode
 
@@ -19,7 +20,7 @@ _TORCHSCRIPT_NAME = re.compile(r"^/.*")
 
 
 def load_onnx(path: Path) -> ir.Model:
-    """Loads a file, without its external data, names every node, and sorts the nodes topologically.
+    """Loads a file, without its weights, names every node, and sorts the nodes topologically.
 
     Raises:
         BisectError: the file is missing, no ONNX file, truncated, or its external data is not there.
@@ -29,7 +30,7 @@ def load_onnx(path: Path) -> ir.Model:
     if path.stat().st_size == 0:
         raise BisectError(f"ONNX file {path}: the file is empty", hint="export it again")
     try:
-        model = ir.load(path)
+        model = _load(path)
     except Exception as error:  # protobuf, onnx_ir and the OS each raise their own kinds
         raise BisectError(
             f"ONNX file {path}: cannot be read ({_first_line(error)})",
@@ -43,6 +44,14 @@ def load_onnx(path: Path) -> ir.Model:
     except ValueError as error:
         raise BisectError(f"ONNX file {path}: {_first_line(error)}", hint="the graph is not a valid DAG") from error
     _name_everything(model.graph)
+    return model
+
+
+def _load(path: Path) -> ir.Model:
+    # The real file: ONNX Runtime refuses external data behind a symbolic link.
+    path = path.resolve()
+    model = ir.from_proto(read_without_weights(path))
+    ir.external_data.set_base_dir(model.graph, path.parent)
     return model
 
 

@@ -2,13 +2,12 @@
 
 *Exposed*: a value is also a graph output. *Forced*: every consumer of the value reads a tensor given as an input instead
 of the computed one, which is still computed and still comes out; so each stage works on PyTorch's own inputs.
-Small graphs share one file of weights, which ONNX Runtime maps into memory.
+Small graphs share the weights where they lie, in the model's own file or beside it, which ONNX Runtime maps into memory.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +24,6 @@ GIVEN = "__given"
 
 MAX_FORCED_INPUTS = 1000
 """ONNX Runtime's time to create a session grows quadratically with its inputs; beyond this it hurts."""
-
-_SHARE_WEIGHTS_ABOVE = 4 << 20
-_WEIGHTS_FILE = "weights.bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +61,18 @@ class BuiltGraph:
 
 
 class OnnxProgram:
-    """An ONNX model that can be cut, exposed and forced. Close it (or use ``with``) to remove its temporary files.
+    """An ONNX model that can be cut, exposed and forced.
 
     Args:
-        model: as loaded by :func:`bisect_tool.backends.onnx_graph.load_onnx`; its weights may be moved to a temporary file.
+        model: as loaded by :func:`bisect_tool.backends.onnx_graph.load_onnx`.
         path: where it was loaded from.
     """
 
     def __init__(self, model: ir.Model, path: Path):
         self.path = path
         self._model = model
-        self._temporary = tempfile.TemporaryDirectory(prefix="bisect-divergence-")
-        self.weights_folder = Path(self._temporary.name)
-        self._share_weights()
+        # Where external data lies, by locations relative to the model: the only place ONNX Runtime accepts.
+        self.weights_folder = path.resolve().parent
         self.graph: OnnxGraph = describe(model)
         self.assume_shapes({})
         self._nodes = list(model.graph)
@@ -91,33 +86,7 @@ class OnnxProgram:
             i for i, node in enumerate(self.graph.nodes) if node.op_type == "Constant" and not node.domain
         }
 
-    def __enter__(self) -> OnnxProgram:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._temporary.cleanup()
-
     # -- preparation --------------------------------------------------------------------------------------------------
-
-    def _share_weights(self) -> None:
-        """Moves big initialisers to one file, unless the model already keeps them outside itself."""
-        values = [v for v in self._model.graph.initializers.values() if v.const_value is not None]
-        external = [v.const_value for v in values if isinstance(v.const_value, ir.ExternalTensor)]
-        if external:
-            # Locations stay relative to the model's own folder, the only place ONNX Runtime accepts.
-            self.weights_folder = self.path.parent.resolve()
-            return
-        big = [v for v in values if v.const_value is not None and v.const_value.nbytes >= 1024]
-        big = [v for v in big if v.const_value is not None and v.const_value.dtype != ir.DataType.STRING]
-        if sum(v.const_value.nbytes for v in big if v.const_value is not None) < _SHARE_WEIGHTS_ABOVE:
-            return
-        tensors = [v.const_value for v in big if v.const_value is not None]
-        shared = ir.external_data.convert_tensors_to_external(tensors, self.weights_folder, _WEIGHTS_FILE)
-        for value, tensor in zip(big, shared, strict=True):
-            value.const_value = tensor
 
     def assume_shapes(self, inputs: Mapping[str, tuple[int, ...]]) -> None:
         """Shapes of inner values for the given shapes of the graph's inputs, where the file does not say them.
@@ -145,6 +114,16 @@ class OnnxProgram:
         )
 
     # -- structure ----------------------------------------------------------------------------------------------------
+
+    def type_of(self, name: str) -> ValueType | None:
+        """What the file says of a value, or what was inferred; ``None`` where that is nothing."""
+        shape, dtype = self.graph.shapes.get(name), self.graph.dtypes.get(name)
+        if shape is None or dtype is None:
+            return None
+        try:
+            return type_of_array(np.dtype(dtype), shape)
+        except TypeError:  # a type that numpy lacks
+            return None
 
     def bytes_of(self, name: str) -> int:
         """Estimated size of a value in bytes; 0 where the shape is unknown."""
@@ -260,7 +239,7 @@ class OnnxProgram:
         return bytes(ir.to_proto(model).SerializeToString())
 
     def untouched(self) -> bytes:
-        """The whole graph as it was given, only with its weights in the shared file."""
+        """The whole graph as it was given, with references to its weights."""
         return bytes(ir.to_proto(self._model).SerializeToString())
 
     def nodes_between(self, value: str, cuts: Set[str]) -> tuple[str, ...]:

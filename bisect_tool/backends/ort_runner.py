@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bisect_tool.backends.buffers import HUGE_PAGE, BufferPool
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.records import NumericConfig
@@ -40,6 +43,7 @@ _NO_NUMPY = {
     19: np.dtype(ml_dtypes.float8_e5m2),
     20: np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
+_PLACED = frozenset([ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16])
 _ELEMENT_TYPES = {dtype: number for number, dtype in _NO_NUMPY.items()}
 
 
@@ -53,7 +57,8 @@ def make_session(model: bytes, config: NumericConfig, weights_folder: str) -> or
     level = OPTIMIZATION_LEVELS[config.optimization or "all"]
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     options.intra_op_num_threads = config.threads
-    options.log_severity_level = 3
+    # Errors come as exceptions.
+    options.log_severity_level = 4
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -73,21 +78,57 @@ def _reason(error: BaseException) -> str:
 
 
 def run_session(
-    session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, Array]
+    session: ort.InferenceSession,
+    outputs: Sequence[str],
+    feeds: Mapping[str, Array],
+    types: Mapping[str, ValueType] | None = None,
+    buffers: BufferPool | None = None,
 ) -> list[Array | None]:
     """Runs a session on CPU arrays. ``None`` stands for an output that ONNX Runtime gave nothing for.
+
+    Args:
+        session: on the CPU.
+        outputs: names.
+        feeds: inputs by name.
+        types: of outputs, as far as they are known.
+        buffers: where big outputs of known type go to.
 
     Raises:
         InconclusiveError: the run failed; ONNX Runtime's reason is in the message.
     """
     if not outputs:
         return []
-    values = {name: _to_ort(array) for name, array in feeds.items()}
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        binding.bind_ortvalue_input(name, _to_ort(array))
+    places: dict[str, Array] = {}
+    if buffers is not None and types is not None:
+        places = {n: place for n in outputs if (place := _place(types.get(n), buffers)) is not None}
+    # A graph may name the same value as two of its outputs; it is bound once.
+    names = list(dict.fromkeys(outputs))
+    for name in names:
+        if name in places:
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(places[name]))
+        else:
+            binding.bind_output(name)
     try:
-        results = session.run_with_ort_values(list(outputs), values)
+        session.run_with_iobinding(binding)
     except Exception as error:
+        if places:
+            # A shape that depends on the data may be another one than last time.
+            return run_session(session, outputs, feeds)
         raise InconclusiveError(f"ONNX Runtime failed while running: {_reason(error)}") from error
-    return [_from_ort(value) for value in results]
+    results = dict(zip(names, binding.get_outputs(), strict=True))
+    return [places[name] if name in places else _from_ort(results[name]) for name in outputs]
+
+
+def _place(kind: ValueType | None, buffers: BufferPool) -> Array | None:
+    """Memory for a big output, or ``None`` where ONNX Runtime is to take its own."""
+    if kind is None or kind.dtype not in _PLACED:
+        return None
+    dtype = np.dtype(kind.dtype.numpy())
+    size = math.prod(kind.shape) * dtype.itemsize
+    return buffers.take(size).view(dtype).reshape(kind.shape) if size >= HUGE_PAGE else None
 
 
 def _to_ort(array: Array) -> ort.OrtValue:
@@ -139,6 +180,7 @@ class SegmentedRun:
         inputs: the graph's own inputs by name.
         computed: chained values of an earlier run; then the chained run is not made again.
         types: of values, from an earlier run; what is given in a forced run takes this form.
+        buffers: where big outputs go to; without, ONNX Runtime takes fresh memory for each.
     """
 
     def __init__(
@@ -151,7 +193,9 @@ class SegmentedRun:
         inputs: Mapping[str, Array],
         computed: Mapping[str, Array | None] | None = None,
         types: Mapping[str, ValueType] | None = None,
+        buffers: BufferPool | None = None,
     ):
+        self._buffers = buffers
         self._program = program
         self._config = config
         self.segments = segments
@@ -215,10 +259,14 @@ class SegmentedRun:
             graph = self._program.build(segment, wanted, self._types, forced & given.keys())
             session = make_session(graph.model, self._config, str(self._program.weights_folder))
             feeds = {name: given[value] if value in given else chain[value] for name, value in graph.feeds.items()}
-            outputs = dict(zip(graph.outputs, run_session(session, graph.outputs, feeds), strict=True))
+            types = {n: kind for n in graph.outputs if (kind := self._types.get(n) or self._program.type_of(n))}
+            results = run_session(session, graph.outputs, feeds, types, self._buffers)
+            outputs = dict(zip(graph.outputs, results, strict=True))
         for name, array in outputs.items():
             if array is not None:
-                self._types.setdefault(name, type_of_array(array.dtype, array.shape))
+                found = type_of_array(array.dtype, array.shape)
+                # A value on PyTorch's inputs may have another shape, where shapes depend on the data.
+                self._types[name] = self._types.get(name, found) if forced else found
             if name in carried:
                 if array is None:
                     raise InconclusiveError(f"ONNX Runtime returned nothing for {name}, which later nodes read")

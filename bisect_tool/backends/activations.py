@@ -1,0 +1,205 @@
+"""PyTorch's activations of one run: in memory as far as the budget goes, in a temporary file beyond it.
+
+A layer-wise comparison needs each activation at least twice: to find its ONNX value, and to be compared with it. Keeping
+them all costs the sum of all activations; running the model again costs its time, fails for models that do not repeat
+themselves, and adds up both sides' memory while one waits for the other. A file costs neither: PyTorch runs once, alone,
+then ONNX Runtime runs, alone, so that the peak is the larger of the two.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import mmap
+import os
+import queue
+import shutil
+import tempfile
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bisect_tool.backends.buffers import PAGE, BufferPool
+from bisect_tool.backends.torch_runner import to_numpy
+from bisect_tool.errors import BisectError
+from bisect_tool.recorder import Recorder
+
+Array = NDArray[Any]
+
+_BOUNCE, _BOUNCES = 4 << 20, 8
+"""Bytes written at once, and how many such pieces may wait for the disk."""
+
+_ALWAYS_HELD = 1 << 16
+"""Bytes up to which a tensor is held in any case: a file would cost more than it saves."""
+
+
+class ActivationStore:
+    """Keeps tensors by value id.
+
+    Args:
+        recorder: holds what stays in memory, and copies it before the model overwrites it.
+        limit: bytes that may be held in memory; what comes later goes to a temporary file (``TMPDIR``).
+        buffers: memory for what is read back.
+    """
+
+    def __init__(self, recorder: Recorder, limit: int, buffers: BufferPool):
+        self._buffers = buffers
+        self._recorder = recorder
+        self._limit = limit
+        self._held = 0
+        self._spill: _Spill | None = None
+        self._cache: dict[int, Array] = {}
+
+    @property
+    def spilled_bytes(self) -> int:
+        return 0 if self._spill is None else self._spill.size
+
+    def keep(self, value: int, tensor: torch.Tensor) -> None:
+        """Keeps a tensor as it is now. To be called from the recorder's callback.
+
+        Raises:
+            BisectError: the disk is full.
+        """
+        size = tensor.numel() * tensor.element_size()
+        if size <= _ALWAYS_HELD or self._held + size <= self._limit:
+            self._held += size
+            self._recorder.hold(value, tensor)
+            return
+        if self._spill is None:
+            self._spill = _Spill(self._buffers)
+        self._spill.write(value, to_numpy(tensor))
+
+    def fetch(self, value: int) -> Array:
+        """The tensor as numpy has it. What comes from the file stays valid until ``retain`` drops it."""
+        if self._spill is None or value not in self._spill:
+            return to_numpy(self._recorder.held(value))
+        if value not in self._cache:
+            self._cache[value] = self._spill.read(value)
+        return self._cache[value]
+
+    def retain(self, values: Collection[int]) -> None:
+        """Drops what was read from the file, except for ``values``."""
+        for value in [v for v in self._cache if v not in values]:
+            del self._cache[value]
+
+    def close(self) -> None:
+        """Frees everything; the file is gone with it."""
+        self._cache.clear()
+        self._recorder.release_all()
+        if self._spill is not None:
+            self._spill.close()
+            self._spill = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class _Spill:
+    """Arrays in a temporary file that has no name any more, so that it goes with the process whatever happens.
+
+    Written and read past the system's page cache where that is possible: it would only crowd out other files, and getting
+    fresh pages for it costs more than a local disk does. Writing goes on while the model computes.
+    """
+
+    def __init__(self, buffers: BufferPool) -> None:
+        self._buffers = buffers
+        self._folder = tempfile.gettempdir()
+        self._file = _open_unnamed(self._folder)
+        self._places: dict[int, _Place] = {}
+        # Direct writing wants aligned memory, which tensors are not in.
+        self._bounces: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
+        for _ in range(_BOUNCES):
+            self._bounces.put(mmap.mmap(-1, _BOUNCE))
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="spill")
+        self._writing: list[Future[None]] = []
+        self.size = 0
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._places
+
+    def write(self, key: int, array: Array) -> None:
+        """Takes a copy; an error of an earlier write may be raised here."""
+        self._finish([job for job in self._writing if job.done()])
+        self._places[key] = _Place(self.size, array.dtype, tuple(array.shape))
+        # Not ascontiguousarray: that makes vectors of scalars, and the shape is kept apart anyway.
+        raw = array.reshape(-1) if array.flags.c_contiguous else array.flatten()
+        data = raw.view(np.uint8).data
+        for start in range(0, len(data), _BOUNCE):
+            part = data[start : start + _BOUNCE]
+            bounce = self._bounces.get()
+            bounce[: len(part)] = part
+            self._writing.append(self._writer.submit(self._write_out, bounce, len(part), self.size + start))
+        self.size += _padded(len(data))
+
+    def _write_out(self, bounce: mmap.mmap, size: int, offset: int) -> None:
+        try:
+            part = memoryview(bounce)[: _padded(size)]
+            while part:
+                done = os.pwrite(self._file, part, offset)
+                part, offset = part[done:], offset + done
+        finally:
+            self._bounces.put(bounce)
+
+    def _finish(self, jobs: list[Future[None]]) -> None:
+        try:
+            for job in jobs:
+                job.result()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise BisectError(
+                f"no room in {self._folder} for the activations that exceed the memory budget "
+                f"({self.size / 1e9:.1f} GB so far, {shutil.disk_usage(self._folder).free / 1e9:.1f} GB free)",
+                hint="set TMPDIR to a roomier disk, or raise --memory-budget",
+            ) from error
+        self._writing = [job for job in self._writing if job not in jobs]
+
+    def read(self, key: int) -> Array:
+        self._finish(self._writing)
+        place = self._places[key]
+        buffer = self._buffers.take(_padded(place.nbytes))
+        view, offset = buffer.data, place.offset
+        while view:
+            done = os.preadv(self._file, [view], offset)
+            if not done:
+                raise BisectError(f"the temporary file in {self._folder} lost its end", hint="is its disk failing?")
+            view, offset = view[done:], offset + done
+        return buffer[: place.nbytes].view(place.dtype).reshape(place.shape)
+
+    def close(self) -> None:
+        self._writer.shutdown(wait=True, cancel_futures=True)
+        os.close(self._file)
+
+
+def _padded(size: int) -> int:
+    """Direct input and output wants whole pages."""
+    return -(-size // PAGE) * PAGE
+
+
+def _open_unnamed(folder: str) -> int:
+    handle, path = tempfile.mkstemp(prefix="bisect-divergence-", dir=folder)
+    try:
+        direct = getattr(os, "O_DIRECT", None)
+        if direct is None:
+            return handle
+        try:
+            unbuffered = os.open(path, os.O_RDWR | direct)
+        except OSError:  # file systems in memory, and some on the network, have no direct access
+            return handle
+        os.close(handle)
+        return unbuffered
+    finally:
+        os.unlink(path)
