@@ -14,6 +14,9 @@ from bisect_tool.records import Comparison, ErrorMetrics, Judgement, Stage, Tole
 
 Array = NDArray[Any]
 
+MAIN_LAYER = "main"
+"""The layer of stages whose forced run goes along with the configuration's own run."""
+
 
 @dataclass(slots=True)
 class Ledger:
@@ -50,6 +53,11 @@ class Ledger:
             return math.nan
         error, reference = difference_norms(expected, chained, forced)
         return error / reference if reference else (0.0 if error == 0 else math.inf)
+
+
+def lane_name(config: str, layer: str) -> str:
+    """A configuration's own run is called like the configuration; forced runs at further levels bear the layer too."""
+    return config if layer == MAIN_LAYER else f"{config} {layer}"
 
 
 def hands_on(stage: Stage) -> bool:

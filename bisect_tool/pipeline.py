@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -22,49 +21,40 @@ from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import load_onnx
-from bisect_tool.backends.onnx_program import OnnxProgram, ValueType, type_of_array
+from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
 from bisect_tool.backends.preflight import explain_forward_error
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
-from bisect_tool.compare import Ledger, compare_stage, hands_on, stage_inputs
+from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
-from bisect_tool.globs import matches as glob_matches
-from bisect_tool.localize import localize
 from bisect_tool.metrics import judge, kind_of, relative_difference
-from bisect_tool.recorder import Value
+from bisect_tool.recorder import Value, flatten_tensors
 from bisect_tool.records import (
-    Alignment,
-    Comparison,
     ConfigPair,
     ConfigRun,
     ConfigStatus,
-    Localization,
     NumericConfig,
     OutputKey,
     OutputResult,
     Report,
-    Role,
-    Stage,
-    StageRef,
     StageRow,
-    Status,
     Tolerance,
     TorchTrace,
     Verdict,
 )
+from bisect_tool.rows import build_rows, first_stage_by_value, upstream
+from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
-from bisect_tool.verdicts import kept_stages_line, summarize_verdict
+from bisect_tool.verdicts import decide, kept_stages_line
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
 
 MAX_ALIGNMENT_ROUNDS = 6
 """Forced passes at most while looking for the pairs behind broken stages; each one settles at least one stage."""
-
-MAIN = "main"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +231,9 @@ class _Bisection:
         if not self.in_memory:
             map_big_blocks()
         self.buffers = BufferPool()
-        self.activations: ActivationStore | None = None
-        self.torch_outputs: list[tuple[OutputKey, Array]] = []
+        self.configs = [self._pair(level) for level in options.optimizations]
+        self.base = self.configs[0]
+        self.reference: _Reference | None = None
         self.bound_outputs: list[str | None] = []
         self.failed: dict[str, str] = {}
         self.torch_signatures: dict[int, Signature] = {}
@@ -250,19 +241,19 @@ class _Bisection:
         self.onnx_signatures: dict[str, Signature] = {}
         self.types: dict[str, ValueType] = {}
         self.chained: dict[str, Array | None] = {}
-        self.configs = [self._pair(level) for level in options.optimizations]
         self.ledger = Ledger(options.tolerance, {pair.name for pair in self.configs})
+        self.forced = {self.base.name} if options.forced else set()
         self.untouched: dict[str, _Untouched] = {}
         self.observer: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
 
     def release(self) -> None:
         """Frees the tensors now; a traceback or a cycle may keep this object alive for longer."""
-        if self.activations is not None:
-            self.activations.close()
+        if self.reference is not None:
+            self.reference.activations.close()
         self.chained.clear()
         self.untouched.clear()
-        self.torch_outputs.clear()
+        self.reference = None
 
     # -- configurations -----------------------------------------------------------------------------------------------
 
@@ -292,17 +283,22 @@ class _Bisection:
                 with self.step(f"untouched {pair.name}", f"running the untouched graph ({pair.name})"):
                     self._run_untouched(pair)
         with self.step("capture", "running PyTorch"):
-            trace = self._capture()
-        self._bind_outputs()
+            reference = self.reference = self._capture()
+        trace = reference.trace
+        self._bind_outputs(reference.outputs)
         with self.step("align", "aligning stages with ONNX values"):
-            matches = self._align(trace)
-        selection = _select(trace, self.options, matches)
-        alignment = self._alignment(trace, matches, selection)
+            matches = self._align(reference)
+        selection = select(trace, self.options.level, self.options.stages, self.options.groups)
+        judged = {stage.ref for stage in selection.judged}
+        alignment = summarize(trace, self.graph, matches, self.torch_signatures, lambda stage: stage.ref in judged)
+        cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
         with self.step("compare", "comparing stage by stage"):
-            self._compare(trace, matches, selection)
-        rows = self._rows(trace, matches, selection)
+            self._compare(reference, matches, selection, cuts)
+        names = [pair.name for pair in self.configs]
+        nodes_between = self.program.nodes_between
+        rows = build_rows(trace, selection, matches, cuts, self.ledger, names, self.forced, nodes_between)
         runs = tuple(self._config_run(pair, rows) for pair in self.configs)
-        verdict = self._verdict(rows, runs, alignment)
+        verdict = decide(rows, runs, alignment, self.options.min_coverage)
         if verdict.status == "diverges":
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
                 verdict = self._without_chance(verdict, trace, rows)
@@ -326,7 +322,7 @@ class _Bisection:
             run = UntouchedRun(self.program, pair.actual)
             outputs = run.run(self.feeds)
         except InconclusiveError as error:
-            if pair is self.configs[0]:
+            if pair is self.base:
                 raise
             # The others still have an answer to give.
             self.failed[pair.name] = error.message
@@ -336,11 +332,49 @@ class _Bisection:
         return_free_memory()
         self._spend(pair.name, began)
 
-    def _bind_outputs(self) -> None:
+    def _spend(self, config: str, began: float) -> None:
+        self.seconds[config] = self.seconds.get(config, 0.0) + time.perf_counter() - began
+
+    def _capture(self) -> _Reference:
+        """PyTorch's run: structure, signatures, and the tensors themselves."""
+
+        def on_value(value: Value, tensor: torch.Tensor) -> None:
+            array = to_numpy(tensor)
+            self.torch_signatures[value.id] = signature_of(array, kind_of(array.dtype))
+            store.keep(value.id, tensor)
+
+        run = self._torch_run(on_value)
+        # Of a small budget little is left beside what both sides need to run at all.
+        budget = self.options.memory_budget
+        store = ActivationStore(run.recorder, budget // 2 if self.in_memory else budget // 8, self.buffers)
+        try:
+            outputs = self._start(run)
+        except BaseException:
+            store.close()
+            raise
+        return_free_memory()
+        return _Reference(run.trace, store, outputs)
+
+    def _torch_run(self, on_value: Callable[[Value, torch.Tensor], None]) -> TorchRun:
+        # A model may write into its inputs; every run gets its own.
+        args, kwargs = _copies(self.case.args), _copies(self.case.kwargs)
+        return TorchRun(self.case.module, args, kwargs, on_value, every_op=self.options.level == "op")
+
+    def _start(self, run: TorchRun) -> list[tuple[OutputKey, Array]]:
+        """Runs the model; its outputs."""
+        try:
+            output = run.start()
+        except BisectError:
+            raise
+        except Exception as error:  # anything may come out of a user's forward
+            raise explain_forward_error(error, self.case.module, self.case.args, self.case.kwargs) from error
+        return [(key, to_numpy(tensor).copy()) for key, tensor in flatten_tensors(output)]
+
+    def _bind_outputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:
         """Which graph output is which output of the model: by place; keys of dictionaries may be sorted, and are then
         found by value, which a note says. None: the graph has no such output."""
         names = list(self.graph.outputs)
-        keys = [key for key, _ in self.torch_outputs]
+        keys = [key for key, _ in outputs]
         if len(names) != len(keys):
             self.bound_outputs = [str(key) if str(key) in names else None for key in keys]
             if not any(self.bound_outputs):
@@ -348,13 +382,13 @@ class _Bisection:
             self.notes.append(f"the model has {len(keys)} outputs and the graph {len(names)}")
             return
         self.bound_outputs = list(names)
-        untouched = self.untouched.get(self.configs[0].name)
+        untouched = self.untouched.get(self.base.name)
         if untouched is None or not all(isinstance(key, str) for key in keys):
             return
 
         def agrees(place: int, name: str) -> bool:
             array = untouched.outputs.get(name)
-            return judge(self.torch_outputs[place][1], array, self.options.tolerance)[1] == "pass"
+            return judge(outputs[place][1], array, self.options.tolerance)[1] == "pass"
 
         wrong = [i for i, name in enumerate(names) if not agrees(i, name)]
         for place in wrong:
@@ -366,61 +400,32 @@ class _Bisection:
         elif self.bound_outputs != names:
             self.notes.append("the graph has the outputs of the model's dictionary in another order; found by value")
 
-    def _spend(self, config: str, began: float) -> None:
-        self.seconds[config] = self.seconds.get(config, 0.0) + time.perf_counter() - began
-
-    def _capture(self) -> TorchTrace:
-        """PyTorch's run: structure, signatures, and the tensors themselves."""
-
-        def on_value(value: Value, tensor: torch.Tensor) -> None:
-            array = to_numpy(tensor)
-            self.torch_signatures[value.id] = signature_of(array, kind_of(array.dtype))
-            store.keep(value.id, tensor)
-
-        run = self._torch_run(on_value)
-        # Of a small budget little is left beside what both sides need to run at all.
-        budget = self.options.memory_budget
-        limit = budget // 2 if self.in_memory else budget // 8
-        store = self.activations = ActivationStore(run.recorder, limit, self.buffers)
-        self._start(run)
-        return_free_memory()
-        return run.trace
-
-    def _torch_run(self, on_value: Callable[[Value, torch.Tensor], None]) -> TorchRun:
-        # A model may write into its inputs; every run gets its own.
-        args, kwargs = _copies(self.case.args), _copies(self.case.kwargs)
-        return TorchRun(self.case.module, args, kwargs, on_value, every_op=self.options.level == "op")
-
-    def _start(self, run: TorchRun) -> None:
-        try:
-            output = run.start()
-        except BisectError:
-            raise
-        except Exception as error:  # anything may come out of a user's forward
-            raise explain_forward_error(error, self.case.module, self.case.args, self.case.kwargs) from error
-        from bisect_tool.recorder import flatten_tensors
-
-        self.torch_outputs = [(key, to_numpy(tensor).copy()) for key, tensor in flatten_tensors(output)]
-
     def _segment_budget(self) -> int | None:
         # Held at once: PyTorch's tensors for the segment, the chained and the forced outputs, and what crosses the cut.
         return None if self.in_memory else max(self.options.memory_budget // 6, 1)
 
     # -- aligning -----------------------------------------------------------------------------------------------------
 
-    def _align(self, trace: TorchTrace) -> dict[int, Match]:
+    def _align(self, reference: _Reference) -> dict[int, Match]:
+        trace = reference.trace
+
+        def permuted(value: int) -> Mapping[tuple[int, ...], Signature]:
+            if value not in self.permuted:
+                array = reference.activations.fetch(value)
+                self.permuted[value] = permuted_signatures(array, kind_of(array.dtype))
+                reference.activations.retain(())
+            return self.permuted[value]
+
         self._probe_chained()
-        matches = match_values(trace, self.graph, self.torch_signatures, self.onnx_signatures, {}, self._permuted)
+        matches = match_values(trace, self.graph, self.torch_signatures, self.onnx_signatures, {}, permuted)
         for _ in range(MAX_ALIGNMENT_ROUNDS):
             if all(match.confirmed for match in matches.values()):
                 break
-            signatures = self._probe_forced(matches)
+            signatures = self._probe_forced(reference, matches)
             confirmed = {value: match for value, match in matches.items() if match.confirmed}
             # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
             merged = {**self.onnx_signatures, **signatures}
-            again = match_values(
-                trace, self.graph, self.torch_signatures, merged, confirmed, self._permuted, forced=True
-            )
+            again = match_values(trace, self.graph, self.torch_signatures, merged, confirmed, permuted, forced=True)
             if {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}:
                 matches = again
                 break
@@ -432,21 +437,13 @@ class _Bisection:
             )
         return matches
 
-    def _permuted(self, value: int) -> Mapping[tuple[int, ...], Signature]:
-        """Signatures with axes permuted, made when asked for."""
-        if value not in self.permuted and self.activations is not None:
-            array = self.activations.fetch(value)
-            self.permuted[value] = permuted_signatures(array, kind_of(array.dtype))
-            self.activations.retain(())
-        return self.permuted.get(value, {})
-
     def _probe_chained(self) -> None:
         """Signatures of everything in the graph, from an unoptimised run."""
         began = time.perf_counter()
-        off = self.configs[0]
         segments = self.program.segments(self._segment_budget())
         exposed = {name for segment in segments for name in segment.makes}
-        run = SegmentedRun(self.program, off.actual, segments, exposed, None, self.feeds, buffers=self.buffers)
+        actual = self.base.actual
+        run = SegmentedRun(self.program, actual, segments, exposed, None, self.feeds, buffers=self.buffers)
         while not run.done:
             chained, _ = run.step(lambda name, kind: self.feeds[name])
             for name, array in chained.items():
@@ -458,16 +455,11 @@ class _Bisection:
             else:
                 del chained
                 return_free_memory()
-        self._spend(off.name, began)
+        self._spend(self.base.name, began)
 
-    def _probe_forced(self, matches: Mapping[int, Match]) -> dict[str, Signature]:
+    def _probe_forced(self, reference: _Reference, matches: Mapping[int, Match]) -> dict[str, Signature]:
         """Signatures again, with PyTorch's values fed in at every pair: each value from its true inputs."""
         pairs = {match.onnx: value for value, match in matches.items()}
-        segments = self.program.segments(self._segment_budget(), pairs.keys())
-        exposed = {name for segment in segments for name in segment.makes}
-        config = self.configs[0].actual
-        feeds, types = self.feeds, self.types
-        run = SegmentedRun(self.program, config, segments, exposed, set(pairs), feeds, {}, types, self.buffers)
         found: dict[str, Signature] = {}
 
         def on_values(_: Mapping[str, Array | None], forced: Mapping[str, Array | None]) -> None:
@@ -475,46 +467,55 @@ class _Bisection:
                 if array is not None:
                     found[name] = signature_of(array, kind_of(array.dtype))
 
-        orders = _permutations(matches.values())
-        self._drive([Lane(MAIN, run, pairs, orders, on_values)], lambda *_: None)
+        segments = self.program.segments(self._segment_budget(), pairs.keys())
+        exposed = {name for segment in segments for name in segment.makes}
+        run = self._segmented(self.base, segments, exposed, set(pairs), {})
+        lane = Lane("probe", run, pairs, _permutations(matches.values()), on_values)
+        self._drive([lane], reference, lambda *_: None)
         return found
 
-    def _drive(self, lanes: Sequence[Lane], on_pair: OnPair) -> None:
-        """Runs lanes over PyTorch's values."""
-        assert self.activations is not None
-        run_lanes(lanes, self.activations, on_pair, lambda: None if self.in_memory else return_free_memory())
+    def _segmented(
+        self,
+        pair: ConfigPair,
+        segments: Sequence[Segment],
+        exposed: Set[str],
+        forced: Set[str] | None,
+        computed: Mapping[str, Array | None] | None,
+    ) -> SegmentedRun:
+        feeds, types = self.feeds, self.types
+        return SegmentedRun(self.program, pair.actual, segments, exposed, forced, feeds, computed, types, self.buffers)
 
-    def _alignment(self, trace: TorchTrace, matches: Mapping[int, Match], selection: _Selection) -> Alignment:
-        judged = {stage.ref for stage in selection.judged}
-        return summarize(trace, self.graph, matches, self.torch_signatures, lambda stage: stage.ref in judged)
+    def _drive(self, lanes: Sequence[Lane], reference: _Reference, on_pair: OnPair) -> None:
+        run_lanes(lanes, reference.activations, on_pair, lambda: None if self.in_memory else return_free_memory())
 
     # -- comparing ----------------------------------------------------------------------------------------------------
 
-    def _compare(self, trace: TorchTrace, matches: Mapping[int, Match], selection: _Selection) -> None:
-        cuts = {v for v in (s.value for s in selection.outermost) if v in matches}
-        cuts |= self._ancestors(trace, matches, selection.outermost)
-        shown = (*selection.judged, *selection.groups)
-        wanted = cuts | {v for v in (s.value for s in shown) if v in matches}
-        wanted |= self._ancestors(trace, matches, shown)
+    def _compare(
+        self, reference: _Reference, matches: Mapping[int, Match], selection: Selection, cuts: Mapping[str, Cut]
+    ) -> None:
+        trace = reference.trace
+        wanted = {stage.value for stage in selection.shown if stage.value in matches}
+        wanted |= ancestors([*selection.judged, *selection.groups], trace, matches.keys())
         wanted |= {value for _, value in trace.outputs if value in matches}
         pairs = {matches[value].onnx: value for value in wanted}
         orders = _permutations(matches.values())
         lanes = []
-        for pair in self._running():
-            first = pair is self.configs[0]
-            if not first and not self.in_memory and not self._fails_untouched(pair):
+        for pair in self.configs:
+            if pair.name in self.failed:
+                continue
+            reuse = pair is self.base
+            if not reuse and not self.in_memory and not self._fails_untouched(pair, reference):
                 # Its verdict rests on the untouched graph; inner values would only cost memory that was not allowed.
                 self.notes.append(f"{pair.name}: stages are not compared within this memory budget, only final outputs")
                 continue
-            forced = {matches[value].onnx for value in cuts} if first and self.options.forced else None
-            lanes.append(self._lane(pair, pair.name, pairs, orders, forced, reuse=first))
-        for name, stages in selection.nested.items():
-            if self.options.forced:
-                inner = {v for v in (s.value for s in stages) if v in matches}
-                inner |= self._ancestors(trace, matches, stages)
-                forced = {matches[value].onnx for value in inner}
-                inner_pairs = {matches[value].onnx: value for value in inner}
-                lanes.append(self._lane(self.configs[0], name, inner_pairs, orders, forced, reuse=True))
+            forced = pair.name in self.forced
+            names = cuts[MAIN_LAYER].names if forced and MAIN_LAYER in cuts else None
+            lanes.append(self._lane(pair, pair.name, pairs, orders, names, reuse=reuse))
+            for layer, cut in cuts.items() if forced else ():
+                if layer != MAIN_LAYER:
+                    inner = {matches[value].onnx: value for value in cut.values}
+                    name = lane_name(pair.name, layer)
+                    lanes.append(self._lane(pair, name, inner, orders, cut.names, reuse=reuse))
         finals = {value: matches[value].onnx for _, value in trace.outputs if value in matches}
 
         def on_pair(lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
@@ -522,27 +523,22 @@ class _Bisection:
             if value in finals and lane in self.untouched and chained is not None:
                 self._observe(lane, self.untouched[lane].outputs.get(finals[value]), chained)
 
-        self._drive(lanes, on_pair)
+        self._drive(lanes, reference, on_pair)
         for lane in lanes:
             if lane.name in self.ledger.chained_lanes:
                 self._note_missing(lane.name, pairs)
 
-    def _fails_untouched(self, pair: ConfigPair) -> bool:
+    def _fails_untouched(self, pair: ConfigPair, reference: _Reference) -> bool:
         untouched = self.untouched.get(pair.name)
-        return untouched is None or any(out.judgement == "fail" for out in self._output_results(untouched))
-
-    def _running(self) -> list[ConfigPair]:
-        return [pair for pair in self.configs if pair.name not in self.failed]
+        if untouched is None:
+            return True
+        return any(out.judgement == "fail" for out in self._output_results(untouched, reference.outputs))
 
     def _observe(self, config: str, untouched: Array | None, exposed: Array) -> None:
         """Exposing values may stop fusions: how far the exposed run's final outputs lie from the untouched run's."""
         if untouched is not None and untouched.size == exposed.size:
             effect = relative_difference(untouched, exposed.reshape(untouched.shape))
             self.observer[config] = max(self.observer.get(config, 0.0), effect)
-
-    def _ancestors(self, trace: TorchTrace, matches: Mapping[int, Match], stages: Iterable[Stage]) -> set[int]:
-        known = matches.keys()
-        return {value for stage in stages for value in stage_inputs(stage, trace.parents, known)}
 
     def _lane(
         self,
@@ -556,9 +552,7 @@ class _Bisection:
     ) -> Lane:
         segments = self.program.segments(self._segment_budget(), forced or frozenset())
         computed = self.chained if reuse and self.in_memory else None
-        feeds, types, exposed = self.feeds, self.types, set(pairs)
-        run = SegmentedRun(self.program, pair.actual, segments, exposed, forced, feeds, computed, types, self.buffers)
-        return Lane(name, run, pairs, orders)
+        return Lane(name, self._segmented(pair, segments, set(pairs), forced, computed), pairs, orders)
 
     def _note_missing(self, config: str, pairs: Mapping[str, int]) -> None:
         for name, value in pairs.items():
@@ -567,73 +561,10 @@ class _Bisection:
 
     # -- the report's parts -------------------------------------------------------------------------------------------
 
-    def _rows(self, trace: TorchTrace, matches: Mapping[int, Match], selection: _Selection) -> list[StageRow]:
-        model_inputs = {value for _, value in trace.inputs}
-        shown = sorted([*selection.judged, *selection.outputs, *selection.groups], key=lambda s: s.order)
-        lane_of = {s.ref: name for name, stages in selection.nested.items() for s in stages}
-        cuts = {
-            name: self._cut(trace, matches, stages, model_inputs)
-            for name, stages in {MAIN: selection.outermost, **selection.nested}.items()
-        }
-        roles: dict[StageRef, Role] = {stage.ref: "group" for stage in selection.groups}
-        roles.update((stage.ref, "judged") for stage in selection.judged)
-        rows: list[StageRow] = []
-        by_value: dict[int, int] = {}
-        for stage in shown:
-            lane = lane_of.get(stage.ref, MAIN)
-            role = roles.get(stage.ref, "output")
-            start = replace(stage, inputs=trace.parents.get(stage.value, ())) if role == "output" else stage
-            # An output of the model is what came after the judged stages, not the whole model.
-            inputs = stage_inputs(start, trace.parents, cuts[lane].values)
-            match = matches.get(stage.value)
-            results = {}
-            for pair in self.configs:
-                result = self._result(pair, stage, inputs, model_inputs, lane)
-                if result is not None:
-                    results[pair.name] = result
-            nodes: tuple[str, ...] = ()
-            if match is not None and not hands_on(stage):
-                nodes = self.program.nodes_between(match.onnx, cuts[lane].names)
-            row = StageRow(
-                index=len(rows),
-                stage=stage.ref.stage,
-                call=stage.ref.call,
-                output=stage.ref.output,
-                level=stage.level,
-                type=stage.type,
-                source=_from_here(stage.source),
-                shape=stage.shape,
-                dtype=stage.dtype,
-                group=_group_of(stage.ref.stage),
-                inputs=tuple(by_value[v] for v in inputs if v in by_value),
-                alias_of=stage.alias_of,
-                onnx_value=match.onnx if match else None,
-                onnx_nodes=nodes,
-                results=results,
-                role=role,
-            )
-            rows.append(row)
-            if row.role != "group":
-                by_value.setdefault(stage.value, row.index)
-        return rows
-
-    def _cut(
-        self, trace: TorchTrace, matches: Mapping[int, Match], stages: Sequence[Stage], model_inputs: Set[int]
-    ) -> _Cut:
-        values = {s.value for s in stages if s.value in matches} | self._ancestors(trace, matches, stages)
-        return _Cut(frozenset(values | model_inputs), frozenset(matches[v].onnx for v in values))
-
-    def _result(
-        self, pair: ConfigPair, stage: Stage, inputs: tuple[int, ...], model_inputs: Set[int], lane: str
-    ) -> Comparison | None:
-        local_lane = None
-        if pair is self.configs[0] and self.options.forced:
-            local_lane = pair.name if lane == MAIN else lane
-        return compare_stage(self.ledger, stage, pair.name, local_lane, inputs, model_inputs)
-
     def _config_run(self, pair: ConfigPair, rows: Sequence[StageRow]) -> ConfigRun:
         untouched = self.untouched.get(pair.name)
-        outputs = self._output_results(untouched) if untouched else ()
+        assert self.reference is not None
+        outputs = self._output_results(untouched, self.reference.outputs) if untouched else ()
         status: ConfigStatus
         failing = any(result.judgement == "fail" for result in outputs)
         if pair.actual.optimization == "off" or not outputs:
@@ -655,10 +586,12 @@ class _Bisection:
             skipped_reason=self.failed.get(pair.name),
         )
 
-    def _output_results(self, untouched: _Untouched) -> tuple[OutputResult, ...]:
+    def _output_results(
+        self, untouched: _Untouched, expected: Sequence[tuple[OutputKey, Array]]
+    ) -> tuple[OutputResult, ...]:
         """Every output of the model against the untouched graph; here a shape must be exactly the same."""
         results = []
-        for (key, array), name in zip(self.torch_outputs, self.bound_outputs, strict=True):
+        for (key, array), name in zip(expected, self.bound_outputs, strict=True):
             metrics, judgement = judge(array, untouched.outputs.get(name) if name else None, self.options.tolerance)
             if name is None:
                 judgement = "not compared"
@@ -671,7 +604,7 @@ class _Bisection:
 
     def _without_chance(self, verdict: Verdict, trace: TorchTrace, rows: Sequence[StageRow]) -> Verdict:
         """A model that differs from itself when run twice can't be judged by one run against another."""
-        names = {stage.value: stage.ref for stage in reversed(trace.stages)}
+        stages = first_stage_by_value(trace)
         differing: list[int] = []
         limit = VALUE_LIMIT / 10
 
@@ -684,48 +617,22 @@ class _Bisection:
                 differing.append(value.id)
 
         self._start(self._torch_run(on_value))
-        upstream = self._upstream(trace, rows)
-        differing = [value for value in differing if value in upstream]
+        reaching = upstream(trace, rows)
+        differing = [value for value in differing if value in reaching]
         if not differing:
             return verdict
-        where = next((names[value] for value in differing if value in names), "the model")
+        where = next((stages[value].ref for value in differing if value in stages), "the model")
         line = f"PyTorch does not repeat itself: {where} differs from one run to the next (random numbers in forward?)"
         return Verdict("inconclusive", (line, *verdict.summary), verdict.first_over_tolerance, (), ())
 
-    @staticmethod
-    def _upstream(trace: TorchTrace, rows: Sequence[StageRow]) -> set[int]:
-        """Values that the failing stages and the model's outputs come from, their own included."""
-        failing = {row.ref for row in rows if any(result.judgement == "fail" for result in row.results.values())}
-        stack = [stage.value for stage in trace.stages if stage.ref in failing]
-        stack += [value for _, value in trace.outputs]
-        seen: set[int] = set()
-        while stack:
-            value = stack.pop()
-            if value not in seen:
-                seen.add(value)
-                stack.extend(trace.parents.get(value, ()))
-        return seen
 
-    def _verdict(self, rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Alignment) -> Verdict:
-        judged = [row for row in rows if row.results and row.role != "group"]
-        found = Localization(None, (), ())
-        for run in runs:
-            if run.gating and run.status == "diverges":
-                found = localize(judged, run.name)
-                if found.first_over_tolerance is not None:
-                    break
-        status: Status
-        diverging = [run for run in runs if run.gating and run.status == "diverges"]
-        covered = alignment.coverage is not None and alignment.coverage >= self.options.min_coverage
-        whole = all(out.judgement != "not compared" for run in runs for out in run.outputs if out.total.count)
-        if diverging:
-            status = "diverges"
-        elif not covered or not whole or any(run.status != "agrees" for run in runs if run.gating):
-            status = "inconclusive"
-        else:
-            status = "agrees"
-        summary = summarize_verdict(status, found, runs, alignment, rows, self.options.min_coverage)
-        return Verdict(status, summary, found.first_over_tolerance, found.origins, found.amplifiers)
+@dataclass(eq=False, slots=True)
+class _Reference:
+    """One run of the PyTorch side."""
+
+    trace: TorchTrace
+    activations: ActivationStore
+    outputs: list[tuple[OutputKey, Array]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -734,103 +641,8 @@ class _Untouched:
     providers: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """Where one forced run is cut: PyTorch values (the model's inputs too), and the ONNX names of those that have one."""
-
-    values: frozenset[int]
-    names: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Selection:
-    """Stages to show. One forced graph serves stages of which none lies inside another: forcing the inner ones would
-    make the outer one's local error nothing. ``nested`` holds the others, by the name of their own forced run.
-    """
-
-    judged: tuple[Stage, ...]
-    outputs: tuple[Stage, ...]
-    groups: tuple[Stage, ...]
-    outermost: tuple[Stage, ...]
-    nested: Mapping[str, tuple[Stage, ...]]
-
-
-def _select(trace: TorchTrace, options: Options, matches: Mapping[int, Match]) -> _Selection:
-    """The stages to judge, the model's outputs that are none of them, and the containers to show beside them."""
-    if options.stages:
-        judged = _picked(trace, options.stages, "--stages")
-    else:
-        judged = tuple(s for s in trace.stages if _at_level(s, options.level))
-    if not judged:
-        raise InconclusiveError(
-            f"the model has no stage at level {options.level}",
-            hint="try --level leaf, or --level op for functional code",
-        )
-    values = {stage.value for stage in judged}
-    finals = {value for _, value in trace.outputs} - values
-    outputs = tuple(s for s in trace.stages if s.ref.stage == "" and s.value in finals)
-    groups = _picked(trace, options.groups, "--group") if options.groups else ()
-    known = {stage.ref for stage in judged}
-    groups = tuple(stage for stage in groups if stage.ref not in known)
-    depths = _nesting(judged)
-    nested: dict[str, list[Stage]] = {}
-    for prefix, stages, depth_of in (("nested", judged, depths), ("groups", groups, _nesting(groups))):
-        for stage in stages:
-            depth = depth_of[stage.ref.stage]
-            if depth or prefix == "groups":
-                nested.setdefault(f"{prefix}{depth}", []).append(stage)
-    outermost = tuple(s for s in judged if not depths[s.ref.stage])
-    return _Selection(judged, outputs, groups, outermost, {name: tuple(stages) for name, stages in nested.items()})
-
-
-def _nesting(stages: Iterable[Stage]) -> dict[str, int]:
-    """How many of the other stages' paths each path lies inside."""
-    paths = {stage.ref.stage for stage in stages}
-    depths = {}
-    for path in paths:
-        parts = path.replace("/", ".").split(".")
-        outer = {".".join(parts[:i]) for i in range(1, len(parts))} | {""}
-        depths[path] = sum(other in paths and other != path for other in outer)
-    return depths
-
-
 def _permutations(matches: Iterable[Match]) -> dict[str, tuple[int, ...]]:
     return {match.onnx: match.permutation for match in matches if match.permutation is not None}
-
-
-def _at_level(stage: Stage, level: str) -> bool:
-    if level == "op":
-        return "#" in stage.ref.stage
-    return stage.level == level and stage.ref.stage != ""
-
-
-def _picked(trace: TorchTrace, globs: Sequence[str], option: str) -> tuple[Stage, ...]:
-    found: dict[Any, Stage] = {}
-    for glob in globs:
-        hits = [s for s in trace.stages if glob_matches(s.ref.stage, glob)]
-        if not hits:
-            import difflib
-
-            paths = sorted({s.ref.stage for s in trace.stages if s.ref.stage})
-            near = difflib.get_close_matches(glob, paths, n=3, cutoff=0.3) or paths[:3]
-            raise BisectError(
-                f"{option} {glob!r}: no stage of the model matches", hint=f"stages look like: {', '.join(near)}"
-            )
-        found.update((s.ref, s) for s in hits)
-    return tuple(sorted(found.values(), key=lambda s: s.order))
-
-
-def _group_of(path: str) -> str:
-    """The container that a stage is listed under."""
-    if "/" in path:
-        return path.rpartition("/")[0]
-    return path.rpartition(".")[0]
-
-
-def _from_here(source: str | None) -> str | None:
-    """``file:line`` as one would type it here: relative for files below the working directory."""
-    here = os.getcwd() + os.sep
-    return source[len(here) :] if source is not None and source.startswith(here) else source
 
 
 def _copies(value: Any) -> Any:

@@ -4,7 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bisect_tool.localize import localize
 from bisect_tool.records import Alignment, ConfigRun, Localization, Origin, StageRow, Status, Verdict
+
+
+def decide(rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Alignment, min_coverage: float) -> Verdict:
+    """What all runs together say: a gating run that diverges decides, and nothing compared never reads as agreement."""
+    judged = [row for row in rows if row.results and row.role != "group"]
+    diverging = [run for run in runs if run.gating and run.status == "diverges"]
+    found = Localization(None, (), ())
+    for run in diverging:
+        found = localize(judged, run.name)
+        if found.first_over_tolerance is not None:
+            break
+    status: Status
+    covered = alignment.coverage is not None and alignment.coverage >= min_coverage
+    whole = all(out.judgement != "not compared" for run in runs for out in run.outputs if out.total.count)
+    if diverging:
+        status = "diverges"
+    elif not covered or not whole or any(run.status != "agrees" for run in runs if run.gating):
+        status = "inconclusive"
+    else:
+        status = "agrees"
+    summary = summarize_verdict(status, found, runs, alignment, rows, min_coverage)
+    return Verdict(status, summary, found.first_over_tolerance, found.origins, found.amplifiers)
 
 
 def summarize_verdict(

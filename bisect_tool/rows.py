@@ -1,0 +1,112 @@
+"""What was measured, as rows of the report's stage table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import replace
+
+from bisect_tool.align import Match
+from bisect_tool.compare import MAIN_LAYER, Ledger, compare_stage, hands_on, lane_name, stage_inputs
+from bisect_tool.records import Role, Stage, StageRef, StageRow, TorchTrace
+from bisect_tool.selection import Cut, Selection
+
+
+def build_rows(
+    trace: TorchTrace,
+    selection: Selection,
+    matches: Mapping[int, Match],
+    cuts: Mapping[str, Cut],
+    ledger: Ledger,
+    configs: Iterable[str],
+    forced: Set[str],
+    nodes_between: Callable[[str, Set[str]], tuple[str, ...]],
+) -> list[StageRow]:
+    """One row for each stage that is shown, in order of execution.
+
+    Args:
+        trace, selection, matches: of the model.
+        cuts: by layer of the selection.
+        ledger: the measurements.
+        configs: names of the configuration pairs that ran.
+        forced: those of them that have forced runs.
+        nodes_between: nodes of the given graph that make a value from the values of a cut.
+    """
+    configs = list(configs)
+    inputs_of_model = {value for _, value in trace.inputs}
+    layer_of = {stage.ref: name for name, stages in selection.layers.items() for stage in stages}
+    roles: dict[StageRef, Role] = {stage.ref: "group" for stage in selection.groups}
+    roles.update((stage.ref, "judged") for stage in selection.judged)
+    rows: list[StageRow] = []
+    by_value: dict[int, int] = {}
+    for stage in selection.shown:
+        layer = layer_of.get(stage.ref, MAIN_LAYER)
+        role = roles.get(stage.ref, "output")
+        # An output of the model is what came after the judged stages, not the whole model.
+        start = replace(stage, inputs=trace.parents.get(stage.value, ())) if role == "output" else stage
+        cut = cuts.get(layer)
+        inputs = stage_inputs(start, trace.parents, cut.known if cut else inputs_of_model)
+        match = matches.get(stage.value)
+        results = {}
+        for config in configs:
+            local_lane = lane_name(config, layer) if config in forced else None
+            result = compare_stage(ledger, stage, config, local_lane, inputs, inputs_of_model)
+            if result is not None:
+                results[config] = result
+        nodes: tuple[str, ...] = ()
+        if match is not None and not hands_on(stage):
+            nodes = nodes_between(match.onnx, cut.names if cut else frozenset())
+        row = StageRow(
+            index=len(rows),
+            stage=stage.ref.stage,
+            call=stage.ref.call,
+            output=stage.ref.output,
+            level=stage.level,
+            type=stage.type,
+            source=_from_here(stage.source),
+            shape=stage.shape,
+            dtype=stage.dtype,
+            group=_container_of(stage.ref.stage),
+            inputs=tuple(by_value[v] for v in inputs if v in by_value),
+            alias_of=stage.alias_of,
+            onnx_value=match.onnx if match else None,
+            onnx_nodes=nodes,
+            results=results,
+            role=role,
+        )
+        rows.append(row)
+        if role != "group":
+            by_value.setdefault(stage.value, row.index)
+    return rows
+
+
+def _container_of(path: str) -> str:
+    """The container that a stage is listed under."""
+    if "/" in path:
+        return path.rpartition("/")[0]
+    return path.rpartition(".")[0]
+
+
+def _from_here(source: str | None) -> str | None:
+    """``file:line`` as one would type it here: relative for files below the working directory."""
+    here = os.getcwd() + os.sep
+    return source[len(here) :] if source is not None and source.startswith(here) else source
+
+
+def upstream(trace: TorchTrace, rows: Iterable[StageRow]) -> set[int]:
+    """Values that the failing stages and the model's outputs come from, their own included."""
+    failing = {row.ref for row in rows if any(result.judgement == "fail" for result in row.results.values())}
+    stack = [stage.value for stage in trace.stages if stage.ref in failing]
+    stack += [value for _, value in trace.outputs]
+    seen: set[int] = set()
+    while stack:
+        value = stack.pop()
+        if value not in seen:
+            seen.add(value)
+            stack.extend(trace.parents.get(value, ()))
+    return seen
+
+
+def first_stage_by_value(trace: TorchTrace) -> dict[int, Stage]:
+    """The first stage that has each value."""
+    return {stage.value: stage for stage in reversed(trace.stages)}
