@@ -100,7 +100,6 @@ def resolve_scope(components: Sequence[str], modules: Mapping[str, str]) -> str 
     its parent's name before it. A second call of ``fc`` is written ``fc_1``, unless there is a module of that name.
     """
     path = ""
-    modules = {"": "", **modules}
     for part in components:
         tail = part.rsplit(".", 1)[-1]
         bare = part.rpartition("_")[0] if part.rpartition("_")[2].isdigit() else ""
@@ -112,7 +111,7 @@ def resolve_scope(components: Sequence[str], modules: Mapping[str, str]) -> str 
                 break
         else:
             return None
-    return modules[path]
+    return modules[path] if path else ""
 
 
 def same_data_order(first: Sequence[int], second: Sequence[int]) -> bool:
