@@ -27,11 +27,12 @@ from bisect_tool.backends.preflight import explain_forward_error
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
+from bisect_tool.backends.torch_switches import applied, placed
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.metrics import judge, kind_of, relative_difference
-from bisect_tool.recorder import Value, flatten_tensors
+from bisect_tool.recorder import Recorder, Value, flatten_tensors
 from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
@@ -93,7 +94,9 @@ class Options:
         min_coverage: under this share of aligned outputs nothing is called agreeing.
         forced: make the forced run, which local errors need.
         observe: run the untouched graph too, which the verdict on an optimised configuration needs.
-        optimizations: ONNX Runtime's levels to run; the first must be ``off``, it serves to align.
+        optimizations: ONNX Runtime's levels to run, both sides on the CPU, when no ``pairs`` are given.
+        pairs: configuration pairs to run. Their ``exporter``, ``opset`` and the like say how the given graph was made,
+            and ``dtype`` what the given model is in: nothing is exported or converted for them here.
         threads: of both sides; 0 is each library's default.
     """
 
@@ -109,6 +112,7 @@ class Options:
     forced: bool = True
     observe: bool = True
     optimizations: tuple[str, ...] = ("off", "all")
+    pairs: tuple[ConfigPair, ...] = ()
     threads: int = 0
 
 
@@ -231,18 +235,22 @@ class _Bisection:
         if not self.in_memory:
             map_big_blocks()
         self.buffers = BufferPool()
-        self.configs = [self._pair(level) for level in options.optimizations]
-        self.base = self.configs[0]
+        self.configs = list(options.pairs) or [self._pair(level) for level in options.optimizations]
+        self.base = self._base()
         self.reference: _Reference | None = None
         self.bound_outputs: list[str | None] = []
         self.failed: dict[str, str] = {}
-        self.torch_signatures: dict[int, Signature] = {}
+        self.torch_signatures: Mapping[int, Signature] = {}
         self.permuted: dict[int, Mapping[tuple[int, ...], Signature]] = {}
         self.onnx_signatures: dict[str, Signature] = {}
         self.types: dict[str, ValueType] = {}
         self.chained: dict[str, Array | None] = {}
         self.ledger = Ledger(options.tolerance, {pair.name for pair in self.configs})
-        self.forced = {self.base.name} if options.forced else set()
+        # Between fused nodes there is no value to force.
+        unfused = {pair.name for pair in self.configs if pair.actual.optimization == "off"}
+        self.forced = unfused if options.forced else set()
+        self.effective: dict[str, dict[str, Any]] = {}
+        self.torch_outputs: dict[str, list[tuple[OutputKey, Array]]] = {}
         self.untouched: dict[str, _Untouched] = {}
         self.observer: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
@@ -275,6 +283,18 @@ class _Bisection:
             ),
         )
 
+    def _base(self) -> ConfigPair:
+        """The pair that serves to align: both sides on the CPU, plain, nothing fused. It need not be one of the report's."""
+        plain = self._pair("off")
+        for pair in self.configs:
+            if self._is_plain(pair.expected) and self._is_plain(pair.actual) and pair.actual.optimization == "off":
+                return pair
+        return replace(plain, name="(alignment)", gating=False)
+
+    def _is_plain(self, config: NumericConfig) -> bool:
+        default = self.options.threads if config.backend == "onnxruntime" else torch.get_num_threads()
+        return config.device == "cpu" and not config.switches and config.threads in (0, default)
+
     # -- the whole ----------------------------------------------------------------------------------------------------
 
     def report(self, timings: dict[str, float]) -> Report:
@@ -283,7 +303,7 @@ class _Bisection:
                 with self.step(f"untouched {pair.name}", f"running the untouched graph ({pair.name})"):
                     self._run_untouched(pair)
         with self.step("capture", "running PyTorch"):
-            reference = self.reference = self._capture()
+            reference = self.reference = self._capture(self.base.expected)
         trace = reference.trace
         self._bind_outputs(reference.outputs)
         with self.step("align", "aligning stages with ONNX values"):
@@ -293,7 +313,8 @@ class _Bisection:
         alignment = summarize(trace, self.graph, matches, self.torch_signatures, lambda stage: stage.ref in judged)
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
         with self.step("compare", "comparing stage by stage"):
-            self._compare(reference, matches, selection, cuts)
+            for expected, pairs in self._by_expected():
+                self._compare_with(expected, pairs, reference, matches, selection, cuts)
         names = [pair.name for pair in self.configs]
         nodes_between = self.program.nodes_between
         rows = build_rows(trace, selection, matches, cuts, self.ledger, names, self.forced, nodes_between)
@@ -335,30 +356,46 @@ class _Bisection:
     def _spend(self, config: str, began: float) -> None:
         self.seconds[config] = self.seconds.get(config, 0.0) + time.perf_counter() - began
 
-    def _capture(self) -> _Reference:
-        """PyTorch's run: structure, signatures, and the tensors themselves."""
+    def _capture(self, config: NumericConfig) -> _Reference:
+        """PyTorch's run under a configuration: structure, signatures, and the tensors themselves."""
+        signatures: dict[int, Signature] = {}
 
         def on_value(value: Value, tensor: torch.Tensor) -> None:
             array = to_numpy(tensor)
-            self.torch_signatures[value.id] = signature_of(array, kind_of(array.dtype))
+            signatures[value.id] = signature_of(array, kind_of(array.dtype))
             store.keep(value.id, tensor)
 
-        run = self._torch_run(on_value)
         # Of a small budget little is left beside what both sides need to run at all.
         budget = self.options.memory_budget
-        store = ActivationStore(run.recorder, budget // 2 if self.in_memory else budget // 8, self.buffers)
+        store = ActivationStore(budget // 2 if self.in_memory else budget // 8, self.buffers)
         try:
-            outputs = self._start(run)
+            run, effective, outputs = self._run_torch(config, on_value, store.attach)
         except BaseException:
             store.close()
             raise
         return_free_memory()
-        return _Reference(run.trace, store, outputs)
+        return _Reference(config, run.trace, store, signatures, outputs, effective)
 
-    def _torch_run(self, on_value: Callable[[Value, torch.Tensor], None]) -> TorchRun:
+    def _run_torch(
+        self,
+        config: NumericConfig,
+        on_value: Callable[[Value, torch.Tensor], None],
+        before: Callable[[Recorder], None] = lambda _: None,
+    ) -> tuple[TorchRun, dict[str, Any], list[tuple[OutputKey, Array]]]:
+        """Runs the model; what was in effect, and the outputs."""
         # A model may write into its inputs; every run gets its own.
         args, kwargs = _copies(self.case.args), _copies(self.case.kwargs)
-        return TorchRun(self.case.module, args, kwargs, on_value, every_op=self.options.level == "op")
+        module = self.case.module
+        if self._is_plain(config):
+            run = TorchRun(module, args, kwargs, on_value, every_op=self.options.level == "op")
+            before(run.recorder)
+            return run, {"device": "cpu", "threads": torch.get_num_threads()}, self._start(run)
+        module, args, kwargs = placed(module, args, kwargs, config)
+        with applied(config) as effective:
+            run = TorchRun(module, args, kwargs, on_value, every_op=self.options.level == "op")
+            before(run.recorder)
+            outputs = self._start(run)
+            return run, dict(effective), outputs
 
     def _start(self, run: TorchRun) -> list[tuple[OutputKey, Array]]:
         """Runs the model; its outputs."""
@@ -408,6 +445,7 @@ class _Bisection:
 
     def _align(self, reference: _Reference) -> dict[int, Match]:
         trace = reference.trace
+        self.torch_signatures = reference.signatures
 
         def permuted(value: int) -> Mapping[tuple[int, ...], Signature]:
             if value not in self.permuted:
@@ -490,21 +528,67 @@ class _Bisection:
 
     # -- comparing ----------------------------------------------------------------------------------------------------
 
+    def _by_expected(self) -> list[tuple[NumericConfig, list[ConfigPair]]]:
+        """Pairs that can be compared with one and the same PyTorch run, the one that served to align first."""
+        groups: list[tuple[NumericConfig, list[ConfigPair]]] = [(self.base.expected, [])]
+        for pair in self.configs:
+            for expected, pairs in groups:
+                if expected == pair.expected or (self._is_plain(expected) and self._is_plain(pair.expected)):
+                    pairs.append(pair)
+                    break
+            else:
+                groups.append((pair.expected, [pair]))
+        return groups
+
+    def _compare_with(
+        self,
+        expected: NumericConfig,
+        pairs: Sequence[ConfigPair],
+        reference: _Reference,
+        matches: Mapping[int, Match],
+        selection: Selection,
+        cuts: Mapping[str, Cut],
+    ) -> None:
+        """Compares some pairs with PyTorch under their configuration; what can't run there fails them alone."""
+        running = [pair for pair in pairs if pair.name not in self.failed]
+        if not running:
+            return
+        if expected is reference.config:
+            self._compare(reference, running, reference, matches, selection, cuts)
+            return
+        try:
+            other = self._capture(expected)
+            try:
+                self._compare(other, running, reference, matches, selection, cuts)
+            finally:
+                other.activations.close()
+        except InconclusiveError as error:
+            self.failed.update((pair.name, error.message) for pair in running)
+
     def _compare(
-        self, reference: _Reference, matches: Mapping[int, Match], selection: Selection, cuts: Mapping[str, Cut]
+        self,
+        run: _Reference,
+        configs: Sequence[ConfigPair],
+        reference: _Reference,
+        matches: Mapping[int, Match],
+        selection: Selection,
+        cuts: Mapping[str, Cut],
     ) -> None:
         trace = reference.trace
         wanted = {stage.value for stage in selection.shown if stage.value in matches}
         wanted |= ancestors([*selection.judged, *selection.groups], trace, matches.keys())
         wanted |= {value for _, value in trace.outputs if value in matches}
-        pairs = {matches[value].onnx: value for value in wanted}
+        # The measurements are kept under the values of the run that was aligned.
+        there = _same_stages(trace, run.trace) if run is not reference else {value: value for value in matches}
+        here = {value: known for known, value in there.items()}
+        pairs = {matches[value].onnx: there[value] for value in wanted if value in there}
         orders = _permutations(matches.values())
         lanes = []
-        for pair in self.configs:
-            if pair.name in self.failed:
-                continue
+        for pair in configs:
+            self.torch_outputs[pair.name] = run.outputs
+            self.effective[pair.name] = {"expected": run.effective}
             reuse = pair is self.base
-            if not reuse and not self.in_memory and not self._fails_untouched(pair, reference):
+            if not self.in_memory and pair.name not in self.forced and not self._fails_untouched(pair, run):
                 # Its verdict rests on the untouched graph; inner values would only cost memory that was not allowed.
                 self.notes.append(f"{pair.name}: stages are not compared within this memory budget, only final outputs")
                 continue
@@ -513,20 +597,30 @@ class _Bisection:
             lanes.append(self._lane(pair, pair.name, pairs, orders, names, reuse=reuse))
             for layer, cut in cuts.items() if forced else ():
                 if layer != MAIN_LAYER:
-                    inner = {matches[value].onnx: value for value in cut.values}
+                    inner = {matches[value].onnx: there[value] for value in cut.values if value in there}
                     name = lane_name(pair.name, layer)
                     lanes.append(self._lane(pair, name, inner, orders, cut.names, reuse=reuse))
         finals = {value: matches[value].onnx for _, value in trace.outputs if value in matches}
 
         def on_pair(lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
+            value = here[value]
             self.ledger.record(lane, value, expected, chained, forced)
             if value in finals and lane in self.untouched and chained is not None:
                 self._observe(lane, self.untouched[lane].outputs.get(finals[value]), chained)
 
-        self._drive(lanes, reference, on_pair)
         for lane in lanes:
+            config = next(pair.name for pair in configs if lane.name.split()[0] == pair.name)
+            began = time.perf_counter()
+            try:
+                self._drive([lane], run, on_pair)
+            except InconclusiveError as error:
+                if config == self.base.name:
+                    raise
+                self.failed[config] = error.message
+                continue
+            self._spend(config, began)
             if lane.name in self.ledger.chained_lanes:
-                self._note_missing(lane.name, pairs)
+                self._note_missing(lane.name, {name: here[value] for name, value in pairs.items()})
 
     def _fails_untouched(self, pair: ConfigPair, reference: _Reference) -> bool:
         untouched = self.untouched.get(pair.name)
@@ -563,8 +657,8 @@ class _Bisection:
 
     def _config_run(self, pair: ConfigPair, rows: Sequence[StageRow]) -> ConfigRun:
         untouched = self.untouched.get(pair.name)
-        assert self.reference is not None
-        outputs = self._output_results(untouched, self.reference.outputs) if untouched else ()
+        expected = self.torch_outputs.get(pair.name)
+        outputs = self._output_results(untouched, expected) if untouched and expected is not None else ()
         status: ConfigStatus
         failing = any(result.judgement == "fail" for result in outputs)
         if pair.actual.optimization == "off" or not outputs:
@@ -576,7 +670,10 @@ class _Bisection:
             name=pair.name,
             expected=pair.expected,
             actual=pair.actual,
-            effective={"providers": list(untouched.providers) if untouched else ["CPUExecutionProvider"]},
+            effective={
+                **self.effective.get(pair.name, {}),
+                "providers": list(untouched.providers) if untouched else ["CPUExecutionProvider"],
+            },
             gating=pair.gating,
             status=status,
             observer_effect=self.observer.get(pair.name),
@@ -616,7 +713,7 @@ class _Bisection:
             if known is None or distance(known, again) > limit:
                 differing.append(value.id)
 
-        self._start(self._torch_run(on_value))
+        self._run_torch(self.base.expected, on_value)
         reaching = upstream(trace, rows)
         differing = [value for value in differing if value in reaching]
         if not differing:
@@ -630,15 +727,27 @@ class _Bisection:
 class _Reference:
     """One run of the PyTorch side."""
 
+    config: NumericConfig
     trace: TorchTrace
     activations: ActivationStore
+    signatures: Mapping[int, Signature]
     outputs: list[tuple[OutputKey, Array]]
+    effective: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Untouched:
     outputs: Mapping[str, Array | None]
     providers: tuple[str, ...]
+
+
+def _same_stages(trace: TorchTrace, other: TorchTrace) -> dict[int, int]:
+    """Values of one run and those of another run of the same model, by the stages that have them."""
+    there = {stage.ref: stage.value for stage in other.stages}
+    found = {stage.value: there[stage.ref] for stage in trace.stages if stage.ref in there}
+    inputs = dict(other.inputs)
+    found.update({value: inputs[key] for key, value in trace.inputs if key in inputs})
+    return found
 
 
 def _permutations(matches: Iterable[Match]) -> dict[str, tuple[int, ...]]:

@@ -157,6 +157,7 @@ class NumericConfig:
         optimization: ONNX Runtime's graph optimisation level (``off``, ``basic``, ``extended``, ``layout``, ``all``).
         threads: intra-op threads; 0 is the library's default.
         exporter, opset, constant_folding: how the graph was made; ``None`` for a given file.
+        switches: everything else that is set, by the names in ``numerics.py``; what is not here is left as it is.
     """
 
     backend: Literal["torch", "onnxruntime"]
@@ -167,6 +168,7 @@ class NumericConfig:
     exporter: str | None = None
     opset: int | None = None
     constant_folding: bool | None = None
+    switches: Mapping[str, str | int | bool] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,18 +42,21 @@ class ActivationStore:
     """Keeps tensors by value id.
 
     Args:
-        recorder: holds what stays in memory, and copies it before the model overwrites it.
         limit: bytes that may be held in memory; what comes later goes to a temporary file (``TMPDIR``).
         buffers: memory for what is read back.
     """
 
-    def __init__(self, recorder: Recorder, limit: int, buffers: BufferPool):
+    def __init__(self, limit: int, buffers: BufferPool):
         self._buffers = buffers
-        self._recorder = recorder
+        self._recorder: Recorder | None = None
         self._limit = limit
         self._held = 0
         self._spill: _Spill | None = None
         self._cache: dict[int, Array] = {}
+
+    def attach(self, recorder: Recorder) -> None:
+        """Says who holds what stays in memory, and copies it before the model overwrites it."""
+        self._recorder = recorder
 
     @property
     def spilled_bytes(self) -> int:
@@ -65,6 +68,9 @@ class ActivationStore:
         Raises:
             BisectError: the disk is full.
         """
+        assert self._recorder is not None
+        # Not on the device: there the model needs the room.
+        tensor = tensor if tensor.device.type == "cpu" else tensor.cpu()
         size = tensor.numel() * tensor.element_size()
         if size <= _ALWAYS_HELD or self._held + size <= self._limit:
             self._held += size
@@ -77,6 +83,7 @@ class ActivationStore:
     def fetch(self, value: int) -> Array:
         """The tensor as numpy has it. What comes from the file stays valid until ``retain`` drops it."""
         if self._spill is None or value not in self._spill:
+            assert self._recorder is not None
             return to_numpy(self._recorder.held(value))
         if value not in self._cache:
             self._cache[value] = self._spill.read(value)
@@ -90,7 +97,8 @@ class ActivationStore:
     def close(self) -> None:
         """Frees everything; the file is gone with it."""
         self._cache.clear()
-        self._recorder.release_all()
+        if self._recorder is not None:
+            self._recorder.release_all()
         if self._spill is not None:
             self._spill.close()
             self._spill = None

@@ -24,7 +24,9 @@ BIG = 70_000
 
 
 def store(limit: int = 0) -> ActivationStore:
-    return ActivationStore(Recorder(torch.nn.Identity()), limit, BufferPool())
+    made = ActivationStore(limit, BufferPool())
+    made.attach(Recorder(torch.nn.Identity()))
+    return made
 
 
 def tensors() -> dict[int, torch.Tensor]:
@@ -78,7 +80,8 @@ def test_a_value_stays_as_it_was(limit: int) -> None:
         kept.keep(value.id, tensor)
 
     recorder = Recorder(model, on_value)
-    kept = ActivationStore(recorder, limit, BufferPool())
+    kept = ActivationStore(limit, BufferPool())
+    kept.attach(recorder)
     x = torch.randn(BIG)
     with torch.no_grad(), recorder:
         recorder.run(x)

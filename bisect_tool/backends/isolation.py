@@ -1,0 +1,130 @@
+"""Runs a function in a process of its own, so that nothing it sets or breaks touches anybody else.
+
+Environment variables that a library reads once, switches that a created session freezes, a provider that crashes: such
+runs end with their process. Processes are forked from a helper that has imported the libraries and done nothing else
+(``multiprocessing``'s fork server), so that each starts fresh and still does not pay for the imports again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from bisect_tool.errors import BisectError, InconclusiveError
+
+T = TypeVar("T")
+
+_PRELOADED = ["bisect_tool.pipeline"]
+
+
+class CrashedError(InconclusiveError):
+    """The process ended without a result: killed by a signal, out of memory, or an exit deep inside a library."""
+
+
+def run_isolated(
+    function: Callable[..., T], *arguments: Any, environment: Mapping[str, str] | None = None, quiet: bool = True
+) -> T:
+    """``function(*arguments)`` in a process of its own.
+
+    Args:
+        function: of a module, so that it can be pickled, as its arguments and its result must be.
+        arguments: for it.
+        environment: variables that are set in that process before it starts working.
+        quiet: what libraries print there goes nowhere.
+
+    Raises:
+        CrashedError: the process died.
+        BisectError: whatever of this kind the function raised; other exceptions come as a ``RuntimeError`` with their
+            traceback.
+    """
+    context = _context()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_work, args=(sender, dict(environment or {}), quiet, pickle.dumps((function, arguments))), daemon=True
+    )
+    process.start()
+    sender.close()
+    try:
+        kind, payload = _receive(receiver, process)
+    except BaseException:
+        # Ctrl-C, for example: nobody waits for the answer any more.
+        process.terminate()
+        raise
+    finally:
+        receiver.close()
+        process.join(timeout=10)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    if kind == "result":
+        result: T = payload
+        return result
+    if kind == "error":
+        raise payload
+    if kind == "traceback":
+        raise RuntimeError(f"in a process of its own:\n{payload}")
+    raise CrashedError(_ending(process.exitcode))
+
+
+def _receive(receiver: Connection, process: Any) -> tuple[str, Any]:
+    while True:
+        try:
+            if receiver.poll(0.2):
+                return receiver.recv()  # type: ignore[no-any-return]
+        except EOFError:
+            return "crash", None
+        if not process.is_alive() and not receiver.poll(0):
+            return "crash", None
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-code).name
+            memory = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+            return f"the process was killed by {name}{memory}"
+    return f"the process ended without a result (exit code {code})"
+
+
+def _context() -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def _work(sender: Connection, environment: Mapping[str, str], quiet: bool, job: bytes) -> None:
+    # The terminal sends Ctrl-C to the whole group; the parent ends this process itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(environment)
+    if quiet:
+        _silence()
+    try:
+        function, arguments = pickle.loads(job)
+        answer: tuple[str, Any] = ("result", function(*arguments))
+    except BisectError as error:
+        # Its cause may hold what can't be pickled.
+        error.__cause__ = error.__context__ = error.__traceback__ = None
+        answer = ("error", error)
+    except Exception:  # anything may come out of a library
+        answer = ("traceback", traceback.format_exc())
+    sender.send(answer)
+    sender.close()
+
+
+def _silence() -> None:
+    """Below Python too: native code prints by itself, and stdout is the parent's."""
+    sys.stdout.flush()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    os.close(nothing)

@@ -1,0 +1,365 @@
+"""Configurations of numbers: checked against the table in ``switches.py``, compared, and put into words.
+
+ONNX Runtime takes misspelt keys, values and pass names without a word, so everything goes through here before it
+reaches a library.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.records import ConfigPair, NumericConfig
+from bisect_tool.switches import EXPORT, ONNXRUNTIME, PASSES, REQUIRED_PASSES, TORCH, Switch, Value, literal
+
+DOCS = "docs/switches.md"
+PASS_SEPARATOR = ";"
+"""Between the names in ``disabled_passes``; with a comma, or a blank beside it, ONNX Runtime ignores them."""
+
+_TABLE: Mapping[tuple[str, str], Switch] = {(s.side, s.name): s for s in (*TORCH, *ONNXRUNTIME, *EXPORT)}
+_FIELDS = ("device", "dtype", "optimization", "threads", "exporter", "opset", "constant_folding")
+_ACTUAL_ONLY = ("optimization", "exporter", "opset", "constant_folding")
+_HOMES: Mapping[str, str] = {
+    "field": "key of its own",
+    "global": "global flag",
+    "context": "context around the run",
+    "model": "model and inputs",
+    "property": "property of `SessionOptions`",
+    "session": "session key",
+    "provider": "provider option",
+    "environment": "environment variable",
+    "export": "exporter",
+}
+
+
+# Looking up and checking
+
+
+def lookup(side: str, name: str) -> Switch:
+    """The switch of that name on that side; ``onnxruntime`` has the exporter's too.
+
+    Raises:
+        BisectError: there is none; the message says on which side there is, or which names come near.
+    """
+    sides = _sides(side)
+    for each in sides:
+        if (each, name) in _TABLE:
+            return _TABLE[each, name]
+    others = sorted({s for s, n in _TABLE if n == name})
+    if others:
+        raise BisectError(f"{name} is a switch of {' and '.join(others)}, not of {side}", hint=f"see {DOCS}")
+    raise BisectError(f"{side} has no switch {name!r}", hint=did_you_mean(name, [n for s, n in _TABLE if s in sides]))
+
+
+def _sides(side: str) -> tuple[str, ...]:
+    return ("onnxruntime", "export") if side == "onnxruntime" else (side,)
+
+
+def check(side: str, name: str, value: object, *, passes: Iterable[str] | None = None) -> Switch:
+    """Refuses a name or a value that is not in the table.
+
+    Args:
+        side: ``torch``, ``onnxruntime`` or ``export``.
+        name: of the switch.
+        value: for ``disabled_passes`` names with ``;`` between them.
+        passes: names that the installed ONNX Runtime knows; ``None``: those of the table.
+
+    Returns:
+        The switch.
+
+    Raises:
+        BisectError: the name or the value is not valid; the nearest valid ones are in the hint.
+    """
+    switch = lookup(side, name)
+    values = switch.values
+    if values.kind == "passes" and isinstance(value, str):
+        check_passes(split_passes(value), passes)
+        return switch
+    if values.kind == "flag":
+        fits = isinstance(value, bool)
+    elif values.kind == "choice":
+        # 1 == True, but only one of the two was meant.
+        fits = any(type(value) is type(choice) and value == choice for choice in values.choices)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        fits = values.minimum <= value and (values.maximum is None or value <= values.maximum)
+    else:
+        fits = False
+    if not fits:
+        near = nearest(value, [str(choice) for choice in values.choices]) if isinstance(value, str) else []
+        hint = f"did you mean {literal(near[0])}? valid: {values}" if near else f"valid: {values}"
+        raise BisectError(f"{name} = {literal(value)}: {switch.side} knows no such value", hint=hint)
+    return switch
+
+
+def check_passes(names: Iterable[str], known: Iterable[str] | None = None) -> None:
+    """Refuses names that would disable nothing.
+
+    Args:
+        names: of passes.
+        known: those of the installed ONNX Runtime; ``None``: those of the table.
+
+    Raises:
+        BisectError: a name is not known, or is that of a pass that cannot be disabled.
+    """
+    valid = {p.name for p in PASSES} if known is None else set(known)
+    for name in names:
+        if name in REQUIRED_PASSES:
+            raise BisectError(f"pass {name} cannot be disabled: it always runs", hint="leave it out")
+        if name not in valid:
+            raise BisectError(f"onnxruntime has no optimiser pass {name!r}", hint=did_you_mean(name, sorted(valid)))
+
+
+def split_passes(value: str) -> tuple[str, ...]:
+    """Names in a value of ``disabled_passes``."""
+    return tuple(part for part in value.split(PASS_SEPARATOR) if part)
+
+
+def check_config(config: NumericConfig, *, passes: Iterable[str] | None = None) -> None:
+    """Refuses what is misspelt, not valid, without effect on the device, or contradictory.
+
+    Args:
+        config: of either side.
+        passes: names that the installed ONNX Runtime knows; ``None``: those of the table.
+
+    Raises:
+        BisectError: what is wrong, with the nearest valid names.
+        InconclusiveError: the configuration is valid, but not for a model of this dtype.
+    """
+    for name in _FIELDS:
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if name in _ACTUAL_ONLY and config.backend == "torch":
+            raise BisectError(f"{name} is no key of PyTorch's side", hint="it belongs to the actual side")
+        if name != "exporter" or value in ("dynamo", "torchscript"):  # a given file has some other producer
+            check(config.backend, name, value)
+    for name, value in config.switches.items():
+        switch = check(config.backend, name, value, passes=passes)
+        if switch.home == "field":
+            raise BisectError(f"{name} is a key of its own, not one of the switches", hint=f"see {DOCS}")
+        if config.device not in switch.devices:
+            device = switch.devices[0]
+            raise BisectError(
+                f"{name} acts on {device} only, and this side runs on {config.device}",
+                hint=f"leave it out, or set device to {device}",
+            )
+    if "emulate" in config.switches and config.dtype not in (None, "float32"):
+        raise InconclusiveError(
+            f"emulate rounds float32 operands, and the model runs in {config.dtype}", hint='set dtype = "float32" too'
+        )
+    options = [name for name in config.switches if name.startswith("trt_")]
+    if options and config.switches.get("provider") != "tensorrt":
+        raise BisectError(f"{options[0]} is an option of TensorRT", hint='set provider = "tensorrt" too')
+
+
+def check_pair(pair: ConfigPair) -> None:
+    """Refuses a pair whose sides are not valid, contradict each other, or are not what the name says.
+
+    Raises:
+        BisectError: what is wrong.
+    """
+    check_config(pair.expected)
+    check_config(pair.actual)
+    environment(pair)
+    emulated = pair.expected.switches.get("emulate")
+    if emulated and f"{emulated}-emulated" not in pair.name:
+        raise BisectError(
+            f"pair {pair.name!r} is emulated on the CPU, and its name does not say so",
+            hint=f"put {emulated}-emulated into the name",
+        )
+
+
+def environment(pair: ConfigPair) -> dict[str, str]:
+    """Environment variables that the pair's process has to start with.
+
+    Raises:
+        BisectError: the two sides, which share a process, want different values of one variable.
+    """
+    found: dict[str, str] = {}
+    for config in (pair.expected, pair.actual):
+        for name, value in config.switches.items():
+            if lookup(config.backend, name).home != "environment":
+                continue
+            text = text_of(config.backend, name, value)
+            if found.setdefault(name, text) != text:
+                raise BisectError(
+                    f"pair {pair.name!r}: {name} is {found[name]} on one side and {text} on the other",
+                    hint="both sides run in one process, which has one environment",
+                )
+    return found
+
+
+def sticky_switches(pair: ConfigPair) -> tuple[str, ...]:
+    """Names of the pair's switches that need a process of their own."""
+    both = (pair.expected, pair.actual)
+    names = [name for config in both for name in config.switches if lookup(config.backend, name).sticky]
+    return tuple(dict.fromkeys(names))
+
+
+# Suspects
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One switch that two pairs set differently: a suspect.
+
+    Attributes:
+        side: ``torch``, ``onnxruntime`` or ``export``.
+        name: of the switch.
+        before, after: its values; ``None``: not set.
+        title: of the switch.
+    """
+
+    side: str
+    name: str
+    before: Value | None
+    after: Value | None
+    title: str
+
+    def code(self) -> str | None:
+        """The line of Python that makes this step; ``None`` where it only leaves something unset."""
+        return None if self.after is None else code_for(self.side, self.name, self.after)
+
+
+def steps(start: ConfigPair, goal: ConfigPair) -> tuple[Step, ...]:
+    """What has to change to come from one pair to the other, one switch each, in the order of the table."""
+    found: list[Step] = []
+    for before, after in ((start.expected, goal.expected), (start.actual, goal.actual)):
+        old, new = _settings(before), _settings(after)
+        for side, name in _TABLE:
+            if side in _sides(before.backend) and old.get(name) != new.get(name):
+                found.append(Step(side, name, old.get(name), new.get(name), _TABLE[side, name].title))
+    return tuple(found)
+
+
+def take(pair: ConfigPair, chosen: Iterable[Step], *, back: bool = False) -> ConfigPair:
+    """The pair with some steps made, or taken ``back``; its name and ``gating`` stay."""
+    expected, actual = pair.expected, pair.actual
+    for step in chosen:
+        value = step.before if back else step.after
+        if step.side == "torch":
+            expected = with_setting(expected, step.name, value)
+        else:
+            actual = with_setting(actual, step.name, value)
+    return replace(pair, expected=expected, actual=actual)
+
+
+def with_setting(config: NumericConfig, name: str, value: Value | None) -> NumericConfig:
+    """The configuration with one field or switch set; ``None`` leaves it unset."""
+    if name in _FIELDS:
+        # An unset number of threads is 0, an unset device the CPU.
+        unset: dict[str, Any] = {"threads": 0, "device": "cpu"}
+        fields: dict[str, Any] = {name: unset.get(name) if value is None else value}
+        return replace(config, **fields)
+    switches = {key: old for key, old in config.switches.items() if key != name}
+    return replace(config, switches=switches if value is None else {**switches, name: value})
+
+
+def _settings(config: NumericConfig) -> dict[str, Value]:
+    fields = {name: getattr(config, name) for name in _FIELDS}
+    return {**{name: value for name, value in fields.items() if value is not None}, **config.switches}
+
+
+# Words
+
+
+def text_of(side: str, name: str, value: Value) -> str:
+    """The library's own spelling of a value: ``1`` for true in session keys, ``ORT_ENABLE_ALL`` for ``all``."""
+    switch = lookup(side, name)
+    if value in switch.spelling:
+        return switch.spelling[value]
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def code_for(side: str, name: str, value: Value) -> str:
+    """The line of Python that sets a switch by hand."""
+    return lookup(side, name).code.format(value=repr(value), text=text_of(side, name, value))
+
+
+def nearest(word: str, known: Iterable[str]) -> list[str]:
+    """At most three names that come near a misspelt one, case aside; the best first."""
+    by_lower: dict[str, str] = {}
+    for name in known:
+        by_lower.setdefault(name.lower(), name)
+    lower = word.lower()
+    found = difflib.get_close_matches(lower, by_lower, n=3)
+    # The last part of a dotted key is what people remember of it.
+    found += [full for full in by_lower if full.rpartition(".")[2] == lower and full not in found]
+    return [by_lower[name] for name in found[:3]]
+
+
+def did_you_mean(word: str, known: Iterable[str], where: str = f"{DOCS} lists all") -> str:
+    """A hint for a misspelt name: what comes near, or all names if they are few, or where they are listed."""
+    names = list(known)
+    near = nearest(word, names)
+    listed = f"valid: {', '.join(names)}" if len(names) <= 12 else where
+    return f"did you mean {' or '.join(near)}? {listed}" if near else listed
+
+
+def switches_markdown() -> str:
+    """The content of ``docs/switches.md``."""
+    lines = [
+        "# Switches",
+        "",
+        "Every switch that can change a number, as matrix files and reports name it.",
+        "Generated from `bisect_tool/switches.py`: change the table there, then run `scripts/docs-switches`.",
+        "",
+        "- *Since* is the first version that has it; `-`: all supported ones (PyTorch 2.6, ONNX Runtime 1.20).",
+        "- *Seen by* is how one knows that it took effect; neither library refuses all that it does not know.",
+        "- *Own process*: it is read once or stays with the process, so that a pair with it runs apart.",
+    ]
+    for title, keys, table in (
+        ("PyTorch", "Keys of `[pair.expected]`.", TORCH),
+        ("ONNX Runtime", "Keys of `[pair.actual]`. Names with dots are session keys.", ONNXRUNTIME),
+        ("Export", "Keys of `[pair.export]`.", EXPORT),
+    ):
+        lines += ["", f"## {title}", "", keys, ""]
+        lines += ["| name | values | default | what it changes | device | since | seen by | set as |"]
+        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += [_row(switch) for switch in table]
+        lines += ["", "By hand:", "", "```python", *(_example(switch) for switch in table), "```"]
+    lines += [
+        "",
+        "## Optimiser passes",
+        "",
+        "Values of `disabled_passes`, as ONNX Runtime spells them; it ignores wrong names, this tool refuses them.",
+        "A *rule* runs inside `Level1_RuleBasedTransformer` or `Level2_RuleBasedTransformer`,"
+        " and the session's log does not name it.",
+        "These always run: " + ", ".join(f"`{name}`" for name in sorted(REQUIRED_PASSES)) + ".",
+        "",
+        "| name | from level | what it rewrites |",
+        "|---|---|---|",
+    ]
+    lines += [f"| `{p.name}` | {p.level}{', rule' if p.rule else ''} | {p.what} |" for p in PASSES]
+    return "\n".join(lines) + "\n"
+
+
+def _row(switch: Switch) -> str:
+    cells = (
+        f"`{switch.name}`",
+        str(switch.values),
+        switch.default,
+        switch.meaning,
+        "both" if len(switch.devices) == 2 else switch.devices[0],
+        switch.since or "-",
+        switch.read_back,
+        _HOMES[switch.home] + (", own process" if switch.sticky else ""),
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _example(switch: Switch) -> str:
+    """The switch's line of code with a value that is not the default."""
+    special: dict[str, Value] = {"opset": 18, "disabled_passes": "ConvBNFusion;GeluFusionL2"}
+    value = special.get(switch.name)
+    if value is None and switch.values.kind == "flag":
+        value = switch.default != "true"
+    elif value is None and switch.values.kind == "choice":
+        others = [choice for choice in switch.values.choices if literal(choice).strip('"') != switch.default]
+        value = (others or switch.values.choices)[0]
+    elif value is None:
+        value = 16 if switch.name == "sdpa_kernel" else max(switch.values.minimum, 1)
+    return code_for(switch.side, switch.name, value)
