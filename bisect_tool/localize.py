@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bisect_tool.metrics import kind_of_name
 from bisect_tool.records import Comparison, FirstOverTolerance, Localization, Origin, StageRow
@@ -112,3 +113,59 @@ def _origin(row: StageRow, config: str) -> Origin:
         noise_ratio=result.noise_ratio,
         side=None,
     )
+
+
+def with_shares(rows: Sequence[StageRow], config: str) -> list[StageRow]:
+    """The rows with the share of the final error that each stage makes, for one configuration.
+
+    The squared error of the model's outputs is followed back against the flow of data: of what arrives at a stage, the
+    part ``local² / (local² + propagated²)`` was made there, and the rest is divided among the stages it reads, by the
+    squares of their total errors. Errors of different stages are taken to be independent, as rounding is; the shares of
+    all judged stages add up to 1 where the model's own inputs carry no error. A container has the sum of its stages.
+    """
+    plain = [row for row in rows if row.role != "group" and config in row.results]
+    if not any(row.results[config].local is not None for row in plain):
+        return list(rows)
+    by_index = {row.index: row for row in plain}
+    squares = {row.index: _square(row.results[config].total.rel_l2) for row in plain}
+    read = {index for row in plain for index in row.inputs}
+    ends = [row.index for row in plain if row.index not in read]
+    arriving = dict.fromkeys(by_index, 0.0)
+    whole = sum(squares[index] for index in ends)
+    for index in ends:
+        arriving[index] = squares[index] / whole if whole else 0.0
+    shares: dict[int, float] = {}
+    for row in reversed(plain):
+        sources = {index: squares[index] for index in row.inputs if squares.get(index, 0) > 0}
+        made = _made_here(row.results[config]) if sources else 1.0
+        shares[row.index] = arriving[row.index] * made
+        total = sum(sources.values())
+        for index, square in sources.items():
+            arriving[index] += arriving[row.index] * (1 - made) * square / total
+    found = []
+    for row in rows:
+        result = row.results.get(config)
+        if result is not None:
+            inside = [row.index] if row.role != "group" else _members(row, plain)
+            share = min(sum(shares.get(index, 0.0) for index in inside), 1.0) if inside else None
+            row = replace(row, results={**row.results, config: replace(result, share=share)})
+        found.append(row)
+    return found
+
+
+def _members(group: StageRow, rows: Sequence[StageRow]) -> list[int]:
+    return [row.index for row in rows if row.stage.startswith((f"{group.stage}.", f"{group.stage}/"))]
+
+
+def _square(error: float) -> float:
+    # Infinite errors hide the finite ones beside them, as they should.
+    return min(error, 1e30) ** 2 if not math.isnan(error) else 1e60
+
+
+def _made_here(result: Comparison) -> float:
+    if result.local is None:
+        # Hands its input on, or was not forced: then nothing is known to be made here.
+        return 0.0
+    local = _square(_local(result))
+    handed_on = _square((result.amplification or 0.0) * (result.input_error or 0.0))
+    return local / (local + handed_on) if local + handed_on else 0.0

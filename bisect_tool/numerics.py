@@ -83,7 +83,7 @@ def check(side: str, name: str, value: object, *, passes: Iterable[str] | None =
     elif values.kind == "choice":
         # 1 == True, but only one of the two was meant.
         fits = any(type(value) is type(choice) and value == choice for choice in values.choices)
-    elif isinstance(value, int) and not isinstance(value, bool):
+    elif values.kind == "integer" and isinstance(value, int) and not isinstance(value, bool):
         fits = values.minimum <= value and (values.maximum is None or value <= values.maximum)
     else:
         fits = False

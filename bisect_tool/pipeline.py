@@ -31,6 +31,7 @@ from bisect_tool.backends.torch_switches import applied, placed
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.localize import with_shares
 from bisect_tool.metrics import judge, kind_of, relative_difference
 from bisect_tool.recorder import Recorder, Value, flatten_tensors
 from bisect_tool.records import (
@@ -97,6 +98,7 @@ class Options:
         optimizations: ONNX Runtime's levels to run, both sides on the CPU, when no ``pairs`` are given.
         pairs: configuration pairs to run. Their ``exporter``, ``opset`` and the like say how the given graph was made,
             and ``dtype`` what the given model is in: nothing is exported or converted for them here.
+        look: read back what is in effect in ONNX Runtime, its optimised graph too.
         threads: of both sides; 0 is each library's default.
     """
 
@@ -113,6 +115,7 @@ class Options:
     observe: bool = True
     optimizations: tuple[str, ...] = ("off", "all")
     pairs: tuple[ConfigPair, ...] = ()
+    look: bool = False
     threads: int = 0
 
 
@@ -142,8 +145,8 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
         if path is None:
             path = Path(folder) / "model.onnx"
             with step("export", f"exporting with the {options.export.exporter} exporter"):
-                _export(case, path, options.export)
-                _keep(path, options.keep_onnx)
+                export_case(case, path, options.export)
+                keep_file(path, options.keep_onnx)
         with step("load", "reading the ONNX graph"):
             model = load_onnx(path)
             if options.onnx is None:
@@ -182,7 +185,12 @@ def _with_kept_stages(report: Report, case: LoadedCase, options: Options, progre
     return replace(report, stages=rows, configs=(*report.configs, run), verdict=verdict)
 
 
-def _export(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
+def export_case(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
+    """Exports a case's model.
+
+    Raises:
+        BisectError: the exporter failed, or the model itself does; then it is the model's error that is told.
+    """
     try:
         export_onnx(case.module, case.args, case.kwargs, path, settings)
     except BisectError:
@@ -208,7 +216,8 @@ def _check_opset(written: int | None, settings: ExportSettings) -> None:
         )
 
 
-def _keep(path: Path, target: Path | None) -> None:
+def keep_file(path: Path, target: Path | None) -> None:
+    """Copies an exported file, and what lies beside it, to where the user wants it."""
     if target is None:
         return
     for file in sorted(path.parent.iterdir()):
@@ -240,6 +249,7 @@ class _Bisection:
         self.reference: _Reference | None = None
         self.bound_outputs: list[str | None] = []
         self.failed: dict[str, str] = {}
+        self.misplaced: dict[str, tuple[str, ...]] = {}
         self.torch_signatures: Mapping[int, Signature] = {}
         self.permuted: dict[int, Mapping[tuple[int, ...], Signature]] = {}
         self.onnx_signatures: dict[str, Signature] = {}
@@ -302,6 +312,8 @@ class _Bisection:
             for pair in self.configs:
                 with self.step(f"untouched {pair.name}", f"running the untouched graph ({pair.name})"):
                     self._run_untouched(pair)
+        if all(pair.name in self.failed for pair in self.configs):
+            raise InconclusiveError("; ".join(dict.fromkeys(self.failed.values())))
         with self.step("capture", "running PyTorch"):
             reference = self.reference = self._capture(self.base.expected)
         trace = reference.trace
@@ -318,6 +330,8 @@ class _Bisection:
         names = [pair.name for pair in self.configs]
         nodes_between = self.program.nodes_between
         rows = build_rows(trace, selection, matches, cuts, self.ledger, names, self.forced, nodes_between)
+        for name in self.forced:
+            rows = with_shares(rows, name)
         runs = tuple(self._config_run(pair, rows) for pair in self.configs)
         verdict = decide(rows, runs, alignment, self.options.min_coverage)
         if verdict.status == "diverges":
@@ -340,18 +354,28 @@ class _Bisection:
     def _run_untouched(self, pair: ConfigPair) -> None:
         began = time.perf_counter()
         try:
-            run = UntouchedRun(self.program, pair.actual)
+            run = UntouchedRun(self.program, pair.actual, look=self.options.look)
             outputs = run.run(self.feeds)
+            self._check_placement(pair, run)
         except InconclusiveError as error:
             if pair is self.base:
                 raise
             # The others still have an answer to give.
             self.failed[pair.name] = error.message
             return
-        self.untouched[pair.name] = _Untouched(outputs, tuple(run.providers))
+        self.untouched[pair.name] = _Untouched(outputs, run.effective)
         del run
         return_free_memory()
         self._spend(pair.name, began)
+
+    def _check_placement(self, pair: ConfigPair, run: UntouchedRun) -> None:
+        """A CUDA run whose nodes sit on the CPU is no CUDA run."""
+        if pair.actual.device == "cpu":
+            return
+        left = run.nodes_left_behind(self.program)
+        if left:
+            self.misplaced[pair.name] = left
+            self.notes.append(f"{pair.name}: on the CPU are {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}")
 
     def _spend(self, config: str, began: float) -> None:
         self.seconds[config] = self.seconds.get(config, 0.0) + time.perf_counter() - began
@@ -665,14 +689,18 @@ class _Bisection:
             # Nothing is fused here, so that exposing changes nothing, and inner stages count too.
             judged = [row.results[pair.name] for row in rows if row.role != "group" and pair.name in row.results]
             failing = failing or any(result.judgement == "fail" for result in judged)
-        status = "failed" if pair.name in self.failed else "diverges" if failing else "agrees"
+        reason = self.failed.get(pair.name)
+        if reason is None and not failing and (left := self.misplaced.get(pair.name)):
+            # That it agrees says nothing about the device that was asked for.
+            reason = f"{len(left)} nodes ran on the CPU: {', '.join(left[:3])}"
+        status = "failed" if reason is not None else "diverges" if failing else "agrees"
         return ConfigRun(
             name=pair.name,
             expected=pair.expected,
             actual=pair.actual,
             effective={
                 **self.effective.get(pair.name, {}),
-                "providers": list(untouched.providers) if untouched else ["CPUExecutionProvider"],
+                "actual": dict(untouched.effective) if untouched else {},
             },
             gating=pair.gating,
             status=status,
@@ -680,7 +708,7 @@ class _Bisection:
             outputs=outputs,
             seconds=self.seconds.get(pair.name, 0.0),
             peak_rss_mb=peak_rss_mb(),
-            skipped_reason=self.failed.get(pair.name),
+            skipped_reason=reason,
         )
 
     def _output_results(
@@ -738,7 +766,7 @@ class _Reference:
 @dataclass(frozen=True, slots=True)
 class _Untouched:
     outputs: Mapping[str, Array | None]
-    providers: tuple[str, ...]
+    effective: Mapping[str, Any]
 
 
 def _same_stages(trace: TorchTrace, other: TorchTrace) -> dict[int, int]:

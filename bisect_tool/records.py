@@ -14,7 +14,8 @@ Level = Literal["op", "leaf", "container"]
 Role = Literal["judged", "output", "group"]
 Judgement = Literal["pass", "fail", "not compared"]
 Status = Literal["agrees", "diverges", "inconclusive"]
-ConfigStatus = Literal["agrees", "diverges", "perturbed", "skipped", "failed"]
+Side = Literal["expected", "actual"]
+ConfigStatus = Literal["agrees", "diverges", "perturbed", "skipped", "failed", "crashed"]
 OutputKey = int | str
 
 SCHEMA_VERSION = 1
@@ -276,6 +277,8 @@ class Comparison:
         amplification: ``rel(propagated) / input_error``; needs the forced run.
         floor, noise_ratio: the stage's noise floor and the local error in units of it; ``None`` when not measured.
         judgement: of the total, under the tolerance in force.
+        share: of the squared error of the model's outputs, as far as it was made in this stage, 0 to 1; ``None`` without
+            a forced run. See :func:`bisect_tool.localize.with_shares`.
     """
 
     total: ErrorMetrics
@@ -286,6 +289,7 @@ class Comparison:
     floor: float | None
     noise_ratio: float | None
     judgement: Judgement
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +348,7 @@ class Origin:
     config: str
     local_rel_l2: float
     noise_ratio: float | None
-    side: Literal["expected", "actual"] | None
+    side: Side | None
 
     @property
     def ref(self) -> StageRef:

@@ -95,12 +95,14 @@ class Pass:
         what: what it rewrites.
         rule: one of the rules inside ``Level1_RuleBasedTransformer`` and ``Level2_RuleBasedTransformer``, which the
             session's log does not name one by one.
+        since: first version of ONNX Runtime that has it; ``None``: all supported ones.
     """
 
     name: str
     level: Literal["basic", "extended", "layout", "all", "opt-in"]
     what: str
     rule: bool = False
+    since: str | None = None
 
 
 FLAG = Values("flag")
@@ -417,7 +419,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("LabelEncoderFusion", "basic", "two LabelEncoder → one", rule=True),
     Pass("ClipQuantRewrite", "extended", "removes a Clip before QuantizeLinear", rule=True),
     Pass("ReluQuantRewrite", "extended", "removes a Relu before QuantizeLinear", rule=True),
-    Pass("CastChainElimination", "opt-in", "removes pairs of Cast, those that round too", rule=True),
+    Pass("CastChainElimination", "opt-in", "removes pairs of Cast, those that round too", rule=True, since="1.23"),
     Pass("Level1_RuleBasedTransformer", "basic", "all rules of this level together"),
     Pass("DoubleQDQPairsRemover", "basic", "two quantisations in a row → one"),
     Pass("ConstantSharing", "basic", "equal constants → one"),
@@ -470,7 +472,6 @@ PASSES: tuple[Pass, ...] = (
     Pass("GeluApproximation", "opt-in", "Gelu → FastGelu"),
     Pass("Avx2WeightS8ToU8Transformer", "opt-in", "int8 weights → uint8"),
     Pass("DQMatMulNBitsFusion", "opt-in", "DequantizeLinear + MatMul → MatMulNBits"),
-    Pass("GqaValueLayoutTransformer", "opt-in", "layout of values in GroupQueryAttention"),
 )
 """Names that onnxruntime 1.20 to 1.31 have; ``ort_options.known_passes`` asks the installed one."""
 

@@ -22,12 +22,18 @@ def decide(rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Align
     whole = all(out.judgement != "not compared" for run in runs for out in run.outputs if out.total.count)
     if diverging:
         status = "diverges"
-    elif not covered or not whole or any(run.status != "agrees" for run in runs if run.gating):
+    elif not covered or not whole or not _all_agree(runs):
         status = "inconclusive"
     else:
         status = "agrees"
     summary = summarize_verdict(status, found, runs, alignment, rows, min_coverage)
     return Verdict(status, summary, found.first_over_tolerance, found.origins, found.amplifiers)
+
+
+def _all_agree(runs: Sequence[ConfigRun]) -> bool:
+    """Those that count; what was skipped, since nobody asked for it by name and it can't run here, does not."""
+    counting = [run for run in runs if run.gating and run.status != "skipped"]
+    return bool(counting) and all(run.status == "agrees" for run in counting)
 
 
 def summarize_verdict(
@@ -97,12 +103,13 @@ def _made(origin: Origin) -> str:
 def _agreement(runs: Sequence[ConfigRun], alignment: Alignment, rows: Sequence[StageRow]) -> str:
     worst = 0.0
     name = ""
+    agreeing = [run.name for run in runs if run.gating and run.status == "agrees"]
     for row in rows:
-        for result in row.results.values():
+        for result in (row.results[name] for name in agreeing if name in row.results):
             if result.total.rel_l2 > worst:
                 worst, name = result.total.rel_l2, str(row.ref)
     where = f"; worst relative L2 {worst:.1e} at {name}" if name else ""
-    configs = ", ".join(run.name for run in runs if run.gating)
+    configs = ", ".join(agreeing)
     count = alignment.aligned
     stages = f"all {count} compared stages" if count > 1 else "the compared stage"
     return f"{stages} and the final outputs agree under {configs}{where}"
@@ -119,6 +126,6 @@ def _inconclusive(runs: Sequence[ConfigRun], alignment: Alignment, min_coverage:
     troubled = ", ".join(
         f"{run.name} {run.status}: {run.skipped_reason or ''}".rstrip(": ")
         for run in runs
-        if run.gating and run.status != "agrees"
+        if run.gating and run.status not in ("agrees", "skipped")
     )
     return f"no configuration gave an answer: {troubled or 'none ran'}"

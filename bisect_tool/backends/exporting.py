@@ -36,12 +36,14 @@ class ExportSettings:
         constant_folding: for ``dynamo`` this is all of its graph optimisation.
         keep_stages: keep normalisations apart from the convolutions before them; not what gets deployed, but what shows
             every stage.
+        dynamic_shapes: let every axis of the inputs vary where the exporter can (``dynamo``), or their first axis.
     """
 
     exporter: Exporter = "dynamo"
     opset: int | None = None
     constant_folding: bool = True
     keep_stages: bool = False
+    dynamic_shapes: bool = False
 
 
 def export_onnx(
@@ -80,6 +82,7 @@ def _export_dynamo(
         dynamo=True,
         opset_version=settings.opset,
         optimize=settings.constant_folding and not settings.keep_stages,
+        dynamic_shapes=_all_axes_vary(module, args, kwargs) if settings.dynamic_shapes else None,
         verbose=False,
     )
     assert program is not None
@@ -103,7 +106,30 @@ def _export_torchscript(
         # In eval mode this exporter folds BatchNorm whatever is asked for; PRESERVE takes the module's mode and does not.
         training=torch.onnx.TrainingMode.PRESERVE if settings.keep_stages else torch.onnx.TrainingMode.EVAL,
         input_names=names,
+        dynamic_axes={name: {0: f"{name}_axis"} for name in names or ()} if settings.dynamic_shapes else None,
     )
+
+
+def _all_axes_vary(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``torch.export``'s form: as the inputs are nested, a table of axes in place of each tensor."""
+    from torch.export import Dim
+
+    def axes(tensor: torch.Tensor) -> dict[int, Any]:
+        return dict.fromkeys(range(tensor.ndim), Dim.AUTO)
+
+    names = positional_names(module, len(args)) or [str(i) for i in range(len(args))]
+    given = {**dict(zip(names, args, strict=True)), **kwargs}
+    return {name: _leaves(value, axes) for name, value in given.items()}
+
+
+def _leaves(value: Any, axes: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return axes(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_leaves(item, axes) for item in value)
+    if isinstance(value, dict):
+        return {key: _leaves(item, axes) for key, item in value.items()}
+    return None
 
 
 def _flat_names(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str] | None:

@@ -132,6 +132,11 @@ class OnnxProgram:
             return 0
         return math.prod(shape) * _itemsize(self.graph.dtypes.get(name, "float32"))
 
+    def weight_bytes(self) -> int:
+        """Size of all initialisers together."""
+        tensors = [v.const_value for v in self._model.graph.initializers.values()]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
     def activation_bytes(self) -> int:
         """Estimated size of all run-time values together."""
         return sum(self.bytes_of(name) for node in self.graph.nodes for name in node.outputs if name)

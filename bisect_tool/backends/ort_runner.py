@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +16,14 @@ from numpy.typing import NDArray
 
 from bisect_tool.backends.buffers import HUGE_PAGE, BufferPool
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
+from bisect_tool.backends.ort_options import (
+    configure,
+    confirm,
+    cpu_nodes_of_cuda_session,
+    floating_nodes,
+    placed_nodes,
+    read_back,
+)
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.records import NumericConfig
 
@@ -27,14 +37,6 @@ except ImportError as error:
 
 Array = NDArray[Any]
 
-OPTIMIZATION_LEVELS = {
-    "off": "ORT_DISABLE_ALL",
-    "basic": "ORT_ENABLE_BASIC",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "layout": "ORT_ENABLE_LAYOUT",
-    "all": "ORT_ENABLE_ALL",
-}
-
 # Element types (onnx.TensorProto) that numpy itself lacks.
 _NO_NUMPY = {
     16: np.dtype(ml_dtypes.bfloat16),
@@ -43,33 +45,47 @@ _NO_NUMPY = {
     19: np.dtype(ml_dtypes.float8_e5m2),
     20: np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
+_MOST_WEIGHTS_WRITTEN = 500_000_000
 _PLACED = frozenset([ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16])
 _ELEMENT_TYPES = {dtype: number for number, dtype in _NO_NUMPY.items()}
 
 
-def make_session(model: bytes, config: NumericConfig, weights_folder: str) -> ort.InferenceSession:
-    """A session on the CPU, with memory given back after each run and no spinning threads beside PyTorch's own.
+def make_session(
+    model: bytes, config: NumericConfig, weights_folder: str, *, placement: bool = False, optimized: Path | None = None
+) -> ort.InferenceSession:
+    """A session as the configuration wants it, with memory given back after each run and no threads that wait in a loop
+    beside PyTorch's own.
+
+    Args:
+        model: serialised; its weights may be external.
+        config: of ONNX Runtime's side.
+        weights_folder: where external weights are.
+        placement: have the session remember which provider runs which node.
+        optimized: where to write the graph as it is after optimisation.
 
     Raises:
-        InconclusiveError: ONNX Runtime refuses the model; its reason is in the message.
+        InconclusiveError: ONNX Runtime refuses the model, or the configuration cannot be had here; the reason is in the
+            message.
     """
     options = ort.SessionOptions()
-    level = OPTIMIZATION_LEVELS[config.optimization or "all"]
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-    options.intra_op_num_threads = config.threads
     # Errors come as exceptions.
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights_folder)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    chosen = configure(options, config, placement=placement)
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, options, providers=chosen, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise InconclusiveError(
             f"ONNX Runtime cannot load the graph: {_reason(error)}",
             hint="does the file run in ONNX Runtime on its own? a newer onnxruntime may know the operator",
         ) from error
+    confirm(session, config)
+    return session
 
 
 def _reason(error: BaseException) -> str:
@@ -155,15 +171,38 @@ def _from_ort(value: ort.OrtValue) -> Array | None:
 
 
 class UntouchedRun:
-    """The whole graph as given, under one configuration: only its own outputs come out."""
+    """The whole graph as given, under one configuration: only its own outputs come out.
 
-    def __init__(self, program: OnnxProgram, config: NumericConfig):
-        self._session = make_session(program.untouched(), config, str(program.weights_folder))
+    Args:
+        program: the graph.
+        config: of ONNX Runtime's side.
+        look: read back what is in effect, the optimised graph too; ``effective`` has it.
+    """
+
+    def __init__(self, program: OnnxProgram, config: NumericConfig, *, look: bool = False):
+        folder = str(program.weights_folder)
+        if look:
+            with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as temporary:
+                # Written with its weights inside: that must stay small.
+                small = program.weight_bytes() < _MOST_WEIGHTS_WRITTEN
+                optimized = Path(temporary) / "optimized.onnx" if small else None
+                self._session = make_session(program.untouched(), config, folder, placement=True, optimized=optimized)
+                given = program.path if small else None
+                self.effective = read_back(self._session, config, optimized=optimized, given=given)
+        else:
+            self._session = make_session(program.untouched(), config, folder)
+            self.effective = {"providers": list(self._session.get_providers())}
         self.output_names = [o.name for o in self._session.get_outputs()]
-        self.providers = list(self._session.get_providers())
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array | None]:
         return dict(zip(self.output_names, run_session(self._session, self.output_names, feeds), strict=True))
+
+    def nodes_left_behind(self, program: OnnxProgram) -> tuple[str, ...]:
+        """Nodes that the CPU computes although the session runs on another device; () if that is not known."""
+        placed = placed_nodes(self._session)
+        if placed is None:
+            return ()
+        return tuple(str(node) for node in cpu_nodes_of_cuda_session(placed, floating_nodes(program.graph)))
 
 
 class SegmentedRun:

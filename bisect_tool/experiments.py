@@ -1,0 +1,283 @@
+"""Runs a matrix: every configuration pair in a process of its own, then one report, and what separates failing pairs
+from passing ones.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bisect_tool.backends.exporting import ExportSettings
+from bisect_tool.backends.isolation import CrashedError, run_isolated
+from bisect_tool.backends.torch_runner import float_dtype_of
+from bisect_tool.backends.torch_switches import placed
+from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.hypotheses import Finding, nearest_passing, separate
+from bisect_tool.matrix import Matrix
+from bisect_tool.numerics import environment
+from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, export_case, keep_file
+from bisect_tool.records import (
+    ConfigPair,
+    ConfigRun,
+    ConfigStatus,
+    NumericConfig,
+    Report,
+    StageRow,
+)
+from bisect_tool.remedies import describe
+from bisect_tool.store import read_report, report_text
+from bisect_tool.verdicts import decide
+
+Load = Callable[[], LoadedCase]
+
+MOST_FINDINGS = 4
+"""Failing pairs that are explained by trying switches; each may take some dozen runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """Which export a pair wants; ``None`` throughout: the one that is judged."""
+
+    exporter: str | None
+    opset: int | None
+    constant_folding: bool | None
+    keep_stages: bool
+    dynamic_shapes: bool
+    dtype: str | None
+
+
+def run_matrix(load: Load, options: Options, matrix: Matrix, progress: Progress = lambda _: None) -> Report:
+    """Runs every pair of a matrix, and explains those that fail.
+
+    Args:
+        load: makes the case, in every process anew; it must be possible to pickle it.
+        options: as for :func:`bisect_tool.pipeline.bisect`; ``pairs`` and ``optimizations`` are the matrix's.
+        matrix: the pairs.
+        progress: called with one line whenever a step begins.
+
+    Returns:
+        One report: rows of the stages with the results of all pairs, ``verdict.diagnoses`` and ``verdict.ruled_out``
+        from the comparison of failing and passing pairs.
+
+    Raises:
+        BisectError: the model or the sample is unusable.
+        InconclusiveError: no pair could run.
+    """
+    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
+        return _Matrix(load, options, matrix, Path(folder), progress).report()
+
+
+class _Matrix:
+    def __init__(self, load: Load, options: Options, matrix: Matrix, folder: Path, progress: Progress):
+        self.load = load
+        self.case = load()
+        self.options = options
+        self.matrix = matrix
+        self.folder = folder
+        self.progress = progress
+        self.dtype = float_dtype_of(self.case.module)
+        self.graphs: dict[_Graph, Path | BisectError] = {}
+        self.reports: dict[str, Report] = {}
+        self.runs: dict[str, ConfigRun] = {}
+        self.timings: dict[str, float] = {}
+
+    def report(self) -> Report:
+        pairs = self.matrix.pairs
+        for number, pair in enumerate(pairs, 1):
+            self.progress(f"pair {number} of {len(pairs)}: {pair.name}")
+            self.runs[pair.name] = self._run(pair)
+        if not self.reports:
+            reasons = "; ".join(f"{run.name}: {run.skipped_reason}" for run in self.runs.values())
+            raise InconclusiveError(f"no pair of matrix {self.matrix.source} could run: {reasons}")
+        findings = self._findings()
+        # Rows and alignment come from the run in which most is aligned, the first of equals.
+        base = max(self.reports.values(), key=lambda report: report.alignment.aligned)
+        rows = self._merged(base)
+        runs = tuple(self.runs.values())
+        verdict = decide(rows, runs, base.alignment, self.options.min_coverage)
+        diagnoses, ruled_out, sides = describe(findings, list(self.runs.values()))
+        origins = tuple(replace(o, side=sides.get(o.config, o.side)) for o in verdict.origins)
+        notes = dict.fromkeys(note for report in self.reports.values() for note in report.notes)
+        return replace(
+            base,
+            verdict=replace(verdict, origins=origins, diagnoses=tuple(diagnoses), ruled_out=tuple(ruled_out)),
+            configs=runs,
+            stages=tuple(rows),
+            timings=self.timings,
+            notes=tuple(notes),
+        )
+
+    # -- one pair -----------------------------------------------------------------------------------------------------
+
+    def _run(self, pair: ConfigPair) -> ConfigRun:
+        began = time.perf_counter()
+        try:
+            graph = self._graph(pair)
+            run = self._in_a_process(self._completed(pair), graph)
+        except CrashedError as error:
+            run = self._not_run(pair, "crashed", error.message, began)
+        except InconclusiveError as error:
+            # Nobody named this pair: what can't be had here is left out.
+            run = self._not_run(pair, "skipped" if self.matrix.preset else "failed", error.message, began)
+        except BisectError as error:
+            run = self._not_run(pair, "failed", error.message, began)
+        except RuntimeError as error:
+            run = self._not_run(pair, "failed", str(error).strip().splitlines()[-1], began)
+        self.timings[f"pair {pair.name}"] = time.perf_counter() - began
+        return run
+
+    def _in_a_process(self, pair: ConfigPair, graph: Path) -> ConfigRun:
+        target = self.folder / f"pair-{len(self.timings)}.json"
+        # In its own process it is all there is; whether it counts is decided here.
+        alone = replace(pair, gating=True)
+        options = replace(self.options, onnx=graph, keep_onnx=None, pairs=(alone,), look=True)
+        run_isolated(run_pair, self.load, options, target, environment=environment(pair))
+        report = read_report(target)
+        run = replace(report.configs[0], gating=pair.gating)
+        if report.verdict.status == "inconclusive" and run.status in ("agrees", "diverges"):
+            run = replace(run, status="failed", skipped_reason=report.verdict.summary[0])
+        self.reports[pair.name] = report
+        return run
+
+    def _not_run(self, pair: ConfigPair, status: ConfigStatus, reason: str, began: float) -> ConfigRun:
+        return ConfigRun(
+            name=pair.name,
+            expected=pair.expected,
+            actual=pair.actual,
+            effective={},
+            gating=pair.gating,
+            status=status,
+            observer_effect=None,
+            outputs=(),
+            seconds=time.perf_counter() - began,
+            peak_rss_mb=0.0,
+            skipped_reason=reason,
+        )
+
+    def _completed(self, pair: ConfigPair) -> ConfigPair:
+        """With what the pair leaves open as the case and the command line have it."""
+        dtype, export = pair.expected.dtype or self.dtype, self.options.export
+        threads = self.options.threads
+        actual = replace(pair.actual, dtype=dtype, threads=pair.actual.threads or threads)
+        if self.options.onnx is None or self._wanted(pair) is not None:
+            actual = replace(
+                actual,
+                exporter=actual.exporter or export.exporter,
+                opset=actual.opset if actual.opset is not None else export.opset,
+                constant_folding=export.constant_folding
+                if actual.constant_folding is None
+                else actual.constant_folding,
+            )
+        return replace(
+            pair, expected=replace(pair.expected, dtype=dtype, threads=pair.expected.threads or threads), actual=actual
+        )
+
+    # -- graphs -------------------------------------------------------------------------------------------------------
+
+    def _wanted(self, pair: ConfigPair) -> _Graph | None:
+        actual = pair.actual
+        dtype = pair.expected.dtype if pair.expected.dtype != self.dtype else None
+        wanted = _Graph(
+            actual.exporter,
+            actual.opset,
+            actual.constant_folding,
+            bool(actual.switches.get("keep_stages")),
+            bool(actual.switches.get("dynamic_shapes")),
+            dtype,
+        )
+        return None if wanted == _Graph(None, None, None, False, False, None) else wanted
+
+    def _graph(self, pair: ConfigPair) -> Path:
+        wanted = self._wanted(pair)
+        if wanted is None and self.options.onnx is not None:
+            return self.options.onnx
+        key = wanted or _Graph(None, None, None, False, False, None)
+        if key not in self.graphs:
+            try:
+                self.graphs[key] = self._export(key, len(self.graphs))
+            except BisectError as error:
+                self.graphs[key] = error
+        graph = self.graphs[key]
+        if isinstance(graph, BisectError):
+            raise graph
+        return graph
+
+    def _export(self, key: _Graph, number: int) -> Path:
+        default = self.options.export
+        settings = ExportSettings(
+            exporter=key.exporter or default.exporter,  # type: ignore[arg-type]
+            opset=key.opset if key.opset is not None else default.opset,
+            constant_folding=default.constant_folding if key.constant_folding is None else key.constant_folding,
+            keep_stages=key.keep_stages,
+            dynamic_shapes=key.dynamic_shapes,
+        )
+        folder = self.folder / f"graph-{number}"
+        folder.mkdir()
+        path = folder / "model.onnx"
+        self.progress(f"exporting with the {settings.exporter} exporter{_how(key)}")
+        began = time.perf_counter()
+        export_case(in_dtype(self.case, key.dtype), path, settings)
+        self.timings["export"] = self.timings.get("export", 0.0) + time.perf_counter() - began
+        if key == _Graph(None, None, None, False, False, None):
+            keep_file(path, self.options.keep_onnx)
+        return path
+
+    # -- together -----------------------------------------------------------------------------------------------------
+
+    def _merged(self, base: Report) -> list[StageRow]:
+        results: dict[Any, dict[str, Any]] = {}
+        for name, report in self.reports.items():
+            for row in report.stages:
+                if name in row.results:
+                    results.setdefault(row.ref, {})[name] = row.results[name]
+        return [replace(row, results=results.get(row.ref, {})) for row in base.stages]
+
+    def _findings(self) -> list[Finding]:
+        named = list(self.runs.values())
+        failing = sorted((run for run in named if run.status == "diverges"), key=lambda run: not run.gating)
+        findings: list[Finding] = []
+        for run in failing:
+            passing = nearest_passing(run, [*self.runs.values()])
+            if passing is None or len(findings) >= MOST_FINDINGS:
+                continue
+            findings.append(separate(run, passing, self._attempt))
+        return findings
+
+    def _attempt(self, pair: ConfigPair) -> ConfigRun:
+        """A run that only serves to explain another one."""
+        same = [r for r in self.runs.values() if (r.expected, r.actual) == (pair.expected, pair.actual)]
+        if same:
+            return same[0]
+        number = sum(name.startswith(f"{pair.name} try ") for name in self.runs) + 1
+        attempt = replace(pair, name=f"{pair.name} try {number}", gating=False)
+        self.progress(f"trying switches: {attempt.name}")
+        run = self.runs[attempt.name] = self._run(attempt)
+        return run
+
+
+def _how(key: _Graph) -> str:
+    words = [f"opset {key.opset}"] if key.opset is not None else []
+    words += ["no constant folding"] if key.constant_folding is False else []
+    words += ["stages kept apart"] if key.keep_stages else []
+    words += ["dynamic shapes"] if key.dynamic_shapes else []
+    words += [key.dtype] if key.dtype else []
+    return f" ({', '.join(words)})" if words else ""
+
+
+def in_dtype(case: LoadedCase, dtype: str | None) -> LoadedCase:
+    """The case with a copy of the model, and its inputs, in another dtype."""
+    if dtype is None or dtype == float_dtype_of(case.module):
+        return case
+    module, args, kwargs = placed(case.module, case.args, case.kwargs, NumericConfig("torch", dtype=dtype))
+    return replace(case, module=module, args=args, kwargs=kwargs)
+
+
+def run_pair(load: Load, options: Options, target: Path) -> None:
+    """What a pair's own process does: loads, compares, and leaves the report as a file."""
+    (pair,) = options.pairs
+    report = bisect(in_dtype(load(), pair.expected.dtype), options)
+    target.write_text(report_text(report), encoding="utf-8")

@@ -1,0 +1,139 @@
+"""What separates failing configuration pairs from passing ones, by trying one switch at a time.
+
+Two pairs that differ in several switches, one of which fails: each switch is a suspect. It is tried both ways: alone in
+the failing pair (does it mend it?) and alone in the passing one (does it break it?). Where no single switch mends the
+failing pair, a smallest set is looked for by delta debugging (Zeller and Hildebrandt, "Simplifying and Isolating
+Failure-Inducing Input", IEEE Transactions on Software Engineering 28(2), 2002).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bisect_tool.numerics import Step, steps, take
+from bisect_tool.records import ConfigPair, ConfigRun
+
+MOST_STEPS = 16
+"""Switches that two pairs may differ in; beyond it too many runs would be needed to tell them apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """One switch, and what trying it showed. Errors are relative L2 of the worst final output; ``None``: did not run.
+
+    Attributes:
+        step: from its value in the failing pair to that in the passing one.
+        without: error of the failing pair with this step made.
+        alone: error of the passing pair with this step taken back.
+        mends: whether the failing pair then agrees. breaks: whether the passing one then diverges.
+    """
+
+    step: Step
+    without: float | None
+    alone: float | None
+    mends: bool
+    breaks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Which switches make a pair fail.
+
+    Attributes:
+        failing, passing: the two runs that were compared.
+        fix: the smallest set of steps found that makes the failing pair agree.
+        fixed: the failing pair with the fix, as it ran.
+        suspicions: every switch in which the two differ.
+    """
+
+    failing: ConfigRun
+    passing: ConfigRun
+    fix: tuple[Step, ...]
+    fixed: ConfigRun
+    suspicions: tuple[Suspicion, ...]
+
+
+Try = Callable[[ConfigPair], ConfigRun]
+
+
+def error_of(run: ConfigRun) -> float | None:
+    """Relative L2 of the worst final output; infinite where an output could not be measured."""
+    if not run.outputs:
+        return None
+    errors = [output.total.rel_l2 for output in run.outputs]
+    return max(math.inf if math.isnan(error) else error for error in errors)
+
+
+def pair_of(run: ConfigRun) -> ConfigPair:
+    return ConfigPair(run.name, run.expected, run.actual, run.gating)
+
+
+def nearest_passing(failing: ConfigRun, runs: Sequence[ConfigRun]) -> ConfigRun | None:
+    """The agreeing run that differs in the fewest switches; ``None`` if there is none near enough."""
+    start = pair_of(failing)
+    agreeing = [
+        (len(steps(start, pair_of(run))), place, run) for place, run in enumerate(runs) if run.status == "agrees"
+    ]
+    agreeing = [item for item in agreeing if 0 < item[0] <= MOST_STEPS]
+    return min(agreeing, key=lambda item: item[:2])[2] if agreeing else None
+
+
+def separate(failing: ConfigRun, passing: ConfigRun, attempt: Try) -> Finding:
+    """Tries what the two pairs differ in.
+
+    Args:
+        failing: a run that diverges.
+        passing: a run that agrees.
+        attempt: runs a pair; asked once for each.
+    """
+    start, goal = pair_of(failing), pair_of(passing)
+    suspects = steps(start, goal)
+    known: dict[frozenset[Step], ConfigRun] = {frozenset(): failing, frozenset(suspects): passing}
+
+    def made(chosen: Sequence[Step]) -> ConfigRun:
+        key = frozenset(chosen)
+        if key not in known:
+            known[key] = attempt(take(start, chosen))
+        return known[key]
+
+    def agrees(chosen: Sequence[Step]) -> bool:
+        return made(chosen).status == "agrees"
+
+    suspicions = []
+    for step in suspects:
+        with_it = made([step])
+        rest = [other for other in suspects if other != step]
+        back = made(rest)
+        suspicions.append(
+            Suspicion(step, error_of(with_it), error_of(back), with_it.status == "agrees", back.status == "diverges")
+        )
+    single = [s.step for s in suspicions if s.mends]
+    if single:
+        # Of several the one that costs least.
+        fix = [min(single, key=lambda step: made([step]).seconds)]
+    else:
+        fix = _smallest(list(suspects), agrees)
+    return Finding(failing, passing, tuple(fix), made(fix), tuple(suspicions))
+
+
+def _smallest(steps_: list[Step], agrees: Callable[[Sequence[Step]], bool]) -> list[Step]:
+    """A set of which no single step can be left out (ddmin, on the steps that mend)."""
+    pieces = 2
+    while len(steps_) >= 2:
+        size = math.ceil(len(steps_) / pieces)
+        parts = [steps_[i : i + size] for i in range(0, len(steps_), size)]
+        rests = [[s for s in steps_ if s not in part] for part in parts]
+        smaller = next((p for p in parts if agrees(p)), None)
+        if smaller is not None:
+            steps_, pieces = smaller, 2
+            continue
+        smaller = next((r for r in rests if r and agrees(r)), None)
+        if smaller is not None:
+            steps_, pieces = smaller, max(pieces - 1, 2)
+            continue
+        if pieces >= len(steps_):
+            break
+        pieces = min(len(steps_), 2 * pieces)
+    return steps_
