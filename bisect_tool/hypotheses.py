@@ -89,7 +89,7 @@ def separate(failing: ConfigRun, passing: ConfigRun, attempt: Try) -> Finding:
         attempt: runs a pair; asked once for each.
     """
     start, goal = pair_of(failing), pair_of(passing)
-    suspects = steps(start, goal)
+    suspects = [step for step in steps(start, goal) if not step.idle]
     known: dict[frozenset[Step], ConfigRun] = {frozenset(): failing, frozenset(suspects): passing}
 
     def made(chosen: Sequence[Step]) -> ConfigRun:

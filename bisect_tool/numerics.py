@@ -223,6 +223,13 @@ class Step:
         """The line of Python that makes this step; ``None`` where it only leaves something unset."""
         return None if self.after is None else code_for(self.side, self.name, self.after)
 
+    @property
+    def idle(self) -> bool:
+        """Whether it only says what the library does anyway: such a step is no suspect."""
+        default = default_of(lookup(self.side, self.name))
+        before, after = (default if value is None else value for value in (self.before, self.after))
+        return before == after
+
 
 def steps(start: ConfigPair, goal: ConfigPair) -> tuple[Step, ...]:
     """What has to change to come from one pair to the other, one switch each, in the order of the table."""
@@ -233,6 +240,12 @@ def steps(start: ConfigPair, goal: ConfigPair) -> tuple[Step, ...]:
             if side in _sides(before.backend) and old.get(name) != new.get(name):
                 found.append(Step(side, name, old.get(name), new.get(name), _TABLE[side, name].title))
     return tuple(found)
+
+
+def default_of(switch: Switch) -> Value | None:
+    """What the library does if nobody sets the switch; ``None`` where that is no one value."""
+    choices = (True, False) if switch.values.kind == "flag" else switch.values.choices
+    return next((choice for choice in choices if literal(choice).strip('"') == switch.default), None)
 
 
 def take(pair: ConfigPair, chosen: Iterable[Step], *, back: bool = False) -> ConfigPair:
@@ -356,10 +369,9 @@ def _example(switch: Switch) -> str:
     special: dict[str, Value] = {"opset": 18, "disabled_passes": "ConvBNFusion;GeluFusionL2"}
     value = special.get(switch.name)
     if value is None and switch.values.kind == "flag":
-        value = switch.default != "true"
+        value = not default_of(switch)
     elif value is None and switch.values.kind == "choice":
-        others = [choice for choice in switch.values.choices if literal(choice).strip('"') != switch.default]
-        value = (others or switch.values.choices)[0]
+        value = next((c for c in switch.values.choices if c != default_of(switch)), switch.values.choices[0])
     elif value is None:
         value = 16 if switch.name == "sdpa_kernel" else max(switch.values.minimum, 1)
     return code_for(switch.side, switch.name, value)

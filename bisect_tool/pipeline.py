@@ -27,7 +27,7 @@ from bisect_tool.backends.preflight import explain_forward_error
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
-from bisect_tool.backends.torch_switches import applied, placed
+from bisect_tool.backends.torch_switches import applied, placed, require_device
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
@@ -354,6 +354,7 @@ class _Bisection:
     def _run_untouched(self, pair: ConfigPair) -> None:
         began = time.perf_counter()
         try:
+            require_device(pair.expected.device)
             run = UntouchedRun(self.program, pair.actual, look=self.options.look)
             outputs = run.run(self.feeds)
             self._check_placement(pair, run)

@@ -14,7 +14,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -37,7 +37,7 @@ def run_isolated(
     Args:
         function: of a module, so that it can be pickled, as its arguments and its result must be.
         arguments: for it.
-        environment: variables that are set in that process before it starts working.
+        environment: variables that the process starts with.
         quiet: what libraries print there goes nowhere.
 
     Raises:
@@ -45,12 +45,12 @@ def run_isolated(
         BisectError: whatever of this kind the function raised; other exceptions come as a ``RuntimeError`` with their
             traceback.
     """
-    context = _context()
+    # What a library reads as it is loaded has to be there before that: then nothing may be imported beforehand.
+    context = _context(fresh=bool(environment))
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_work, args=(sender, dict(environment or {}), quiet, pickle.dumps((function, arguments))), daemon=True
-    )
-    process.start()
+    process = context.Process(target=_work, args=(sender, quiet, pickle.dumps((function, arguments))), daemon=True)
+    with _variables(environment or {}):
+        process.start()
     sender.close()
     try:
         kind, payload = _receive(receiver, process)
@@ -94,18 +94,32 @@ def _ending(code: int | None) -> str:
     return f"the process ended without a result (exit code {code})"
 
 
-def _context() -> Any:
-    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+@contextlib.contextmanager
+def _variables(environment: Mapping[str, str]) -> Iterator[None]:
+    """A process starts with its parent's variables."""
+    saved = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _context(*, fresh: bool) -> Any:
+    if fresh or "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context
 
 
-def _work(sender: Connection, environment: Mapping[str, str], quiet: bool, job: bytes) -> None:
+def _work(sender: Connection, quiet: bool, job: bytes) -> None:
     # The terminal sends Ctrl-C to the whole group; the parent ends this process itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(environment)
     if quiet:
         _silence()
     try:
