@@ -6,9 +6,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
+from bisect_tool.cli.process import end_without_collection, let_idle_threads_sleep, use_huge_pages
 from bisect_tool.cli.run import run
 from bisect_tool.errors import (
     EXIT_BROKEN_PIPE,
@@ -30,12 +32,21 @@ tool.add_command(run, "run")
 
 def bisect_divergence() -> None:
     """Console script ``bisect-divergence``."""
-    sys.exit(execute(run, "bisect-divergence", sys.argv[1:]))
+    _process(run, "bisect-divergence")
 
 
 def bisect_tool() -> None:
     """Console script ``bisect-tool``."""
-    sys.exit(execute(tool, "bisect-tool", sys.argv[1:]))
+    _process(tool, "bisect-tool")
+
+
+def _process(command: click.Command, name: str) -> NoReturn:
+    """A command as a whole process, from its start to its end."""
+    let_idle_threads_sleep()
+    use_huge_pages()
+    code = execute(command, name, sys.argv[1:])
+    end_without_collection()
+    sys.exit(code)
 
 
 def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:

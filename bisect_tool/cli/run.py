@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from bisect_tool.cli.loading import case_name, load, load_case, make_case
+from bisect_tool.cli.process import load_libraries, no_collection
 from bisect_tool.cli.settings import parse_size, read_case_file
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
+from bisect_tool.matrix import read_matrix
 
 if TYPE_CHECKING:
-    from bisect_tool.backends.samples import Sample
-    from bisect_tool.pipeline import LoadedCase, Options
+    from bisect_tool.pipeline import Options
     from bisect_tool.records import Report
 
 _EXIT = {"agrees": EXIT_AGREES, "diverges": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
@@ -28,6 +30,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "memory_budget": "2GiB",
     "min_coverage": 0.9,
     "threads": 0,
+    "matrix": None,
     "inputs": (),
     "groups": (),
     "stages": (),
@@ -66,6 +69,9 @@ _DEFAULTS: Mapping[str, Any] = {
 @click.option("--all-stages", is_flag=True, help="Print every row of the stage table.")
 @click.option("--min-coverage", type=float, help="Share of stages that must be aligned [default: 0.9].")
 @click.option("--memory-budget", metavar="SIZE", help="Activations kept at once [default: 2GiB].")
+@click.option(
+    "--matrix", metavar="NAME", help="Run many configurations: quick, full, strict, deploy, or a matrix file (TOML)."
+)
 @click.option("--threads", type=click.IntRange(min=0), help="Threads of both sides; 0 is each library's default.")
 @click.option("--allow-pickle", is_flag=True, default=None, help="Unpickle the checkpoint: runs code in it.")
 @click.option("--allow-missing", is_flag=True, default=None, help="Accept a checkpoint without some of the keys.")
@@ -140,23 +146,13 @@ def _progress(quiet: bool) -> Callable[[str], None]:
     return say
 
 
-def _case_name(settings: Mapping[str, Any]) -> str:
-    if settings["name"]:
-        name = str(settings["name"])
-        if Path(name).name != name or name in (".", ".."):
-            raise BisectError(f"--name {name!r}: a name, not a path", hint="use -o DIR for another folder")
-        return name
-    path = Path(str(settings["model"]).partition(":")[0])
-    return path.parent.resolve().name if path.name == "model.py" else path.stem
-
-
 def _report_folder(settings: Mapping[str, Any], force: bool) -> Path:
     from bisect_tool.store import check_report_folder
 
     if settings["output"]:
         folder = Path(settings["output"])
     else:
-        base = Path("reports") / _case_name(settings)
+        base = Path("reports") / case_name(settings)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder, number = base / stamp, 1
         while os.path.exists(folder):
@@ -169,84 +165,31 @@ def _report_folder(settings: Mapping[str, Any], force: bool) -> Path:
 
 def _run_samples(settings: Mapping[str, Any], folder: Path, force: bool, say: Callable[[str], None]) -> Any:
     """Yields each sample's report and its folder; the model is loaded once."""
-    from dataclasses import replace
+    matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
+    say("loading the model")
+    load_libraries()
 
     from bisect_tool.backends.samples import bind_sample
     from bisect_tool.pipeline import bisect
 
-    say("loading the model")
-    module, samples, description, notes = _load(settings)
-    options = _options(settings, module)
+    loaded = load(settings)
+    options = _options(settings, loaded.module)
     # All samples are checked before the first one runs.
-    bound = [bind_sample(module, sample) for sample in samples]
+    bound = [bind_sample(loaded.module, sample) for sample in loaded.samples]
     for number, sample in enumerate(bound):
-        case = _case(settings, module, sample, description, notes)
+        case = make_case(settings, loaded, sample)
         # Each sample gets an export of its own: shapes are baked in.
-        report = bisect(case, options if number == 0 else replace(options, keep_onnx=None), say)
+        chosen = options if number == 0 else replace(options, keep_onnx=None)
+        if matrix is None:
+            report = bisect(case, chosen, say)
+        else:
+            from bisect_tool.experiments import run_matrix
+
+            given = {**settings, "command": case.description["command"]}
+            report = run_matrix(functools.partial(load_case, given, number), chosen, matrix, say)
         target = folder if len(bound) == 1 else folder / f"{number:03d}-{Path(sample.source).stem}"
         _write(report, target, force, say)
         yield report, target
-
-
-def _load(settings: Mapping[str, Any]) -> tuple[Any, list[Sample], dict[str, Any], tuple[str, ...]]:
-    from bisect_tool.backends.checkpoints import apply_checkpoint, load_checkpoint
-    from bisect_tool.backends.models import load_entry_args, load_model
-    from bisect_tool.backends.preprocess import make_sample
-    from bisect_tool.backends.samples import load_samples
-
-    arguments = load_entry_args(settings["entry_args"]) if settings["entry_args"] else None
-    if settings["threads"]:
-        import torch
-
-        torch.set_num_threads(settings["threads"])
-    loaded = load_model(settings["model"], settings["entry"], arguments)
-    notes: tuple[str, ...] = ()
-    if settings["checkpoint"]:
-        state = load_checkpoint(settings["checkpoint"], allow_pickle=settings["allow_pickle"])
-        notes += apply_checkpoint(
-            loaded.module,
-            state,
-            settings["checkpoint"],
-            allow_missing=settings["allow_missing"],
-            allow_unexpected=settings["allow_unexpected"],
-        )
-    elif loaded.kind == "python":
-        notes += ("no checkpoint given: the model runs with the weights that its entry gave it",)
-    if settings["preprocess"]:
-        samples = [make_sample(settings["preprocess"], settings["raw"])]
-    else:
-        samples = load_samples(settings["inputs"])
-    description = {
-        "model": str(settings["model"]),
-        "checkpoint": settings["checkpoint"] and str(settings["checkpoint"]),
-        "inputs": [str(path) for path in settings["inputs"]],
-        "onnx": settings["onnx"] and str(settings["onnx"]),
-        "command": shlex.join(["bisect-divergence", *sys.argv[1:]]),
-    }
-    return loaded.module, samples, description, notes
-
-
-def _case(
-    settings: Mapping[str, Any], module: Any, sample: Sample, description: Mapping[str, Any], notes: tuple[str, ...]
-) -> LoadedCase:
-    from bisect_tool.backends.models import to_eval
-    from bisect_tool.backends.preflight import preflight
-    from bisect_tool.pipeline import LoadedCase
-
-    to_eval(module)
-    findings = preflight(module, sample.args, sample.kwargs)
-    errors = [finding.text for finding in findings if finding.severity == "error"]
-    if errors:
-        raise BisectError("; ".join(errors))
-    warnings = tuple(finding.text for finding in findings)
-    return LoadedCase(
-        name=_case_name(settings),
-        module=module,
-        args=sample.args,
-        kwargs=sample.kwargs,
-        description={**description, "sample": sample.source},
-        notes=(*notes, *sample.notes, *warnings),
-    )
 
 
 def _options(settings: Mapping[str, Any], module: Any) -> Options:
@@ -281,17 +224,18 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
     )
 
 
+@no_collection()
 def _write(report: Report, folder: Path, force: bool, say: Callable[[str], None]) -> None:
     from bisect_tool.reporters import csv_table, html, plots
     from bisect_tool.store import write_report_folder
 
     say("writing the report")
-    light = plots.svg(report)
+    plot = plots.images(report)
     files: dict[str, Any] = {
         "stages.csv": csv_table.csv_text(report),
-        "amplification.png": plots.png(report),
-        "amplification.svg": light,
-        "index.html": html.html_text(report, plot=(light, plots.svg(report, theme="dark"))),
+        "amplification.png": plot.png,
+        "amplification.svg": plot.light,
+        "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
     }
     write_report_folder(report, folder, force=force, files=files)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bisect_tool.errors import BisectError
+from bisect_tool.matrix import PRESETS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,7 +34,7 @@ KEYS: Mapping[str, Mapping[str, str]] = {
     "export": {"exporter": "exporter", "opset": "opset", "constant_folding": "constant_folding"},
     "tolerance": {"max_abs": "max_abs", "atol": "atol", "rtol": "rtol"},
     "report": {"groups": "groups", "stages": "stages", "level": "level", "output": "output"},
-    "run": {"memory_budget": "memory_budget", "min_coverage": "min_coverage", "threads": "threads"},
+    "run": {"memory_budget": "memory_budget", "min_coverage": "min_coverage", "threads": "threads", "matrix": "matrix"},
 }
 """Section → key → name of the command's parameter."""
 
@@ -41,7 +42,7 @@ _CHOICES = {"exporter": ("dynamo", "torchscript"), "level": ("op", "leaf", "cont
 _BOOLEANS = {"allow_pickle", "allow_missing", "allow_unexpected", "constant_folding"}
 _INTEGERS = {"opset", "threads"}
 _NUMBERS = {"max_abs", "atol", "rtol", "min_coverage"}
-_PATHS = {"model", "checkpoint", "inputs", "onnx", "entry_args", "output", "raw"}
+_PATHS = {"model", "checkpoint", "inputs", "onnx", "entry_args", "output", "raw", "matrix"}
 _LISTS = {"inputs", "groups", "stages"}
 
 
@@ -96,7 +97,7 @@ def _check_type(name: str, value: Any, where: str) -> None:
 def _prepare(name: str, value: Any, path: Path) -> Any:
     if name in _LISTS:
         value = [value] if isinstance(value, str) else list(value)
-    if name not in _PATHS:
+    if name not in _PATHS or (name == "matrix" and value in PRESETS):
         return value
     if name == "model" and not value.endswith((".py", ".pt", ".pt2", ".pth", ".ts", ".jit")):
         return value

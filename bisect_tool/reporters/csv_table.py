@@ -5,7 +5,8 @@ Column names are stable. An empty cell means that the number was not measured; `
 
 from __future__ import annotations
 
-import math
+import csv
+import io
 from typing import TYPE_CHECKING, Any
 
 from bisect_tool.records import Comparison, Report, StageRow
@@ -23,20 +24,19 @@ COLUMNS = (*STAGE_COLUMNS, "config", *TOTAL_COLUMNS, *LOCAL_COLUMNS, *RESULT_COL
 
 def frame(report: Report) -> DataFrame:
     """The stage table as a DataFrame; a stage that no configuration reached has one row without results."""
-    return _frame(_rows(report))
+    import pandas as pd
+
+    # dtype object: pandas would turn "not measured" into NaN, which is a result here
+    return pd.DataFrame(_rows(report), columns=list(COLUMNS), dtype=object)
 
 
 def csv_text(report: Report) -> str:
     """The content of ``stages.csv``; numbers have all their digits."""
-    rows = [{name: _plain(value) for name, value in row.items()} for row in _rows(report)]
-    return str(_frame(rows).to_csv(index=False, na_rep="", lineterminator="\n"))
-
-
-def _frame(rows: list[dict[str, Any]]) -> DataFrame:
-    import pandas as pd
-
-    # dtype object: pandas would turn "not measured" into NaN, which is a result here
-    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_rows(report))
+    return text.getvalue()
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:
@@ -45,10 +45,6 @@ def _rows(report: Report) -> list[dict[str, Any]]:
         for row in report.stages
         for config, result in (row.results.items() if row.results else [(None, None)])
     ]
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cells(row: StageRow, config: str | None, result: Comparison | None) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
     if plot is None:
         from bisect_tool.reporters import plots
 
-        plot = (plots.svg(report), plots.svg(report, theme="dark"))
+        drawn = plots.images(report)
+        plot = (drawn.light, drawn.dark)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any
 
 from bisect_tool.records import Report, StageRow
 from bisect_tool.reporters import common
@@ -19,8 +20,6 @@ from bisect_tool.reporters import common
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Theme = Literal["light", "dark"]
 
 LABELS = 44
 """At most about so many stage names fit under the axis."""
@@ -41,10 +40,8 @@ class _Style:
     origin: str
 
 
-_STYLES: dict[Theme, _Style] = {
-    "light": _Style("#ffffff", "#1b1f24", "#d8dce1", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00"),
-    "dark": _Style("#161b22", "#e6edf3", "#363d47", "#ff8533", "#56b4e9", "#2bc79a", "#e39ac4", "#f0e442"),
-}
+_LIGHT = _Style("#ffffff", "#1b1f24", "#d8dce1", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
+_DARK = _Style("#161b22", "#e6edf3", "#363d47", "#ff8533", "#56b4e9", "#2bc79a", "#e39ac4", "#f0e442")
 
 
 @dataclass(frozen=True)
@@ -57,49 +54,67 @@ class _Series:
     beyond: list[int]
 
 
-def png(report: Report) -> bytes:
-    """The plot as PNG."""
-    return _save(report, "light", "png", {"Software": None})
+@dataclass(frozen=True)
+class Images:
+    """The plot in each of its forms: a PNG, and SVG for light and for dark screens."""
+
+    png: bytes
+    light: str
+    dark: str
 
 
-def svg(report: Report, *, theme: Theme = "light") -> str:
-    """The plot as SVG, the same bytes for the same report; text stays text."""
-    metadata = {"Date": None, "Creator": None, "Title": "Error and its growth by stage"}
-    return _save(report, theme, "svg", metadata).decode("utf-8")
+def images(report: Report) -> Images:
+    """Draw the plot once for all its forms. The same report gives the same bytes; text in an SVG stays text."""
+    figure = draw(report)
+    light = _save(figure, "svg", {"Date": None, "Creator": None, "Title": "Error and its growth by stage"}).decode()
+    # Finding places takes longer than drawing, and every form can have the same.
+    figure.set_layout_engine("none")
+    return Images(_save(figure, "png", {"Software": None}), light, _darkened(light))
 
 
-def _save(report: Report, theme: Theme, kind: str, metadata: dict[str, Any]) -> bytes:
+def _save(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
     import matplotlib
 
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "bisect-tool", "svg.fonttype": "none"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in other scripts; SVG keeps them
-        draw(report, theme=theme).savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
 
 
-def draw(report: Report, *, theme: Theme = "light") -> Figure:
+def _darkened(svg: str) -> str:
+    """The same drawing in the colours for dark screens; a stage's name may read as a colour, and stays as it is."""
+    colours = dict(zip(astuple(_LIGHT), astuple(_DARK), strict=True))
+
+    def recoloured(element: re.Match[str]) -> str:
+        return re.sub(r"#[0-9a-f]{6}\b", lambda found: colours.get(found[0], found[0]), element[0])
+
+    return re.sub(r"<[^>]*>", recoloured, svg)
+
+
+def draw(report: Report) -> Figure:
     """Draw total and local error above, growth below, for the configuration that the terminal shows as well."""
     from matplotlib.figure import Figure
 
-    style = _STYLES[theme]
     config = common.main_config(report)
     rows = common.stage_rows(report) or common.group_rows(report)
-    figure = Figure(figsize=(min(10 + max(len(rows) - 40, 0) / 40, 16), 7), layout="constrained", facecolor=style.paper)
+    figure = Figure(
+        figsize=(min(10 + max(len(rows) - 40, 0) / 40, 16), 7), layout="constrained", facecolor=_LIGHT.paper
+    )
     errors, growth = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
     title = f"{report.case.get('name') or 'model'}: {common.STATUSES[report.verdict.status]}"
-    figure.suptitle(_text(f"{title}, {config}" if config else title, 90), color=style.ink, parse_math=False)
-    _errors(errors, report, rows, config, style)
-    _growth(growth, rows, config, style)
+    figure.suptitle(_text(f"{title}, {config}" if config else title, 90), color=_LIGHT.ink, parse_math=False)
+    _errors(errors, report, rows, config)
+    _growth(growth, rows, config)
     for axes in (errors, growth):
-        _dress(axes, style)
+        _dress(axes)
     _stage_names(growth, rows, _marked(report, rows, config))
     if not any(config in row.results for row in rows):
-        errors.text(0.5, 0.5, "no stage was compared", transform=errors.transAxes, ha="center", color=style.ink)
+        errors.text(0.5, 0.5, "no stage was compared", transform=errors.transAxes, ha="center", color=_LIGHT.ink)
     return figure
 
 
-def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | None, style: _Style) -> None:
+def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | None) -> None:
     results = [row.results.get(config or "") for row in rows]
     total = _series([result.total.rel_l2 if result else None for result in results])
     local = _series([common.local_rel(result) if result else None for result in results])
@@ -110,22 +125,22 @@ def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | 
         # with one stage a line has no length, so it is drawn from edge to edge of each stage's place
         x = [edge for index in range(len(rows)) for edge in (index - 0.5, index + 0.5)]
         y = [limit or math.nan for limit in limits for _ in range(2)]
-        axes.plot(x, y, color=style.ink, linestyle="-.", linewidth=1.2, label="tolerance")
+        axes.plot(x, y, color=_LIGHT.ink, linestyle="-.", linewidth=1.2, label="tolerance")
     # larger: where both are the same, the local square frames the total's dot
     _plot(
         axes,
         local,
         (low, high),
-        style.local,
+        _LIGHT.local,
         "s",
         "--",
         size * 1.6 if size > 3 else size,
         "local: made in the stage itself",
     )
-    _plot(axes, total, (low, high), style.total, "o", "-", size, "total: against PyTorch's run")
+    _plot(axes, total, (low, high), _LIGHT.total, "o", "-", size, "total: against PyTorch's run")
     for index, label in _marked(report, rows, config).items():
         if "first" in label:
-            axes.axvline(index, color=style.first, linestyle=":", linewidth=2, zorder=1)
+            axes.axvline(index, color=_LIGHT.first, linestyle=":", linewidth=2, zorder=1)
             left = index < len(rows) / 2
             axes.annotate(
                 "first over tolerance: " + _text(str(rows[index].ref), 60),
@@ -135,13 +150,13 @@ def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | 
                 textcoords="offset points",
                 ha="left" if left else "right",
                 va="top",
-                color=style.ink,
+                color=_LIGHT.ink,
                 fontsize=9,
                 parse_math=False,
-                bbox={"facecolor": style.paper, "edgecolor": style.first, "boxstyle": "round,pad=0.3"},
+                bbox={"facecolor": _LIGHT.paper, "edgecolor": _LIGHT.first, "boxstyle": "round,pad=0.3"},
                 zorder=6,
             )
-    _origins(axes, report, rows, config, (low, high), style)
+    _origins(axes, report, rows, config, (low, high))
     axes.set_ylim(low / 2, high * 30)  # room for the label above the curves
     axes.set_ylabel("relative L2 error")
     handles, labels = axes.get_legend_handles_labels()
@@ -153,14 +168,14 @@ def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | 
             bbox_to_anchor=(0, 1.01),
             ncols=3,
             frameon=False,
-            labelcolor=style.ink,
+            labelcolor=_LIGHT.ink,
             fontsize=9,
             borderaxespad=0,
         )
 
 
 def _origins(
-    axes: Axes, report: Report, rows: Sequence[StageRow], config: str | None, ends: tuple[float, float], style: _Style
+    axes: Axes, report: Report, rows: Sequence[StageRow], config: str | None, ends: tuple[float, float]
 ) -> None:
     x, y = [], []
     for index, label in _marked(report, rows, config).items():
@@ -176,19 +191,19 @@ def _origins(
             linestyle="none",
             marker="*",
             markersize=17,
-            markerfacecolor=style.origin,
-            markeredgecolor=style.ink,
+            markerfacecolor=_LIGHT.origin,
+            markeredgecolor=_LIGHT.ink,
             label="origin: the error is made here",
             zorder=5,
         )
 
 
-def _growth(axes: Axes, rows: Sequence[StageRow], config: str | None, style: _Style) -> None:
+def _growth(axes: Axes, rows: Sequence[StageRow], config: str | None) -> None:
     results = [row.results.get(config or "") for row in rows]
     series = _series([result.growth if result else None for result in results])
     low, high = _range([1.0, *series.line])
-    axes.axhline(1, color=style.ink, linewidth=1, linestyle="-.")
-    _plot(axes, series, (low, high), style.growth, "D", "-", _marker_size(len(rows)), "growth", legend=False)
+    axes.axhline(1, color=_LIGHT.ink, linewidth=1, linestyle="-.")
+    _plot(axes, series, (low, high), _LIGHT.growth, "D", "-", _marker_size(len(rows)), "growth", legend=False)
     axes.set_ylim(low / 2, high * 2)
     axes.set_ylabel("growth\n(error out / in)")
 
@@ -287,7 +302,7 @@ def _initials(path: str, width: int) -> str:
     return ".".join(parts)
 
 
-def _dress(axes: Axes, style: _Style) -> None:
+def _dress(axes: Axes) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     axes.set_yscale("log")
@@ -295,13 +310,13 @@ def _dress(axes: Axes, style: _Style) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_facecolor(style.paper)
-    axes.grid(True, color=style.grid, linewidth=0.6)
+    axes.set_facecolor(_LIGHT.paper)
+    axes.grid(True, color=_LIGHT.grid, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=style.ink)
-    axes.yaxis.label.set_color(style.ink)
+    axes.tick_params(colors=_LIGHT.ink)
+    axes.yaxis.label.set_color(_LIGHT.ink)
     for spine in axes.spines.values():
-        spine.set_color(style.grid)
+        spine.set_color(_LIGHT.grid)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 

@@ -7,7 +7,8 @@ import io
 import math
 
 import pandas as pd
-from report_samples import HOSTILE_NAMES, diverging, empty, hostile, long
+import pytest
+from report_samples import HOSTILE_NAMES, SAMPLES, diverging, empty, hostile, long
 
 from bisect_tool.reporters.csv_table import csv_text, frame
 
@@ -63,6 +64,13 @@ def test_any_name_survives() -> None:
     rows = list(csv.DictReader(io.StringIO(csv_text(hostile()), newline="")))
     assert list(HOSTILE_NAMES) == [row["stage"] for row in rows[:-1]]
     assert ("head", "2", "boxes[0]", "scalar") == tuple(rows[-1][name] for name in ("stage", "call", "output", "shape"))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_text_and_frame_say_the_same(name: str) -> None:
+    """The file is what pandas would write of the DataFrame."""
+    table = frame(SAMPLES[name]()).map(lambda value: str(value) if isinstance(value, float) else value)
+    assert table.to_csv(index=False, lineterminator="\n") == csv_text(SAMPLES[name]())
 
 
 def test_frame_tells_none_from_nan() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -52,13 +53,13 @@ def test_every_report_can_be_drawn(name: str) -> None:
     """PNG and SVG are well formed for every sample, and drawing warns of nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        image = plots.png(SAMPLES[name]())
-        text = plots.svg(SAMPLES[name]())
-    assert b"\x89PNG\r\n\x1a\n" == image[:8]
-    width, height = struct.unpack(">II", image[16:24])
+        drawn = plots.images(SAMPLES[name]())
+    assert b"\x89PNG\r\n\x1a\n" == drawn.png[:8]
+    width, height = struct.unpack(">II", drawn.png[16:24])
     assert width >= 1500
     assert 1050 == height
-    assert "{http://www.w3.org/2000/svg}svg" == ElementTree.fromstring(text).tag
+    for text in (drawn.light, drawn.dark):
+        assert "{http://www.w3.org/2000/svg}svg" == ElementTree.fromstring(text).tag
 
 
 @pytest.mark.parametrize(
@@ -172,19 +173,38 @@ def test_curves_differ_without_colour() -> None:
     assert lines[0].get_linestyle() != lines[1].get_linestyle()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_svg_is_deterministic(theme: plots.Theme) -> None:
+def test_images_are_deterministic() -> None:
     """The same report gives the same bytes, with no date and no name of a program in them."""
-    text = plots.svg(diverging(), theme=theme)
-    assert text == plots.svg(diverging(), theme=theme)
-    assert "<dc:date>" not in text
-    assert "Matplotlib" not in text
-    assert plots.png(diverging()) == plots.png(diverging())
+    drawn = plots.images(diverging())
+    assert drawn == plots.images(diverging())
+    assert "<dc:date>" not in drawn.light
+    assert "Matplotlib" not in drawn.light
+
+
+def test_dark_is_light_in_other_colours() -> None:
+    """Colour for colour the dark plot has a shade of its own, on dark paper; everything else is the same."""
+    drawn = plots.images(diverging())
+    light, dark = (re.findall(r"#[0-9a-f]{6}\b", text) for text in (drawn.light, drawn.dark))
+    shades = set(zip(light, dark, strict=True))
+    assert len(shades) == len(set(light)) == len(set(dark)) == 8
+    assert ("#ffffff", "#161b22") in shades
+    assert not set(light) & set(dark)
+    shapes = [re.sub(r"#[0-9a-f]{6}\b", "", text) for text in (drawn.light, drawn.dark)]
+    assert shapes[0] == shapes[1]
+
+
+def test_names_that_read_as_colours_stay() -> None:
+    """A name is not recoloured, though it may say what a style says."""
+    name = 'style="fill: #ffffff"'
+    report = replace(healthy(), stages=(row(0, name, "Conv2d", {"ort-off": comparison(1e-7, 1e-7)}),))
+    drawn = plots.images(report)
+    assert name in svg_texts(drawn.light)
+    assert name in svg_texts(drawn.dark)
 
 
 def test_names_in_svg_are_text() -> None:
     """Names are text in the SVG, in any script, as they are; formulas are not set, scripts are not elements."""
-    text = plots.svg(hostile())
+    text = plots.images(hostile()).light
     assert SCRIPT not in text
     assert SCRIPT in svg_texts(text)
     assert r"$\frac{1}{0$ ]]> --> {{ 7*7 }}" in svg_texts(text)
@@ -195,5 +215,5 @@ def test_names_in_svg_are_text() -> None:
 def test_drawing_leaves_no_state() -> None:
     """Neither matplotlib's settings nor pyplot's list of figures are touched."""
     before = dict(matplotlib.rcParams)
-    plots.svg(diverging())
+    plots.images(diverging())
     assert before == dict(matplotlib.rcParams)

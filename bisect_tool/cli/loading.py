@@ -1,0 +1,115 @@
+"""From settings to what is compared: the model with its weights, and the samples."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bisect_tool.errors import BisectError
+
+if TYPE_CHECKING:
+    from bisect_tool.backends.samples import Sample
+    from bisect_tool.pipeline import LoadedCase
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model with its weights, the samples it is to be judged on, and what the report says about them."""
+
+    module: Any
+    samples: list[Sample]
+    description: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def load(settings: Mapping[str, Any]) -> Loaded:
+    """Loads what the settings name.
+
+    Raises:
+        BisectError: something is missing, unreadable or does not fit.
+    """
+    from bisect_tool.backends.checkpoints import apply_checkpoint, load_checkpoint
+    from bisect_tool.backends.models import load_entry_args, load_model
+    from bisect_tool.backends.preprocess import make_sample
+    from bisect_tool.backends.samples import load_samples
+
+    arguments = load_entry_args(settings["entry_args"]) if settings["entry_args"] else None
+    if settings["threads"]:
+        import torch
+
+        torch.set_num_threads(settings["threads"])
+    loaded = load_model(settings["model"], settings["entry"], arguments)
+    notes: tuple[str, ...] = ()
+    if settings["checkpoint"]:
+        state = load_checkpoint(settings["checkpoint"], allow_pickle=settings["allow_pickle"])
+        notes += apply_checkpoint(
+            loaded.module,
+            state,
+            settings["checkpoint"],
+            allow_missing=settings["allow_missing"],
+            allow_unexpected=settings["allow_unexpected"],
+        )
+    elif loaded.kind == "python":
+        notes += ("no checkpoint given: the model runs with the weights that its entry gave it",)
+    if settings["preprocess"]:
+        samples = [make_sample(settings["preprocess"], settings["raw"])]
+    else:
+        samples = load_samples(settings["inputs"])
+    description = {
+        "model": str(settings["model"]),
+        "checkpoint": settings["checkpoint"] and str(settings["checkpoint"]),
+        "inputs": [str(path) for path in settings["inputs"]],
+        "onnx": settings["onnx"] and str(settings["onnx"]),
+        "command": shlex.join(["bisect-divergence", *sys.argv[1:]]),
+    }
+    return Loaded(loaded.module, samples, description, notes)
+
+
+def make_case(settings: Mapping[str, Any], loaded: Loaded, sample: Sample) -> LoadedCase:
+    """One bound sample with the model, checked; what the checks found is in the case's notes.
+
+    Raises:
+        BisectError: the model can't be judged as it is.
+    """
+    from bisect_tool.backends.models import to_eval
+    from bisect_tool.backends.preflight import preflight
+    from bisect_tool.pipeline import LoadedCase
+
+    to_eval(loaded.module)
+    findings = preflight(loaded.module, sample.args, sample.kwargs)
+    errors = [finding.text for finding in findings if finding.severity == "error"]
+    if errors:
+        raise BisectError("; ".join(errors))
+    warnings = tuple(finding.text for finding in findings)
+    return LoadedCase(
+        name=case_name(settings),
+        module=loaded.module,
+        args=sample.args,
+        kwargs=sample.kwargs,
+        description={**loaded.description, "sample": sample.source},
+        notes=(*loaded.notes, *sample.notes, *warnings),
+    )
+
+
+def load_case(settings: Mapping[str, Any], number: int) -> LoadedCase:
+    """The case of one of the samples, loaded anew: for processes that share nothing."""
+    from bisect_tool.backends.samples import bind_sample
+
+    loaded = load(settings)
+    case = make_case(settings, loaded, bind_sample(loaded.module, loaded.samples[number]))
+    return replace(case, description={**case.description, "command": settings["command"]})
+
+
+def case_name(settings: Mapping[str, Any]) -> str:
+    """The name given, or that of the model's file, or of its folder where the file is called ``model.py``."""
+    if settings["name"]:
+        name = str(settings["name"])
+        if Path(name).name != name or name in (".", ".."):
+            raise BisectError(f"--name {name!r}: a name, not a path", hint="use -o DIR for another folder")
+        return name
+    path = Path(str(settings["model"]).partition(":")[0])
+    return path.parent.resolve().name if path.name == "model.py" else path.stem
