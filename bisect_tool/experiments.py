@@ -40,13 +40,9 @@ MOST_FINDINGS = 4
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """Which export a pair wants; ``None`` throughout: the one that is judged."""
+    """How a pair's graph is exported; ``dtype`` is ``None`` for that of the model."""
 
-    exporter: str | None
-    opset: int | None
-    constant_folding: bool | None
-    keep_stages: bool
-    dynamic_shapes: bool
+    settings: ExportSettings
     dtype: str | None
 
 
@@ -101,10 +97,13 @@ class _Matrix:
         verdict = decide(rows, runs, base.alignment, self.options.min_coverage)
         diagnoses, ruled_out, sides = describe(findings, list(self.runs.values()))
         origins = tuple(replace(o, side=sides.get(o.config, o.side)) for o in verdict.origins)
+        summary = (*verdict.summary, *(f"{d.code}: {d.title} separates failing from passing" for d in diagnoses))
         notes = dict.fromkeys(note for report in self.reports.values() for note in report.notes)
         return replace(
             base,
-            verdict=replace(verdict, origins=origins, diagnoses=tuple(diagnoses), ruled_out=tuple(ruled_out)),
+            verdict=replace(
+                verdict, summary=summary, origins=origins, diagnoses=tuple(diagnoses), ruled_out=tuple(ruled_out)
+            ),
             configs=runs,
             stages=tuple(rows),
             timings=self.timings,
@@ -163,7 +162,7 @@ class _Matrix:
         dtype, export = pair.expected.dtype or self.dtype, self.options.export
         threads = self.options.threads
         actual = replace(pair.actual, dtype=dtype, threads=pair.actual.threads or threads)
-        if self.options.onnx is None or self._wanted(pair) is not None:
+        if not self._is_given(pair):
             actual = replace(
                 actual,
                 exporter=actual.exporter or export.exporter,
@@ -178,51 +177,45 @@ class _Matrix:
 
     # -- graphs -------------------------------------------------------------------------------------------------------
 
-    def _wanted(self, pair: ConfigPair) -> _Graph | None:
+    def _is_given(self, pair: ConfigPair) -> bool:
+        """Whether a pair is about the ONNX file that the user gave."""
         actual = pair.actual
-        dtype = pair.expected.dtype if pair.expected.dtype != self.dtype else None
-        wanted = _Graph(
-            actual.exporter,
-            actual.opset,
-            actual.constant_folding,
-            bool(actual.switches.get("keep_stages")),
-            bool(actual.switches.get("dynamic_shapes")),
-            dtype,
-        )
-        return None if wanted == _Graph(None, None, None, False, False, None) else wanted
+        own = actual.exporter is not None or actual.opset is not None or actual.constant_folding is not None
+        own = own or any(name in actual.switches for name in ("keep_stages", "dynamic_shapes"))
+        return self.options.onnx is not None and not own and pair.expected.dtype in (None, self.dtype)
 
     def _graph(self, pair: ConfigPair) -> Path:
-        wanted = self._wanted(pair)
-        if wanted is None and self.options.onnx is not None:
+        if self._is_given(pair):
+            assert self.options.onnx is not None
             return self.options.onnx
-        key = wanted or _Graph(None, None, None, False, False, None)
-        if key not in self.graphs:
+        default, actual = self.options.export, pair.actual
+        settings = ExportSettings(
+            exporter=actual.exporter or default.exporter,  # type: ignore[arg-type]
+            opset=actual.opset if actual.opset is not None else default.opset,
+            constant_folding=default.constant_folding if actual.constant_folding is None else actual.constant_folding,
+            keep_stages=bool(actual.switches.get("keep_stages")),
+            dynamic_shapes=bool(actual.switches.get("dynamic_shapes")),
+        )
+        wanted = _Graph(settings, pair.expected.dtype if pair.expected.dtype != self.dtype else None)
+        if wanted not in self.graphs:
             try:
-                self.graphs[key] = self._export(key, len(self.graphs))
+                self.graphs[wanted] = self._export(wanted, len(self.graphs))
             except BisectError as error:
-                self.graphs[key] = error
-        graph = self.graphs[key]
+                self.graphs[wanted] = error
+        graph = self.graphs[wanted]
         if isinstance(graph, BisectError):
             raise graph
         return graph
 
-    def _export(self, key: _Graph, number: int) -> Path:
-        default = self.options.export
-        settings = ExportSettings(
-            exporter=key.exporter or default.exporter,  # type: ignore[arg-type]
-            opset=key.opset if key.opset is not None else default.opset,
-            constant_folding=default.constant_folding if key.constant_folding is None else key.constant_folding,
-            keep_stages=key.keep_stages,
-            dynamic_shapes=key.dynamic_shapes,
-        )
+    def _export(self, wanted: _Graph, number: int) -> Path:
         folder = self.folder / f"graph-{number}"
         folder.mkdir()
         path = folder / "model.onnx"
-        self.progress(f"exporting with the {settings.exporter} exporter{_how(key)}")
+        self.progress(f"exporting with the {wanted.settings.exporter} exporter{_how(wanted)}")
         began = time.perf_counter()
-        export_case(in_dtype(self.case, key.dtype), path, settings)
+        export_case(in_dtype(self.case, wanted.dtype), path, wanted.settings)
         self.timings["export"] = self.timings.get("export", 0.0) + time.perf_counter() - began
-        if key == _Graph(None, None, None, False, False, None):
+        if wanted == _Graph(self.options.export, None):
             keep_file(path, self.options.keep_onnx)
         return path
 
@@ -252,19 +245,20 @@ class _Matrix:
         same = [r for r in self.runs.values() if (r.expected, r.actual) == (pair.expected, pair.actual)]
         if same:
             return same[0]
-        number = sum(name.startswith(f"{pair.name} try ") for name in self.runs) + 1
-        attempt = replace(pair, name=f"{pair.name} try {number}", gating=False)
+        number = sum(name.startswith(f"{pair.name}-try-") for name in self.runs) + 1
+        attempt = replace(pair, name=f"{pair.name}-try-{number}", gating=False)
         self.progress(f"trying switches: {attempt.name}")
         run = self.runs[attempt.name] = self._run(attempt)
         return run
 
 
-def _how(key: _Graph) -> str:
-    words = [f"opset {key.opset}"] if key.opset is not None else []
-    words += ["no constant folding"] if key.constant_folding is False else []
-    words += ["stages kept apart"] if key.keep_stages else []
-    words += ["dynamic shapes"] if key.dynamic_shapes else []
-    words += [key.dtype] if key.dtype else []
+def _how(wanted: _Graph) -> str:
+    settings = wanted.settings
+    words = [f"opset {settings.opset}"] if settings.opset is not None else []
+    words += [] if settings.constant_folding else ["no constant folding"]
+    words += ["stages kept apart"] if settings.keep_stages else []
+    words += ["dynamic shapes"] if settings.dynamic_shapes else []
+    words += [wanted.dtype] if wanted.dtype else []
     return f" ({', '.join(words)})" if words else ""
 
 

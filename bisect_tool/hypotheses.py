@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bisect_tool.numerics import Step, steps, take
+from bisect_tool.numerics import Step, lookup, steps, take
 from bisect_tool.records import ConfigPair, ConfigRun
 
 MOST_STEPS = 16
@@ -70,6 +70,11 @@ def pair_of(run: ConfigRun) -> ConfigPair:
     return ConfigPair(run.name, run.expected, run.actual, run.gating)
 
 
+def suspects(start: ConfigPair, goal: ConfigPair) -> tuple[Step, ...]:
+    """Switches that two pairs really set differently."""
+    return tuple(step for step in steps(start, goal) if not step.idle)
+
+
 def nearest_passing(failing: ConfigRun, runs: Sequence[ConfigRun]) -> ConfigRun | None:
     """The agreeing run that differs in the fewest switches; ``None`` if there is none near enough."""
     start = pair_of(failing)
@@ -89,8 +94,8 @@ def separate(failing: ConfigRun, passing: ConfigRun, attempt: Try) -> Finding:
         attempt: runs a pair; asked once for each.
     """
     start, goal = pair_of(failing), pair_of(passing)
-    suspects = [step for step in steps(start, goal) if not step.idle]
-    known: dict[frozenset[Step], ConfigRun] = {frozenset(): failing, frozenset(suspects): passing}
+    differing = suspects(start, goal)
+    known: dict[frozenset[Step], ConfigRun] = {frozenset(): failing, frozenset(differing): passing}
 
     def made(chosen: Sequence[Step]) -> ConfigRun:
         key = frozenset(chosen)
@@ -102,19 +107,19 @@ def separate(failing: ConfigRun, passing: ConfigRun, attempt: Try) -> Finding:
         return made(chosen).status == "agrees"
 
     suspicions = []
-    for step in suspects:
+    for step in differing:
         with_it = made([step])
-        rest = [other for other in suspects if other != step]
+        rest = [other for other in differing if other != step]
         back = made(rest)
         suspicions.append(
             Suspicion(step, error_of(with_it), error_of(back), with_it.status == "agrees", back.status == "diverges")
         )
     single = [s.step for s in suspicions if s.mends]
     if single:
-        # Of several the one that costs least.
-        fix = [min(single, key=lambda step: made([step]).seconds)]
+        # Of several the most specific one, a key of its own rather than a whole level or device; then the cheapest.
+        fix = [min(single, key=lambda step: (lookup(step.side, step.name).home == "field", made([step]).seconds))]
     else:
-        fix = _smallest(list(suspects), agrees)
+        fix = _smallest(list(differing), agrees)
     return Finding(failing, passing, tuple(fix), made(fix), tuple(suspicions))
 
 

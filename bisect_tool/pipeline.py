@@ -608,7 +608,7 @@ class _Bisection:
         here = {value: known for known, value in there.items()}
         pairs = {matches[value].onnx: there[value] for value in wanted if value in there}
         orders = _permutations(matches.values())
-        lanes = []
+        lanes: list[tuple[ConfigPair, Lane]] = []
         for pair in configs:
             self.torch_outputs[pair.name] = run.outputs
             self.effective[pair.name] = {"expected": run.effective}
@@ -619,12 +619,12 @@ class _Bisection:
                 continue
             forced = pair.name in self.forced
             names = cuts[MAIN_LAYER].names if forced and MAIN_LAYER in cuts else None
-            lanes.append(self._lane(pair, pair.name, pairs, orders, names, reuse=reuse))
+            lanes.append((pair, self._lane(pair, pair.name, pairs, orders, names, reuse=reuse)))
             for layer, cut in cuts.items() if forced else ():
                 if layer != MAIN_LAYER:
                     inner = {matches[value].onnx: there[value] for value in cut.values if value in there}
                     name = lane_name(pair.name, layer)
-                    lanes.append(self._lane(pair, name, inner, orders, cut.names, reuse=reuse))
+                    lanes.append((pair, self._lane(pair, name, inner, orders, cut.names, reuse=reuse)))
         finals = {value: matches[value].onnx for _, value in trace.outputs if value in matches}
 
         def on_pair(lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
@@ -633,17 +633,18 @@ class _Bisection:
             if value in finals and lane in self.untouched and chained is not None:
                 self._observe(lane, self.untouched[lane].outputs.get(finals[value]), chained)
 
-        for lane in lanes:
-            config = next(pair.name for pair in configs if lane.name.split()[0] == pair.name)
+        for pair, lane in lanes:
+            if pair.name in self.failed:
+                continue
             began = time.perf_counter()
             try:
                 self._drive([lane], run, on_pair)
             except InconclusiveError as error:
-                if config == self.base.name:
+                if pair is self.base:
                     raise
-                self.failed[config] = error.message
+                self.failed[pair.name] = error.message
                 continue
-            self._spend(config, began)
+            self._spend(pair.name, began)
             if lane.name in self.ledger.chained_lanes:
                 self._note_missing(lane.name, {name: here[value] for name, value in pairs.items()})
 
