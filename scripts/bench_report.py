@@ -60,7 +60,9 @@ $ {command}
 Every measurement is a process of its own; the sides take turns, and the figures are medians over {rounds}.
 Imports and export are outside of the clock; a comparison of a model with one layer comes first, so that lazy imports
 have happened and thread pools stand. *First* is the first call in its process, as on the command line; *again* the later
-calls (– where the first took over {enough} s). Peak memory (10⁶ bytes) is the whole process's after the first call,
+calls (– where the first took over {enough} s). This tool's processes start as its command does (OpenMP's idle threads
+sleep, torch asks for huge pages); the floor and the peers have the libraries' defaults. Peak memory (10⁶ bytes) is the
+whole process's after the first call,
 imports and model included.
 
 {machine}
@@ -184,6 +186,7 @@ def _targets(models: Sequence[Model], results: Results) -> str:
     if kernel:
         share = kernel["gb_per_s"] / kernel["read_gb_per_s"]
         rows.append(("metric kernel against reading the same data", "≥ 25 %", f"{share:.0%}", _verdict(share >= 0.25)))
+    rows += _stage_targets(results)
     commands = results.get("commands", {})
     if "help" in commands:
         shown = commands["help"]
@@ -233,6 +236,20 @@ def _memory_targets(model: Model) -> list[tuple[str, ...]]:
             (what, f"≤ {allowed:.0f} (forward + model + budget)", f"{peak:.0f}", _verdict(peak <= allowed)),
         )
     return rows
+
+
+def _stage_targets(results: Results) -> list[tuple[str, ...]]:
+    """Linear: a stage of the longest chain costs hardly more than one of the shortest."""
+    each = [(r["extra"]["stages"], r["seconds"][0] / r["extra"]["stages"]) for r in _chains(results)]
+    if len(each) < 2:
+        return []
+    (few, short), (many, long) = min(each), max(each)
+    what = f"a stage of {many:,} against one of {few:,}, comparison and report".replace(",", " ")
+    return [(what, "≤ 1.5 × (linear)", _times(long / short), _verdict(long / short <= 1.5))]
+
+
+def _chains(results: Results) -> list[Results]:
+    return [result for result in results.get("stages", {}).values() if "error" not in result]
 
 
 def _floor(models: Iterable[Model]) -> str:
@@ -319,6 +336,11 @@ def _rest(results: Results) -> str:
         rows.append(("reading the same data (`max`, same threads and chunks)", f"{extra['read_gb_per_s']:.1f} GB/s"))
     elif kernel:
         rows.append(("metric kernel", _cell(kernel["error"])))
+    for result in _chains(results):
+        extra, seconds = result["extra"], result["seconds"][0]
+        what = f"a chain of {extra['stages']} stages as the command does it, and its report's files"
+        per_stage = f"{seconds / extra['stages'] * 1000:.2f} ms a stage"
+        rows.append((what, f"{seconds:.1f} s ({extra['compared']:.1f} s comparison), {per_stage}, {extra['status']}"))
     commands = results.get("commands", {})
     if "help" in commands:
         rows.append(("`bisect-divergence --help`", f"{commands['help']:.2f} s"))

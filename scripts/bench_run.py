@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_report
+from bench_worker import CHAINS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -52,6 +53,8 @@ def main() -> None:
         results["kernel"] = _worker("kernel", "-", cache, options.timeout)
         if not options.without_commands:
             results["commands"] = _commands(options.repeat)
+            for count in CHAINS:
+                results.setdefault("stages", {})[str(count)] = _worker(f"stages-{count}", "-", cache, options.timeout)
         _save(results, options.results)
     results["arguments"] = options.shown
     text = bench_report.render(results)

@@ -7,6 +7,7 @@ call, so that it is what a single call costs. Imports, loading and export lie ou
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import json
@@ -195,6 +196,37 @@ def tool(case: Case, settings: str, budget: int | None = None) -> Result:
         "timings": {name: round(seconds, 4) for name, seconds in report.timings.items()},
     }
     return {**result, "extra": extra}
+
+
+# -- cost in stages ---------------------------------------------------------------------------------------------------
+
+
+def stages(count: int, cache: Path) -> Result:
+    """The whole command's comparison of a chain of small layers, and its report's files: what every stage costs."""
+    import torch
+
+    from bisect_tool.backends.exporting import ExportSettings, export_onnx
+    from bisect_tool.pipeline import LoadedCase, Options, bisect
+    from bisect_tool.reporters import csv_table, html, plots
+    from bisect_tool.store import report_text
+    from bisect_tool.tolerances import make_tolerance
+
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(8, 8) if place % 2 == 0 else torch.nn.Tanh() for place in range(count)]
+    model, args = torch.nn.Sequential(*layers).eval(), (torch.randn(4, 8),)
+    path = cache / f"chain-{count}.onnx"
+    if not path.exists():
+        export_onnx(model, args, {}, path, ExportSettings("torchscript"))
+    tolerance = make_tolerance(None, None, None)
+    bisect(LoadedCase("tiny", *tiny(), {}), Options(tolerance, onnx=Case("tiny", cache).tiny_path))
+    began = time.perf_counter()
+    report = bisect(LoadedCase("chain", model, args, {}), Options(tolerance, onnx=path))
+    compared = time.perf_counter() - began
+    plot = plots.images(report)
+    report_text(report), csv_table.csv_text(report), html.html_text(report, plot=(plot.light, plot.dark))
+    seconds = time.perf_counter() - began
+    extra = {"stages": report.alignment.aligned, "status": report.verdict.status, "compared": compared}
+    return {"seconds": [seconds], "peak_rss_mb": peak_rss_mb(), "extra": extra}
 
 
 # -- peers ------------------------------------------------------------------------------------------------------------
@@ -408,6 +440,14 @@ def _read(part: np.ndarray) -> float:
     return max(float(part[i : i + (1 << 16)].max()) for i in range(0, part.size, 1 << 16))
 
 
+OWN = ("totals", "forced", "default", "totals-256MiB", "forced-256MiB")
+CHAINS = (2500, 10000)
+
+
+def _stages_of(count: int, case: Case) -> Result:
+    return stages(count, case.path.parent)
+
+
 MEASUREMENTS: dict[str, Callable[[Case], Result]] = {
     "prepare": prepare,
     "forward": forward,
@@ -422,6 +462,7 @@ MEASUREMENTS: dict[str, Callable[[Case], Result]] = {
     "polygraphy": polygraphy,
     "onnx-diagnostic": onnx_diagnostic,
     "kernel": kernel,
+    **{f"stages-{count}": functools.partial(_stages_of, count) for count in CHAINS},
 }
 
 
@@ -439,6 +480,12 @@ def _quiet_stdout() -> Iterator[Any]:
 
 def main() -> None:
     measurement, name, cache = sys.argv[1:4]
+    if measurement in OWN or measurement.startswith("stages-"):
+        from bisect_tool.cli.process import let_idle_threads_sleep, use_huge_pages
+
+        # As the command itself starts its process; torch is not loaded yet.
+        let_idle_threads_sleep()
+        use_huge_pages()
     with _quiet_stdout() as stdout:
         try:
             result = MEASUREMENTS[measurement](Case(name, Path(cache)))
