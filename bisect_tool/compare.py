@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bisect_tool.metrics import difference_norms, judge, kind_of, measure
+from bisect_tool.metrics import difference_norms, judge, kind_of, measure_with_norm
 from bisect_tool.records import Comparison, ErrorMetrics, Judgement, Stage, Tolerance
 
 Array = NDArray[Any]
@@ -37,21 +37,21 @@ class Ledger:
         if chained is not None and lane in self.chained_lanes:
             self.totals[lane, value] = judge(expected, chained, self.tolerance)
         if forced is not None:
-            self.locals[lane, value] = measure(expected, forced)
-        if chained is not None and forced is not None:
-            self.propagated[lane, value] = self._propagated(lane, value, expected, chained, forced)
+            self.locals[lane, value], norm = measure_with_norm(expected, forced)
+            if chained is not None:
+                self.propagated[lane, value] = self._propagated(lane, value, expected, norm, chained, forced)
 
     def missing(self, lane: str, value: int, expected: Array) -> None:
         """The runtime returned nothing for a value that was asked for."""
         self.totals[lane, value] = judge(expected, None, self.tolerance)
 
-    def _propagated(self, lane: str, value: int, expected: Array, chained: Array, forced: Array) -> float:
+    def _propagated(self, lane: str, value: int, expected: Array, norm: float, chained: Array, forced: Array) -> float:
         local = self.locals[lane, value]
         if local.rel_l2 == 0 and (lane, value) in self.totals:
             return self.totals[lane, value][0].rel_l2
         if local.problem or chained.shape != expected.shape or kind_of(expected.dtype) != "float":
             return math.nan
-        error, reference = difference_norms(expected, chained, forced)
+        error, reference = difference_norms(expected, chained, forced, norm)
         return error / reference if reference else (0.0 if error == 0 else math.inf)
 
 

@@ -475,7 +475,8 @@ class _Bisection:
         def permuted(value: int) -> Mapping[tuple[int, ...], Signature]:
             if value not in self.permuted:
                 array = reference.activations.fetch(value)
-                self.permuted[value] = permuted_signatures(array, kind_of(array.dtype))
+                known = self.torch_signatures.get(value)
+                self.permuted[value] = permuted_signatures(array, kind_of(array.dtype), known)
                 reference.activations.retain(())
             return self.permuted[value]
 

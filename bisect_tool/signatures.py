@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
+from bisect_tool.metrics import BLAS_STRETCH
 
 SAMPLE = 1024
 """Elements a signature keeps: the odds that two different activations agree on all of them are nil."""
@@ -43,18 +47,33 @@ def signature_of(array: NDArray[Any], kind: str) -> Signature:
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.dtype.kind == "c":
         flat = flat.view(flat.real.dtype)
-    step = max(1, -(-flat.size // SAMPLE))
-    sample = flat[::step][:SAMPLE].astype(np.float64)
-    finite = sample[np.isfinite(sample)]
+    step = -(-flat.size // SAMPLE) or 1
+    sample = flat[::step].astype(np.float64)
     with np.errstate(all="ignore"):
-        if flat.dtype in (np.float32, np.float64):
-            total = math.sqrt(abs(float(np.dot(flat, flat)))) if flat.size else 0.0
-        elif flat.size:
-            total = float(np.linalg.norm(flat.astype(np.float32)))
-        else:
-            total = 0.0
-        norm = float(np.linalg.norm(finite)) if finite.size else 0.0
-    return Signature(tuple(array.shape), kind, sample, norm, total)
+        return Signature(tuple(array.shape), kind, sample, _finite_norm(sample), _norm(flat))
+
+
+def _finite_norm(sample: NDArray[np.float64]) -> float:
+    """L2 norm of the elements that are neither NaN nor infinite."""
+    square = float(sample.dot(sample))
+    if not math.isfinite(square):
+        sample = sample[np.isfinite(sample)]
+        square = float(sample.dot(sample))
+    return math.sqrt(square)
+
+
+def _norm(flat: NDArray[Any]) -> float:
+    """L2 norm, in float32's precision at least."""
+    if flat.dtype == np.float32:
+        return math.sqrt(float(flat.dot(flat)))
+    # numpy is faster from float16 and int64 to float64 than to float32.
+    work = np.float32 if flat.dtype == ml_dtypes.bfloat16 else np.float64
+    square = 0.0
+    # A copy of the whole tensor may be eight times its size.
+    for at in range(0, flat.size, BLAS_STRETCH):
+        part = flat[at : at + BLAS_STRETCH].astype(work, copy=False)
+        square += float(part.dot(part))
+    return math.sqrt(square)
 
 
 PERMUTATIONS: Mapping[int, tuple[tuple[int, ...], ...]] = {
@@ -65,28 +84,55 @@ PERMUTATIONS: Mapping[int, tuple[tuple[int, ...], ...]] = {
 """Orders of axes that exporters use, by rank: time-major recurrences, channels last, heads split and joined."""
 
 
-def permuted_signatures(array: NDArray[Any], kind: str) -> dict[tuple[int, ...], Signature]:
-    """Fingerprints of the array with its axes permuted, without permuting it."""
+def permuted_signatures(
+    array: NDArray[Any], kind: str, plain: Signature | None = None
+) -> dict[tuple[int, ...], Signature]:
+    """Fingerprints of the array with its axes permuted, without permuting it.
+
+    ``plain`` is the array's own signature where it is there already: its norm takes reading the whole array.
+    """
+    if array.size == 0 or array.dtype.kind == "c":
+        return {}
+    orders, places = _sampled_places(tuple(array.shape))
+    if not orders:
+        return {}
+    # Flattening another layout would copy all of it.
+    picked = (
+        array.reshape(-1).take(places) if array.flags.c_contiguous else array[np.unravel_index(places, array.shape)]
+    )
+    samples = picked.astype(np.float64)
     found = {}
-    plain = signature_of(array, kind)
-    for order in PERMUTATIONS.get(array.ndim, ()):
-        shape = tuple(array.shape[axis] for axis in order)
-        moved = [axis for axis in order if array.shape[axis] != 1]
-        if moved == sorted(moved) or array.size == 0:
-            continue
-        step = max(1, -(-array.size // SAMPLE))
-        places = np.unravel_index(np.arange(0, array.size, step)[:SAMPLE], shape)
-        index: list[Any] = [None] * array.ndim
-        for axis, place in zip(order, places, strict=True):
-            index[axis] = place
-        picked = array[tuple(index)]
-        if picked.dtype.kind == "c":
-            continue
-        sample = picked.astype(np.float64)
-        finite = sample[np.isfinite(sample)]
-        norm = float(np.linalg.norm(finite)) if finite.size else 0.0
-        found[order] = Signature(shape, kind, sample, norm, plain.total)
+    with np.errstate(all="ignore"):
+        total = _norm(np.ascontiguousarray(array).reshape(-1)) if plain is None else plain.total
+        for order, sample in zip(orders, samples, strict=True):
+            shape = tuple(array.shape[axis] for axis in order)
+            found[order] = Signature(shape, kind, sample, _finite_norm(sample), total)
     return found
+
+
+@lru_cache(maxsize=64)
+def _sampled_places(shape: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], NDArray[np.intp]]:
+    """Orders of axes that are worth trying, and for each where a permuted tensor's sample lies in the unpermuted one.
+
+    Kept for the few shapes that most of a model's tensors have: at most 56 KiB each.
+    """
+    orders = []
+    for order in PERMUTATIONS.get(len(shape), ()):
+        moved = [axis for axis in order if shape[axis] != 1]
+        # Where only axes of length one move, the permuted tensor is a reshaped one.
+        if moved != sorted(moved):
+            orders.append(order)
+    size = math.prod(shape)
+    sampled = np.arange(0, size, -(-size // SAMPLE), dtype=np.intp)
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    places = np.zeros((len(orders), sampled.size), np.intp)
+    for row, order in zip(places, orders, strict=True):
+        rest = sampled
+        for axis in reversed(order):
+            rest, index = np.divmod(rest, shape[axis])
+            row += index * strides[axis]
+    places.setflags(write=False)
+    return tuple(orders), places
 
 
 def distance(reference: Signature, other: Signature) -> float:
@@ -94,16 +140,21 @@ def distance(reference: Signature, other: Signature) -> float:
 
     Where the samples agree perfectly, whole-tensor norms have a say: a sample may miss the few places that differ.
     """
-    if reference.kind != other.kind or reference.size != other.size:
+    if reference.kind != other.kind or (reference.shape != other.shape and reference.size != other.size):
         return math.inf
     a, b = reference.sample, other.sample
-    finite_a, finite_b = np.isfinite(a), np.isfinite(b)
-    if not finite_a.all() or not finite_b.all():
-        same = (finite_a == finite_b) & (finite_a | (a == b) | (np.isnan(a) & np.isnan(b)))
-        if not same.all():
-            return math.inf
-        a, b = a[finite_a], b[finite_b]
-    difference = float(np.linalg.norm(b - a))
+    with np.errstate(all="ignore"):
+        apart = b - a
+        square = float(apart.dot(apart))
+        if not math.isfinite(square):
+            # NaN and infinities on one side at least, or a square beyond float64.
+            finite_a, finite_b = np.isfinite(a), np.isfinite(b)
+            same = (finite_a == finite_b) & (finite_a | (a == b) | (np.isnan(a) & np.isnan(b)))
+            if not same.all():
+                return math.inf
+            apart = b[finite_a] - a[finite_a]
+            square = float(apart.dot(apart))
+    difference = math.sqrt(square)
     norm = reference.norm
     from_sample = 0.0 if difference == 0 else (difference / norm if norm else math.inf)
     if math.isfinite(reference.total) and math.isfinite(other.total):

@@ -196,6 +196,35 @@ def test_integers_have_no_propagated_norm() -> None:
     assert book.totals[CONFIG, 1][1] == "fail"
 
 
+@pytest.mark.parametrize("lane", [CONFIG, "groups0"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_propagated_is_over_the_norm_of_the_reference(lane: str, dtype: str) -> None:
+    """In every lane and dtype, whether or not the chained run was judged there."""
+    random = np.random.default_rng(0)
+    expected, chained, forced = (random.standard_normal(3000).astype(dtype) for _ in range(3))
+    book = ledger()
+    book.record(lane, 1, expected, chained, forced)
+    wide = [x.astype(np.float64) for x in (expected, chained, forced)]
+    wanted = np.linalg.norm(wide[1] - wide[2]) / np.linalg.norm(wide[0])
+    assert book.propagated[lane, 1] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_propagated_is_unknown_where_the_reference_is_not_finite() -> None:
+    """NaN and infinities have no norm, whatever the two runs hold there."""
+    for bad in (math.nan, math.inf):
+        book = ledger()
+        book.record(CONFIG, 1, vector(1, bad), vector(1, 2), vector(1, 3))
+        assert math.isnan(book.propagated[CONFIG, 1])
+
+
+def test_propagated_to_a_zero_reference() -> None:
+    """No error is none, any other is infinite."""
+    book = ledger()
+    book.record(CONFIG, 1, vector(0, 0), vector(0, 1), vector(0, 1))
+    book.record(CONFIG, 2, vector(0, 0), vector(0, 1), vector(0, 2))
+    assert (book.propagated[CONFIG, 1], book.propagated[CONFIG, 2]) == (0.0, math.inf)
+
+
 # -- localize ---------------------------------------------------------------------------------------------------------
 
 SIZE = 1000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 import ml_dtypes
@@ -15,12 +17,14 @@ from numpy.typing import NDArray
 from bisect_tool import metrics
 from bisect_tool.metrics import (
     CHUNK,
+    SAMPLE,
     THREADED_ABOVE,
     difference_norms,
     judge,
     kind_of,
     kind_of_name,
     measure,
+    measure_with_norm,
     relative_difference,
 )
 from bisect_tool.records import Tolerance
@@ -551,3 +555,319 @@ def test_threads_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shared.rel_l2 == pytest.approx(alone.rel_l2, rel=1e-12)
     assert shared.mean_abs == pytest.approx(alone.mean_abs, rel=1e-12)
     assert shared.differing == alone.differing
+
+
+# -- the fast ways and the slow ones ----------------------------------------------------------------------------------
+
+FLOAT8 = ["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"]
+NARROW: dict[str, Any] = {
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    **{name: getattr(ml_dtypes, name) for name in FLOAT8},
+}
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equal metrics, NaN equal to NaN."""
+    return str(asdict(first)) == str(asdict(second))
+
+
+@pytest.mark.parametrize("size", [3, SAMPLE - 1, SAMPLE + 5, CHUNK + 3])
+@pytest.mark.parametrize("dtype", NARROW)
+def test_narrow_floats_are_read_exactly(dtype: str, size: int) -> None:
+    """Looked up in a table or converted: what their float32 copies give, and their own units in the last place."""
+    expected = make("float32", (size,), 1).astype(NARROW[dtype])
+    actual = (expected.astype(np.float32) * 1.3).astype(NARROW[dtype])
+    found, wide = measure(expected, actual), measure(expected.astype(np.float32), actual.astype(np.float32))
+    assert found.max_ulp is not None and 0 < found.max_ulp < 1 << 10
+    for name in ("max_abs", "mean_abs", "rel_l2", "max_rel", "cosine", "p99_abs", "differing", "worst_index"):
+        assert getattr(found, name) == getattr(wide, name), name
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_every_narrow_float_is_itself(dtype: str) -> None:
+    """All bit patterns, NaN and infinities among them, in long tensors and in short ones."""
+    width = np.dtype(NARROW[dtype]).itemsize
+    patterns = np.arange(1 << 8 * width, dtype=f"u{width}").view(NARROW[dtype])
+    long = np.tile(patterns, max(1, SAMPLE // patterns.size))
+    for array in (patterns, long, patterns[: patterns.size // 3]):
+        bad = int(np.count_nonzero(~np.isfinite(array.astype(np.float32))))
+        found = measure(array, array.copy())
+        assert (found.nonfinite_expected, found.nonfinite_mismatch, found.max_abs, found.max_ulp) == (bad, 0, 0, 0)
+        with np.errstate(all="ignore"):
+            assert_finite_part_is_naive(array, np.roll(array, 1))
+
+
+def assert_finite_part_is_naive(expected: Array, actual: Array) -> None:
+    """The numbers over elements that are finite on both sides; the rest counts as equal or as a mismatch."""
+    found = measure(expected, actual)
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    both = np.isfinite(a) & np.isfinite(b)
+    mismatch = ~both & ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    assert found.nonfinite_expected == np.count_nonzero(~np.isfinite(a))
+    assert found.nonfinite_actual == np.count_nonzero(~np.isfinite(b))
+    assert found.nonfinite_mismatch == np.count_nonzero(mismatch)
+    wanted = naive(np.where(both, a, 0.0), np.where(both, b, 0.0))
+    assert found.differing == wanted["differing"] + found.nonfinite_mismatch
+    assert found.cosine == pytest.approx(wanted["cosine"], abs=2e-6)
+    if found.nonfinite_mismatch:
+        assert found.worst_index == (int(mismatch.argmax()),)
+        assert found.max_abs == found.rel_l2 == math.inf
+    else:
+        for name in ("max_abs", "rel_l2", "max_rel"):
+            # A ratio that leaves float32 may be infinite.
+            allowed = [wanted[name], math.inf] if wanted[name] > 3e38 else [wanted[name]]
+            assert any(getattr(found, name) == pytest.approx(number, rel=2e-5) for number in allowed), name
+        assert found.mean_abs == pytest.approx(wanted["absolute"] / a.size, rel=2e-5)
+
+
+ODD = [math.nan, math.inf, -math.inf, 0.0, -0.0, 3e38, -3e38, 1e-42, -1e-30, 1.0]
+
+
+@quick
+@given(
+    dtype=st.sampled_from(["float32", "float64", "bfloat16", "float16"]),
+    size=st.sampled_from([1, 2, 40, 700, SAMPLE + 9]),
+    odd=st.lists(st.sampled_from(ODD), min_size=1, max_size=4),
+    share=st.sampled_from([0.01, 0.5, 1.0]),
+    shared=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_odd_values_leave_the_others_as_they_are(
+    dtype: str, size: int, odd: list[float], share: float, shared: bool, seed: int
+) -> None:
+    """NaN, infinities, zeros, values whose squares overflow or underflow: in the same places, or in others."""
+    random = np.random.default_rng(seed)
+    expected = make("float64", (size,), seed)
+    actual = expected * (1 + 1e-3 * make("float64", (size,), seed + 1))
+    values = random.choice(odd, size)
+    expected = np.where(places := random.random(size) < share, values, expected)
+    actual = np.where(places if shared else random.random(size) < share, values, actual)
+    with np.errstate(all="ignore"):
+        assert_finite_part_is_naive(expected.astype(DTYPES[dtype]), actual.astype(DTYPES[dtype]))
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, float(np.finfo(np.float32).min), 1e-30, 0.0])
+def test_one_odd_chunk_among_ordinary_ones(value: float) -> None:
+    """As a mask in attention: every chunk goes its own way, and the sums are joined."""
+    expected, actual = make("float32", (3 * CHUNK,), 1), make("float32", (3 * CHUNK,), 2)
+    expected[CHUNK : 2 * CHUNK] = value
+    actual[CHUNK : 2 * CHUNK] = value
+    assert_finite_part_is_naive(expected, actual)
+    # Whatever the size of the masked value, nothing is lost of the others.
+    assert measure(expected, actual).mean_abs == pytest.approx(2 / 3 * measure(*_pair()).mean_abs, rel=1e-2)
+
+
+def _pair() -> tuple[Array, Array]:
+    return make("float32", (CHUNK,), 1), make("float32", (CHUNK,), 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_equal_chunks_beside_different_ones(dtype: str) -> None:
+    """Equal, zero and tiny chunks take short cuts that no number shows."""
+    random = make(dtype, (CHUNK,), 1)
+    tiny = random * DTYPES[dtype](1e-25 if dtype == "float32" else 1e-180)
+    expected = np.concatenate([random, np.zeros_like(random), tiny, random])
+    actual = np.concatenate([random, -np.zeros_like(random), tiny, random * DTYPES[dtype](1.001)])
+    assert_like_naive(expected, actual)
+    assert_like_naive(expected[: 3 * CHUNK], actual[: 3 * CHUNK])
+    assert measure(tiny, tiny.copy()).rel_l2 == 0.0
+    assert relative_difference(tiny, tiny * DTYPES[dtype](1.5)) == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 0.57, 1.13, 7.0])
+@pytest.mark.parametrize("off", [1e-7, 1e-4, 1e-2, 0.3])
+def test_the_cosine_of_near_vectors_is_that_of_the_definition(value: float, off: float) -> None:
+    """Rounding in the sums of float32 squares, great where all elements are equal, does not reach it."""
+    expected = np.full(CHUNK + 7, value, np.float32)
+    actual = (expected * (1 + off * make("float64", expected.shape, 3))).astype(np.float32)
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    wanted = float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+    # Beyond, the sums are those of float32.
+    assert measure(expected, actual).cosine == pytest.approx(wanted, abs=1e-8 if off < 0.3 else 1e-5)
+    assert measure(expected, actual).cosine == measure(actual, expected).cosine
+
+
+@quick
+@given(
+    size=st.integers(1, 3000),
+    seed=st.integers(0, 999),
+    levels=st.sampled_from([0, 1, 2, 30]),
+    zeros=st.sampled_from([0.0, 0.5, 0.985, 0.995, 1.0]),
+    order=st.sampled_from(["as it is", "ascending", "descending", "periodic"]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_the_percentile_is_that_of_the_sorted_numbers(
+    size: int, seed: int, levels: int, zeros: float, order: str, dtype: Any
+) -> None:
+    """Exactly one of them, however many are equal and wherever the great ones lie."""
+    random = np.random.default_rng(seed)
+    numbers = np.abs(random.standard_normal(size))
+    if levels:
+        numbers = np.round(numbers * levels)
+    numbers[random.random(size) < zeros] = 0
+    if order == "ascending":
+        numbers.sort()
+    elif order == "descending":
+        numbers = np.sort(numbers)[::-1].copy()
+    elif order == "periodic":
+        # The greatest where the pivot is taken from, or nowhere there.
+        numbers[:: max(1, size // 256)] *= random.choice([0.0, 100.0])
+    numbers = numbers.astype(dtype)
+    wanted = float(np.sort(numbers)[int(0.99 * (size - 1))])
+    assert metrics._percentile_99(numbers.copy()) == wanted
+
+
+def units_apart(first: Any, second: Any, width: int) -> int:
+    """The definition once more, in Python's integers."""
+    places = []
+    for number in (first, second):
+        bits = int.from_bytes(number.tobytes(), "little")
+        magnitude = bits & ((1 << (8 * width - 1)) - 1)
+        places.append(-magnitude if bits >> (8 * width - 1) else magnitude)
+    return abs(places[0] - places[1])
+
+
+@quick
+@given(
+    dtype=st.sampled_from(["float32", "float64", *NARROW]),
+    size=st.sampled_from([1, 5, 300]),
+    seed=st.integers(0, 999),
+    noise=st.sampled_from([0.0, 1e-6, 1e-2, 3.0]),
+    scale=st.sampled_from([1.0, 1e-6, 1e30]),
+    odd=st.sampled_from([None, *ODD]),
+)
+def test_units_in_the_last_place_are_counted_exactly(
+    dtype: str, size: int, seed: int, noise: float, scale: float, odd: float | None
+) -> None:
+    """All dtypes, equal and opposite signs, from the smallest to the greatest number; NaN and infinities left out."""
+    kind = np.dtype(NARROW.get(dtype, dtype))
+    random = np.random.default_rng(seed)
+    wide = random.standard_normal(size) * scale
+    with np.errstate(all="ignore"):
+        expected, actual = wide.astype(kind), (wide * (1 + noise * random.standard_normal(size))).astype(kind)
+        if odd is not None:
+            expected[0] = kind.type(odd)
+    pairs = [p for p in zip(expected, actual, strict=True) if np.isfinite(p[0]) and np.isfinite(p[1])]
+    wanted = max((units_apart(a, b, kind.itemsize) for a, b in pairs), default=0)
+    # At the ends of float64 the number of units has more digits than a float64.
+    assert measure(expected, actual).max_ulp == pytest.approx(wanted, rel=1e-15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_the_ends_of_a_float_dtype_do_not_wrap_around(dtype: str) -> None:
+    """The least against the greatest: twice the bits of the greatest."""
+    ends = np.finfo(dtype)
+    low, high = np.array([ends.min], dtype), np.array([ends.max], dtype)
+    assert measure(low, high).max_ulp == pytest.approx(2.0 * int(high.view(f"u{high.itemsize}")[0]))
+    assert not math.isnan(measure(low, high).p99_abs)
+
+
+def test_the_greatest_units_are_those_of_the_worst_place_at_least() -> None:
+    """The worst element counts where the sample does not hold it; a sample in two dtypes counts in the first."""
+    expected = np.ones(3 * SAMPLE, np.float32)
+    actual = expected.copy()
+    actual[4] = 1.5
+    assert measure(expected, actual).max_ulp == 1 << 22
+    assert measure(expected.astype(np.float16), actual).max_ulp == 1 << 9
+    assert measure(expected, actual).p99_abs == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("cores", [1, 2, 3, 8])
+def test_no_number_depends_on_how_many_threads_there_are(
+    cores: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the last digit; equal greatest differences and several NaN included."""
+    expected, actual = make(dtype, (9 * CHUNK + 5,), 1), make(dtype, (9 * CHUNK + 5,), 2)
+    expected[::CHUNK], actual[::CHUNK] = 0.0, 50.0
+    dirty = actual.copy()
+    dirty[[4 * CHUNK, 6 * CHUNK + 1, 8 * CHUNK + 2]] = math.nan
+    tolerance = make_tolerance(None, 0.5, 0.5)
+    monkeypatch.setattr(metrics, "THREADED_ABOVE", 1 << 40)
+    alone = [judge(expected, other, tolerance)[0] for other in (actual, dirty)]
+    norms = difference_norms(expected, actual, actual[::-1])
+    monkeypatch.setattr(metrics, "THREADED_ABOVE", 0)
+    monkeypatch.setattr(metrics, "_pool", None)
+    monkeypatch.setattr(metrics.os, "cpu_count", lambda: cores)
+    for _ in range(3):
+        for other, wanted in zip((actual, dirty), alone, strict=True):
+            assert same(judge(expected, other, tolerance)[0], wanted)
+        assert difference_norms(expected, actual, actual[::-1]) == norms
+    assert alone[0].worst_index == (0,)
+    assert alone[1].worst_index == (4 * CHUNK,)
+
+
+def test_an_error_in_a_thread_comes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for an empty result."""
+
+    def broken(*_: Any) -> bool:
+        raise MemoryError
+
+    monkeypatch.setattr(metrics, "_chunk", broken)
+    array = make("float32", (THREADED_ABOVE,))
+    with pytest.raises(MemoryError):
+        measure(array, array)
+
+
+def test_scratch_arrays_carry_nothing_over() -> None:
+    """Neither from call to call, whatever came before, nor between threads that measure at the same time."""
+    random = np.random.default_rng(0)
+    cases = []
+    for dtype in ("float32", "float64", "float16", "int64", "complex64", "float32", "bool"):
+        for size in (CHUNK + 11, 900, 1):
+            first, second = make(dtype, (size,), int(random.integers(99))), make(dtype, (size,), 1)
+            cases.append((first, second, measure(first, second)))
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = pool.map(measure, *zip(*(case[:2] for case in cases), strict=True))
+            assert all(same(now, case[2]) for now, case in zip(found, cases, strict=True))
+
+
+def test_measuring_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    """Overflow and 0/0 are accounted for, in every thread."""
+    ends = np.finfo(np.float32)
+    array = np.tile(np.array([ends.max, ends.min, 0.0, math.nan, math.inf, 1e-42], np.float32), THREADED_ABOVE // 6 + 1)
+    measure(array, np.roll(array, 1))
+    measure(np.array([1e300, math.nan, 1e-300]), np.array([-1e300, -math.inf, 1e300]))
+    measure(np.array([1 + 1j], np.complex64), np.array([1e300 + 1j]))
+    measure(np.array([1.0], np.float16), np.array([1e30], np.float32))
+    difference_norms(array, array, np.roll(array, 1))
+    assert not recwarn.list
+
+
+def test_integers_are_counted_exactly_wherever_the_great_ones_are() -> None:
+    """A few beyond 2**53, which differ by less than float64 shows, among many small ones."""
+    expected = np.arange(2 * CHUNK) % 100
+    actual = expected.copy()
+    actual[5] += 1
+    assert (measure(expected, actual).differing, measure(expected, actual).worst_index) == (1, (5,))
+    expected[-1], actual[-1] = 2**60, 2**60 + 1
+    assert measure(expected, actual).differing == 2
+    actual[5] -= 1
+    found = measure(expected, actual)
+    assert (found.differing, found.worst_index, found.max_abs) == (1, (2 * CHUNK - 1,), 1.0)
+    assert (measure(-expected, -actual).differing, found.p99_abs) == (1, 0.0)
+
+
+@quick
+@given(shape=st.lists(st.integers(1, 7), max_size=5), seed=st.integers(0, 99))
+def test_the_worst_index_is_numpy_s(shape: list[int], seed: int) -> None:
+    """Any rank."""
+    expected, actual = make("float64", tuple(shape), seed), make("float64", tuple(shape), seed + 1)
+    worst = np.unravel_index(np.abs(actual - expected).argmax(), expected.shape)
+    assert measure(expected, actual).worst_index == tuple(int(i) for i in worst)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_the_reference_s_norm_comes_with_the_metrics(dtype: str) -> None:
+    """What ``difference_norms`` finds by itself; unknown where the reference is not finite, or there is no comparison."""
+    reference, first, second = (make(dtype, (CHUNK + 3,), seed) for seed in range(3))
+    metrics_, norm = measure_with_norm(reference, first)
+    assert metrics_ == measure(reference, first)
+    assert difference_norms(reference, first, second) == pytest.approx(
+        difference_norms(reference, first, second, norm), rel=1e-6
+    )
+    assert math.isnan(measure_with_norm(reference, None)[1])
+    reference[3] = math.inf
+    assert math.isnan(measure_with_norm(reference, first)[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,6 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bisect_tool.backends.torch_runner import to_numpy
@@ -234,3 +237,77 @@ def test_complex_tensors_have_signatures() -> None:
     assert distance(first, signature_of(array.copy(), "complex")) == 0
     assert distance(first, second) > 0.1
     assert first.size == 50
+
+
+# -- short cuts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (4, 25, 100), (3, 7, 20, 11)])
+def test_a_known_signature_saves_reading_the_tensor_again(shape: tuple[int, ...]) -> None:
+    """The same permuted signatures, also for strided views and NaN."""
+    array = noise(*shape)
+    array.reshape(-1)[::97] = np.nan
+    for view in (array, array[:, ::-1], array.transpose(), array[1:, 2:]):
+        plain, known = permuted_signatures(view, "float"), permuted_signatures(view, "float", of(view))
+        assert plain.keys() == known.keys()
+        for order, signature in known.items():
+            wanted = signature_of(view.transpose(order), "float")
+            for found in (signature, plain[order]):
+                assert np.array_equal(found.sample, wanted.sample, equal_nan=True)
+                assert (found.shape, found.norm) == (wanted.shape, pytest.approx(wanted.norm))
+                assert math.isnan(found.total)
+
+
+def test_permuted_signatures_do_not_share_memory_with_the_tensor() -> None:
+    """Nor is what is kept of a shape changed by them."""
+    array = noise(20, 30)
+    first = permuted_signatures(array, "float")[1, 0]
+    kept = first.sample.copy()
+    array[:] = 0
+    permuted_signatures(noise(20, 30, seed=1), "float")[1, 0].sample[:] = 7
+    assert np.array_equal(first.sample, kept)
+    assert np.array_equal(permuted_signatures(noise(20, 30), "float")[1, 0].sample, kept)
+
+
+def test_complex_tensors_have_no_permuted_signatures() -> None:
+    """Their parts lie side by side, which no order of axes expresses."""
+    assert permuted_signatures(noise(4, 5).astype(np.complex64), "complex") == {}
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.float32, np.float64, np.int8, np.int64, np.bool_],
+)
+@pytest.mark.parametrize("size", [0, 1, 1000, 200_003])
+def test_norms_are_those_of_the_definition(dtype: Any, size: int) -> None:
+    """Of the sample and of the whole tensor, to the precision of float32, whatever the dtype."""
+    array = (noise(size) * 20).astype(dtype)
+    signature = of(array)
+    wide = array.astype(np.float64)
+    assert signature.total == pytest.approx(float(np.linalg.norm(wide)), rel=2e-5)
+    assert signature.norm == pytest.approx(float(np.linalg.norm(signature.sample)), rel=1e-12)
+    assert math.isinf(of(np.full(10, 3e38, np.float32)).total)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    first=st.lists(st.sampled_from([0.0, 1.0, -2.5, 1e200, 1e-200, math.nan, math.inf, -math.inf]), max_size=6),
+    swaps=st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0.0, 3.0, math.nan, math.inf])), max_size=2),
+)
+def test_the_distance_is_that_of_the_samples(first: list[float], swaps: list[tuple[int, float]]) -> None:
+    """Infinite where NaN or infinities lie elsewhere, else the relative error of the finite elements."""
+    second = list(first)
+    for place, value in swaps:
+        if place < len(second):
+            second[place] = value
+    a, b = np.array(first, np.float64), np.array(second, np.float64)
+    # Norms of the whole have their own test.
+    one, other = (dataclasses.replace(of(x), total=math.nan) for x in (a, b))
+    finite = np.isfinite(a) & np.isfinite(b)
+    with np.errstate(all="ignore"):
+        if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+            wanted = math.inf
+        else:
+            apart, norm = (float(np.linalg.norm(x)) for x in (b[finite] - a[finite], a[finite]))
+            wanted = 0.0 if apart == 0 else apart / norm if norm else math.inf
+    assert distance(one, other) == pytest.approx(wanted, nan_ok=True)
