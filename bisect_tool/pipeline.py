@@ -395,6 +395,7 @@ class _Bisection:
         store = ActivationStore(budget // 2 if self.in_memory else budget // 8, self.buffers)
         try:
             run, effective, outputs = self._run_torch(config, on_value, store.attach)
+            store.settle()
         except BaseException:
             store.close()
             raise

@@ -80,6 +80,15 @@ class ActivationStore:
             self._spill = _Spill(self._buffers)
         self._spill.write(value, to_numpy(tensor))
 
+    def settle(self) -> None:
+        """Says that nothing more will come; the memory that writing took is free then.
+
+        Raises:
+            BisectError: the disk is full.
+        """
+        if self._spill is not None:
+            self._spill.settle()
+
     def fetch(self, value: int) -> Array:
         """The tensor as numpy has it. What comes from the file stays valid until ``retain`` drops it."""
         if self._spill is None or value not in self._spill:
@@ -186,6 +195,12 @@ class _Spill:
                 raise BisectError(f"the temporary file in {self._folder} lost its end", hint="is its disk failing?")
             view, offset = view[done:], offset + done
         return buffer[: place.nbytes].view(place.dtype).reshape(place.shape)
+
+    def settle(self) -> None:
+        self._finish(self._writing)
+        self._writer.shutdown()
+        while not self._bounces.empty():
+            self._bounces.get().close()
 
     def close(self) -> None:
         self._writer.shutdown(wait=True, cancel_futures=True)

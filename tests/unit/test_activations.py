@@ -56,6 +56,7 @@ def test_what_was_kept_comes_back(limit: int) -> None:
     for value, tensor in given.items():
         kept.keep(value, tensor)
     assert (kept.spilled_bytes > 0) == (limit < 1 << 40)
+    kept.settle()
     for value in [*reversed(given), *given]:
         array, wanted = kept.fetch(value), to_numpy(given[value])
         assert (array.dtype, array.shape) == (wanted.dtype, wanted.shape), value
