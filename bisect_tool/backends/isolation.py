@@ -13,9 +13,11 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 from bisect_tool.errors import BisectError, InconclusiveError
@@ -30,13 +32,18 @@ class CrashedError(InconclusiveError):
 
 
 def run_isolated(
-    function: Callable[..., T], *arguments: Any, environment: Mapping[str, str] | None = None, quiet: bool = True
+    function: Callable[..., T],
+    *arguments: Any,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    quiet: bool = True,
 ) -> T:
     """``function(*arguments)`` in a process of its own.
 
     Args:
         function: of a module, so that it can be pickled, as its arguments and its result must be.
         arguments: for it.
+        folder: where the process keeps its temporary files; a process that is killed leaves them there.
         environment: variables that the process starts with.
         quiet: what libraries print there goes nowhere.
 
@@ -48,7 +55,9 @@ def run_isolated(
     # What a library reads as it is loaded has to be there before that: then nothing may be imported beforehand.
     context = _context(fresh=bool(environment))
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sender, quiet, pickle.dumps((function, arguments))), daemon=True)
+    process = context.Process(
+        target=_work, args=(sender, str(folder), quiet, pickle.dumps((function, arguments))), daemon=True
+    )
     with _variables(environment or {}):
         process.start()
     sender.close()
@@ -117,9 +126,10 @@ def _context(*, fresh: bool) -> Any:
     return context
 
 
-def _work(sender: Connection, quiet: bool, job: bytes) -> None:
+def _work(sender: Connection, folder: str, quiet: bool, job: bytes) -> None:
     # The terminal sends Ctrl-C to the whole group; the parent ends this process itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tempfile.tempdir = folder
     if quiet:
         _silence()
     try:
