@@ -46,6 +46,8 @@ def build_rows(
         start = replace(stage, inputs=trace.parents.get(stage.value, ())) if role == "output" else stage
         cut = cuts.get(layer)
         inputs = stage_inputs(start, trace.parents, cut.known if cut else inputs_of_model)
+        # Views between two stages have no row of their own.
+        feeding = stage_inputs(start, trace.parents, by_value.keys() | inputs_of_model)
         match = matches.get(stage.value)
         results = {}
         for config in configs:
@@ -67,7 +69,7 @@ def build_rows(
             shape=stage.shape,
             dtype=stage.dtype,
             group=_container_of(stage.ref.stage),
-            inputs=tuple(by_value[v] for v in inputs if v in by_value),
+            inputs=tuple(by_value[v] for v in feeding if v in by_value),
             alias_of=stage.alias_of,
             onnx_value=match.onnx if match else None,
             onnx_nodes=nodes,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,6 @@ from bisect_tool.records import (
     ConfigStatus,
     Diagnosis,
     ErrorMetrics,
-    NumericConfig,
     OutputResult,
     Report,
     StageRef,
@@ -114,31 +112,31 @@ def first_divergence(report: Report, config: ConfigRun) -> str | None:
     return next((f"final output {output.output}" for output in failing), None)
 
 
-def made_most(report: Report, config: str | None, limit: int = 3) -> tuple[tuple[StageRef, float], ...]:
+def made_most(report: Report, config: str, limit: int = 3) -> tuple[tuple[StageRef, float], ...]:
     """The stages that make the largest shares of the final error, the largest first; () where none was measured."""
-    shares = [
-        (row.ref, share)
-        for row in stage_rows(report)
-        if config in row.results and (share := row.results[config].share) is not None and share > 0
-    ]
+    results = [(row.ref, row.results[config]) for row in stage_rows(report) if config in row.results]
+    # What was not run on PyTorch's inputs has not been seen to make anything.
+    shares = [(ref, result.share) for ref, result in results if result.share and result.local is not None]
     return tuple(sorted(shares, key=lambda item: -item[1])[:limit])
 
 
 def shows_shares(report: Report, config: str | None) -> bool:
     """Whether it is worth a column where the error is made: something diverges, and the shares were measured."""
-    diverges = report.verdict.status == "diverges" or any(run.status == "diverges" for run in report.configs)
-    return diverges and any(config in row.results and row.results[config].share is not None for row in report.stages)
+    if report.verdict.status != "diverges" and all(run.status != "diverges" for run in report.configs):
+        return False
+    results = [row.results[config] for row in report.stages if config is not None and config in row.results]
+    return any(result.share is not None for result in results)
 
 
 # Matrices
 
-_TRIAL = re.compile(r"(.+) try [0-9]+")
+_TRIAL = re.compile(r"(.+)-try-[0-9]+")
 _SWITCH_CODES = "BD3"
-_PREFIXES = ("session.", "optimization.", "mlas.")
+"""Codes whose remedy is code: the lines that set switches."""
 
 
 @dataclass(frozen=True)
-class NotRun:
+class NoAnswer:
     """Pairs that gave no answer for one and the same reason."""
 
     status: ConfigStatus
@@ -160,9 +158,9 @@ def is_matrix(report: Report) -> bool:
 
 
 def is_trial(run: ConfigRun, report: Report) -> bool:
-    """Whether a pair is not the matrix's own, but ran to explain one of its pairs (names in a matrix have no blanks)."""
+    """Whether a pair is not the matrix's own, but ran to explain one of its pairs, which its name begins with."""
     of = _TRIAL.fullmatch(run.name)
-    return of is not None and any(of[1] == other.name for other in report.configs)
+    return of is not None and not run.gating and any(of[1] == other.name for other in report.configs)
 
 
 def has_results(run: ConfigRun, report: Report) -> bool:
@@ -170,31 +168,34 @@ def has_results(run: ConfigRun, report: Report) -> bool:
     return bool(run.outputs) or any(run.name in row.results for row in report.stages)
 
 
-def not_run(report: Report) -> list[NotRun]:
+def no_answers(report: Report) -> list[NoAnswer]:
     """Pairs that were skipped, failed, crashed or were perturbed, those with one reason together."""
     found: dict[tuple[ConfigStatus, str], list[ConfigRun]] = {}
     for run in report.configs:
         if run.skipped_reason or run.status not in ("agrees", "diverges"):
             reason = " ".join((run.skipped_reason or "no reason was recorded").split())
             found.setdefault((run.status, reason), []).append(run)
-    return [NotRun(status, reason, tuple(runs)) for (status, reason), runs in found.items()]
+    return [NoAnswer(status, reason, tuple(runs)) for (status, reason), runs in found.items()]
 
 
 def matrix_text(report: Report) -> str:
     """How many pairs ran, with which result, and how many of them count, in one sentence."""
     own = [run for run in report.configs if not is_trial(run, report)]
     trials = len(report.configs) - len(own)
-    counts = Counter(run.status for run in own)
-    words = {"agrees": "agree", "diverges": "diverge"}
-    results = ", ".join(
-        f"{counts[status]} {words.get(status, STATUSES[status].lower())}"  # type: ignore[index]
-        for status in STATUSES
-        if counts[status]  # type: ignore[index]
-    )
     gating = sum(run.gating for run in own)
     count = f"{gating} of them {'counts' if gating == 1 else 'count'}" if gating < len(own) else "all count"
-    text = f"{plural(len(own), 'pair')}: {results}; {count} for the exit code"
-    return f"{text}; {plural(trials, 'trial')} more to explain failing pairs." if trials else f"{text}."
+    text = f"{plural(len(own), 'pair')}: {results_text(own)}; {count} for the exit code"
+    return f"{text}; {trials} more tried to explain failing ones." if trials else f"{text}."
+
+
+def results_text(runs: Sequence[ConfigRun]) -> str:
+    """``3 agree, 1 diverges, 2 skipped``."""
+    verbs = {"agrees": ("agrees", "agree"), "diverges": ("diverges", "diverge")}
+    return ", ".join(
+        f"{count} {verbs[status][count > 1] if status in verbs else word.lower()}"
+        for status, word in STATUSES.items()
+        if (count := sum(run.status == status for run in runs))
+    )
 
 
 def separation_text(report: Report) -> str | None:
@@ -205,156 +206,6 @@ def separation_text(report: Report) -> str | None:
     if "agrees" not in statuses:
         return "No pair agrees: no switch of this matrix removes the divergence."
     return "No switch was found that makes a failing pair agree."
-
-
-def requested_texts(report: Report) -> dict[str, str]:
-    """What each pair asks for beyond the libraries' defaults and what most pairs have, by the pair's name."""
-    usual = {
-        name: _most_common([getattr(run.actual, name) for run in report.configs])
-        for name in ("dtype", "exporter", "opset", "constant_folding")
-    }
-    threads = _most_common([(run.expected.threads, run.actual.threads) for run in report.configs])
-    return {run.name: ", ".join(_requested(run, usual, threads)) or "defaults" for run in report.configs}
-
-
-def _most_common(values: Sequence[Any]) -> Any:
-    """Of equals the first; pairs that never ran leave fields open, which says nothing."""
-    known = Counter(value for value in values if value is not None)
-    return known.most_common(1)[0][0] if known else None
-
-
-def _requested(run: ConfigRun, usual: Mapping[str, Any], threads: tuple[int, int] | None) -> list[str]:
-    expected, actual = run.expected, run.actual
-    words = []
-    if expected.device == actual.device != "cpu":
-        words.append(actual.device.upper())
-    elif expected.device != actual.device:
-        words += [f"{side} on {config.device.upper()}" for side, config in _sides(run) if config.device != "cpu"]
-    if expected.dtype is not None and expected.dtype != usual["dtype"]:
-        words.append(expected.dtype)
-    if (expected.threads, actual.threads) != threads:
-        if expected.threads == actual.threads:
-            words.append(plural(expected.threads, "thread"))
-        else:
-            words += [f"{side} {plural(config.threads, 'thread')}" for side, config in _sides(run)]
-    if actual.optimization not in (None, "all"):
-        words.append(f"optimization {actual.optimization}")
-    if actual.exporter is not None and actual.exporter != usual["exporter"]:
-        words.append(actual.exporter)
-    if actual.opset is not None and actual.opset != usual["opset"]:
-        words.append(f"opset {actual.opset}")
-    if actual.constant_folding is not None and actual.constant_folding != usual["constant_folding"]:
-        words.append("constant folding" if actual.constant_folding else "no constant folding")
-    both = expected.switches.keys() & actual.switches.keys()
-    for side, config in _sides(run):
-        for name, value in config.switches.items():
-            words.append((f"{side} " if name in both else "") + setting_text(name, value))
-    return words
-
-
-def _sides(run: ConfigRun) -> tuple[tuple[str, NumericConfig], tuple[str, NumericConfig]]:
-    return ("PyTorch", run.expected), ("ONNX Runtime", run.actual)
-
-
-def setting_text(name: str, value: object) -> str:
-    """A switch with its value, short: ``mkldnn off``, ``emulate tf32``, ``disable_prepacking on``."""
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return f"{name} {('on' if value else 'off') if isinstance(value, bool) else value}"
-
-
-def in_effect_text(run: ConfigRun) -> str:
-    """What was read back from a pair's run, short; what could not be read back is said to be so."""
-    expected, actual = effective_sides(run.effective)
-    if not expected and not actual:
-        return "-"
-    words = [*_devices(expected, actual), *_torch_in_effect(run, expected), *_ort_in_effect(run, actual)]
-    nodes = _nodes_text(actual)
-    return ", ".join([*words, nodes] if nodes else words) or "-"
-
-
-def effective_sides(effective: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """``effective.expected`` and ``effective.actual``; a flat map is ONNX Runtime's."""
-    sides = [effective.get(side) for side in ("expected", "actual")]
-    if not any(isinstance(side, Mapping) for side in sides):
-        return {}, effective
-    expected, actual = (side if isinstance(side, Mapping) else {} for side in sides)
-    return expected, actual
-
-
-def _devices(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
-    torch = str(expected.get("device") or "").upper()
-    providers = [str(name).removesuffix("ExecutionProvider") for name in actual.get("providers") or ()]
-    placement = actual.get("placement")
-    ort = ", ".join(providers)
-    if len(providers) > 1 and isinstance(placement, Mapping):
-        # A session that lists a provider may still have put every node elsewhere.
-        placed = {str(name).removesuffix("ExecutionProvider"): count for name, count in placement.items()}
-        ort = ", ".join(f"{placed.get(name, 0)} nodes on {name}" for name in providers if name in placed) or ort
-    if not torch or not providers or torch == providers[0].upper():
-        return [text for text in (ort or torch,) if text]
-    return [f"PyTorch {torch}", f"ONNX Runtime {ort}"]
-
-
-def _torch_in_effect(run: ConfigRun, expected: Mapping[str, Any]) -> list[str]:
-    words = []
-    for name, asked in run.expected.switches.items():
-        if name == "emulate" and name in expected:
-            counts = [sum((expected.get(f"emulate_{kind}") or {}).values()) for kind in ("rounded", "unreached")]
-            words.append(f"{expected[name]} in {plural(counts[0], 'operation')}")
-            words += [f"{counts[1]} out of its reach"] if counts[1] else []
-        elif name in expected:
-            words.append(_read_text(name, asked, expected[name]))
-        else:
-            words.append(f"{setting_text(name, asked)} (not read back)")
-    seen = {kind: expected.get(f"{kind}_tf32_seen") for kind in ("matmul", "conv")}
-    if any(value is not None for value in seen.values()):
-        where = " and ".join(kind for kind, value in seen.items() if value)
-        words.append(f"TF32 seen in {where}" if where else "no TF32 seen")
-    if run.expected.threads and "threads" in expected:
-        words.append(plural(expected["threads"], "thread"))
-    return words
-
-
-def _ort_in_effect(run: ConfigRun, actual: Mapping[str, Any]) -> list[str]:
-    found = actual.get("switches")
-    words = [
-        _read_text(name, run.actual.switches.get(name), value)
-        for name, value in (found.items() if isinstance(found, Mapping) else ())
-    ]
-    return words + [f"{setting_text(name, run.actual.switches.get(name))} (not read back)" for name in _unread(actual)]
-
-
-def _unread(actual: Mapping[str, Any]) -> list[str]:
-    names = actual.get("unconfirmed")
-    return [str(name) for name in names] if isinstance(names, (list, tuple)) else []
-
-
-def _read_text(name: str, asked: object, read: object) -> str:
-    """A switch as it was read back; libraries spell ``true`` as ``1``."""
-    spelled = {"1": "true", "0": "false"}
-    one, other = (str(int(v) if isinstance(v, bool) else v).lower() for v in (asked, read))
-    if asked is not None and spelled.get(one, one) == spelled.get(other, other):
-        return setting_text(name, asked)
-    return setting_text(name, "unknown" if read is None else read)
-
-
-def _nodes_text(actual: Mapping[str, Any]) -> str:
-    """What the optimiser left of the graph, and which new operators it brought in."""
-    nodes, changed = actual.get("nodes"), actual.get("changed")
-    if isinstance(nodes, int):
-        return plural(nodes, "node")
-    if not isinstance(nodes, Mapping):
-        return ""
-    after = sum(nodes.values())
-    if not isinstance(changed, Mapping):
-        return plural(after, "node")
-    if not changed:
-        return f"{plural(after, 'node')} as given"
-    before = after - sum(new - old for old, new in changed.values())
-    fused = [str(name).removeprefix("com.microsoft.") for name, (old, _) in changed.items() if not old]
-    new = f" ({', '.join(fused[:2])}{' ..' if len(fused) > 2 else ''})" if fused else ""
-    return f"{before} -> {plural(after, 'node')}{new}"
 
 
 def remedy_code(diagnosis: Diagnosis) -> tuple[str, ...] | None:
@@ -437,6 +288,12 @@ def share_text(share: float | None) -> str:
     return "-" if share is None else percent(share, 1)
 
 
+def made_text(made: Sequence[tuple[StageRef, float]]) -> str:
+    """``of the final error 75.0 % is made in block.conv, 21.0 % in stem.conv``."""
+    parts = [f"{share_text(share)} {'' if number else 'is made '}in {ref}" for number, (ref, share) in enumerate(made)]
+    return f"of the final error {', '.join(parts)}"
+
+
 def seconds_text(seconds: float) -> str:
     """``0.35 s``, ``12 s``."""
     return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.0f} s"
@@ -490,6 +347,15 @@ def source_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else str(value)
+
+
+def effective_sides(effective: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """``effective.expected`` and ``effective.actual``; a flat map is ONNX Runtime's."""
+    sides = [effective.get(side) for side in ("expected", "actual")]
+    if not any(isinstance(side, Mapping) for side in sides):
+        return {}, effective
+    expected, actual = (side if isinstance(side, Mapping) else {} for side in sides)
+    return expected, actual
 
 
 def effective_text(effective: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STAGE_COLUMNS = ("index", "stage", "call", "output", "level", "type", "source", "shape", "dtype", "onnx_value")
 TOTAL_COLUMNS = ("max_abs", "mean_abs", "rel_l2", "max_rel", "cosine", "sqnr_db", "max_ulp", "p99_abs")
 LOCAL_COLUMNS = ("local_max_abs", "local_rel_l2")
-RESULT_COLUMNS = ("input_error", "growth", "amplification", "floor", "noise_ratio", "judgement")
+RESULT_COLUMNS = ("input_error", "growth", "amplification", "floor", "noise_ratio", "judgement", "share")
 COLUMNS = (*STAGE_COLUMNS, "config", *TOTAL_COLUMNS, *LOCAL_COLUMNS, *RESULT_COLUMNS)
 
 

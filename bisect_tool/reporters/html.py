@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bisect_tool.records import Comparison, Report, StageRow
-from bisect_tool.reporters import common
+from bisect_tool.reporters import common, pairs
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -40,7 +40,18 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    helpers = ("sci", "ratio", "shape_text", "names_text", "index_text", "source_text", "noise_text", "printable")
+    helpers = (
+        "sci",
+        "ratio",
+        "made_text",
+        "seconds_text",
+        "shape_text",
+        "names_text",
+        "index_text",
+        "source_text",
+        "noise_text",
+        "printable",
+    )
     environment.filters.update({name: getattr(common, name) for name in helpers})
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     config = common.main_config(report)
@@ -67,6 +78,9 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
             }
             for run in report.configs
         ],
+        matrix=_matrix(report) if common.is_matrix(report) else None,
+        remedy_code=common.remedy_code,
+        sort_key=_sort_key,
         rows=common.rows_by_ref(report),
         table=list(_table(report)),
         worst_element_lines=common.worst_element_lines,
@@ -88,6 +102,45 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", common.command_text(value)
         else:
             yield f"{prefix}{key}", common.source_text(value)
+
+
+def _matrix(report: Report) -> dict[str, Any]:
+    """What only the report of a matrix has: words for its pairs, and the heat table."""
+    requested = pairs.requested_texts(report)
+    names = [run.name for run in report.configs if not common.is_trial(run, report)]
+    seen = {name for row in report.stages for name in row.results}
+    columns = [name for name in names if name in seen]
+    return {
+        "text": common.matrix_text(report),
+        "separation": common.separation_text(report),
+        "no_answers": common.no_answers(report),
+        "pairs": {
+            run.name: {
+                "requested": requested[run.name],
+                "in_effect": pairs.in_effect_text(run),
+                "first": common.first_divergence(report, run),
+                "made": common.made_most(report, run.name) if run.status == "diverges" else (),
+                "trial": common.is_trial(run, report),
+            }
+            for run in report.configs
+        },
+        "heat_columns": columns,
+        "heat": [
+            {"row": row, "cells": [_heat(row.results.get(name)) for name in columns]}
+            for row in common.stage_rows(report)
+            if any(name in row.results for name in columns)
+        ],
+        "heat_levels": range(common.HEAT_LEVELS + 1),
+    }
+
+
+def _heat(result: Comparison | None) -> dict[str, Any]:
+    """One cell of the heat table: the shade, and in words what the shade says."""
+    if result is None:
+        return {"text": "", "level": None, "fails": False}
+    error = result.total.rel_l2
+    fails = result.judgement == "fail"
+    return {"text": common.sci(error), "level": common.heat_level(error), "fails": fails}
 
 
 def _table(report: Report) -> Iterator[dict[str, Any]]:
@@ -114,6 +167,7 @@ def _numbers(row: StageRow, result: Comparison | None) -> list[tuple[str, str]]:
         (common.local_rel(result) if result else None, common.sci),
         (result.growth if result else None, common.ratio),
         (result.amplification if result else None, common.ratio),
+        (result.share if result else None, common.share_text),
         (result.noise_ratio if result else None, common.ratio),
         (total.sqnr_db if total else None, lambda value: common.ratio(value)),
         (total.max_ulp if total else None, common.ratio),

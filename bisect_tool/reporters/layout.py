@@ -54,10 +54,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Span:
-    """A line of its own across the table: a sub-header, or what was left out."""
+    """A line of its own across the table: a sub-header, or what was left out.
+
+    ``fold`` breaks it into several lines, all indented alike, where it would be shortened otherwise.
+    """
 
     text: str
     style: str = "dim"
+    fold: bool = False
 
 
 class Page:
@@ -112,7 +116,10 @@ class Page:
         shown = [number for number, width in enumerate(widths) if width is not None]
         self._row(columns, widths, shown, Row(tuple(column.title for column in columns), style="bold"), indent)
         for row in rows:
-            if isinstance(row, Span):
+            if isinstance(row, Span) and row.fold:
+                body = row.text.lstrip(" ")
+                self.prose(body, indent=" " * (indent + len(row.text) - len(body)), style=row.style)
+            elif isinstance(row, Span):
                 self._print(Text(" " * indent + fit_text(self.clean(row.text), self.width - indent), row.style))
             else:
                 self._row(columns, widths, shown, row, indent)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import IO, Literal
 
 from rich.console import Console
 
 from bisect_tool.records import Comparison, ConfigRun, Diagnosis, Origin, Report, StageRef, StageRow
-from bisect_tool.reporters import common
-from bisect_tool.reporters.layout import Column, Page, Row, Span
+from bisect_tool.reporters import common, pairs
+from bisect_tool.reporters.layout import Column, Page, Row, Span, column_widths
 
 FULL_TABLE = 24
 """Longer tables are cut down to the rows that matter."""
@@ -21,6 +22,10 @@ NEIGHBOURS = 4
 EDGE = 3
 ORIGINS_IN_TABLE = 5
 ORIGINS_IN_DETAIL = 3
+TRIALS_IN_TABLE = 8
+"""More runs than these that only serve to explain others are counted, not listed."""
+SHARES_FROM = 120
+"""Narrower terminals have no room for where the error is made."""
 
 _STATUS_STYLES = {
     "agrees": "bold green",
@@ -28,6 +33,7 @@ _STATUS_STYLES = {
     "inconclusive": "bold yellow",
     "perturbed": "bold yellow",
     "failed": "bold red",
+    "crashed": "bold red",
     "skipped": "dim",
 }
 _JUDGEMENT_STYLES = {"pass": "green", "fail": "bold red", "not compared": "dim"}
@@ -70,7 +76,10 @@ def render(
     page = Page(console)
     page.prose(common.alignment_text(report.alignment))
     page.line()
-    _configs(page, report)
+    if common.is_matrix(report):
+        _pairs(page, report, all_stages)
+    else:
+        _configs(page, report)
     for note in report.notes:
         page.prose(note, label=("note: ", "bold yellow"))
     config = common.main_config(report)
@@ -127,6 +136,121 @@ def _config_row(report: Report, config: ConfigRun) -> Row:
     return Row(cells, ((4, _STATUS_STYLES[config.status]), (5, "dim")))
 
 
+# Pairs of a matrix
+
+
+def _pairs(page: Page, report: Report, all_pairs: bool) -> None:
+    page.prose(common.matrix_text(report))
+    shown = [run for run in report.configs if common.has_results(run, report)]
+    columns: list[str] = []
+    if shown:
+        page.line()
+        columns = _pair_table(page, report, shown, all_pairs)
+    missing = common.no_answers(report)
+    if missing:
+        page.line()
+    for group in missing:
+        _no_answer(page, group)
+    if any(not run.gating for run in report.configs):
+        page.prose("* explores only: does not count for the exit code", indent="  ", style="dim")
+    words = {
+        "rel-L2": "of the worst stage",
+        "output": "of the final outputs",
+        "memory": "the peak of the pair's process",
+    }
+    legend = "; ".join(f"{title}: {text}" for title, text in words.items() if title in columns)
+    if legend:
+        page.prose(legend, indent="  ", style="dim")
+
+
+_PAIR_COLUMNS = (
+    Column("pair", minimum=16),
+    Column("requested", minimum=36, cut="end", drop=5),
+    Column("really in effect", minimum=44, cut="end", drop=5),
+    Column("rel-L2", right=True),
+    Column("worst stage", minimum=20, drop=1),
+    Column("output", right=True, drop=4),
+    Column("first divergence", minimum=20, drop=5),
+    Column("verdict"),
+    Column("time", right=True, drop=2),
+    Column("memory", right=True, drop=3),
+)
+_UNDER_THE_PAIR = ("requested", "really in effect", "first divergence")
+"""Columns whose words stand in lines of their own where not all columns fit."""
+
+
+def _pair_table(page: Page, report: Report, shown: Sequence[ConfigRun], all_pairs: bool) -> list[str]:
+    requested = pairs.requested_texts(report)
+    trials = [run for run in shown if common.is_trial(run, report)]
+    own = [run for run in shown if not common.is_trial(run, report)]
+    counted = [] if all_pairs or len(trials) <= TRIALS_IN_TABLE else trials
+    listed = own if counted else [*own, *trials]
+    rows = [_pair_row(report, run, requested[run.name]) for run in listed]
+    columns: tuple[Column, ...] = _PAIR_COLUMNS
+    one_line = None not in column_widths(columns, [row.cells for row in rows], page.width)
+    if not one_line:
+        keep = [number for number, column in enumerate(columns) if column.title not in _UNDER_THE_PAIR]
+        columns = tuple(columns[number] for number in keep)
+        rows = [_only(row, keep) for row in rows]
+    entries: list[Row | Span] = []
+    for number, (run, row) in enumerate(zip(listed, rows, strict=True)):
+        if number == len(own):
+            entries.append(Span("tried, to explain failing pairs"))
+        details = _details(report, run, None if one_line else requested[run.name])
+        entries += [row, *(Span(f"    {line}", style, fold=True) for line, style in details)]
+    if counted:
+        text = f"{common.plural(len(counted), 'trial')} left out, {common.results_text(counted)}"
+        entries.append(Span(f"... {text}; --all-stages shows them"))
+    return page.table(columns, entries)
+
+
+def _pair_row(report: Report, run: ConfigRun, requested: str) -> Row:
+    worst = common.worst_row(common.stage_rows(report), run.name)
+    output = common.worst_output(run)
+    cells = {
+        "pair": run.name + ("" if run.gating else " *"),
+        "requested": requested,
+        "really in effect": pairs.in_effect_text(run),
+        "rel-L2": common.sci(worst.results[run.name].total.rel_l2 if worst else None),
+        "worst stage": str(worst.ref) if worst else "-",
+        "output": common.sci(output.total.rel_l2 if output else None),
+        "first divergence": common.first_divergence(report, run) or "-",
+        "verdict": common.STATUSES[run.status],
+        "time": common.seconds_text(run.seconds),
+        "memory": f"{run.peak_rss_mb:.0f} MB",
+    }
+    style = "bold" if run.status == "diverges" else ""
+    return Row(tuple(cells[column.title] for column in _PAIR_COLUMNS), ((7, _STATUS_STYLES[run.status]),), style)
+
+
+def _only(row: Row, keep: Sequence[int]) -> Row:
+    styles = tuple((keep.index(number), style) for number, style in row.styles)
+    return replace(row, cells=tuple(row.cells[number] for number in keep), styles=styles)
+
+
+def _details(report: Report, run: ConfigRun, requested: str | None) -> Iterator[tuple[str, str]]:
+    """Lines under a pair, each with its style; ``requested`` is ``None`` where the columns have it."""
+    first = common.first_divergence(report, run)
+    parts = [f"first divergence: {first}"] if first is not None and requested is not None else []
+    made = common.made_most(report, run.name) if run.status == "diverges" else ()
+    if made:
+        parts.append(common.made_text(made))
+    if parts:
+        yield "; ".join(parts), ""
+    if requested is not None:
+        yield f"requested: {requested}; in effect: {pairs.in_effect_text(run)}", "dim"
+
+
+def _no_answer(page: Page, group: common.NoAnswer) -> None:
+    label = (f"{common.STATUSES[group.status]}  ", _STATUS_STYLES[group.status])
+    names = [run.name + ("" if run.gating else "*") for run in group.runs]
+    if len(names) == 1:
+        page.prose(f"{names[0]}: {group.reason}", label=label)
+    else:
+        page.prose(f"{len(names)} pairs: {group.reason}", label=label)
+        page.prose(", ".join(names), indent=" " * len(label[0]), style="dim")
+
+
 # Stages
 
 
@@ -143,6 +267,7 @@ def _stages(
         rows = [row for row in rows if _result(row, config) is not None] or rows
     keep = range(len(rows)) if all_stages else _interesting(rows, config, first, _shown_origins(report, config))
     with_noise = any(r.noise_ratio is not None for row in rows if (r := _result(row, config)))
+    with_share = page.width >= SHARES_FROM and common.shows_shares(report, config)
     columns = (
         Column("  "),  # the marks; as wide without any, so that sub-headers stand over their rows
         Column("stage", minimum=22 if page.width < 100 else 36),
@@ -152,11 +277,12 @@ def _stages(
         Column("mean abs", right=True, drop=3),
         Column("rel-L2", right=True),
         Column("local", right=True),
+        *((Column("made here", right=True, drop=7),) if with_share else ()),
         Column("growth", right=True, drop=2),
         *((Column("noise", right=True, drop=6),) if with_noise else ()),
         Column(""),
     )
-    return page.table(columns, list(_entries(rows, set(keep), config, first, origins, with_noise)))
+    return page.table(columns, list(_entries(rows, set(keep), config, first, origins, with_noise, with_share)))
 
 
 def _result(row: StageRow, config: str | None) -> Comparison | None:
@@ -194,6 +320,7 @@ def _entries(
     first: StageRef | None,
     origins: frozenset[StageRef],
     with_noise: bool,
+    with_share: bool,
 ) -> Iterator[Row | Span]:
     group = ""
     left_out: list[StageRow] = []
@@ -208,7 +335,7 @@ def _entries(
             group = row.group
             if group:  # rows of the model itself stand where sub-headers do, and need none
                 yield Span(f"    {common.printable(group)}")
-        yield _stage_row(row, _result(row, config), first, origins, with_noise)
+        yield _stage_row(row, _result(row, config), first, origins, with_noise, with_share)
     if left_out:
         yield Span(_left_out_text(left_out, config))
 
@@ -230,6 +357,7 @@ def _stage_row(
     first: StageRef | None,
     origins: frozenset[StageRef],
     with_noise: bool,
+    with_share: bool,
 ) -> Row:
     judgement: Literal["pass", "fail", "not compared"] = result.judgement if result else "not compared"
     mark = (">" if row.ref == first else "") + ("*" if row.ref in origins else "")
@@ -239,6 +367,7 @@ def _stage_row(
         common.sci(total.mean_abs if total else None),
         common.sci(total.rel_l2 if total else None),
         common.sci(common.local_rel(result) if result else None),
+        *((common.share_text(result.share if result else None),) if with_share else ()),
         common.ratio(result.growth if result else None),
     ]
     if with_noise:
@@ -281,6 +410,8 @@ def _legend(page: Page, report: Report, config: str | None, columns: Sequence[st
     words = []
     if any(result is not None and result.local is not None for result in results):
         words.append("local: error of the stage itself, on PyTorch's inputs")
+    if "made here" in columns:
+        words.append("made here: share of the final error")
     if "growth" in columns:
         words.append("growth: out / in")
     if "noise" in columns:
@@ -322,6 +453,8 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
         page.line()
         names = common.names_text(verdict.amplifiers)
         page.prose(f"{names}: over tolerance, but they only hand the error on", label=("amplifiers: ", ""))
+    if common.is_matrix(report):
+        _separation(page, report)
     for diagnosis in verdict.diagnoses:
         page.line()
         _diagnosis(page, diagnosis)
@@ -367,11 +500,27 @@ def _place(
             page.prose(line, indent="  ")
 
 
+def _separation(page: Page, report: Report) -> None:
+    """The head over the diagnoses of a matrix, or why there are none."""
+    text = common.separation_text(report)
+    if text or report.verdict.diagnoses or report.verdict.ruled_out:
+        page.line()
+        page.line(("What separates failing from passing pairs", "bold"))
+    if text:
+        page.prose(text)
+
+
 def _diagnosis(page: Page, diagnosis: Diagnosis) -> None:
     page.line((diagnosis.code, "bold"), f" {diagnosis.title}")
     for number, line in enumerate(diagnosis.evidence):
         page.prose(line, label=("evidence: " if number == 0 else "          ", ""), indent="  ")
     tried = {True: " (tried: it removes the divergence)", False: " (tried: it does not help)", None: " (not tried)"}
-    page.prose(diagnosis.remedy + tried[diagnosis.remedy_verified], label=("help: ", "bold green"), indent="  ")
+    code = common.remedy_code(diagnosis)
+    if code is None:
+        page.prose(diagnosis.remedy + tried[diagnosis.remedy_verified], label=("help: ", "bold green"), indent="  ")
+    else:
+        page.line(("  help:", "bold green"), tried[diagnosis.remedy_verified])
+        for line in code:  # never broken, so that they can be copied
+            page.line("      ", line)
     if diagnosis.cost:
         page.prose(diagnosis.cost, label=("cost: ", ""), indent="  ")

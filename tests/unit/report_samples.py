@@ -291,6 +291,192 @@ def diverging() -> Report:
     )
 
 
+def read_back(nodes: int, changed: dict[str, list[int]], **expected: object) -> dict[str, object]:
+    """What a pair of a matrix reads back, ONNX Runtime's side on the device of PyTorch's."""
+    device = str(expected.get("device", "cpu"))
+    providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    actual = {
+        "providers": providers,
+        "provider_options": {},
+        "optimization": "off",
+        "threads": 0,
+        "switches": {},
+        "unconfirmed": [],
+        "nodes": {"Conv": nodes - 2, "Relu": 2},
+        "changed": changed,
+        "placement": {providers[0]: nodes},
+    }
+    return {"expected": {"device": "cpu", "threads": 2, **expected}, "actual": actual}
+
+
+def matrix() -> Report:
+    """Pairs of a matrix: they agree, diverge, were skipped, failed and crashed; TF32 in convolutions is to blame."""
+    cpu, cuda = replace(TORCH, threads=0), replace(TORCH, threads=0, device="cuda")
+    off, all_ = replace(ORT_OFF, threads=0), replace(ORT_ALL, threads=0)
+    off_cuda = replace(off, device="cuda")
+    plain = replace(off_cuda, dtype=None, threads=0, exporter=None, opset=None)
+    missing = "ONNX Runtime's TensorRT provider cannot be loaded: libnvinfer.so.10 is missing"
+    none: dict[str, object] = {"outputs": (), "effective": {}, "observer_effect": None, "peak_rss_mb": 0.0}
+    convolutions = read_back(14, {}, device="cuda", matmul_tf32_seen=False, conv_tf32_seen=True)
+    configs = (
+        config_run("ort-cpu-off", off, 3.0e-7, expected=cpu, effective=read_back(14, {})),
+        config_run("ort-cpu-all", all_, 3.1e-7, expected=cpu, effective=read_back(9, {"Conv": [12, 7]}), seconds=0.5),
+        config_run("ort-cuda-off", off_cuda, 2.4e-3, expected=cuda, effective=convolutions, peak_rss_mb=1830.0),
+        config_run(
+            "no-conv-tf32",
+            off_cuda,
+            4.0e-7,
+            expected=replace(cuda, switches={"cudnn_conv_tf32": False}),
+            effective=read_back(
+                14, {}, device="cuda", cudnn_conv_tf32=False, matmul_tf32_seen=False, conv_tf32_seen=False
+            ),
+            gating=False,
+            seconds=0.78,
+        ),
+        config_run(
+            "tf32-emulated",
+            off,
+            2.2e-3,
+            expected=replace(cpu, switches={"emulate": "tf32"}),
+            effective=read_back(
+                14, {}, emulate="tf32", emulate_rounded={"convolution": 2, "addmm": 1}, emulate_unreached={"rnn": 1}
+            ),
+            gating=False,
+            seconds=12.25,
+        ),
+        config_run("trt", plain, None, expected=cuda, status="skipped", skipped_reason=missing, gating=False, **none),
+        config_run(
+            "trt-fp16", plain, None, expected=cuda, status="skipped", skipped_reason=missing, gating=False, **none
+        ),
+        config_run(
+            "export-torchscript",
+            replace(off, exporter="torchscript"),
+            None,
+            expected=cpu,
+            status="failed",
+            skipped_reason="the exporter has no symbolic for aten::bucketize",
+            gating=False,
+            **none,
+        ),
+        config_run(
+            "cuda-attention-efficient",
+            plain,
+            None,
+            expected=replace(cuda, switches={"sdpa_kernel": "efficient_attention"}),
+            status="crashed",
+            skipped_reason="its process was ended by signal 11 (segmentation fault)",
+            gating=False,
+            **none,
+        ),
+        config_run(
+            "ort-cuda-off-try-1",
+            off_cuda,
+            2.4e-3,
+            expected=replace(cuda, switches={"matmul_tf32": False}),
+            effective=read_back(14, {}, device="cuda", matmul_tf32=False, matmul_tf32_seen=False, conv_tf32_seen=True),
+            gating=False,
+        ),
+        config_run(
+            "ort-cuda-off-try-2",
+            off_cuda,
+            2.4e-3,
+            expected=replace(cuda, switches={"channels_last": True}),
+            effective=convolutions,
+            gating=False,
+        ),
+    )
+    path = [
+        ("stem.conv", "Conv2d", 1.1e-7, 7.0e-4, 0.21),
+        ("stem.relu", "ReLU", 1.2e-7, 0.0, 0.0),
+        ("block.conv", "Conv2d", 1.9e-7, 1.4e-3, 0.75),
+        ("block/add#0", "add", 1.8e-7, 4e-8, 0.0004),
+        ("head.fc", "Linear", 3.0e-7, 2.0e-7, 0.0396),
+    ]
+    rows, before, handed_on = [], None, None
+    total = 0.0
+    for index, (name, kind, good, made, share) in enumerate(path):
+        total = total + made if made > 1e-6 else total
+        healthy_result = replace(comparison(good, min(good, 9e-8), before), share=0.2)
+        tf32 = replace(comparison(total, made, handed_on, floor=None), share=share)
+        results = {
+            "ort-cpu-off": healthy_result,
+            "ort-cpu-all": comparison(1.05 * good, None, before, floor=None),
+            "ort-cuda-off": tf32,
+            "no-conv-tf32": comparison(1.3 * good, None, before, floor=None),
+            "tf32-emulated": replace(tf32, total=metrics(0.9 * total)),
+            "ort-cuda-off-try-1": comparison(total, None, handed_on, floor=None),
+            "ort-cuda-off-try-2": comparison(total, None, handed_on, floor=None),
+        }
+        group = name.rpartition("/" if "/" in name else ".")[0]
+        rows.append(row(index, name, kind, results, group=group))
+        before, handed_on = good, total
+    rows[-1] = replace(rows[-1], shape=(1, 10))
+    stem, block = rows[0], rows[2]
+    origins = tuple(
+        Origin(
+            stage=item.stage,
+            call=0,
+            output=0,
+            type=item.type,
+            source=item.source,
+            onnx_value=item.onnx_value or "",
+            onnx_nodes=item.onnx_nodes,
+            config="ort-cuda-off",
+            local_rel_l2=local,
+            noise_ratio=None,
+            side="expected",
+        )
+        for item, local in ((stem, 7.0e-4), (block, 1.4e-3))
+    )
+    verdict = Verdict(
+        status="diverges",
+        summary=(
+            "first stage over tolerance: stem.conv (ort-cuda-off); diverging: ort-cuda-off",
+            "error is made in: stem.conv (local 7.0e-04), block.conv (local 1.4e-03)",
+            "BD301: TF32 in cuDNN convolutions separates failing from passing",
+        ),
+        first_over_tolerance=FirstOverTolerance("stem.conv", 0, 0, "ort-cuda-off"),
+        origins=origins,
+        amplifiers=(StageRef("head.fc", 0, 0),),
+        diagnoses=(
+            Diagnosis(
+                code="BD301",
+                title="TF32 in cuDNN convolutions",
+                evidence=(
+                    "ort-cuda-off: diverges, relative L2 2.4e-03, largest difference 2.4; with PyTorch's "
+                    "cudnn_conv_tf32 = 0: agrees, relative L2 4.0e-07, largest difference 0.05 (no-conv-tf32)",
+                ),
+                remedy="torch.backends.cudnn.allow_tf32 = False\n"
+                'providers=[("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]',
+                remedy_verified=True,
+                cost="+4 % time, +0 MB",
+            ),
+        ),
+        ruled_out=(
+            RuledOut(
+                "BD301",
+                "TF32 in matrix multiplication",
+                ("ort-cuda-off with PyTorch's matmul_tf32 = 0 still diverges: relative L2 2.4e-03",),
+            ),
+            RuledOut(
+                "BD301",
+                "memory layout channels_last",
+                ("ort-cuda-off with PyTorch's channels_last = 1 still diverges: relative L2 2.4e-03",),
+            ),
+        ),
+    )
+    return Report(
+        case=CASE,
+        verdict=verdict,
+        tolerance=TOLERANCE,
+        alignment=alignment(rows),
+        configs=configs,
+        stages=tuple(rows),
+        environment=ENVIRONMENT,
+        timings={"export": 1.5, **{f"pair {run.name}": 2.0 for run in configs}},
+    )
+
+
 def long() -> Report:
     """200 stages with long names in nested containers; the error is made twice, far apart, and grows."""
     rows, before, total = [], None, 1.1e-7
@@ -442,9 +628,41 @@ def hostile() -> Report:
     )
 
 
+def hostile_matrix() -> Report:
+    """The report of a matrix in which every text that a matrix adds is a script, and every read-back an odd one."""
+    base = hostile()
+    odd = {
+        "expected": {"device": SCRIPT, "emulate": SCRIPT, "emulate_rounded": SCRIPT, SCRIPT: None, "threads": SCRIPT},
+        "actual": {
+            "providers": [SCRIPT, "[red]x"],
+            "switches": {SCRIPT: SCRIPT},
+            "unconfirmed": [SCRIPT],
+            "nodes": {SCRIPT: SCRIPT},
+            "changed": {SCRIPT: SCRIPT},
+            "placement": SCRIPT,
+        },
+    }
+    torch = replace(TORCH, device=SCRIPT, dtype=SCRIPT, threads=7, switches={SCRIPT: SCRIPT, "esc\x1b[31m": "[red]"})
+    actual = replace(ORT_OFF, optimization=SCRIPT, exporter=SCRIPT, switches={SCRIPT: SCRIPT})
+    runs = (
+        replace(base.configs[0], effective=odd, expected=torch, actual=actual),
+        config_run(SCRIPT, actual, None, expected=torch, status="crashed", effective={}, skipped_reason=SCRIPT),
+        config_run("lone\udcff", actual, None, status="skipped", effective={}, skipped_reason="one\nreason\x1b[2J"),
+        config_run("层" * 30, actual, None, status="skipped", effective={}, skipped_reason="one\nreason\x1b[2J"),
+    )
+    diagnosis = Diagnosis("BD301", SCRIPT, (SCRIPT,), f"{SCRIPT}\n[red]x = 'esc\x1b[31m'", True, SCRIPT)
+    rows = tuple(
+        replace(item, results={name: replace(result, share=0.5) for name, result in item.results.items()})
+        for item in base.stages
+    )
+    verdict = replace(base.verdict, diagnoses=(diagnosis,))
+    return replace(base, verdict=verdict, configs=runs, stages=rows)
+
+
 SAMPLES = {
     "healthy": healthy,
     "diverging": diverging,
+    "matrix": matrix,
     "long": long,
     "empty": empty,
     "bare": bare,

@@ -8,13 +8,13 @@ import math
 
 import pandas as pd
 import pytest
-from report_samples import HOSTILE_NAMES, SAMPLES, diverging, empty, hostile, long
+from report_samples import HOSTILE_NAMES, SAMPLES, diverging, empty, hostile, long, matrix
 
 from bisect_tool.reporters.csv_table import csv_text, frame
 
 HEADER = (
     "index,stage,call,output,level,type,source,shape,dtype,onnx_value,config,max_abs,mean_abs,rel_l2,max_rel,cosine,"
-    "sqnr_db,max_ulp,p99_abs,local_max_abs,local_rel_l2,input_error,growth,amplification,floor,noise_ratio,judgement"
+    "sqnr_db,max_ulp,p99_abs,local_max_abs,local_rel_l2,input_error,growth,amplification,floor,noise_ratio,judgement,share"
 )
 
 
@@ -42,6 +42,15 @@ def test_cells_of_a_row() -> None:
     assert ("0.048", "0.048", "fail") == (row["rel_l2"], row["local_rel_l2"], row["judgement"])
     assert "0.384" == row["max_abs"]
     assert "1e-07" == row["floor"]
+
+
+def test_shares_of_each_configuration() -> None:
+    """The share of the final error is there for each configuration that measured it, and empty for the others."""
+    rows = csv.DictReader(io.StringIO(csv_text(matrix())))
+    shares = {row["config"]: row["share"] for row in rows if row["stage"] == "block.conv"}
+    assert ("0.2", "", "0.75", "0.75") == tuple(
+        shares[name] for name in ("ort-cpu-off", "ort-cpu-all", "ort-cuda-off", "tf32-emulated")
+    )
 
 
 def test_numbers_keep_every_digit() -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from report_samples import SAMPLES, SCRIPT, diverging, empty, healthy, hostile, long
+from report_samples import SAMPLES, SCRIPT, diverging, empty, healthy, hostile, hostile_matrix, long, matrix
 
 from bisect_tool.records import Report
 from bisect_tool.reporters.html import html_text
@@ -56,10 +56,10 @@ def page(report: Report) -> Page:
     return Page(html_text(report, plot=NO_PLOT))
 
 
-def table(report: Report) -> list[list[str]]:
-    """The cells of the stage table."""
+def table(report: Report, head: str = 'id="stages"') -> list[list[str]]:
+    """The cells of the stage table, or of another one."""
     text = html_text(report, plot=NO_PLOT)
-    [part] = re.findall(r'<table id="stages">.*?</table>', text, re.DOTALL)
+    [part] = re.findall(rf"<table {head}>.*?</table>", text, re.DOTALL)
     rows = re.findall(r"<tr.*?</tr>", part, re.DOTALL)
     cells = [re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL) for row in rows]
     return [[" ".join("".join(Page(cell).elements[0][2]).split()) for cell in row] for row in cells]
@@ -83,6 +83,20 @@ def test_every_name_is_escaped() -> None:
     assert "alert" not in script
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert not [name for tag, attributes, _ in Page(text).elements for name in attributes if name.startswith("on")]
+
+
+def test_every_name_of_a_matrix_is_escaped() -> None:
+    """Names of pairs, switches and what was read back are text, in whatever form the report has them."""
+    text = html_text(hostile_matrix(), plot=NO_PLOT)
+    assert SCRIPT not in text
+    assert "\x1b" not in text
+    parsed = Page(text)
+    assert 1 == len(parsed.all("script"))
+    [row, *_] = table(hostile_matrix(), 'id="pairs"')[1:]
+    assert f"optimization {SCRIPT}, PyTorch {SCRIPT} {SCRIPT}" in row[6]
+    assert f"{SCRIPT} not read back" in row[7]
+    [(_, code)] = parsed.all("pre")[:1]
+    assert f"{SCRIPT} [red]x = 'esc\\x1b[31m'" == code
 
 
 def test_plots_are_embedded_and_escaped() -> None:
@@ -139,10 +153,9 @@ def test_stage_table_is_complete_without_javascript() -> None:
     """There is a row for each stage and configuration, with the same words as on the terminal."""
     rows = table(diverging())
     assert 1 + 19 == len(rows)
-    assert ["#", "stage", "judgement", "max abs", "mean abs", "rel-L2", "local", "growth", "amplification"] == rows[0][
-        :9
-    ]
-    [upsample] = [cells for cells in rows if cells[1].startswith("layer3.upsample first") and cells[14] == "ort-off"]
+    heads = ["#", "stage", "judgement", "max abs", "mean abs", "rel-L2", "local", "growth", "amplification"]
+    assert [*heads, "made here"] == rows[0][:10]
+    [upsample] = [cells for cells in rows if cells[1].startswith("layer3.upsample first") and cells[15] == "ort-off"]
     assert "layer3.upsample first over tolerance origin" == upsample[1]
     assert ["6", "FAIL", "3.8e-01", "2.4e-02", "4.8e-02", "4.8e-02", "2.3e+05"] == [upsample[0], *upsample[2:8]]
     [folded] = [cells for cells in rows if cells[1] == "stem.bn"]
@@ -233,3 +246,81 @@ def test_themes_and_media() -> None:
 def test_long_reports_are_complete() -> None:
     """All 200 stages are in the table."""
     assert 201 == len(table(long()))
+
+
+# Matrices
+
+
+def test_pairs_of_a_matrix() -> None:
+    """Each pair has a row: verdict, worst stage, output, first divergence, requested, in effect, time and memory."""
+    heads, *rows = table(matrix(), 'id="pairs"')
+    assert ["pair", "verdict", "rel-L2", "worst stage", "final output", "first divergence", "requested"] == heads[:7]
+    assert ["really in effect", "observer effect", "counts", "time", "memory"] == heads[7:]
+    assert len(matrix().configs) == len(rows)
+    by_name = {row[0]: row for row in rows}
+    cuda = by_name["ort-cuda-off"]
+    assert ["DIVERGES", "2.1e-03", "block.conv", "2.4e-03"] == cuda[1:5]
+    assert "stem.conv of the final error 75.0 % is made in block.conv, 21.0 % in stem.conv, 4.0 % in head.fc" == cuda[5]
+    assert "CUDA, optimization off" == cuda[6]
+    assert cuda[7].startswith("CUDA, TF32 seen in conv, 14 nodes as given all that was read back expected.device")
+    assert ["0", "yes", "0.75 s", "1830 MB"] == cuda[8:]
+    assert ["CRASHED", "-", "-", "-", "-"] == by_name["cuda-attention-efficient"][1:6]
+    assert "explores only" == by_name["trt"][9]
+    assert "ort-cuda-off-try-1 tried, to explain another" in by_name
+
+
+def test_pairs_can_be_sorted() -> None:
+    """Every column says what it is sorted by, numbers by all their digits; the script knows both tables."""
+    parsed = page(matrix())
+    assert {"text", "number"} == {
+        attributes["data-sort"] for attributes, _ in parsed.all("th") if "data-sort" in attributes
+    }
+    text = html_text(matrix(), plot=NO_PLOT)
+    [pairs] = re.findall(r'<table id="pairs">.*?</table>', text, re.DOTALL)
+    assert 'data-key="0.0024"' in pairs
+    [(_, script)] = parsed.all("script")
+    assert "#pairs, #stages" in script
+
+
+def test_reasons_of_a_matrix_are_given_once() -> None:
+    """Pairs that did not run for one reason are listed together."""
+    items = [text for _, text in page(matrix()).all("li")]
+    missing = "ONNX Runtime's TensorRT provider cannot be loaded: libnvinfer.so.10 is missing"
+    assert f"skipped {missing} trt, trt-fp16" == items[0]
+    assert items[2].startswith("CRASHED its process was ended by signal 11")
+
+
+def test_heat_table() -> None:
+    """Stages by configurations: the error as text and as shade; failures are marked, trials and missing pairs left out."""
+    heads, *rows = table(matrix(), 'class="heat"')
+    assert ["stage", "ort-cpu-off", "ort-cpu-all", "ort-cuda-off", "no-conv-tf32", "tf32-emulated"] == heads
+    assert ["block.conv", "1.9e-07", "2.0e-07", "2.1e-03 *", "2.5e-07", "1.9e-03 *"] == rows[2]
+    parsed = page(matrix())
+    shades = [attributes["class"] for attributes, text in parsed.all("td") if text == "2.1e-03 *"]
+    assert {"number h5 over"} == set(shades)
+    [(_, style)] = parsed.all("style")
+    assert all(f".h{level} {{" in style for level in range(1, 9))
+    regions = [attributes for attributes, _ in parsed.all("div", **{"class": "scroll tall"})]
+    assert ["heat-title"] == [attributes["aria-labelledby"] for attributes in regions]
+
+
+def test_what_separates_is_on_the_page() -> None:
+    """A diagnosis has its remedy as lines of code, tried or not, its cost, and what was ruled out."""
+    text = html_text(matrix(), plot=NO_PLOT)
+    [(_, code)] = Page(text).all("pre")[:1]
+    assert code.startswith("torch.backends.cudnn.allow_tf32 = False providers=[(")
+    assert "<pre>\ntorch.backends.cudnn.allow_tf32 = False\nproviders=" in text
+    facts = Page(text).all("dd")
+    assert "+4 % time, +0 MB" in [fact for _, fact in facts]
+    assert any(fact.startswith("tried: it removes the divergence") for _, fact in facts)
+    assert "BD301 memory layout channels_last: ort-cuda-off with" in " ".join(item for _, item in Page(text).all("li"))
+    assert text.index(">What separates failing") < text.index(">Stages by configuration<") < text.index("<figure>")
+    assert "What separates" not in html_text(diverging(), plot=NO_PLOT)
+
+
+def test_shares_are_in_the_stage_table() -> None:
+    """The share of the final error has a column, for each configuration that measured it."""
+    rows = [row for row in table(matrix()) if row[1].startswith("block.conv")]
+    assert {"ort-cpu-off": "20.0 %", "ort-cpu-all": "-", "ort-cuda-off": "75.0 %"} == {
+        row[15]: row[9] for row in rows[:3]
+    }

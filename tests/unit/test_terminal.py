@@ -19,13 +19,15 @@ from report_samples import (
     empty,
     healthy,
     hostile,
+    hostile_matrix,
     long,
+    matrix,
 )
 from rich.cells import cell_len
 from rich.console import Console
 
-from bisect_tool.records import FirstOverTolerance, Report, StageRef, Tolerance
-from bisect_tool.reporters import common, terminal
+from bisect_tool.records import ConfigRun, FirstOverTolerance, NumericConfig, Report, StageRef, Tolerance
+from bisect_tool.reporters import common, pairs, terminal
 from bisect_tool.reporters.layout import Column, column_widths, fit_text
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
@@ -284,20 +286,21 @@ def test_any_encoding_of_stdout(name: str, encoding: str) -> None:
         assert r"      \u5c42" in text
 
 
-def test_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["diverging", "matrix"])
+def test_no_color(name: str) -> None:
     """NO_COLOR takes the colours and leaves every word."""
 
     def coloured(environ: dict[str, str]) -> str:
         stream = io.StringIO()
         console = Console(file=stream, width=80, force_terminal=True, _environ={"TERM": "xterm-256color", **environ})
-        terminal.render(diverging(), console)
+        terminal.render(SAMPLES[name](), console)
         return stream.getvalue()
 
     colour = re.compile(r"\x1b\[[0-9;]*3[0-7][;m]")
     assert colour.search(coloured({}))
     assert not colour.search(coloured({"NO_COLOR": "1"}))
     plain = re.sub(r"\x1b\[[0-9;]*m", "", coloured({}))
-    assert page(diverging()) == plain == re.sub(r"\x1b\[[0-9;]*m", "", coloured({"NO_COLOR": "1"}))
+    assert page(SAMPLES[name]()) == plain == re.sub(r"\x1b\[[0-9;]*m", "", coloured({"NO_COLOR": "1"}))
 
 
 def test_print_report_writes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,6 +314,171 @@ def test_print_report_writes_to_stdout(capsys: pytest.CaptureFixture[str]) -> No
 def test_notes_are_printed() -> None:
     """What loading warned of is part of the report."""
     assert "note: ckpt.pth holds 2 keys that the model does not have: ema.decay, ema.step" in page(diverging())
+
+
+# Matrices
+
+
+def without_shares(report: Report) -> Report:
+    """The report as it is where no forced run told the shares."""
+    rows = [
+        replace(row, results={name: replace(result, share=None) for name, result in row.results.items()})
+        for row in report.stages
+    ]
+    return replace(report, stages=tuple(rows))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_which_reports_are_of_a_matrix(name: str) -> None:
+    """Configurations that differ in ONNX Runtime's optimisation alone make no matrix."""
+    assert (name == "matrix") == common.is_matrix(SAMPLES[name]())
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        (config_run("a", replace(ORT_OFF, switches={"session.disable_prepacking": True}), 1e-7),),
+        (config_run("a", ORT_OFF, 1e-7, expected=NumericConfig("torch", switches={"mkldnn": False})),),
+        (config_run("a", ORT_OFF, 1e-7), config_run("b", ORT_OFF, 1e-7, expected=NumericConfig("torch", "cuda"))),
+        (config_run("a", ORT_OFF, 1e-7), config_run("b", replace(ORT_OFF, opset=17), 1e-7)),
+    ],
+)
+def test_what_makes_a_matrix(configs: tuple[ConfigRun, ...]) -> None:
+    """A switch, another PyTorch side or another export; and pairs that ran one by one, whatever they are."""
+    assert common.is_matrix(replace(healthy(), configs=configs))
+    assert "requested: " in page(replace(healthy(), configs=configs))
+    assert common.is_matrix(replace(healthy(), timings={"pair ort-off": 1.0}))
+
+
+def test_pairs_are_in_the_table() -> None:
+    """A pair has one line with worst stage, final output, verdict, time and memory, and says below what it asked for."""
+    lines = page(matrix()).splitlines()
+    [place] = [number for number, line in enumerate(lines) if line.startswith("ort-cuda-off ")]
+    assert ["ort-cuda-off", "2.1e-03", "block.conv", "2.4e-03", "DIVERGES", "0.75", "s", "1830", "MB"] == lines[
+        place
+    ].split()
+    below = " ".join(" ".join(lines[place + 1 : place + 5]).split())
+    assert "first divergence: stem.conv; of the final error 75.0 % is made in block.conv, 21.0 % in stem.conv" in below
+    assert "requested: CUDA, optimization off; in effect: CUDA, TF32 seen in conv, 14 nodes as given" in below
+    assert "9 pairs: 3 agree, 2 diverge, 2 skipped, 1 failed, 1 crashed; 3 of them count for" in page(matrix())
+
+
+@pytest.mark.parametrize("width", [60, 72, 80, 100, 120, 200])
+def test_nothing_of_a_matrix_is_wider_than_the_terminal(width: int) -> None:
+    """Only lines of code and paths, which are there to be copied, may be."""
+    lines = page(matrix(), width).splitlines()
+    assert [] == [line for line in lines if cell_len(line) > width and "providers=[" not in line]
+
+
+def test_wide_terminals_have_all_in_one_line() -> None:
+    """Where there is room each pair is one line, with what was requested, is in effect, and diverges first."""
+    [line] = [line for line in page(matrix(), 200).splitlines() if line.startswith("tf32-emulated *")]
+    words = re.split(r"  +", line)
+    assert "optimization off, emulate tf32" == words[1]
+    assert words[2].startswith("tf32 in 3 operations, 1 out of its reach")
+    assert ["1.9e-03", "block.conv", "2.2e-03", "stem.conv", "DIVERGES", "12 s", "512 MB"] == words[3:]
+    assert "requested: " not in page(matrix(), 200)
+
+
+def test_reasons_are_grouped() -> None:
+    """Pairs that were skipped for one reason are listed behind it; failed and crashed ones have their own."""
+    text = " ".join(page(matrix()).split())
+    missing = "ONNX Runtime's TensorRT provider cannot be loaded: libnvinfer.so.10 is missing"
+    assert f"skipped 2 pairs: {missing} trt*, trt-fp16*" in text
+    assert "FAILED export-torchscript*: the exporter has no symbolic for aten::bucketize" in text
+    assert "CRASHED cuda-attention-efficient*: its process was ended by signal 11 (segmentation fault)" in text
+    assert "* explores only: does not count for the exit code" in text
+
+
+def test_trials_stand_apart_and_are_counted() -> None:
+    """Runs that only explain others are listed after them; many of them are counted unless all are asked for."""
+    text = page(matrix())
+    assert text.index("no-conv-tf32 *") < text.index("tried, to explain") < text.index("ort-cuda-off-try-1 *")
+    assert "; 2 more tried to explain failing ones." in " ".join(text.split())
+    trial = matrix().configs[-1]
+    more = [replace(trial, name=f"ort-cuda-off-try-{number}") for number in range(3, 10)]
+    many = replace(matrix(), configs=(*matrix().configs, *more))
+    assert "... 9 trials left out, 9 diverge; --all-stages shows them" in page(many)
+    assert "try-9" not in page(many)
+    assert "ort-cuda-off-try-9 *" in page(many, all_stages=True)
+    alone = replace(trial, name="elsewhere-try-1")
+    assert not common.is_trial(alone, matrix())
+
+
+def test_which_pair_of_a_matrix_is_shown() -> None:
+    """The gating pair that diverges; where all agree, the one without optimisation, which measures local errors."""
+    report = matrix()
+    assert "Stages under ort-cuda-off\n" in page(report)
+    verdict = replace(report.verdict, first_over_tolerance=None)
+    exploring = tuple(replace(run, gating=run.gating and run.status == "agrees") for run in report.configs)
+    agrees = replace(report, verdict=verdict, configs=(exploring[1], *exploring))
+    assert "Stages under ort-cpu-off\n" in page(agrees)
+    second = replace(report.configs[3], status="diverges", gating=True)
+    first = FirstOverTolerance("stem.conv", 0, 0, second.name)
+    located = replace(
+        report, verdict=replace(verdict, first_over_tolerance=first), configs=(*report.configs[:3], second)
+    )
+    assert f"Stages under {second.name}\n" in page(located)
+
+
+def test_shares_need_room_and_a_divergence() -> None:
+    """The column is there from 120 columns on, where something diverges and the shares were measured."""
+    assert "made here: share of the final error" in page(matrix(), 120)
+    assert "made here: share" not in page(matrix(), 119)
+    assert "made here: share" not in page(without_shares(matrix()), 120)
+    [line] = [
+        line for line in table_lines(page(matrix(), 120)) if line.lstrip("*> ").startswith("conv ") and "75" in line
+    ]
+    assert "1.4e-03     75.0 %" in line
+    rows = tuple(
+        replace(row, results={name: replace(result, share=0.5) for name, result in row.results.items()})
+        for row in healthy().stages
+    )
+    assert page(healthy(), 160) == page(replace(healthy(), stages=rows), 160)
+
+
+def test_what_was_not_forced_made_nothing() -> None:
+    """A stage without an error of its own is not named as the place where the error is made."""
+    rows = list(matrix().stages)
+    rows[2] = replace(rows[2], results={"ort-cuda-off": replace(rows[2].results["ort-cuda-off"], local=None)})
+    report = replace(matrix(), stages=tuple(rows))
+    assert ["stem.conv", "head.fc"] == [str(ref) for ref, _ in common.made_most(report, "ort-cuda-off", 2)]
+
+
+def test_remedies_are_lines_to_copy() -> None:
+    """Code stands in lines of its own, never broken; a sentence is folded as before."""
+    lines = page(matrix(), 60).splitlines()
+    assert "      torch.backends.cudnn.allow_tf32 = False" in lines
+    assert '      providers=[("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]' in lines
+    assert "  help: (tried: it removes the divergence)" in lines
+    assert common.remedy_code(diverging().verdict.diagnoses[0]) is None
+
+
+def test_a_matrix_without_a_cause_says_so() -> None:
+    """That nothing separates the pairs is said where something diverges, and not where all agree."""
+    verdict = replace(matrix().verdict, diagnoses=(), ruled_out=())
+    report = replace(matrix(), verdict=verdict)
+    assert "What separates failing from passing pairs\nNo switch was found that makes a failing" in page(report)
+    failing = replace(report, configs=tuple(run for run in report.configs if run.status != "agrees"))
+    assert "No pair agrees: no switch of this matrix removes the divergence." in page(failing)
+    agreeing = replace(report, configs=tuple(run for run in report.configs if run.status == "agrees"))
+    assert "What separates" not in page(agreeing)
+
+
+def test_hostile_pairs_print_literally() -> None:
+    """Names of switches and what was read back cannot steer the terminal either, and odd values are no error."""
+    text = page(hostile_matrix(), 100)
+    assert all(char == "\n" or char.isprintable() for char in text)
+    assert r"[red]x = 'esc\x1b[31m'" in text
+    assert r"2 pairs: one reason\x1b[2J" in text
+
+
+def test_side_of_a_switch_is_no_measurement() -> None:
+    """Without a measured floor the side is known from the switch that mends it."""
+    assert "a switch on PyTorch's side removes it" == common.noise_text(None, "expected")
+    assert "3.0 times the noise floor; ONNX Runtime is the side that is off against float64" == common.noise_text(
+        3.0, "actual"
+    )
 
 
 # The parts
@@ -421,8 +589,106 @@ def test_names_are_counted_beyond_three() -> None:
         ({}, "-"),
         ({"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"], "nodes": 3}, "CUDA, CPU, nodes 3"),
         ({"node_counts": {"Conv": 1}, "deterministic": True, "none": None}, "deterministic yes"),
+        ({"expected": {"device": "cpu"}, "actual": {"providers": ["CPUExecutionProvider"], "unconfirmed": []}}, "CPU"),
     ],
 )
 def test_effective_settings_in_short(effective: dict[str, object], text: str) -> None:
     """Providers lose their suffix, scalars keep their names, and nested maps are left to the page."""
     assert text == common.effective_text(effective)
+
+
+CUDA = NumericConfig("torch", "cuda", switches={"matmul_tf32": False})
+CUDA_NODES = {"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "text"),
+    [
+        ({}, {}, "defaults"),
+        ({"device": "cuda"}, {"device": "cuda", "optimization": "off"}, "CUDA, optimization off"),
+        ({"device": "cuda"}, {}, "PyTorch on CUDA"),
+        ({}, {"device": "cuda"}, "ONNX Runtime on CUDA"),
+        ({"dtype": "float16", "threads": 1}, {"threads": 1}, "float16, 1 thread"),
+        ({"threads": 1}, {"threads": 4}, "PyTorch 1 thread, ONNX Runtime 4 threads"),
+        ({}, {"exporter": "torchscript", "opset": 17}, "torchscript, opset 17"),
+        ({}, {"constant_folding": False}, "no constant folding"),
+        ({"switches": {"mkldnn": False, "emulate": "tf32"}}, {}, "mkldnn off, emulate tf32"),
+        (
+            {"switches": {"sdpa_kernel": "math"}},
+            {"switches": {"sdpa_kernel": 16, "session.disable_prepacking": True}},
+            "PyTorch sdpa_kernel math, ONNX Runtime sdpa_kernel 16, disable_prepacking on",
+        ),
+    ],
+)
+def test_requested_in_words(expected: dict[str, object], actual: dict[str, object], text: str) -> None:
+    """Only what differs from the libraries' defaults, and from what most pairs have, is said."""
+    torch = NumericConfig("torch", dtype="float32")
+    ort = NumericConfig("onnxruntime", dtype="float32", optimization="all", exporter="dynamo", constant_folding=True)
+    usual = [config_run(name, ort, 1e-7, expected=torch) for name in "abc"]
+    one = config_run("one", replace(ort, **actual), 1e-7, expected=replace(torch, **expected))  # type: ignore[arg-type]
+    dtype = {"dtype": one.expected.dtype}
+    one = replace(one, actual=replace(one.actual, **dtype))
+    assert text == pairs.requested_texts(replace(healthy(), configs=(*usual, one)))["one"]
+
+
+@pytest.mark.parametrize(
+    ("torch", "effective", "text"),
+    [
+        (None, {}, "-"),
+        (None, {"providers": ["CPUExecutionProvider"], "nodes": 12}, "12 nodes"),
+        (None, {"expected": {"device": "cpu"}, "actual": {"providers": ["CPUExecutionProvider"]}}, "CPU"),
+        (
+            None,
+            {"expected": {"device": "cuda"}, "actual": {"providers": ["CPUExecutionProvider"]}},
+            "PyTorch CUDA, ONNX Runtime CPU",
+        ),
+        (None, {"actual": {"nodes": {"Conv": 3}, "changed": {"Conv": [5, 3], "Relu": [2, 0]}}}, "3 nodes from 7"),
+        (None, {"actual": {"nodes": {"Conv": 3}, "changed": {}}}, "3 nodes as given"),
+        (
+            None,
+            {"expected": {"device": "cuda"}, "actual": {**CUDA_NODES, "placement": {"CPUExecutionProvider": 4}}},
+            "0 nodes on CUDA, 4 nodes on CPU",
+        ),
+        (
+            CUDA,
+            {"expected": {"device": "cuda", "matmul_tf32": False, "matmul_tf32_seen": True, "conv_tf32_seen": False}},
+            "CUDA, set as requested, TF32 seen in matmul",
+        ),
+        (CUDA, {"expected": {"device": "cuda", "matmul_tf32": True}}, "CUDA, matmul_tf32 on instead"),
+        (CUDA, {"expected": {"device": "cuda"}}, "CUDA, matmul_tf32 not read back"),
+        (
+            NumericConfig("torch", threads=1),
+            {"expected": {"device": "cpu", "threads": 2}, "actual": {}},
+            "PyTorch 2 threads",
+        ),
+    ],
+)
+def test_in_effect_in_words(torch: NumericConfig | None, effective: dict[str, object], text: str) -> None:
+    """What was read back is told from what was only asked for."""
+    changes = {"expected": torch} if torch else {}
+    assert text == pairs.in_effect_text(
+        config_run("one", replace(ORT_OFF, threads=0), None, effective=effective, **changes)
+    )
+
+
+def test_switches_of_onnxruntime_in_words() -> None:
+    """A session spells true as 1; a key that it does not hold is said to be unknown."""
+    actual = replace(ORT_OFF, threads=0, switches={"session.disable_prepacking": True, "use_tf32": False})
+    torch = NumericConfig("torch")
+    run = config_run("one", actual, None, expected=torch)
+
+    def text(**read: object) -> str:
+        return pairs.in_effect_text(replace(run, effective={"actual": read}))
+
+    assert "set as requested" == text(switches={"session.disable_prepacking": "1", "use_tf32": "0"})
+    assert "use_tf32 unknown instead" == text(switches={"session.disable_prepacking": "1", "use_tf32": None})
+    assert "disable_prepacking not read back" == text(switches={}, unconfirmed=["session.disable_prepacking"])
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [(0.0, 0), (1e-12, 1), (1e-7, 1), (2e-6, 2), (1.3e-3, 5), (0.5, 7), (1.0, 8), (float("inf"), 8), (float("nan"), 8)],
+)
+def test_shades_of_errors(error: float, level: int) -> None:
+    """One shade for each factor of ten; NaN is as bad as can be."""
+    assert level == common.heat_level(error)

@@ -1,23 +1,13 @@
 "use strict";
-/* Sorting and filtering of the stage table. Without this script the table is simply there, complete. */
+/* Sorting of tables, and filtering of the stage table. Without this script the tables are simply there, complete. */
 (function () {
-  const table = document.getElementById("stages");
-  if (!table) return;
-  const body = table.tBodies[0];
-  const rows = Array.from(body.rows);
-  const heads = Array.from(table.tHead.rows[0].cells);
-  const count = document.getElementById("count");
-  const find = document.getElementById("find");
-  const config = document.getElementById("config");
-  const judgement = document.getElementById("judgement");
-
   function key(row, column, numeric) {
     const text = row.cells[column].dataset.key ?? row.cells[column].textContent.trim();
     if (!numeric) return text.toLowerCase();
     return text === "" ? null : text === "NaN" ? Infinity : Number(text);
   }
 
-  function sort(column) {
+  function sort(heads, body, column) {
     const head = heads[column];
     const numeric = head.dataset.sort === "number";
     /* Numbers: largest first, for that is what one looks for. */
@@ -27,15 +17,34 @@
     heads.forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", order);
     const sign = order === "ascending" ? 1 : -1;
-    rows.sort((one, two) => {
-      const a = key(one, column, numeric), b = key(two, column, numeric);
+    const keyed = Array.from(body.rows, (row) => [key(row, column, numeric), row]);
+    keyed.sort(([a, one], [b, two]) => {
       if (a === b) return one.dataset.place - two.dataset.place;
       if (a === null) return 1;
       if (b === null) return -1;
       return a < b ? -sign : sign;
     });
-    body.append(...rows);
+    body.append(...keyed.map(([, row]) => row));
   }
+
+  document.querySelectorAll("#pairs, #stages").forEach((table) => {
+    const body = table.tBodies[0];
+    const heads = Array.from(table.tHead.rows[0].cells);
+    Array.from(body.rows).forEach((row, place) => { row.dataset.place = place; });
+    heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      button.addEventListener("click", () => sort(heads, body, column));
+      head.append(button);
+    });
+  });
+
+  const rows = Array.from(document.getElementById("stages").tBodies[0].rows);
+  const count = document.getElementById("count");
+  const find = document.getElementById("find");
+  const config = document.getElementById("config");
+  const judgement = document.getElementById("judgement");
 
   function filter() {
     const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -50,14 +59,6 @@
     count.textContent = shown + " of " + rows.length + " rows";
   }
 
-  rows.forEach((row, place) => { row.dataset.place = place; });
-  heads.forEach((head, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...head.childNodes);
-    button.addEventListener("click", () => sort(column));
-    head.append(button);
-  });
   document.getElementById("filter").hidden = false;
   document.getElementById("filter").addEventListener("submit", (event) => event.preventDefault());
   [find, config, judgement].forEach((control) => control.addEventListener("input", filter));
