@@ -39,6 +39,7 @@ def build_rows(
     roles.update((stage.ref, "judged") for stage in selection.judged)
     rows: list[StageRow] = []
     by_value: dict[int, int] = {}
+    measured = set(inputs_of_model)
     for stage in selection.shown:
         layer = layer_of.get(stage.ref, MAIN_LAYER)
         role = roles.get(stage.ref, "output")
@@ -46,8 +47,8 @@ def build_rows(
         start = replace(stage, inputs=trace.parents.get(stage.value, ())) if role == "output" else stage
         cut = cuts.get(layer)
         inputs = stage_inputs(start, trace.parents, cut.known if cut else inputs_of_model)
-        # Views between two stages have no row of their own.
-        feeding = stage_inputs(start, trace.parents, by_value.keys() | inputs_of_model)
+        # Views between two stages have no row of their own, and folded stages no numbers.
+        feeding = stage_inputs(start, trace.parents, measured)
         match = matches.get(stage.value)
         results = {}
         for config in configs:
@@ -79,6 +80,8 @@ def build_rows(
         rows.append(row)
         if role != "group":
             by_value.setdefault(stage.value, row.index)
+            if match is not None:
+                measured.add(stage.value)
     return rows
 
 

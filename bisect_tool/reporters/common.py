@@ -59,6 +59,15 @@ def main_config(report: Report) -> str | None:
     return min(report.configs, key=rank).name if report.configs else None
 
 
+def exploratory_config(report: Report) -> str | None:
+    """The first pair that diverges without counting for the exit code, if none that counts does: what would happen."""
+    if any(config.gating and config.status == "diverges" for config in report.configs):
+        return None
+    seen = {name for row in report.stages for name in row.results}
+    diverging = (c.name for c in report.configs if c.status == "diverges" and c.name in seen and "-try-" not in c.name)
+    return next(diverging, None)
+
+
 def stage_rows(report: Report) -> tuple[StageRow, ...]:
     """The rows of the stage table proper, those that count for the verdict."""
     return tuple(row for row in report.stages if row.role != "group")

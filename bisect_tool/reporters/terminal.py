@@ -46,6 +46,10 @@ class _PipedConsole(Console):
         raise BrokenPipeError
 
 
+MOST_EXPLORED = 24
+"""Rows that are shown a second time, under a pair that only explores; more would bury the first table."""
+
+
 def print_report(
     report: Report,
     *,
@@ -88,6 +92,11 @@ def render(
         if rows:
             page.line()
             columns = _stages(page, report, config, title, rows, all_stages)
+    exploratory = common.exploratory_config(report)
+    few = common.group_rows(report) or common.stage_rows(report)
+    if exploratory is not None and exploratory != config and len(few) <= MOST_EXPLORED:
+        page.line()
+        columns = _stages(page, report, exploratory, "Explored: stages", few, all_stages)
     if columns:
         _legend(page, report, config, columns, all_stages)
     page.line()
