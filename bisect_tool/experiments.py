@@ -13,10 +13,12 @@ from typing import Any
 
 from bisect_tool.backends.exporting import ExportSettings
 from bisect_tool.backends.isolation import CrashedError, run_isolated
+from bisect_tool.backends.onnx_graph import load_onnx
+from bisect_tool.backends.ort_options import require_config
 from bisect_tool.backends.torch_runner import float_dtype_of
-from bisect_tool.backends.torch_switches import placed
+from bisect_tool.backends.torch_switches import applied, placed
 from bisect_tool.errors import BisectError, InconclusiveError
-from bisect_tool.hypotheses import Finding, nearest_passing, separate
+from bisect_tool.hypotheses import Finding, nearest_passing, pair_of, separate, suspects
 from bisect_tool.matrix import Matrix
 from bisect_tool.numerics import environment
 from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, export_case, keep_file
@@ -35,7 +37,11 @@ from bisect_tool.verdicts import decide
 Load = Callable[[], LoadedCase]
 
 MOST_FINDINGS = 4
-"""Failing pairs that are explained by trying switches; each may take some dozen runs."""
+"""Failing pairs that are explained by trying switches; each may take some dozen runs, unless there is one suspect."""
+
+
+class UnavailableError(InconclusiveError):
+    """What a pair asks for is not on this machine, whatever the model is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +126,10 @@ class _Matrix:
         except CrashedError as error:
             run = self._not_run(pair, "crashed", error.message, began)
         except InconclusiveError as error:
-            # Nobody named this pair: what can't be had here is left out.
-            run = self._not_run(pair, "skipped" if self.matrix.preset else "failed", error.message, began)
+            # Nobody named this pair: what can't be had here is left out. One that counts and can be had must give an
+            # answer all the same.
+            skipped = self.matrix.preset and (isinstance(error, UnavailableError) or not pair.gating)
+            run = self._not_run(pair, "skipped" if skipped else "failed", error.message, began)
         except BisectError as error:
             run = self._not_run(pair, "failed", error.message, began)
         except RuntimeError as error:
@@ -134,7 +142,7 @@ class _Matrix:
         # In its own process it is all there is; whether it counts is decided here.
         alone = replace(pair, gating=True)
         options = replace(self.options, onnx=graph, keep_onnx=None, pairs=(alone,), look=True)
-        run_isolated(run_pair, self.load, options, target, environment=environment(pair))
+        run_isolated(run_pair, self.load, options, target, folder=self.folder, environment=environment(pair))
         report = read_report(target)
         run = replace(report.configs[0], gating=pair.gating)
         if report.verdict.status == "inconclusive" and run.status in ("agrees", "diverges"):
@@ -214,6 +222,12 @@ class _Matrix:
         self.progress(f"exporting with the {wanted.settings.exporter} exporter{_how(wanted)}")
         began = time.perf_counter()
         export_case(in_dtype(self.case, wanted.dtype), path, wanted.settings)
+        written = load_onnx(path).opset_imports.get("")
+        if wanted.settings.opset not in (None, written):
+            raise BisectError(
+                f"opset {wanted.settings.opset}: the {wanted.settings.exporter} exporter wrote opset {written} instead",
+                hint=f"leave it out, or ask for {written}",
+            )
         self.timings["export"] = self.timings.get("export", 0.0) + time.perf_counter() - began
         if wanted == _Graph(self.options.export, None):
             keep_file(path, self.options.keep_onnx)
@@ -233,10 +247,15 @@ class _Matrix:
         named = list(self.runs.values())
         failing = sorted((run for run in named if run.status == "diverges"), key=lambda run: not run.gating)
         findings: list[Finding] = []
+        tried = 0
         for run in failing:
             passing = nearest_passing(run, [*self.runs.values()])
-            if passing is None or len(findings) >= MOST_FINDINGS:
+            if passing is None:
                 continue
+            if len(suspects(pair_of(run), pair_of(passing))) > 1:
+                if tried == MOST_FINDINGS:
+                    continue
+                tried += 1
             findings.append(separate(run, passing, self._attempt))
         return findings
 
@@ -271,7 +290,21 @@ def in_dtype(case: LoadedCase, dtype: str | None) -> LoadedCase:
 
 
 def run_pair(load: Load, options: Options, target: Path) -> None:
-    """What a pair's own process does: loads, compares, and leaves the report as a file."""
+    """What a pair's own process does: loads, compares, and leaves the report as a file.
+
+    Raises:
+        UnavailableError: there is no such device, provider, version or switch here.
+        BisectError: whatever else stops the comparison.
+    """
     (pair,) = options.pairs
+    _require(pair)
     report = bisect(in_dtype(load(), pair.expected.dtype), options)
     target.write_text(report_text(report), encoding="utf-8")
+
+
+def _require(pair: ConfigPair) -> None:
+    try:
+        with applied(pair.expected):
+            require_config(pair.actual)
+    except InconclusiveError as error:
+        raise UnavailableError(error.message, hint=error.hint) from error

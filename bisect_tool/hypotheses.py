@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bisect_tool.numerics import Step, lookup, steps, take
 from bisect_tool.records import ConfigPair, ConfigRun
@@ -25,8 +25,8 @@ class Suspicion:
 
     Attributes:
         step: from its value in the failing pair to that in the passing one.
-        without: error of the failing pair with this step made.
-        alone: error of the passing pair with this step taken back.
+        without: error of the failing pair with this step made; ``None`` unless that run agrees or diverges.
+        alone: error of the passing pair with this step taken back; likewise.
         mends: whether the failing pair then agrees. breaks: whether the passing one then diverges.
     """
 
@@ -66,20 +66,47 @@ def error_of(run: ConfigRun) -> float | None:
     return max(math.inf if math.isnan(error) else error for error in errors)
 
 
+def _measured(run: ConfigRun) -> float | None:
+    # One that failed may have outputs all the same, of nodes that ran elsewhere, and they say nothing.
+    return error_of(run) if run.status in ("agrees", "diverges") else None
+
+
 def pair_of(run: ConfigRun) -> ConfigPair:
     return ConfigPair(run.name, run.expected, run.actual, run.gating)
 
 
 def suspects(start: ConfigPair, goal: ConfigPair) -> tuple[Step, ...]:
-    """Switches that two pairs really set differently."""
-    return tuple(step for step in steps(start, goal) if not step.idle)
+    """Switches that two pairs really set differently.
+
+    ONNX Runtime's ``dtype`` is none: it follows PyTorch's, since the graph is exported from the model in that dtype. A
+    given graph and an exported one are one suspect, whatever else is said about the export.
+    """
+    found = [
+        step for step in steps(start, goal) if not step.idle and (step.side, step.name) != ("onnxruntime", "dtype")
+    ]
+    if any(concerns_given_graph(step) for step in found):
+        found = [step for step in found if step.side != "export" or step.name not in ("opset", "constant_folding")]
+    return tuple(found)
+
+
+def concerns_given_graph(step: Step) -> bool:
+    """Whether a step leads from a graph that was given to an exported one, or back."""
+    return (step.side, step.name) == ("export", "exporter") and None in (step.before, step.after)
+
+
+def taken(start: ConfigPair, chosen: Sequence[Step]) -> ConfigPair:
+    """The pair with some steps made; one that comes to the given graph has nothing of an export."""
+    pair = take(start, chosen)
+    if any(concerns_given_graph(step) and step.after is None for step in chosen):
+        pair = replace(pair, actual=replace(pair.actual, opset=None, constant_folding=None))
+    return pair
 
 
 def nearest_passing(failing: ConfigRun, runs: Sequence[ConfigRun]) -> ConfigRun | None:
     """The agreeing run that differs in the fewest switches; ``None`` if there is none near enough."""
     start = pair_of(failing)
     agreeing = [
-        (len(steps(start, pair_of(run))), place, run) for place, run in enumerate(runs) if run.status == "agrees"
+        (len(suspects(start, pair_of(run))), place, run) for place, run in enumerate(runs) if run.status == "agrees"
     ]
     agreeing = [item for item in agreeing if 0 < item[0] <= MOST_STEPS]
     return min(agreeing, key=lambda item: item[:2])[2] if agreeing else None
@@ -100,7 +127,7 @@ def separate(failing: ConfigRun, passing: ConfigRun, attempt: Try) -> Finding:
     def made(chosen: Sequence[Step]) -> ConfigRun:
         key = frozenset(chosen)
         if key not in known:
-            known[key] = attempt(take(start, chosen))
+            known[key] = attempt(taken(start, chosen))
         return known[key]
 
     def agrees(chosen: Sequence[Step]) -> bool:
@@ -112,7 +139,7 @@ def separate(failing: ConfigRun, passing: ConfigRun, attempt: Try) -> Finding:
         rest = [other for other in differing if other != step]
         back = made(rest)
         suspicions.append(
-            Suspicion(step, error_of(with_it), error_of(back), with_it.status == "agrees", back.status == "diverges")
+            Suspicion(step, _measured(with_it), _measured(back), with_it.status == "agrees", back.status == "diverges")
         )
     single = [s.step for s in suspicions if s.mends]
     if single:

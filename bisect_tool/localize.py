@@ -121,9 +121,10 @@ def with_shares(rows: Sequence[StageRow], config: str) -> list[StageRow]:
     The squared error of the model's outputs is followed back against the flow of data: of what arrives at a stage, the
     part ``local² / (local² + propagated²)`` was made there, and the rest is divided among the stages it reads, by the
     squares of their total errors. Errors of different stages are taken to be independent, as rounding is; the shares of
-    all judged stages add up to 1 where the model's own inputs carry no error. A container has the sum of its stages.
+    all judged stages add up to 1 where the model's own inputs carry no error. A container has the sum of its stages,
+    and a stage that hands on the value of another one has none.
     """
-    plain = [row for row in rows if row.role != "group" and config in row.results]
+    plain = _one_for_each_value([row for row in rows if row.role != "group" and config in row.results])
     if not any(row.results[config].local is not None for row in plain):
         return list(rows)
     by_index = {row.index: row for row in plain}
@@ -153,6 +154,14 @@ def with_shares(rows: Sequence[StageRow], config: str) -> list[StageRow]:
     return found
 
 
+def _one_for_each_value(rows: Sequence[StageRow]) -> list[StageRow]:
+    """Without stages that hand on what another row has: nothing reads them, and they are no outputs for that."""
+    first: dict[object, StageRow] = {}
+    for row in rows:
+        first.setdefault(row.alias_of or row.ref, row)
+    return list(first.values())
+
+
 def _members(group: StageRow, rows: Sequence[StageRow]) -> list[int]:
     return [row.index for row in rows if row.stage.startswith((f"{group.stage}.", f"{group.stage}/"))]
 
@@ -167,5 +176,9 @@ def _made_here(result: Comparison) -> float:
         # Hands its input on, or was not forced: then nothing is known to be made here.
         return 0.0
     local = _square(_local(result))
-    handed_on = _square((result.amplification or 0.0) * (result.input_error or 0.0))
+    if result.amplification is None or result.input_error is None:
+        # Inputs that are NaN, infinite or partly unknown: what was not made here came from them.
+        handed_on = max(_square(result.total.rel_l2) - local, 0.0)
+    else:
+        handed_on = _square(result.amplification * result.input_error)
     return local / (local + handed_on) if local + handed_on else 0.0

@@ -198,7 +198,8 @@ def _known(table: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
     for key in table:
         if key not in keys:
             place = f" in {where}" if where else ""
-            raise BisectError(f"unknown key {key!r}{place}", hint=did_you_mean(key, keys))
+            unknown = BisectError(f"unknown key {key!r}{place}", hint=did_you_mean(key, keys))
+            raise _KeyedError(unknown, unknown.message, key)
 
 
 # Places in messages

@@ -226,6 +226,8 @@ class Step:
     @property
     def idle(self) -> bool:
         """Whether it only says what the library does anyway: such a step is no suspect."""
+        if self.side == "export" and lookup(self.side, self.name).home == "field":
+            return False  # unset means a given graph, which nothing is known about
         default = default_of(lookup(self.side, self.name))
         before, after = (default if value is None else value for value in (self.before, self.after))
         return before == after

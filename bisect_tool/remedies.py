@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bisect_tool.hypotheses import Finding, Suspicion, error_of, pair_of
-from bisect_tool.numerics import Step, code_for, text_of
+from bisect_tool.hypotheses import Finding, Suspicion, concerns_given_graph, error_of
+from bisect_tool.numerics import Step, code_for, default_of, lookup, text_of
 from bisect_tool.records import ConfigRun, Diagnosis, RuledOut, Side
+from bisect_tool.switches import Value
 
 CODE = "BD301"
 """A switch of PyTorch, ONNX Runtime or the exporter separates failing from passing configurations."""
 
-_EMULATED: dict[str, tuple[tuple[str, str, bool], ...]] = {
+_EMULATED: dict[str, tuple[tuple[str, str, Value], ...]] = {
     "tf32": (
         ("torch", "matmul_tf32", False),
         ("torch", "cudnn_conv_tf32", False),
         ("onnxruntime", "use_tf32", False),
     ),
-    "bf16": (("torch", "bf16_reduced_precision_reduction", False),),
-    "fp16": (("torch", "fp16_reduced_precision_reduction", False),),
+    "bf16": (("torch", "autocast", "off"), ("onnxruntime", "trt_bf16_enable", False)),
+    "fp16": (("torch", "autocast", "off"), ("onnxruntime", "trt_fp16_enable", False)),
 }
 """What on CUDA does what an emulated configuration does on the CPU."""
 
@@ -38,9 +39,9 @@ def describe(
     named = {(step.side, step.name) for finding in findings for step in finding.fix}
     for finding in findings:
         diagnoses.append(_diagnosis(finding, runs))
-        where: set[Side] = {"expected" if step.side == "torch" else "actual" for step in finding.fix}
-        if len(where) == 1:
-            sides[finding.failing.name] = where.pop()
+        side = _side(finding)
+        if side is not None:
+            sides[finding.failing.name] = side
         for suspicion in finding.suspicions:
             step = suspicion.step
             if (step.side, step.name) in named or suspicion.mends or suspicion.breaks:
@@ -51,12 +52,21 @@ def describe(
     return diagnoses, list(ruled_out.values()), sides
 
 
+def _side(finding: Finding) -> Side | None:
+    """The side that the fix changes, if it is one alone."""
+    sides: set[Side] = {"expected" if step.side == "torch" else "actual" for step in finding.fix}
+    return sides.pop() if len(sides) == 1 else None
+
+
 def _diagnosis(finding: Finding, runs: Sequence[ConfigRun]) -> Diagnosis:
     failing, fixed = finding.failing, finding.fixed
     emulated = [str(step.before) for step in finding.fix if step.name == "emulate" and step.before is not None]
     title = " and ".join(_title(step) for step in finding.fix)
     setting = ", ".join(_setting(step) for step in finding.fix)
     evidence = [f"{failing.name}: {_errors(failing)}; with {setting}: {_errors(fixed)} ({fixed.name})"]
+    side = _side(finding)
+    if side is not None:
+        evidence.append(f"the side that is off: {side} ({'PyTorch' if side == 'expected' else 'ONNX Runtime'})")
     evidence += _pattern(finding, runs)
     for suspicion in finding.suspicions:
         if len(finding.suspicions) > 1 and suspicion.breaks:
@@ -64,12 +74,20 @@ def _diagnosis(finding: Finding, runs: Sequence[ConfigRun]) -> Diagnosis:
                 f"{finding.passing.name} with {_setting(suspicion.step, back=True)} alone diverges"
                 + (f": relative L2 {suspicion.alone:.1e}" if suspicion.alone is not None else "")
             )
+    lines = [line for step in finding.fix for line in _lines(step)]
     if emulated:
-        lines = [code_for(side, name, value) for kind in emulated for side, name, value in _EMULATED.get(kind, ())]
         evidence.append("emulated on the CPU: says what this precision would do, not that a GPU run used it")
         return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), None, None)
-    lines = [step.code() or f"leave {step.name} unset ({step.side})" for step in finding.fix]
     return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), fixed.status == "agrees", _cost(failing, fixed))
+
+
+def _lines(step: Step) -> list[str]:
+    """What to write to make a step."""
+    if step.name == "emulate" and step.before is not None:
+        return [code_for(side, name, value) for side, name, value in _EMULATED.get(str(step.before), ())]
+    if concerns_given_graph(step) and step.after is None:
+        return ["take the given graph"]
+    return [step.code() or f"leave {step.name} unset ({step.side})"]
 
 
 def _pattern(finding: Finding, runs: Sequence[ConfigRun]) -> list[str]:
@@ -78,20 +96,26 @@ def _pattern(finding: Finding, runs: Sequence[ConfigRun]) -> list[str]:
     passing = [run for run in runs if run.status == "agrees"]
     found = []
     for step in finding.fix:
-        has = [run for run in failing if _value(run, step) == step.before]
-        has_not = [run for run in passing if _value(run, step) == step.before]
-        if len(failing) > 1 and len(has) == len(failing) and not has_not:
+        if len(failing) > 1 and all(_has(run, step) for run in failing) and not any(_has(run, step) for run in passing):
             found.append(f"every failing pair has {_setting(step, back=True)}, and no passing one has")
     return found
 
 
-def _value(run: ConfigRun, step: Step) -> object:
-    pair = pair_of(run)
-    config = pair.expected if step.side == "torch" else pair.actual
-    return getattr(config, step.name) if hasattr(config, step.name) else config.switches.get(step.name)
+def _has(run: ConfigRun, step: Step) -> bool:
+    """Whether a run had what the step changes, said or by default."""
+    config = run.expected if step.side == "torch" else run.actual
+    value = getattr(config, step.name) if hasattr(config, step.name) else config.switches.get(step.name)
+    if concerns_given_graph(step):
+        return value == step.before
+    switch = lookup(step.side, step.name)
+    default = default_of(switch)
+    before = default if step.before is None else step.before
+    return config.device in switch.devices and (default if value is None else value) == before
 
 
 def _title(step: Step) -> str:
+    if concerns_given_graph(step):
+        return "the given graph" if step.before is None else "the exported graph"
     if step.name == "emulate":
         return f"{step.before}-emulated operands of products and convolutions in PyTorch"
     return step.title
@@ -99,8 +123,14 @@ def _title(step: Step) -> str:
 
 def _setting(step: Step, *, back: bool = False) -> str:
     value = step.before if back else step.after
+    if concerns_given_graph(step):
+        return "the given graph" if value is None else f"an export ({value})"
     side = {"torch": "PyTorch's", "onnxruntime": "ONNX Runtime's", "export": "the export's"}[step.side]
-    return f"{side} {step.name} {'left as it is' if value is None else '= ' + text_of(step.side, step.name, value)}"
+    if value is None:
+        return f"{side} {step.name} left as it is"
+    # Flags of Python are True and False; how the exporter is called with a name is no word for it.
+    plain = step.side == "export" or (step.side == "torch" and isinstance(value, bool))
+    return f"{side} {step.name} = {value if plain else text_of(step.side, step.name, value)}"
 
 
 def _errors(run: ConfigRun) -> str:

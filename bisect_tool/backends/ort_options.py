@@ -95,6 +95,16 @@ def configure(options: Any, config: NumericConfig, *, placement: bool = False) -
     return chosen
 
 
+def require_config(config: NumericConfig) -> None:
+    """Does nothing if sessions of this configuration can be had here.
+
+    Raises:
+        BisectError: a name or a value is not valid.
+        InconclusiveError: it is, but cannot be had here; the message says what is missing.
+    """
+    configure(ort.SessionOptions(), config)
+
+
 def providers(config: NumericConfig) -> list[tuple[str, dict[str, str]]]:
     """Execution providers with their options, in the order in which they may take nodes."""
     cuda: dict[str, str] = {}

@@ -197,7 +197,7 @@ def test_emulated_pair_gates_only_when_asked_to(read: Read) -> None:
         ('[[pair]]\nname = "a b"', "line 1: name = 'a b' is no name of a pair", ""),
         ('[[pair]]\nname = "../a"', "is no name of a pair", ""),
         ('[[pair]]\nname = "a"\n\n[[pair]]\nname = "a"', "line 4: a second pair is called 'a'", ""),
-        ('[[pair]]\nname = "a"\ngatin = true', "unknown key 'gatin' in [[pair]]", "did you mean gating"),
+        ('[[pair]]\nname = "a"\ngatin = true', "line 3: unknown key 'gatin' in [[pair]]", "did you mean gating"),
         ('[[pair]]\nname = "a"\ngating = 1', "pair 'a': gating = 1 is not true or false", ""),
         ('[[pair]]\nname = "a"\nexpected = 1', "[pair.expected] is not a table", ""),
         (

@@ -315,6 +315,17 @@ def test_step_that_changes_nothing_is_no_suspect() -> None:
     assert 3 == len(steps(plain, spelt)) == len(steps(plain, other))
 
 
+def test_given_graph_was_not_exported_by_default() -> None:
+    """Nothing set about the export means a graph that nothing is known about, not the exporter's own settings."""
+    given, made = (
+        pair(torch_side(), NumericConfig("onnxruntime", exporter=exporter, constant_folding=folding))
+        for exporter, folding in ((None, None), ("dynamo", True))
+    )
+    assert [("exporter", False), ("constant_folding", False)] == [(s.name, s.idle) for s in steps(given, made)]
+    apart = pair(torch_side(), ort_side(keep_stages=False))
+    assert all(step.idle for step in steps(pair(torch_side(), ort_side()), apart))
+
+
 def test_configurations_can_be_told_apart() -> None:
     """Equal switches make equal configurations, which can be keys."""
     assert torch_side(mkldnn=False) == torch_side(mkldnn=False) != torch_side(mkldnn=True)

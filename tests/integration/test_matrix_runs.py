@@ -1,0 +1,587 @@
+"""``--matrix``: every pair runs in a process of its own, and what separates failing from passing ones is named."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from commands import ROOT, Outcome, command
+
+from bisect_tool.backends.torch_switches import snapshot
+from bisect_tool.switches import ONNXRUNTIME, TORCH
+
+SCHEMA = jsonschema.Draft202012Validator(
+    json.loads((ROOT / "bisect_tool" / "report.schema.json").read_text(encoding="utf-8"))
+)
+
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="what happens without CUDA")
+
+MODELS = """
+import os
+import signal
+
+import torch
+from torch import nn
+
+
+class Activated(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.act, self.last = nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 4)
+
+    def forward(self, x):
+        return self.last(self.act(self.first(x)))
+
+
+class Convolved(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.relu, self.head = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(32, 3)
+        # Fresh statistics make a normalisation an identity, and then nothing shows that it was folded.
+        nn.init.normal_(self.norm.running_mean, std=0.2)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.conv(x.view(x.shape[0], 1, 4, 4))))
+        return self.head(x.view(x.shape[0], -1))
+
+
+class Mortal(Activated):
+    def forward(self, x):
+        if not torch.backends.mkldnn.enabled:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+def half():
+    return Convolved().half()
+"""
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """``run(entry, matrix, *options)``: a small model under a matrix, given as text, or as the name of a preset.
+
+    After each run this process is as it was before: see :func:`state`.
+    """
+    folder = tmp_path_factory.mktemp("matrix")
+    (folder / "model.py").write_text(MODELS)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 16, generator=generator)
+    torch.save(x, folder / "x.pt")
+    torch.save(x.half(), folder / "half.pt")
+    numbers = itertools.count()
+
+    def call(entry: str, matrix: str, *options: object, sample: str = "x.pt") -> Outcome:
+        place = folder / str(next(numbers))
+        if "[[" in matrix:
+            place.mkdir()
+            (place / "m.toml").write_text(matrix)
+            matrix = str(place / "m.toml")
+        given = (folder / "model.py", "--entry", entry, "--input", folder / sample, "--matrix", matrix)
+        # This exporter takes a tenth of the other one's time.
+        exporter = () if "--exporter" in options else ("--exporter", "torchscript")
+        before = state()
+        outcome = command(*given, *exporter, *options, "--format", "json", folder=place / "report")
+        assert before == state(), "left as it was"
+        if outcome.out:
+            SCHEMA.validate(outcome.report)
+        return outcome
+
+    return call
+
+
+def state() -> dict[str, Any]:
+    """All that a matrix may set: PyTorch's global state, and the environment variables of both sides."""
+    variables = [s.name for s in (*TORCH, *ONNXRUNTIME) if s.home == "environment"]
+    return {**snapshot(), "variables": {name: os.environ.get(name) for name in variables}}
+
+
+def configs(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """The pairs of a report by their names."""
+    return {config["name"]: config for config in outcome.report["configs"]}
+
+
+def statuses(outcome: Outcome) -> dict[str, str]:
+    """What became of the pairs that the matrix names."""
+    return {name: config["status"] for name, config in configs(outcome).items() if "-try-" not in name}
+
+
+# A switch that changes numbers
+
+
+GELU = """
+[defaults.export]
+opset = 17
+[[pair]]
+name = "approximated"
+[pair.actual]
+"optimization.enable_gelu_approximation" = true
+"session.disable_prepacking" = true
+[[pair]]
+name = "plain"
+"""
+
+
+def test_gelu_approximation_is_named(run: Run) -> None:
+    """The diagnosis is that switch and nothing else, its remedy was tried, and the bystander is ruled out."""
+    outcome = run("Activated", GELU, "--max-abs", "1e-5")
+    assert 1 == outcome.code, outcome.err
+    verdict = outcome.report["verdict"]
+    assert ("diverges", {"approximated": "diverges", "plain": "agrees"}) == (verdict["status"], statuses(outcome))
+    (diagnosis,) = verdict["diagnoses"]
+    assert ("BD301", "GELU by tanh") == (diagnosis["code"], diagnosis["title"])
+    assert "optimization.enable_gelu_approximation" in diagnosis["remedy"]
+    assert diagnosis["remedy_verified"] is True and "% time" in diagnosis["cost"]
+    (ruled_out,) = verdict["ruled_out"]
+    assert "weights not packed" == ruled_out["title"]
+    assert ["still diverges", "still agrees"] == [
+        next(words for words in ("still diverges", "still agrees") if words in line) for line in ruled_out["evidence"]
+    ]
+    # What it rests on are runs of its own, which count for nothing else.
+    tried = {name: c for name, c in configs(outcome).items() if "-try-" in name}
+    assert 2 == len(tried) and not any(config["gating"] for config in tried.values())
+    assert "com.microsoft.FastGelu" in configs(outcome)["approximated"]["effective"]["actual"]["nodes"]
+    assert "com.microsoft.FastGelu" not in configs(outcome)["plain"]["effective"]["actual"]["nodes"]
+
+
+# Emulated precision
+
+TF32 = """
+[[pair]]
+name = "plain"
+actual.optimization = "off"
+[[pair]]
+name = "tf32-emulated"
+gating = true
+expected.emulate = "tf32"
+actual.optimization = "off"
+"""
+
+
+def centerpoint(folder: Path, matrix: str) -> Outcome:
+    """The three blocks of the example's backbone under a matrix."""
+    config = ("--config", ROOT / "configs" / "centerpoint.toml", "--exporter", "torchscript")
+    return command(*config, "--stages", "backbone.blocks.*", "--matrix", matrix, "--format", "json", folder=folder)
+
+
+@pytest.fixture(scope="module")
+def tf32(example_data: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """CenterPoint with TF32 on PyTorch's side, asked for by name."""
+    folder = tmp_path_factory.mktemp("tf32")
+    (folder / "m.toml").write_text(TF32)
+    return centerpoint(folder / "report", str(folder / "m.toml"))
+
+
+def test_emulated_tf32_gates_where_it_is_named(tf32: Outcome) -> None:
+    """The pair diverges, its plain twin does not, and each stage that makes error is off on PyTorch's side."""
+    assert 1 == tf32.code, tf32.err
+    assert {"plain": "agrees", "tf32-emulated": "diverges"} == statuses(tf32)
+    assert configs(tf32)["tf32-emulated"]["effective"]["expected"]["emulate_rounded"]["convolution"] > 20
+    origins = tf32.report["verdict"]["origins"]
+    assert {f"backbone.blocks.{i}" for i in range(3)} <= {origin["stage"] for origin in origins}
+    assert {("expected", "tf32-emulated")} == {(origin["side"], origin["config"]) for origin in origins}
+
+
+def test_emulated_tf32_grows_from_stage_to_stage(tf32: Outcome) -> None:
+    """The error of each block is larger than that of the block before, and amplification says so."""
+    rows = {row["stage"]: row["results"]["tf32-emulated"] for row in tf32.report["stages"] if row["role"] == "judged"}
+    blocks = [rows[f"backbone.blocks.{i}"] for i in range(3)]
+    errors = [block["total"]["rel_l2"] for block in blocks]
+    assert 1e-4 < errors[0] < errors[1] < errors[2] < 2e-2
+    assert all(block["amplification"] > 1 for block in blocks[1:])
+    assert all(1e-4 < block["local"]["rel_l2"] < block["total"]["rel_l2"] for block in blocks[1:])
+
+
+def test_emulated_tf32_is_shared_out(tf32: Outcome) -> None:
+    """The parts of the final error that the stages make are one whole, and the first block makes most of it."""
+    counted = [row for row in tf32.report["stages"] if row["role"] != "group"]
+    shares = {(row["stage"], row["output"]): row["results"]["tf32-emulated"]["share"] for row in counted}
+    assert 1.0 == pytest.approx(sum(shares.values()), abs=1e-6)
+    assert max(shares.values()) == shares["backbone.blocks.0", 0] > 0.3
+
+
+def test_emulated_tf32_says_what_to_set_on_cuda(tf32: Outcome) -> None:
+    """The lines for both libraries; none was tried, since nothing ran on CUDA."""
+    (diagnosis,) = tf32.report["verdict"]["diagnoses"]
+    assert "tf32-emulated" in diagnosis["title"] and "TF32" not in str(diagnosis["cost"])
+    lines = diagnosis["remedy"].splitlines()
+    assert "torch.backends.cuda.matmul.allow_tf32 = False" in lines
+    assert "torch.backends.cudnn.allow_tf32 = False" in lines
+    assert any("CUDAExecutionProvider" in line and '"use_tf32": "0"' in line for line in lines)
+    assert diagnosis["remedy_verified"] is None
+    assert any("emulated on the CPU" in line for line in diagnosis["evidence"])
+
+
+@without_cuda
+def test_emulated_tf32_of_a_preset_only_explains(example_data: None, tmp_path: Path) -> None:
+    """Nobody named it: it diverges and does not gate. Pairs on CUDA are skipped with the reason, and do not either."""
+    outcome = centerpoint(tmp_path / "report", "quick")
+    assert 0 == outcome.code, outcome.err
+    assert {
+        "ort-cpu-off": "agrees",
+        "ort-cpu-all": "agrees",
+        "ort-cuda-off": "skipped",
+        "ort-cuda-all": "skipped",
+        "tf32-emulated": "diverges",
+    } == statuses(outcome)
+    found = configs(outcome)
+    assert not found["tf32-emulated"]["gating"] and found["ort-cuda-all"]["gating"]
+    for name in ("ort-cuda-off", "ort-cuda-all"):
+        assert "CUDA" in found[name]["skipped_reason"]
+    verdict = outcome.report["verdict"]
+    assert ("agrees", ["BD301"]) == (verdict["status"], [d["code"] for d in verdict["diagnoses"]])
+    assert [] == verdict["origins"]
+
+
+# Precision
+
+
+HALF = """
+[[pair]]
+name = "off"
+actual.optimization = "off"
+[[pair]]
+name = "all"
+"""
+
+
+def test_half_precision_model_is_named_not_wrong(run: Run) -> None:
+    """Its dtype is in both sides of each pair, it is judged as half precision, and agrees."""
+    outcome = run("half", HALF, sample="half.pt")
+    assert 0 == outcome.code, outcome.report["verdict"]["summary"]
+    assert {"off": "agrees", "all": "agrees"} == statuses(outcome)
+    for config in configs(outcome).values():
+        assert ("float16", "float16") == (config["expected"]["dtype"], config["actual"]["dtype"])
+    assert {"float16"} == {row["dtype"] for row in outcome.report["stages"] if row["results"]}
+    worst = max(row["results"]["off"]["total"]["rel_l2"] for row in outcome.report["stages"] if row["results"])
+    assert 1e-5 < worst < 2e-2, "as far off as half precision is"
+
+
+PRECISIONS = """
+[[pair]]
+name = "as-it-is"
+[[pair]]
+name = "half"
+expected.dtype = "float16"
+"""
+
+
+def test_pair_in_half_precision(run: Run) -> None:
+    """A pair may run the same model in another dtype: graph, weights and inputs follow."""
+    outcome = run("Activated", PRECISIONS)
+    assert (0, {"as-it-is": "agrees", "half": "agrees"}) == (outcome.code, statuses(outcome))
+    found = configs(outcome)
+    assert ["float32", "float16"] == [found[name]["actual"]["dtype"] for name in ("as-it-is", "half")]
+    errors = [found[name]["outputs"][0]["total"]["rel_l2"] for name in ("as-it-is", "half")]
+    assert errors[0] < 1e-6 < 1e-5 < errors[1], "half precision was really used"
+
+
+# What cannot be had
+
+
+CUDA = """
+[[pair]]
+name = "on-the-cpu"
+[[pair]]
+name = "on-cuda"
+expected.device = "cuda"
+actual.device = "cuda"
+[[pair]]
+name = "ort-on-cuda"
+actual.device = "cuda"
+"""
+
+
+@without_cuda
+def test_cuda_that_was_asked_for_by_name(run: Run) -> None:
+    """The result is inconclusive, the report says what is missing on either side, and the other pair has its result."""
+    outcome = run("Activated", CUDA)
+    assert 3 == outcome.code
+    assert {"on-the-cpu": "agrees", "on-cuda": "failed", "ort-on-cuda": "failed"} == statuses(outcome)
+    reasons = {name: config["skipped_reason"] for name, config in configs(outcome).items()}
+    assert reasons["on-the-cpu"] is None
+    assert "PyTorch" in reasons["on-cuda"] and "CUDA" in reasons["on-cuda"]
+    assert "onnxruntime" in reasons["ort-on-cuda"].lower().replace(" ", "")
+    assert "inconclusive" == outcome.report["verdict"]["status"]
+    assert reasons["on-cuda"] in " ".join(outcome.report["verdict"]["summary"])
+
+
+@without_cuda
+def test_nothing_but_cuda(run: Run) -> None:
+    """Without any result there is no report: the reason goes to stderr."""
+    only = CUDA.partition("[[pair]]\n")[2].partition("[[pair]]\n")[2]
+    outcome = run("Activated", f"[[pair]]\n{only}")
+    assert (3, "") == (outcome.code, outcome.out)
+    assert "no pair of matrix" in outcome.err and "on-cuda: PyTorch" in outcome.err
+
+
+IN_A_PRESET = """
+[[pair]]
+name = "as-it-is"
+[[pair]]
+name = "counts"
+expected.dtype = "bfloat16"
+[[pair]]
+name = "explores"
+gating = false
+expected.dtype = "bfloat16"
+threads = 1
+""".replace("threads", "expected.threads")
+
+
+def test_preset_does_not_skip_what_should_have_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair that counts, on a device that is there, and that ONNX Runtime refuses, is no pass by being left out."""
+    monkeypatch.setattr("bisect_tool.matrix.preset_text", lambda name: IN_A_PRESET)
+    outcome = run("Convolved", "quick")
+    assert {"as-it-is": "agrees", "counts": "failed", "explores": "skipped"} == statuses(outcome)
+    assert 3 == outcome.code
+    assert "ONNX Runtime cannot load the graph" in configs(outcome)["counts"]["skipped_reason"]
+
+
+# Processes that die
+
+MORTAL = """
+[[pair]]
+name = "before"
+actual.optimization = "off"
+[[pair]]
+name = "segfault"
+gating = false
+expected.mkldnn = false
+[[pair]]
+name = "killed"
+gating = false
+expected.ONEDNN_MAX_CPU_ISA = "AVX2"
+[[pair]]
+name = "after"
+expected.flush_denormal = true
+actual."session.set_denormal_as_zero" = true
+"""
+
+
+def test_crash_leaves_the_others(run: Run) -> None:
+    """Pairs whose processes die are called crashed, with the signal; those before and after keep their results."""
+    outcome = run("Mortal", MORTAL)
+    assert {"before": "agrees", "segfault": "crashed", "killed": "crashed", "after": "agrees"} == statuses(outcome)
+    assert 0 == outcome.code, "what died does not count"
+    reasons = {name: config["skipped_reason"] for name, config in configs(outcome).items()}
+    assert "the process was killed by SIGSEGV" == reasons["segfault"]
+    assert reasons["killed"].startswith("the process was killed by SIGKILL")
+    for row in outcome.report["stages"]:
+        assert {"before", "after"} == row["results"].keys()
+    assert {"pair before", "pair segfault", "pair killed", "pair after"} <= outcome.report["timings"].keys()
+
+
+def test_crash_of_a_pair_that_counts(run: Run) -> None:
+    """It never reads as agreement, though the other pair agrees."""
+    counting = "[[pair]]".join(MORTAL.split("[[pair]]")[:3]).replace("gating = false", "gating = true")
+    outcome = run("Mortal", counting)
+    assert (3, {"before": "agrees", "segfault": "crashed"}) == (outcome.code, statuses(outcome))
+    assert "SIGSEGV" in " ".join(outcome.report["verdict"]["summary"])
+
+
+# Nothing leaks
+
+SETS_MUCH = """
+[[pair]]
+name = "much"
+[pair.expected]
+threads = 1
+mkldnn_deterministic = true
+deterministic_algorithms = "warn"
+sdpa_kernel = "math"
+mha_fastpath = false
+flush_denormal = true
+autocast = "bfloat16"
+ATEN_CPU_CAPABILITY = "default"
+[pair.actual]
+threads = 1
+"session.set_denormal_as_zero" = true
+"""
+
+
+def test_what_a_pair_sets_stays_in_its_process(run: Run) -> None:
+    """It is in effect there, and afterwards nothing of it is here."""
+    before = state()
+    outcome = run("Activated", SETS_MUCH)
+    assert (0, {"much": "agrees"}) == (outcome.code, statuses(outcome))
+    effective = configs(outcome)["much"]["effective"]["expected"]
+    assert {
+        "device": "cpu",
+        "threads": 1,
+        "mkldnn_deterministic": True,
+        "deterministic_algorithms": "warn",
+        "sdpa_kernel": "math",
+        "mha_fastpath": False,
+        "flush_denormal": True,
+        "autocast": "bfloat16",
+        "ATEN_CPU_CAPABILITY": "default",
+    } == effective
+    assert before == state()
+    assert not before["flush_denormal"] and before["threads"] > 1 and None is before["variables"]["ATEN_CPU_CAPABILITY"]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "named", "hint"),
+    [
+        ("[pair.expected]\nmkldn = false", "line 4: pair 'a': [pair.expected]", "'mkldn'", "did you mean mkldnn"),
+        (
+            "[pair.actual]\n'session.disable_prepackin' = true",
+            "line 4: pair 'a': [pair.actual]",
+            "'session.disable_prepackin'",
+            "session.disable_prepacking",
+        ),
+        ("[pair.actual]\ndevice = 'gpu'", "line 4: pair 'a': [pair.actual]", 'device = "gpu"', '"cuda"'),
+        (
+            "[pair.actual]\ndevice = 'cuda'\nprovider = 'tensortr'",
+            "line 5: pair 'a': [pair.actual]",
+            'provider = "tensortr"',
+            'did you mean "tensorrt"',
+        ),
+        (
+            "[pair.actual]\noptimization = 'extendet'",
+            "line 4: pair 'a': [pair.actual]",
+            'optimization = "extendet"',
+            'did you mean "extended"',
+        ),
+        (
+            "[pair.actual]\ndisabled_passes = ['ConvBnFusion']",
+            "line 4: pair 'a': [pair.actual]",
+            "'ConvBnFusion'",
+            "did you mean ConvBNFusion",
+        ),
+        (
+            "[pair.actual]\ndevice = 'cuda'\ncudnn_conv_algo_search = 'EXHAUSTIV'",
+            "line 5: pair 'a': [pair.actual]",
+            'cudnn_conv_algo_search = "EXHAUSTIV"',
+            'did you mean "EXHAUSTIVE"',
+        ),
+        ("[pair.export]\nopset = '17'", "line 4: pair 'a': [pair.export]", 'opset = "17"', "7 or more"),
+        ("gatting = true", "line 3:", "'gatting'", "did you mean gating"),
+        ("\n[[pair]]\nname = 'a'", "line 4:", "a second pair is called 'a'", "names tell pairs apart"),
+    ],
+)
+def test_mistake_in_a_file(run: Run, text: str, place: str, named: str, hint: str) -> None:
+    """Exit 2 before anything runs; file, line, pair and key are named, and the nearest valid ones."""
+    outcome = run("Activated", f"[[pair]]\nname = 'a'\n{text}")
+    assert (2, "") == (outcome.code, outcome.out)
+    assert "m.toml" in outcome.err
+    for words in (place, named, hint):
+        assert words in " ".join(outcome.err.split()), outcome.err
+
+
+def test_misspelt_preset(run: Run) -> None:
+    """The nearest presets are named."""
+    outcome = run("Activated", "quik")
+    assert 2 == outcome.code
+    assert "matrix quik: neither a preset nor a file" in outcome.err and "did you mean quick" in outcome.err
+
+
+# Graphs
+
+
+EXPORTS = """
+[defaults.actual]
+optimization = "off"
+[[pair]]
+name = "dynamo"
+[[pair]]
+name = "no-folding"
+export.constant_folding = false
+[[pair]]
+name = "torchscript"
+export.exporter = "torchscript"
+[[pair]]
+name = "dynamic"
+export.exporter = "torchscript"
+export.dynamic_shapes = true
+[[pair]]
+name = "old-opset"
+gating = false
+export.opset = 9
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run) -> Outcome:
+    """One model, exported in several ways."""
+    return run("Convolved", EXPORTS, "--exporter", "dynamo")
+
+
+def test_export_is_an_axis(exported: Outcome) -> None:
+    """Each pair is about a graph of its own, made as it says."""
+    assert 0 == exported.code, exported.err
+    assert {"agrees"} == {status for name, status in statuses(exported).items() if name != "old-opset"}
+    found = configs(exported)
+    nodes = {name: found[name]["effective"]["actual"]["nodes"] for name in statuses(exported) if name != "old-opset"}
+    assert "BatchNormalization" in nodes["no-folding"]
+    assert "BatchNormalization" not in nodes["dynamo"] and "BatchNormalization" not in nodes["torchscript"]
+    assert "Shape" in nodes["dynamic"] and "Shape" not in nodes["torchscript"]
+    sides = {
+        name: (config["actual"]["exporter"], config["actual"]["constant_folding"]) for name, config in found.items()
+    }
+    assert (("dynamo", True), ("dynamo", False), ("torchscript", True)) == tuple(
+        sides[name] for name in ("dynamo", "no-folding", "torchscript")
+    )
+
+
+def test_exports_come_together_in_the_same_rows(exported: Outcome) -> None:
+    """A stage has one row, with the results of all graphs that have it."""
+    rows = {row["stage"]: row["results"].keys() for row in exported.report["stages"] if row["role"] == "judged"}
+    everyone = {"dynamo", "no-folding", "torchscript", "dynamic"}
+    assert {"norm": everyone, "relu": everyone, "head": everyone} == {n: rows[n] for n in ("norm", "relu", "head")}
+    assert {"no-folding"} == rows["conv"], "elsewhere it is one with its normalisation"
+    assert 1.0 == exported.report["alignment"]["coverage"]
+
+
+def test_opset_that_the_exporter_does_not_write(exported: Outcome) -> None:
+    """The exporter writes another one and says nothing; such a pair is none of what was asked for."""
+    pair = configs(exported)["old-opset"]
+    assert "failed" == pair["status"]
+    assert "opset 9: the dynamo exporter wrote opset 18 instead" == pair["skipped_reason"]
+
+
+GIVEN = """
+[[pair]]
+name = "given"
+[[pair]]
+name = "given-off"
+actual.optimization = "off"
+[[pair]]
+name = "own"
+export.exporter = "torchscript"
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_given_graph_is_used_by_pairs_without_export_settings(run: Run, tmp_path: Path) -> None:
+    """A stale file diverges wherever it is used, an export of the model does not, and that is what is named."""
+    scope: dict[str, Any] = {}
+    exec(MODELS, scope)
+    stale = tmp_path / "stale.onnx"
+    torch.onnx.export(scope["Activated"](seed=5).eval(), (torch.zeros(8, 16),), str(stale), dynamo=False)
+    outcome = run("Activated", GIVEN, "--onnx", stale)
+    assert 1 == outcome.code
+    assert {"given": "diverges", "given-off": "diverges", "own": "agrees"} == statuses(outcome)
+    made = {name: config["actual"]["constant_folding"] for name, config in configs(outcome).items()}
+    assert {"given": None, "given-off": None, "own": True} == {name: made[name] for name in statuses(outcome)}
+    titles = [diagnosis["title"] for diagnosis in outcome.report["verdict"]["diagnoses"]]
+    assert ["the given graph"] * 2 == titles
+    assert all(diagnosis["remedy_verified"] for diagnosis in outcome.report["verdict"]["diagnoses"])
