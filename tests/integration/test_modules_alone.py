@@ -14,7 +14,8 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
 )
 HEAVY = ("torch", "onnxruntime", "onnx", "onnx_ir")
-NEED_TORCH = [m for m in MODULES if m.startswith("bisect_tool.backends.") or m.endswith((".pipeline", ".recorder"))]
+JOINING = ("bisect_tool.pipeline", "bisect_tool.experiments", "bisect_tool.recorder")
+NEED_TORCH = [m for m in MODULES if m.startswith("bisect_tool.backends.") or m in JOINING]
 LIGHT = [m for m in MODULES if m not in NEED_TORCH]
 
 # Forgets every module of the package before each import, so that each one has to bring in what it needs itself;
