@@ -288,6 +288,9 @@ def test_pair_in_half_precision(run: Run) -> None:
     assert ["float32", "float16"] == [found[name]["actual"]["dtype"] for name in ("as-it-is", "half")]
     errors = [found[name]["outputs"][0]["total"]["rel_l2"] for name in ("as-it-is", "half")]
     assert errors[0] < 1e-6 < 1e-5 < errors[1], "half precision was really used"
+    # The CPU has no kernel for half precision: its own casts tell what the graph is in.
+    nodes = [found[name]["effective"]["actual"]["nodes"] for name in ("as-it-is", "half")]
+    assert ["Cast" in each for each in nodes] == [False, True]
 
 
 # What cannot be had
@@ -548,7 +551,9 @@ def test_exports_come_together_in_the_same_rows(exported: Outcome) -> None:
     everyone = {"dynamo", "no-folding", "torchscript", "dynamic"}
     assert {"norm": everyone, "relu": everyone, "head": everyone} == {n: rows[n] for n in ("norm", "relu", "head")}
     assert {"no-folding"} == rows["conv"], "elsewhere it is one with its normalisation"
-    assert 1.0 == exported.report["alignment"]["coverage"]
+    # The alignment is that of the graph which has most stages.
+    alignment = exported.report["alignment"]
+    assert (4, 4, []) == (alignment["stages"], alignment["aligned"], alignment["unaligned"])
 
 
 def test_opset_that_the_exporter_does_not_write(exported: Outcome) -> None:
