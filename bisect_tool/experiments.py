@@ -19,7 +19,7 @@ from bisect_tool.backends.torch_runner import float_dtype_of
 from bisect_tool.backends.torch_switches import applied, placed
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.hypotheses import Finding, nearest_passing, pair_of, separate, suspects
-from bisect_tool.matrix import Matrix
+from bisect_tool.matrix import Matrix, read_matrix
 from bisect_tool.numerics import environment
 from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, export_case, keep_file
 from bisect_tool.records import (
@@ -30,7 +30,7 @@ from bisect_tool.records import (
     Report,
     StageRow,
 )
-from bisect_tool.remedies import describe
+from bisect_tool.remedies import describe, no_switch
 from bisect_tool.store import read_report, report_text
 from bisect_tool.verdicts import decide
 
@@ -86,6 +86,7 @@ class _Matrix:
         self.reports: dict[str, Report] = {}
         self.runs: dict[str, ConfigRun] = {}
         self.timings: dict[str, float] = {}
+        self.exhausted: ConfigRun | None = None
 
     def report(self) -> Report:
         pairs = self.matrix.pairs
@@ -102,6 +103,8 @@ class _Matrix:
         runs = tuple(self.runs.values())
         verdict = decide(rows, runs, base.alignment, self.options.min_coverage)
         diagnoses, ruled_out, sides = describe(findings, list(self.runs.values()))
+        if self.exhausted is not None:
+            ruled_out.append(no_switch(self.exhausted))
         origins = tuple(replace(o, side=sides.get(o.config, o.side)) for o in verdict.origins)
         summary = (*verdict.summary, *(f"{d.code}: {d.title} separates failing from passing" for d in diagnoses))
         notes = dict.fromkeys(note for report in self.reports.values() for note in report.notes)
@@ -247,6 +250,8 @@ class _Matrix:
         named = list(self.runs.values())
         failing = sorted((run for run in named if run.status == "diverges"), key=lambda run: not run.gating)
         findings: list[Finding] = []
+        if failing and not any(run.status == "agrees" for run in named):
+            self._try_strict(failing[0])
         tried = 0
         for run in failing:
             passing = nearest_passing(run, [*self.runs.values()])
@@ -258,6 +263,27 @@ class _Matrix:
                 tried += 1
             findings.append(separate(run, passing, self._attempt))
         return findings
+
+    def _try_strict(self, failing: ConfigRun) -> None:
+        """Where nothing agrees there is nothing to compare with, unless what aligns both sides best does."""
+        strict = next(p for p in read_matrix("strict").pairs if p.actual.device == failing.actual.device)
+        actual = failing.actual
+        export = {name: actual.switches[name] for name in ("keep_stages", "dynamic_shapes") if name in actual.switches}
+        pair = ConfigPair(
+            strict.name,
+            replace(strict.expected, dtype=failing.expected.dtype),
+            replace(
+                strict.actual,
+                dtype=actual.dtype,
+                exporter=actual.exporter,
+                opset=actual.opset,
+                constant_folding=actual.constant_folding,
+                switches={**strict.actual.switches, **export},
+            ),
+        )
+        run = self._attempt(pair)
+        if run.status == "diverges":
+            self.exhausted = run
 
     def _attempt(self, pair: ConfigPair) -> ConfigRun:
         """A run that only serves to explain another one."""

@@ -52,6 +52,14 @@ def describe(
     return diagnoses, list(ruled_out.values()), sides
 
 
+def no_switch(strict: ConfigRun) -> RuledOut:
+    """What it means that even the configuration diverges in which everything known to align both sides is set."""
+    evidence = (
+        f"{strict.name}: {_errors(strict)}, with no optimisation, no TF32 and deterministic kernels on both sides"
+    )
+    return RuledOut(CODE, "all switches: the graph or the model differs, not how it is run", (evidence,))
+
+
 def _side(finding: Finding) -> Side | None:
     """The side that the fix changes, if it is one alone."""
     sides: set[Side] = {"expected" if step.side == "torch" else "actual" for step in finding.fix}

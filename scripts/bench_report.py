@@ -248,7 +248,7 @@ def _stage_targets(results: Results) -> list[tuple[str, ...]]:
     if len(each) < 2:
         return []
     (few, short), (many, long) = min(each), max(each)
-    what = f"a stage of {many:,} against one of {few:,}, comparison and report".replace(",", " ")
+    what = f"a stage of {many} against one of {few}, comparison and report"
     return [(what, "≤ 1.5 × (linear)", _times(long / short), _verdict(long / short <= 1.5))]
 
 
