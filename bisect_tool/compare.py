@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bisect_tool.metrics import difference_norms, judge, kind_of, measure_with_norm
-from bisect_tool.records import Comparison, ErrorMetrics, Judgement, Stage, Tolerance
+from bisect_tool.records import Comparison, ErrorMetrics, Judgement, Noise, Stage, Tolerance
 
 Array = NDArray[Any]
 
@@ -31,6 +31,7 @@ class Ledger:
     totals: dict[tuple[str, int], tuple[ErrorMetrics, Judgement]] = field(default_factory=dict)
     locals: dict[tuple[str, int], ErrorMetrics] = field(default_factory=dict)
     propagated: dict[tuple[str, int], float] = field(default_factory=dict)
+    noise: dict[tuple[str, int], Noise] = field(default_factory=dict)
 
     def record(self, lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
         """Measures one pair; the arrays are not kept. All in PyTorch's shape."""
@@ -129,7 +130,9 @@ def compare_stage(
 
     local: ErrorMetrics | None = None
     propagated: float | None = None
+    noise: Noise | None = None
     if local_lane is not None and not hands_on(stage):
+        noise = ledger.noise.get((local_lane, stage.value))
         local = ledger.locals.get((local_lane, stage.value))
         propagated = ledger.propagated.get((local_lane, stage.value))
     entering = input_error(inputs, error_of)
@@ -139,9 +142,10 @@ def compare_stage(
         input_error=entering,
         growth=_ratio(metrics.rel_l2, entering),
         amplification=_ratio(propagated, entering),
-        floor=None,
-        noise_ratio=None,
+        floor=noise.floor if noise else None,
+        noise_ratio=noise.ratio if noise else None,
         judgement=judgement,
+        noise=noise,
     )
 
 

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from bisect_tool.metrics import kind_of_name
+from bisect_tool.judging import makes_error, side_off
 from bisect_tool.records import Comparison, FirstOverTolerance, Localization, Origin, StageRow
-from bisect_tool.tolerances import DEFAULT_REL_L2
-
-STANDS_OUT = 30.0
-"""Until noise floors are measured: how far above the median of all stages a local error must lie to be an origin.
-
-Local errors of a healthy float32 export spread over about one decade around their median.
-"""
-
-LEAST_LOCAL = 1e-5
-"""Relative local error under which no stage is called an origin without a measured floor."""
 
 
 def localize(rows: Sequence[StageRow], config: str) -> Localization:
@@ -28,12 +17,12 @@ def localize(rows: Sequence[StageRow], config: str) -> Localization:
         rows: judged stages in a topological order of the run.
         config: name of the configuration pair.
 
-    The local error of an origin is held against the default limits, whatever tolerance the user set for totals.
+    Origins are judged by their noise floors, whatever tolerance the user set for totals.
     """
     found = [(row, row.results[config]) for row in rows if config in row.results]
     failing = [(row, result) for row, result in found if result.judgement == "fail"]
     first = failing[0][0] if failing else None
-    origins = _origins(found, failing)
+    origins = [row for row, result in found if makes_error(row, result)]
     names = {row.index for row in origins}
     return Localization(
         first_over_tolerance=FirstOverTolerance(first.stage, first.call, first.output, config) if first else None,
@@ -46,55 +35,9 @@ def localize(rows: Sequence[StageRow], config: str) -> Localization:
     )
 
 
-def _origins(
-    found: Sequence[tuple[StageRow, Comparison]], failing: Sequence[tuple[StageRow, Comparison]]
-) -> list[StageRow]:
-    if not failing:
-        return []
-    measured = [(row, result) for row, result in found if result.local is not None]
-    scale = _noise_scale([_local(result) for row, result in measured if kind_of_name(row.dtype) == "float"])
-    origins = [row for row, result in measured if _makes_error(row, result, scale)]
-    if origins:
-        return origins
-    # Nothing stands out by itself: the worst of those that feed the first failing stage, if it is above the rest.
-    upstream = _upstream(failing[0][0], {row.index: row for row, _ in found})
-    local = [(_local(result), row) for row, result in measured if row.index in upstream]
-    if local:
-        worst, row = max(local, key=lambda item: item[0])
-        if worst > max(scale * STANDS_OUT / 3, 1e-6):
-            return [row]
-    return []
-
-
 def _local(result: Comparison) -> float:
     assert result.local is not None
     return math.inf if result.local.problem or math.isnan(result.local.rel_l2) else result.local.rel_l2
-
-
-def _makes_error(row: StageRow, result: Comparison, scale: float) -> bool:
-    assert result.local is not None
-    if result.local.problem or result.local.nonfinite_mismatch:
-        return True
-    if kind_of_name(row.dtype) == "integer":
-        return result.local.differing > 0
-    limit = DEFAULT_REL_L2.get(row.dtype, DEFAULT_REL_L2["float32"])
-    return _local(result) > min(limit, max(LEAST_LOCAL, STANDS_OUT * scale))
-
-
-def _noise_scale(errors: Sequence[float]) -> float:
-    positive = [error for error in errors if 0 < error < math.inf]
-    return statistics.median(positive) if positive else 0.0
-
-
-def _upstream(row: StageRow, by_index: Mapping[int, StageRow]) -> set[int]:
-    seen: set[int] = set()
-    stack = [row.index]
-    while stack:
-        index = stack.pop()
-        if index not in seen and index in by_index:
-            seen.add(index)
-            stack.extend(by_index[index].inputs)
-    return seen
 
 
 def _origin(row: StageRow, config: str) -> Origin:
@@ -111,7 +54,7 @@ def _origin(row: StageRow, config: str) -> Origin:
         config=config,
         local_rel_l2=_local(result),
         noise_ratio=result.noise_ratio,
-        side=None,
+        side=side_off(result),
     )
 
 

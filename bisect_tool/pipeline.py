@@ -18,6 +18,7 @@ from bisect_tool.align import VALUE_LIMIT, Match, match_values, summarize
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import load_onnx
@@ -31,13 +32,16 @@ from bisect_tool.backends.torch_switches import applied, placed, require_device
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.judging import is_explained, judge_by_noise
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import judge, kind_of, relative_difference
-from bisect_tool.recorder import Recorder, Value, flatten_tensors
+from bisect_tool.noise import SETTLED, is_settled
+from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
     ConfigStatus,
+    Noise,
     NumericConfig,
     OutputKey,
     OutputResult,
@@ -264,6 +268,7 @@ class _Bisection:
         self.untouched: dict[str, _Untouched] = {}
         self.observer: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
+        self.floor_seconds = 0.0
 
     def release(self) -> None:
         """Frees the tensors now; a traceback or a cycle may keep this object alive for longer."""
@@ -315,7 +320,7 @@ class _Bisection:
         if all(pair.name in self.failed for pair in self.configs):
             raise InconclusiveError("; ".join(dict.fromkeys(self.failed.values())))
         with self.step("capture", "running PyTorch"):
-            reference = self.reference = self._capture(self.base.expected)
+            reference = self.reference = self._capture(self.base.expected, tape=self.options.forced)
         trace = reference.trace
         self._bind_outputs(reference.outputs)
         with self.step("align", "aligning stages with ONNX values"):
@@ -332,8 +337,10 @@ class _Bisection:
         rows = build_rows(trace, selection, matches, cuts, self.ledger, names, self.forced, nodes_between)
         for name in self.forced:
             rows = with_shares(rows, name)
+        rows = self._judge(rows)
         runs = tuple(self._config_run(pair, rows) for pair in self.configs)
         verdict = decide(rows, runs, alignment, self.options.min_coverage)
+        timings["floor"] = self.floor_seconds
         if verdict.status == "diverges":
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
                 verdict = self._without_chance(verdict, trace, rows)
@@ -381,8 +388,8 @@ class _Bisection:
     def _spend(self, config: str, began: float) -> None:
         self.seconds[config] = self.seconds.get(config, 0.0) + time.perf_counter() - began
 
-    def _capture(self, config: NumericConfig) -> _Reference:
-        """PyTorch's run under a configuration: structure, signatures, and the tensors themselves."""
+    def _capture(self, config: NumericConfig, *, tape: bool = False) -> _Reference:
+        """PyTorch's run under a configuration: structure, signatures, the tensors themselves, and what made them."""
         signatures: dict[int, Signature] = {}
 
         def on_value(value: Value, tensor: torch.Tensor) -> None:
@@ -394,26 +401,28 @@ class _Bisection:
         budget = self.options.memory_budget
         store = ActivationStore(budget // 2 if self.in_memory else budget // 8, self.buffers)
         try:
-            run, effective, outputs = self._run_torch(config, on_value, store.attach)
+            run, effective, outputs = self._run_torch(config, on_value, store.attach, tape=tape)
             store.settle()
         except BaseException:
             store.close()
             raise
         return_free_memory()
-        return _Reference(config, run.trace, store, signatures, outputs, effective)
+        return _Reference(config, run.trace, run.recorder.trace, store, signatures, outputs, effective)
 
     def _run_torch(
         self,
         config: NumericConfig,
         on_value: Callable[[Value, torch.Tensor], None],
         before: Callable[[Recorder], None] = lambda _: None,
+        *,
+        tape: bool = False,
     ) -> tuple[TorchRun, dict[str, Any], list[tuple[OutputKey, Array]]]:
         """Runs the model; what was in effect, and the outputs."""
         # A model may write into its inputs; every run gets its own.
         args, kwargs = _copies(self.case.args), _copies(self.case.kwargs)
         module = self.case.module
         if self._is_plain(config):
-            run = TorchRun(module, args, kwargs, on_value, every_op=self.options.level == "op")
+            run = TorchRun(module, args, kwargs, on_value, every_op=self.options.level == "op", tape=tape)
             before(run.recorder)
             return run, {"device": "cpu", "threads": torch.get_num_threads()}, self._start(run)
         module, args, kwargs = placed(module, args, kwargs, config)
@@ -611,6 +620,7 @@ class _Bisection:
         pairs = {matches[value].onnx: there[value] for value in wanted if value in there}
         orders = _permutations(matches.values())
         lanes: list[tuple[ConfigPair, Lane]] = []
+        starts: dict[str, Cut] = {}
         for pair in configs:
             self.torch_outputs[pair.name] = run.outputs
             self.effective[pair.name] = {"expected": run.effective}
@@ -622,16 +632,24 @@ class _Bisection:
             forced = pair.name in self.forced
             names = cuts[MAIN_LAYER].names if forced and MAIN_LAYER in cuts else None
             lanes.append((pair, self._lane(pair, pair.name, pairs, orders, names, reuse=reuse)))
+            if names is not None:
+                starts[pair.name] = cuts[MAIN_LAYER]
             for layer, cut in cuts.items() if forced else ():
                 if layer != MAIN_LAYER:
                     inner = {matches[value].onnx: there[value] for value in cut.values if value in there}
                     name = lane_name(pair.name, layer)
+                    starts[name] = cut
                     lanes.append((pair, self._lane(pair, name, inner, orders, cut.names, reuse=reuse)))
         finals = {value: matches[value].onnx for _, value in trace.outputs if value in matches}
+
+        shown = {stage.value for stage in selection.shown}
 
         def on_pair(lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
             value = here[value]
             self.ledger.record(lane, value, expected, chained, forced)
+            if forced is not None and value in shown:
+                known = starts[lane].known - {value}
+                self.ledger.noise[lane, value] = self._noise(lane, value, known, expected, forced, run, there)
             if value in finals and lane in self.untouched and chained is not None:
                 self._observe(lane, self.untouched[lane].outputs.get(finals[value]), chained)
 
@@ -649,6 +667,61 @@ class _Bisection:
             self._spend(pair.name, began)
             if lane.name in self.ledger.chained_lanes:
                 self._note_missing(lane.name, {name: here[value] for name, value in pairs.items()})
+
+    def _noise(
+        self,
+        lane: str,
+        value: int,
+        known: Set[int],
+        expected: Array,
+        forced: Array,
+        run: _Reference,
+        there: Mapping[int, int],
+    ) -> Noise:
+        """How far both sides of a stage lie from float64, if its local error does not settle it."""
+        reference = self.reference
+        assert reference is not None
+        local = self.ledger.locals[lane, value]
+        dtype = reference.tape.values[value].dtype
+        clean = not local.problem and not local.nonfinite_mismatch
+        if clean and (local.differing == 0 or is_settled(local.rel_l2, dtype)):
+            return SETTLED
+
+        # What the run starts with is the same in every run.
+        def fetch(wanted: int) -> torch.Tensor:
+            given = there.get(wanted)
+            return run.activations.tensor(given) if given is not None else reference.activations.tensor(wanted)
+
+        began = time.perf_counter()
+        noise = stage_noise(
+            reference.tape,
+            value,
+            known,
+            fetch,
+            expected,
+            forced,
+            budget=self.options.memory_budget,
+            same_run=run is reference,
+        )
+        self.floor_seconds += time.perf_counter() - began
+        return noise
+
+    def _judge(self, rows: list[StageRow]) -> list[StageRow]:
+        """Judges by noise floors, where they are known and the user set no tolerance."""
+        for pair in self.configs:
+            baseline = None if pair.name in self.forced else self._baseline(pair)
+            if pair.name in self.forced or baseline is not None:
+                rows = judge_by_noise(rows, pair.name, self.options.tolerance, baseline)
+        return rows
+
+    def _baseline(self, pair: ConfigPair) -> str | None:
+        """The pair with local errors whose PyTorch side is the same."""
+        for other in self.configs:
+            if other.name in self.forced and other.name not in self.failed:
+                same = self._is_plain(other.expected) and self._is_plain(pair.expected)
+                if same or other.expected == pair.expected:
+                    return other.name
+        return None
 
     def _fails_untouched(self, pair: ConfigPair, reference: _Reference) -> bool:
         untouched = self.untouched.get(pair.name)
@@ -687,6 +760,7 @@ class _Bisection:
         untouched = self.untouched.get(pair.name)
         expected = self.torch_outputs.get(pair.name)
         outputs = self._output_results(untouched, expected) if untouched and expected is not None else ()
+        outputs = self._judge_outputs(pair, outputs, rows)
         status: ConfigStatus
         failing = any(result.judgement == "fail" for result in outputs)
         if pair.actual.optimization == "off" or not outputs:
@@ -713,6 +787,20 @@ class _Bisection:
             seconds=self.seconds.get(pair.name, 0.0),
             peak_rss_mb=peak_rss_mb(),
             skipped_reason=reason,
+        )
+
+    def _judge_outputs(
+        self, pair: ConfigPair, outputs: tuple[OutputResult, ...], rows: Sequence[StageRow]
+    ) -> tuple[OutputResult, ...]:
+        """Without the user's tolerance an output that rounding explains passes."""
+        baseline = pair.name if pair.name in self.forced else self._baseline(pair)
+        if self.options.tolerance.source != "default" or baseline is None:
+            return outputs
+        return tuple(
+            replace(out, judgement="pass")
+            if out.judgement == "fail" and is_explained(out.total, rows, out.onnx_value, baseline)
+            else out
+            for out in outputs
         )
 
     def _output_results(
@@ -761,6 +849,7 @@ class _Reference:
 
     config: NumericConfig
     trace: TorchTrace
+    tape: Trace
     activations: ActivationStore
     signatures: Mapping[int, Signature]
     outputs: list[tuple[OutputKey, Array]]

@@ -58,12 +58,26 @@ class Value:
         self.view = view
 
 
-class Op:
-    """One aten operation. ``frame`` is the index of the innermost module call that was running."""
+class Ref:
+    """Stands for a value among the arguments of a taped operation."""
 
-    __slots__ = ("index", "name", "frame", "inputs", "outputs", "source", "in_place")
+    __slots__ = ("id",)
+
+    def __init__(self, id):
+        self.id = id
+
+
+class Op:
+    """One aten operation. ``frame`` is the index of the innermost module call that was running.
+
+    ``call``: the operator, its arguments and its keyword arguments, with a ``Ref`` for each tensor; None if no tape is
+    kept, and for what is no operation (``alias_update``).
+    """
+
+    __slots__ = ("index", "name", "frame", "inputs", "outputs", "source", "in_place", "call")
 
     def __init__(self, index, name, frame, inputs, outputs, source, in_place):
+        self.call = None
         self.index = index
         self.name = name
         self.frame = frame
@@ -222,10 +236,13 @@ class Recorder:
         on_value: called as ``on_value(value, tensor)`` as soon as a stage's tensor is complete: outputs of modules, and
             of operations between modules. The tensor may be overwritten later by the model: keep it with ``hold``.
         every_op: call ``on_value`` for the operations inside leaf modules too.
+        tape: keep what each operation was called with, and hold what the run starts from (inputs, weights, constants), so
+            that any part of it can be computed again.
     """
 
-    def __init__(self, module, on_value=None, every_op=False):
+    def __init__(self, module, on_value=None, every_op=False, tape=False):
         self.module = module
+        self.tape = tape
         self.on_value = on_value
         self.every_op = every_op
         self.trace = Trace()
@@ -351,6 +368,8 @@ class Recorder:
         value = Value(len(self.trace.values), shape, dtype_name(tensor.dtype), producer, kind, dynamic, view)
         self.trace.values.append(value)
         self._bind(tensor, value.id)
+        if self.tape and producer < 0:
+            self.hold(value.id, tensor)
         return value
 
     def _bind(self, tensor, value_id, born=None):
@@ -411,6 +430,8 @@ class Recorder:
                 written += [tensor for _, tensor in flatten_tensors(target)]
             for tensor in written:
                 self._copy_before_write(tensor)
+            # Before the operation: afterwards what it wrote into is another value.
+            call = (func, self._taped(args), self._taped(kwargs)) if self.tape else None
             result = func(*args, **kwargs)
             if info.name in _SAME and isinstance(result, torch.Tensor) and len(inputs) == 1:
                 self._bind(result, inputs[0], self._born[inputs[0]])
@@ -421,6 +442,7 @@ class Recorder:
             between = frame is not None and not frame.opaque
             source = _source_line() if between else None
             values = self._record_op(info.name, inputs, outputs, source, bool(written), info.view)
+            self.trace.ops[-1].call = call
             for value, tensor in zip(values, outputs):
                 key = _storage_key(tensor)
                 if any(tensor is other for other in written):
@@ -433,6 +455,16 @@ class Recorder:
             return result
         finally:
             self._busy = False
+
+    def _taped(self, item):
+        """An argument of an operation with a ``Ref`` in each tensor's place."""
+        if isinstance(item, torch.Tensor):
+            return Ref(self._value_of(item).id)
+        if isinstance(item, (list, tuple)):
+            return [self._taped(child) for child in item]
+        if isinstance(item, dict):
+            return {key: self._taped(child) for key, child in item.items()}
+        return item
 
     def _notify(self, value, tensor):
         if self.on_value is not None and value.dynamic and value.shape is not None and value.id not in self._seen:

@@ -266,6 +266,31 @@ class Alignment:
 
 
 @dataclass(frozen=True, slots=True)
+class Noise:
+    """A stage's rounding: how far each side lies from float64 on the same inputs. See :mod:`bisect_tool.noise`.
+
+    Attributes:
+        floor: what rounding explains, relative to the norm of the float64 result; ``None`` if it was not measured.
+        expected, actual: error of each side against float64 in units of the floor; ``None`` if not measured.
+        settled: the local error is so small that nothing had to be measured.
+        unknown: why the floor could not be measured, though it was needed.
+    """
+
+    floor: float | None = None
+    expected: float | None = None
+    actual: float | None = None
+    settled: bool = False
+    unknown: str | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """The larger of both sides' errors in units of the floor."""
+        if self.expected is None or self.actual is None:
+            return None
+        return max(self.expected, self.actual)
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """One stage under one configuration pair.
 
@@ -277,6 +302,7 @@ class Comparison:
         amplification: ``rel(propagated) / input_error``; needs the forced run.
         floor, noise_ratio: the stage's noise floor and the local error in units of it; ``None`` when not measured.
         judgement: of the total, under the tolerance in force.
+        noise: both sides against float64; ``None`` without a forced run.
         share: of the squared error of the model's outputs, as far as it was made in this stage, 0 to 1; ``None`` without
             a forced run. See :func:`bisect_tool.localize.with_shares`.
     """
@@ -290,6 +316,7 @@ class Comparison:
     noise_ratio: float | None
     judgement: Judgement
     share: float | None = None
+    noise: Noise | None = None
 
 
 @dataclass(frozen=True, slots=True)

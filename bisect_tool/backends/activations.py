@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from bisect_tool.backends.buffers import PAGE, BufferPool
-from bisect_tool.backends.torch_runner import to_numpy
+from bisect_tool.backends.torch_runner import from_numpy, to_numpy
 from bisect_tool.errors import BisectError
 from bisect_tool.recorder import Recorder
 
@@ -97,6 +97,13 @@ class ActivationStore:
         if value not in self._cache:
             self._cache[value] = self._spill.read(value)
         return self._cache[value]
+
+    def tensor(self, value: int) -> torch.Tensor:
+        """The tensor itself, of a kept value or of one that the recorder holds; not to be written to."""
+        if self._spill is not None and value in self._spill:
+            return from_numpy(self.fetch(value))
+        assert self._recorder is not None
+        return self._recorder.held(value)  # type: ignore[no-any-return]
 
     def retain(self, values: Collection[int]) -> None:
         """Drops what was read from the file, except for ``values``."""

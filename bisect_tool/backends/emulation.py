@@ -280,7 +280,7 @@ def _lstm_layer(
     The input comes time-major whatever ``batch_first`` says.
     """
     lstm = 2
-    if kind != lstm or batch_sizes or input.dtype is not torch.float32:
+    if kind != lstm or batch_sizes or input.dtype not in (torch.float32, torch.float64):
         return NotImplemented
     weight_ih, weight_hh = emulation.round(weight_ih), emulation.round(weight_hh)
     bias = bias_ih + bias_hh if has_biases else 0
@@ -406,3 +406,21 @@ _REWRITES: Mapping[str, Callable[..., Any]] = {
     "_transformer_encoder_layer_fwd": _encoder_layer,
     "_euclidean_dist": _euclidean_distance,
 }
+
+
+class _Unrounded(Emulation):
+    """Leaves operands alone: then a rewrite is the operation itself, from parts that take float64."""
+
+    def round(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+_SINGLE_ONLY = frozenset(["mkldnn_rnn_layer"])
+"""Operations whose kernels take no float64."""
+
+
+def recompute(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """An operation that has no float64 kernel, from its parts; ``NotImplemented`` for every other one."""
+    if name not in _SINGLE_ONLY:
+        return NotImplemented
+    return _REWRITES[name](_Unrounded("tf32"), *args, **kwargs)

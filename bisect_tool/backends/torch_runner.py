@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -95,6 +96,18 @@ for _name in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnu
         _ML_DTYPES[getattr(torch, _name)] = getattr(ml_dtypes, _name)
 
 
+_TORCH_DTYPES = {np.dtype(special): dtype for dtype, special in _ML_DTYPES.items()}
+
+
+def from_numpy(array: NDArray[Any]) -> torch.Tensor:
+    """The inverse of :func:`to_numpy`; shares memory where the array can be written to."""
+    special = _TORCH_DTYPES.get(array.dtype)
+    if special is None:
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    bits = np.int16 if array.dtype.itemsize == 2 else np.uint8
+    return torch.from_numpy(np.ascontiguousarray(array).view(bits).copy()).view(special)
+
+
 class TorchRun:
     """One run of the PyTorch side: ``start`` it once, then read ``trace`` and the kept tensors.
 
@@ -103,6 +116,7 @@ class TorchRun:
         args, kwargs: inputs of ``module.forward``.
         on_value: called with each stage's value and its tensor while the model is paused there.
         every_op: report operations inside leaf modules too.
+        tape: keep what is needed to compute any stage again, see :mod:`bisect_tool.backends.replay`.
     """
 
     def __init__(
@@ -113,11 +127,12 @@ class TorchRun:
         on_value: Callable[[Value, torch.Tensor], None],
         *,
         every_op: bool = False,
+        tape: bool = False,
     ):
         self._module = module
         self._args = args
         self._kwargs = kwargs
-        self.recorder: Recorder = Recorder(module, on_value, every_op)
+        self.recorder: Recorder = Recorder(module, on_value, every_op, tape)
         self.every_op = every_op
 
     def start(self) -> Any:

@@ -1,0 +1,88 @@
+"""Measures a stage's noise floor: replays it in float64 and in strict float32, and holds both sides against them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Set
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bisect_tool.backends.replay import (
+    AS_RUN,
+    EXACT,
+    STRICT,
+    Arithmetic,
+    CannotReplayError,
+    replay_bytes,
+    replay_values,
+    rounded,
+    slice_of,
+)
+from bisect_tool.noise import BEYOND, DRAWS, assess
+from bisect_tool.recorder import Trace
+from bisect_tool.records import Noise
+
+Array = NDArray[Any]
+
+
+def stage_noise(
+    trace: Trace,
+    value: int,
+    known: Set[int],
+    fetch: Callable[[int], Tensor],
+    expected: Array,
+    actual: Array,
+    *,
+    budget: int,
+    same_run: bool,
+) -> Noise:
+    """Both sides of one stage against float64.
+
+    Args:
+        trace: with a tape, of a plain run on the CPU.
+        value: the stage's.
+        known: values that the stage starts from.
+        fetch: their tensors on the expected side, and those that the run starts with.
+        expected, actual: what both sides made of them, in PyTorch's shape.
+        budget: bytes that a replay may hold at once.
+        same_run: ``expected`` is of the very run that was taped: then the replay must reproduce it.
+    """
+    dtype = trace.values[value].dtype
+    try:
+        ops = slice_of(trace, value, known)
+        needed = replay_bytes(trace, ops)
+        if needed > budget:
+            raise CannotReplayError(f"float64 needs {needed / 1e6:.0f} MB, more than the memory budget leaves")
+
+        def run(arithmetic: Arithmetic) -> Array:
+            return replay_values(trace, {value}, ops, fetch, arithmetic)[value]
+
+        with strict_products():
+            reference = run(EXACT)
+            strict = run(STRICT)
+        noise = assess(reference, expected, actual, dtype, strict, (run(rounded(seed)) for seed in range(DRAWS)))
+        if same_run and noise.expected is not None and noise.expected > BEYOND:
+            # Blaming the run for what the replay did otherwise would be worse than not knowing.
+            again = assess(reference, expected, run(AS_RUN), dtype, strict)
+            if again.actual is None or not noise.expected / 2 < again.actual < noise.expected * 2:
+                raise CannotReplayError("computed anew the stage is not what it was in the run")
+    except CannotReplayError as error:
+        return Noise(unknown=str(error))
+    return noise
+
+
+@contextlib.contextmanager
+def strict_products() -> Iterator[None]:
+    """Float32 products in float32: a model file may have asked for less."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,460 @@
+"""Any part of a recorded PyTorch run again: in float64, in strict float32, or in float64 with made-up rounding.
+
+The recorder's tape says what each aten operation was called with. A stage is the slice of the tape between its inputs and
+its output; it runs here on given inputs, without the model's code. Casting a module with ``.double()`` instead would lie:
+a norm that casts to float32 inside stays one, and constants written down in float32 raise. Here every floating operand,
+every dtype among the arguments and every result is promoted.
+
+Made-up rounding is Monte Carlo arithmetic (D. S. Parker, "Monte Carlo Arithmetic: exploiting randomness in floating-point
+arithmetic", UCLA CSD-970002, 1997): each result is disturbed at random by as much as rounding to its dtype may disturb it,
+and operations that round many times inside get disturbed operands too (a backward stable kernel returns the exact result
+of slightly other operands). The spread of the stage's output is what rounding can do to it, in whatever order it sums.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bisect_tool.backends.emulation import recompute
+from bisect_tool.backends.torch_runner import FACTORY_OPS, LAYOUT_OPS, to_numpy
+from bisect_tool.recorder import Op, Ref, Trace
+
+Array = NDArray[Any]
+
+PROMOTED = {torch.float16, torch.bfloat16, torch.float32}
+
+
+class CannotReplayError(Exception):
+    """A part of the run that can't be computed again; the text says what and why, in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """How a slice is computed.
+
+    Attributes:
+        dtype: that everything floating is promoted to; what is wider already stays. ``None``: nothing is promoted.
+        noise: seed of the made-up rounding; ``None``: none.
+    """
+
+    dtype: torch.dtype | None
+    noise: int | None = None
+
+
+EXACT = Arithmetic(torch.float64)
+STRICT = Arithmetic(torch.float32)
+AS_RUN = Arithmetic(None)
+
+
+def rounded(seed: int) -> Arithmetic:
+    """Float64 with made-up rounding; each seed is one draw."""
+    return Arithmetic(torch.float64, seed)
+
+
+def slice_of(trace: Trace, target: int, known: Set[int]) -> list[Op]:
+    """Operations that make a value from the values in ``known`` and from what the run starts with, in order.
+
+    Raises:
+        CannotReplayError: an operation in it that was not taped.
+    """
+    found: dict[int, Op] = {}
+    stack = [target]
+    while stack:
+        value = stack.pop()
+        producer = trace.values[value].producer
+        if (value in known and value != target) or producer < 0 or producer in found:
+            continue
+        op = found[producer] = trace.ops[producer]
+        if op.call is None and op.name != "alias_update":
+            raise CannotReplayError(f"{op.name} was not recorded")
+        if op.name not in FACTORY_OPS:
+            stack.extend(op.inputs)
+    return [found[index] for index in sorted(found)]
+
+
+def replay_bytes(trace: Trace, ops: list[Op]) -> int:
+    """About what computing a slice in float64 holds at once: its largest operation, operands and results."""
+
+    def size(value: int) -> int:
+        shape = trace.values[value].shape
+        return 8 * int(np.prod(shape)) if shape is not None else 0
+
+    return max((sum(size(v) for v in {*op.inputs, *op.outputs}) for op in ops), default=0)
+
+
+def replay(
+    trace: Trace, target: int, known: Set[int], fetch: Callable[[int], Tensor], arithmetic: Arithmetic
+) -> dict[int, Array]:
+    """Computes a slice; ``{target: …}``.
+
+    Args:
+        trace: with a tape.
+        target: value to compute.
+        known: values that ``fetch`` has; the slice starts from the nearest of them.
+        fetch: tensor of a value in ``known``, or of an input, weight or constant, as it stood in the run.
+        arithmetic: in which.
+
+    Raises:
+        CannotReplayError: an operation can't be promoted, or draws random numbers.
+    """
+    return replay_values(trace, {target}, slice_of(trace, target, known), fetch, arithmetic)
+
+
+def replay_values(
+    trace: Trace, wanted: Set[int], ops: list[Op], fetch: Callable[[int], Tensor], arithmetic: Arithmetic
+) -> dict[int, Array]:
+    """Computes operations in order; the values in ``wanted`` as they stood when they were made.
+
+    Args:
+        wanted: results to return; those that the operations don't make are left out.
+        ops: from :func:`slice_of`.
+
+    Raises:
+        CannotReplayError: see :func:`replay`.
+    """
+    made = {value for op in ops for value in op.outputs}
+    last = {value: place for place, op in enumerate(ops) for value in op.inputs}
+    writes = any(op.in_place for op in ops)
+    env: dict[int, Tensor] = {}
+    found: dict[int, Array] = {}
+
+    def operand(ref: Ref, like: bool = False) -> Tensor:
+        value = ref.id
+        if value not in env:
+            if like:
+                known = trace.values[value]
+                if known.shape is None:
+                    raise CannotReplayError("a nested tensor")
+                return torch.zeros(known.shape, dtype=getattr(torch, known.dtype), device="cpu")
+            if value in made:
+                raise CannotReplayError("operations out of order")
+            env[value] = promote(fetch(value), arithmetic.dtype, copy=writes)
+        return env[value]
+
+    with torch.no_grad():
+        for place, op in enumerate(ops):
+            if op.name == "alias_update":
+                base, written = (operand(Ref(value)) for value in op.inputs)
+                if base.untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
+                    raise CannotReplayError("a write through a view that begins outside the stage")
+                results = [base]
+            else:
+                given = functools.partial(operand, like=op.name in FACTORY_OPS)
+                results = _run(op, given, arithmetic, _epsilons(trace, op))
+            for value, tensor in zip(op.outputs, results, strict=True):
+                env[value] = tensor
+                if value in wanted:
+                    array = to_numpy(tensor)
+                    found[value] = array.copy() if writes else array
+            for value in op.inputs:
+                if last[value] == place:
+                    env.pop(value, None)
+    return found
+
+
+def promote(tensor: Tensor, dtype: torch.dtype | None, *, copy: bool = False) -> Tensor:
+    """A tensor in ``dtype``, if it is floating and narrower; complex numbers alike; everything else as it is, on the CPU.
+
+    Raises:
+        CannotReplayError: a layout or a dtype without float64.
+    """
+    tensor = tensor.detach()
+    if dtype is None:
+        return tensor.to("cpu", copy=copy)
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
+        raise CannotReplayError(
+            f"a tensor in {tensor.layout} layout" if not tensor.is_quantized else "quantized tensors"
+        )
+    wanted = tensor.dtype
+    if wanted in PROMOTED:
+        wanted = dtype
+    elif wanted in (torch.complex32, torch.complex64):
+        wanted = torch.complex128 if dtype is torch.float64 else torch.complex64
+    elif wanted.is_floating_point and wanted is not torch.float64:
+        raise CannotReplayError(f"{wanted} tensors")
+    return tensor.to("cpu", wanted, copy=copy)
+
+
+def _epsilons(trace: Trace, op: Op) -> list[float]:
+    """Unit in the last place of each result, in the dtype that the run had it in."""
+    found = []
+    for value in op.outputs:
+        dtype = getattr(torch, trace.values[value].dtype)
+        dtype = dtype.to_real() if dtype.is_complex else dtype
+        found.append(torch.finfo(dtype).eps if dtype.is_floating_point else 0.0)
+    return found
+
+
+# One operation
+
+# Placing and picking numbers, and comparing them, rounds nothing.
+_NO_ROUNDING = LAYOUT_OPS | {
+    "_softmax_backward_data",
+    "abs",
+    "argmax",
+    "argmin",
+    "bitwise_and",
+    "bitwise_not",
+    "bitwise_or",
+    "bitwise_xor",
+    "cat",
+    "ceil",
+    "clamp",
+    "clamp_max",
+    "clamp_min",
+    "constant_pad_nd",
+    "embedding",
+    "eq",
+    "fill",
+    "flip",
+    "floor",
+    "full",
+    "gather",
+    "ge",
+    "gt",
+    "hardtanh",
+    "index",
+    "index_put",
+    "index_select",
+    "isinf",
+    "isnan",
+    "le",
+    "logical_and",
+    "logical_not",
+    "logical_or",
+    "lt",
+    "masked_fill",
+    "masked_scatter",
+    "masked_select",
+    "max",
+    "max_pool2d_with_indices",
+    "max_pool3d_with_indices",
+    "maximum",
+    "min",
+    "minimum",
+    "ne",
+    "neg",
+    "nonzero",
+    "one_hot",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
+    "relu",
+    "repeat",
+    "repeat_interleave",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+    "roll",
+    "round",
+    "scatter",
+    "sign",
+    "slice_scatter",
+    "select_scatter",
+    "stack",
+    "topk",
+    "tril",
+    "triu",
+    "trunc",
+    "unfold",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "where",
+    "zero",
+}
+
+# One correctly rounded result for each element, so that exact operands give half a unit in the last place at most.
+_ROUNDED_ONCE = {
+    "_to_copy",
+    "add",
+    "addcmul",
+    "div",
+    "dropout",
+    "hardsigmoid",
+    "hardswish",
+    "leaky_relu",
+    "mul",
+    "native_dropout",
+    "prelu",
+    "reciprocal",
+    "rsub",
+    "sqrt",
+    "square",
+    "sub",
+    "threshold",
+}
+
+# Which of several (nearly) equal numbers comes first is decided by the last bit.
+_ORDERING = {"argmax", "argmin", "argsort", "kthvalue", "median", "mode", "sort", "topk"}
+
+# Computed by differences from 1 or by polynomials, these are accurate against the size given here, not against a result
+# near zero: ONNX Runtime's Sigmoid is 8e-8 beside 0 where 4e-8 were right, its Elu takes 1 from exp(x).
+_SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.ones_like,
+    "silu": torch.abs,
+    "gelu": torch.abs,
+    "mish": torch.abs,
+    "elu": lambda x: (x < 0).to(x.dtype),
+    "celu": lambda x: (x < 0).to(x.dtype),
+    "selu": lambda x: 1.76 * (x < 0).to(x.dtype),
+    "expm1": torch.ones_like,
+    "log1p": torch.ones_like,
+    "erf": torch.zeros_like,
+    "erfc": torch.ones_like,
+    "tanh": torch.zeros_like,
+    "softplus": torch.zeros_like,
+    "log_sigmoid_forward": torch.ones_like,
+}
+
+
+def _run(op: Op, operand: Callable[[Ref], Tensor], arithmetic: Arithmetic, epsilons: Sequence[float]) -> list[Tensor]:
+    assert op.call is not None
+    func, args, kwargs = op.call
+    name = str(getattr(func, "_schema", func)).partition("(")[0]
+    if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()) and not _without_chance(op.name, args, kwargs):
+        raise CannotReplayError(f"{op.name} draws random numbers")
+    if op.name == "view" and any(isinstance(arg, torch.dtype) for arg in args):
+        raise CannotReplayError("a tensor's bits read as another dtype")
+    args, kwargs = _filled(args, operand, arithmetic), _filled(kwargs, operand, arithmetic)
+    written = _written(func, args, kwargs)
+    noise = None if arithmetic.noise is None else _Noise(arithmetic.noise, op, epsilons)
+    if noise is not None and noise.disturbs:
+        args, kwargs = noise.operands(args, written), noise.operands(kwargs, written)
+    try:
+        result = _call(func, op.name, args, kwargs, arithmetic)
+    except Exception as error:  # anything may come out of an operator of an extension
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CannotReplayError(f"{name} in {_short(arithmetic.dtype)}: {reason[:120]}") from error
+    outputs = list(_tensors(result))
+    outputs += [tensor for tensor in written if not any(tensor is other for other in outputs)]
+    if len(outputs) != len(op.outputs):
+        raise CannotReplayError(f"{op.name} returned {len(outputs)} tensors instead of {len(op.outputs)}")
+    outputs = [promote(t, arithmetic.dtype) if t.dtype in PROMOTED else t for t in outputs]
+    if noise is not None and noise.rounds:
+        first = next(_tensors(args), None)
+        outputs = [noise.result(t, first, place, written) for place, t in enumerate(outputs)]
+    return outputs
+
+
+def _call(func: Any, name: str, args: Any, kwargs: Any, arithmetic: Arithmetic) -> Any:
+    if arithmetic.dtype is torch.float64:
+        # Kernels without float64 inside, such as oneDNN's recurrences.
+        result = recompute(name, args, kwargs)
+        if result is not NotImplemented:
+            return result
+    try:
+        return func(*args, **kwargs)
+    except RuntimeError:
+        # Promoted tensors need not lie in memory as the run's did.
+        if name in ("view", "_unsafe_view"):
+            return args[0].reshape(args[1])
+        raise
+
+
+def _filled(item: Any, operand: Callable[[Ref], Tensor], arithmetic: Arithmetic) -> Any:
+    if isinstance(item, Ref):
+        return operand(item)
+    if isinstance(item, list):
+        return [_filled(child, operand, arithmetic) for child in item]
+    if isinstance(item, dict):
+        return {key: _filled(child, operand, arithmetic) for key, child in item.items()}
+    if isinstance(item, torch.dtype) and arithmetic.dtype is not None:
+        if item in PROMOTED:
+            return arithmetic.dtype
+        if item in (torch.complex32, torch.complex64):
+            return torch.complex128 if arithmetic.dtype is torch.float64 else torch.complex64
+    if isinstance(item, torch.device):
+        return torch.device("cpu")
+    return item
+
+
+def _tensors(item: Any) -> Iterator[Tensor]:
+    if isinstance(item, Tensor):
+        yield item
+    elif isinstance(item, (list, tuple)):
+        for child in item:
+            yield from _tensors(child)
+
+
+@functools.cache
+def _written_places(func: Any) -> tuple[tuple[int, str], ...]:
+    schema = getattr(func, "_schema", None)
+    return tuple(
+        (place, argument.name)
+        for place, argument in enumerate(schema.arguments if schema is not None else ())
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    for place, name in _written_places(func):
+        found += _tensors(args[place] if place < len(args) else kwargs.get(name))
+    return found
+
+
+def _without_chance(name: str, args: Any, kwargs: Any) -> bool:
+    """Operators that could draw random numbers and did not: dropout in evaluation, attention without dropout."""
+    if "dropout" in name:
+        return args[-1] is False
+    if "attention" in name:
+        return not any(isinstance(arg, float) and arg > 0 for arg in args[3:5]) and not kwargs.get("dropout_p")
+    return False
+
+
+class _Noise:
+    """Rounding of one operation, made up.
+
+    Attributes:
+        rounds: the operation's results are disturbed.
+        disturbs: its operands are.
+    """
+
+    def __init__(self, seed: int, op: Op, epsilons: Sequence[float]):
+        self._name = op.name
+        self._random = torch.Generator().manual_seed(seed * 1_000_003 + op.index)
+        self._epsilons = epsilons
+        self.rounds = op.name not in _NO_ROUNDING and op.name not in FACTORY_OPS
+        # Functions of one element each have no sums inside.
+        once = op.name in _ROUNDED_ONCE or op.name in _SCALES
+        self.disturbs = op.name in _ORDERING or (self.rounds and not once)
+
+    def operands(self, item: Any, written: list[Tensor]) -> Any:
+        if isinstance(item, Tensor):
+            if not item.is_floating_point() or any(item is tensor for tensor in written):
+                return item
+            return item + item * self._draw(item, min(self._epsilons, default=0.0))
+        if isinstance(item, list):
+            return [self.operands(child, written) for child in item]
+        if isinstance(item, dict):
+            return {key: self.operands(child, written) for key, child in item.items()}
+        return item
+
+    def result(self, tensor: Tensor, operand: Tensor | None, place: int, written: list[Tensor]) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        size = tensor.abs()
+        scale = _SCALES.get(self._name)
+        if scale is not None and operand is not None and operand.shape == tensor.shape:
+            size = torch.maximum(size, scale(operand))
+        change = size.mul_(self._draw(tensor, self._epsilons[place]))
+        return tensor.add_(change) if any(tensor is other for other in written) else tensor + change
+
+    def _draw(self, like: Tensor, epsilon: float) -> Tensor:
+        """Uniform between minus and plus one unit in the last place."""
+        return torch.rand(like.shape, generator=self._random, dtype=like.dtype).mul_(2).sub_(1).mul_(epsilon)
+
+
+def _short(dtype: torch.dtype | None) -> str:
+    return "its own dtype" if dtype is None else str(dtype).removeprefix("torch.")

@@ -1,0 +1,146 @@
+"""What noise floors say about stages: where error is made, and which totals are rounding that grew on its way.
+
+Without a tolerance of the user's, a stage fails if it makes error of its own, or if it is over the default limit with error
+that another stage made. A total over the limit to which every stage on the way adds no more than rounding is no fault, as
+large as it may be: the model amplifies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from bisect_tool.metrics import kind_of_name
+from bisect_tool.noise import BEYOND, side_of
+from bisect_tool.records import Comparison, ErrorMetrics, Side, StageRow, Tolerance
+from bisect_tool.tolerances import DEFAULT_REL_L2
+
+OPTIMISED_SPREAD = 10.0
+"""How far the untouched run of an optimised graph may lie from PyTorch, in units of the unoptimised run's rounding.
+
+Both round as often, in another order; see docs/noise-floor.md.
+"""
+
+
+def makes_error(row: StageRow, result: Comparison) -> bool:
+    """Whether a stage makes error that rounding does not explain."""
+    local, noise = result.local, result.noise
+    if local is None:
+        return False
+    if local.problem:
+        return True
+    if noise is not None and noise.ratio is not None:
+        return noise.ratio > BEYOND
+    if noise is not None and noise.settled:
+        return False
+    if local.nonfinite_mismatch:
+        return True
+    if kind_of_name(row.dtype) == "integer":
+        return local.differing > 0
+    return not local.rel_l2 <= DEFAULT_REL_L2.get(row.dtype, DEFAULT_REL_L2["float32"])
+
+
+def side_off(result: Comparison) -> Side | None:
+    """Which side makes the error; ``None`` where that is not known."""
+    return side_of(result.noise) if result.noise is not None else None
+
+
+def judge_by_noise(
+    rows: Sequence[StageRow], config: str, tolerance: Tolerance, baseline: str | None = None
+) -> list[StageRow]:
+    """The rows with their judgements under one configuration, where no tolerance of the user's decides.
+
+    Args:
+        rows: judged by the default limits, in order of execution.
+        config: name of the configuration pair.
+        tolerance: in force; the user's own is not touched.
+        baseline: for a pair without local errors, the pair whose are known and whose PyTorch run is the same.
+    """
+    if tolerance.source != "default":
+        return list(rows)
+    tainted = _tainted(rows, baseline or config)
+    found = []
+    for row in rows:
+        result = row.results.get(config)
+        if result is not None:
+            base = row.results.get(baseline) if baseline else None
+            if baseline is None and makes_error(row, result):
+                result = replace(result, judgement="fail")
+            elif result.judgement == "fail" and row.index not in tainted and _is_rounding(result, base, baseline):
+                result = replace(result, judgement="pass")
+            row = replace(row, results={**row.results, config: result})
+        found.append(row)
+    return found
+
+
+def is_explained(total: ErrorMetrics, rows: Sequence[StageRow], value: str, baseline: str) -> bool:
+    """Whether the error of a final output is rounding: all that its stage in ``baseline`` comes from is clean."""
+    if total.problem or total.nonfinite_mismatch:
+        return False
+    tainted = _tainted(rows, baseline)
+    for row in rows:
+        if row.onnx_value == value and baseline in row.results:
+            base = row.results[baseline].total
+            return row.index not in tainted and total.rel_l2 <= OPTIMISED_SPREAD * base.rel_l2
+    return False
+
+
+def _is_rounding(result: Comparison, base: Comparison | None, baseline: str | None) -> bool:
+    if result.total.problem or result.total.nonfinite_mismatch:
+        return False
+    if baseline is None:
+        return result.local is not None or result.input_error is not None
+    return base is not None and result.total.rel_l2 <= OPTIMISED_SPREAD * base.total.rel_l2
+
+
+def _tainted(rows: Sequence[StageRow], config: str) -> set[int]:
+    """Rows that make error or read, however indirectly, from one that does; containers shown beside them count too."""
+    tainted: set[int] = set()
+    for row in rows:
+        result = row.results.get(config)
+        own = result is not None and makes_error(row, result)
+        if own or any(index in tainted for index in row.inputs):
+            tainted.add(row.index)
+    return tainted
+
+
+def growth_lines(rows: Sequence[StageRow], config: str, tolerance: Tolerance) -> list[str]:
+    """Says where rounding grew over the default limit without a fault, and which steps are not continuous."""
+    if tolerance.source != "default":
+        return []
+    lines = []
+    over: list[tuple[float, StageRow]] = []
+    jumps: list[StageRow] = []
+    for row in rows:
+        result = row.results.get(config)
+        if result is None or row.role == "group" or row.alias_of is not None or result.judgement != "pass":
+            continue
+        if kind_of_name(row.dtype) == "integer":
+            if result.total.differing and result.local is not None and not result.local.differing:
+                jumps.append(row)
+        elif result.total.rel_l2 > DEFAULT_REL_L2.get(row.dtype, DEFAULT_REL_L2["float32"]):
+            over.append((result.total.rel_l2, row))
+    if over:
+        largest, row = max(over, key=lambda item: item[0])
+        steps = [(r.results[config].amplification or 0.0, r) for r in rows if config in r.results and r.role != "group"]
+        steps = [item for item in steps if math.isfinite(item[0])]
+        text = f"rounding grows to {largest:.1e} at {row.ref}, and no stage adds more than its own rounding: no fault"
+        if steps and (step := max(steps, key=lambda item: item[0]))[0] > 2:
+            text += f"; it grows most in {step[1].ref} (x{step[0]:.0f})"
+        lines.append(text)
+    if jumps:
+        names = ", ".join(str(row.ref) for row in jumps[:3]) + (" ..." if len(jumps) > 3 else "")
+        lines.append(f"not continuous: rounding alone changes the result of {names}")
+    return lines
+
+
+def floor_summary(rows: Sequence[StageRow], config: str) -> Mapping[str, int]:
+    """How many stages the cheap bound settled, how many were measured, and of how many the floor is unknown."""
+    counts = {"settled": 0, "measured": 0, "unknown": 0}
+    for row in rows:
+        result = row.results.get(config)
+        noise = result.noise if result is not None else None
+        if noise is not None:
+            counts["settled" if noise.settled else "unknown" if noise.unknown else "measured"] += 1
+    return counts

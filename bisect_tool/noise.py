@@ -1,0 +1,126 @@
+"""The two-sided noise floor: how far each side lies from a stage computed in float64, in units of what rounding can do.
+
+``reference`` is the stage in float64 on PyTorch's own inputs, ``expected`` what PyTorch's run made of them, ``actual`` what
+ONNX Runtime made of them (the forced run), ``strict`` a plain float32 computation on the CPU. The floor is
+``max(||strict - reference||, EPSILONS * eps * ||reference||)``, and where that does not clear a stage, what made-up
+rounding does to it as well. Each side is judged alone: PyTorch in TF32 or half precision never sets its own floor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from bisect_tool.records import Noise, Side
+
+Array = NDArray[Any]
+
+CHEAP_BOUND = 16.0
+"""Units of the dtype's eps; a local error below it is rounding, and nothing is replayed. docs/noise-floor.md."""
+
+HALF_BOUND = 2.0
+"""The same for dtypes with eps above 1e-4, where one rounding of the result is most of the error."""
+
+EPSILONS = 1.0
+"""Least floor, in units of eps: a few elements may come out right by luck, and float32's own error is no yardstick then."""
+
+BEYOND = 3.0
+"""A side that lies further off than this many floors makes error of its own."""
+
+DRAWS = 3
+"""Samples of made-up rounding that a stage is given before a side is blamed."""
+
+_CHUNK = 1 << 20
+
+
+SETTLED = Noise(settled=True)
+
+
+def side_of(noise: Noise) -> Side | None:
+    """The side that makes error of its own; where both do, the one that is further off."""
+    if noise.ratio is None or not noise.ratio > BEYOND:
+        return None
+    assert noise.expected is not None and noise.actual is not None
+    return "expected" if noise.expected > noise.actual else "actual"
+
+
+def epsilon(dtype: str) -> float:
+    """Distance from 1 to the next number of a dtype, 0 for integers and booleans."""
+    real = {"complex64": "float32", "complex128": "float64", "complex32": "float16"}.get(dtype, dtype)
+    if not real.startswith(("float", "bfloat")):
+        return 0.0
+    return float(ml_dtypes.finfo(real).eps)
+
+
+def is_settled(local_rel_l2: float, dtype: str) -> bool:
+    """The cheap bound: whether a local error is so small that no fault worth naming can be in it."""
+    eps = epsilon(dtype)
+    bound = HALF_BOUND if eps > 1e-4 else CHEAP_BOUND
+    # Wider than float32 is what one side alone may have been computed in.
+    return local_rel_l2 <= bound * max(eps, epsilon("float32") if eps else 0.0)
+
+
+def assess(
+    reference: Array, expected: Array, actual: Array, dtype: str, strict: Array | None, draws: Iterable[Array] = ()
+) -> Noise:
+    """Holds both sides against the floor.
+
+    Args:
+        reference: the stage in float64.
+        expected, actual, strict: both sides and the plain float32 computation, all in the reference's shape.
+        dtype: the stage is declared in, a short name.
+        strict: ``None`` where the expected side is just that.
+        draws: the stage with made-up rounding; asked for only if the stage is not cleared without.
+    """
+    norm = _norm(reference)
+    apart = [_apart(reference, side) for side in (expected, actual)]
+    own = apart[0] if strict is None else _apart(reference, strict)
+    eps = max(epsilon(dtype), epsilon("float32") if epsilon(dtype) else 0.0)
+    floor = max(own, EPSILONS * eps * norm)
+    if max(apart) > BEYOND * floor:
+        for draw in draws:
+            floor = max(floor, _apart(reference, draw))
+    on_expected, on_actual = (_ratio(error, floor) for error in apart)
+    return Noise(floor / norm if norm else floor, on_expected, on_actual)
+
+
+def _ratio(error: float, unit: float) -> float:
+    if error == unit or error == 0:
+        return 1.0 if error else 0.0
+    return error / unit if unit else math.inf
+
+
+def _norm(array: Array) -> float:
+    total = 0.0
+    for (chunk,) in _chunks([array]):
+        total += float(np.sum(np.square(chunk[np.isfinite(chunk)])))
+    return math.sqrt(total)
+
+
+def _apart(reference: Array, other: Array) -> float:
+    """Norm of the difference; infinite where one has a NaN or an infinity that the other has not."""
+    if other.shape != reference.shape:
+        return math.inf
+    total = 0.0
+    for first, second in _chunks([reference, other]):
+        difference = second - first
+        if not np.isfinite(difference).all():
+            same = (first == second) | (np.isnan(first) & np.isnan(second))
+            difference = np.where(same, 0.0, difference)
+            if not np.isfinite(difference).all():
+                return math.inf
+        total += float(np.dot(difference, difference))
+    return math.sqrt(total)
+
+
+def _chunks(arrays: Sequence[Array]) -> Iterable[list[Array]]:
+    flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
+    flat = [a.view(a.real.dtype) if a.dtype.kind == "c" else a for a in flat]
+    with np.errstate(all="ignore"):
+        for start in range(0, flat[0].size, _CHUNK):
+            yield [a[start : start + _CHUNK].astype(np.float64) for a in flat]
