@@ -18,7 +18,7 @@ import bisect
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from bisect_tool.records import Alignment, OnnxGraph, OnnxNode, Pair, Stage, StageRef, TorchTrace, Unaligned
@@ -33,7 +33,7 @@ NARROW_VALUE_LIMIT = 3e-2
 NEAR_LIMIT = 5e-2
 """Up to which a value still counts as handed on by a node that no exporter tagged."""
 
-_CLEARLY_NEARER = 30.0
+_CLEARLY_NEARER = 4.0
 _NARROW = {"float16", "bfloat16"}
 
 _FAMILIES = {
@@ -323,7 +323,7 @@ class _Matcher:
         for values, names in _components(candidates, claims):
             for value, name, evidence in self._resolve(values, names, candidates):
                 agreed = (self.value_evidence, *evidence)
-                self.take(self._follow(Match(value, name, agreed, True)))
+                self.take(self._to_the_end(self._follow(Match(value, name, agreed, True)), candidates.keys()))
 
     def match_permuted(self, permuted: Callable[[int], Mapping[tuple[int, ...], Signature]]) -> None:
         """Values whose axes the exporter put in another order, as for recurrences."""
@@ -504,6 +504,33 @@ class _Matcher:
         if name == match.onnx:
             return match
         return replace(match, onnx=name, evidence=(*match.evidence, "handed on"))
+
+    def _to_the_end(self, match: Match, others: Set[int]) -> Match:
+        """A module's value is what leaves its scope, though a step before that has the same numbers.
+
+        A bias of zeros and a scale of ones change nothing; if theirs is the fault, only the value before it agrees.
+        """
+        stage = next((s for s in self.stages_of[match.value] if s.level == "leaf" and "#" not in s.ref.stage), None)
+        path = self.scopes.path_of(match.onnx)
+        if stage is None or stage.alias_of is not None or stage.ref.stage != path:
+            return match
+        called_once = sum(s.ref.stage == path and s.ref.output == stage.ref.output for s in self.trace.stages) == 1
+        name = match.onnx
+        first = self.graph.nodes[self.place[name]]
+        while name not in self.scopes.outputs:
+            readers = set(self.scopes.readers[name])
+            if len(readers) != 1 or self.scopes.paths[reader := readers.pop()] != path:
+                break
+            node = self.graph.nodes[reader]
+            # A second call may bear the same scope, but not the same call.
+            if len(node.outputs) != 1 or not (called_once or (node.scopes, node.call) == (first.scopes, first.call)):
+                break
+            name = node.outputs[0]
+        if name == match.onnx or name in self.taken or not self.fits(match.value, name):
+            return match
+        if any(value != match.value and self.agrees(value, name) for value in others):
+            return match
+        return replace(match, onnx=name, evidence=("scope",), confirmed=self.agrees(match.value, name))
 
     # -- scopes -------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ of slightly other operands). The spread of the stage's output is what rounding c
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+import math
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,7 +149,7 @@ def replay_values(
                 results = [base]
             else:
                 given = functools.partial(operand, like=op.name in FACTORY_OPS)
-                results = _run(op, given, arithmetic, _epsilons(trace, op))
+                results = _run(trace, op, given, arithmetic)
             for value, tensor in zip(op.outputs, results, strict=True):
                 env[value] = tensor
                 if value in wanted:
@@ -191,6 +192,16 @@ def _epsilons(trace: Trace, op: Op) -> list[float]:
         dtype = dtype.to_real() if dtype.is_complex else dtype
         found.append(torch.finfo(dtype).eps if dtype.is_floating_point else 0.0)
     return found
+
+
+def _terms(trace: Trace, op: Op) -> float:
+    """How many numbers are added for one, in a sum."""
+    if op.name not in _SUMS:
+        return 1.0
+    sizes = [[int(np.prod(trace.values[v].shape or (1,))) for v in values] for values in (op.inputs, op.outputs)]
+    if "cum" in op.name:
+        return float(max(trace.values[op.inputs[0]].shape or (1,)))
+    return max(sizes[0], default=1) / max(1, min(sizes[1], default=1))
 
 
 # One operation
@@ -298,6 +309,25 @@ _ROUNDED_ONCE = {
 # Which of several (nearly) equal numbers comes first is decided by the last bit.
 _ORDERING = {"argmax", "argmin", "argsort", "kthvalue", "median", "mode", "sort", "topk"}
 
+# Summed one after the other in some libraries and by halves in others; the first rounds more, the longer the sum.
+_SUMS = {
+    "cumsum",
+    "linalg_vector_norm",
+    "logcumsumexp",
+    "logsumexp",
+    "mean",
+    "native_group_norm",
+    "native_layer_norm",
+    "norm",
+    "prod",
+    "std",
+    "sum",
+    "var",
+    "var_mean",
+}
+_LANES = 16
+"""Sums that even a plain loop keeps apart: one for each place of a vector register."""
+
 # Computed by differences from 1 or by polynomials, these are accurate against the size given here, not against a result
 # near zero: ONNX Runtime's Sigmoid is 8e-8 beside 0 where 4e-8 were right, its Elu takes 1 from exp(x).
 _SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -318,7 +348,7 @@ _SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _run(op: Op, operand: Callable[[Ref], Tensor], arithmetic: Arithmetic, epsilons: Sequence[float]) -> list[Tensor]:
+def _run(trace: Trace, op: Op, operand: Callable[[Ref], Tensor], arithmetic: Arithmetic) -> list[Tensor]:
     assert op.call is not None
     func, args, kwargs = op.call
     name = str(getattr(func, "_schema", func)).partition("(")[0]
@@ -328,7 +358,7 @@ def _run(op: Op, operand: Callable[[Ref], Tensor], arithmetic: Arithmetic, epsil
         raise CannotReplayError("a tensor's bits read as another dtype")
     args, kwargs = _filled(args, operand, arithmetic), _filled(kwargs, operand, arithmetic)
     written = _written(func, args, kwargs)
-    noise = None if arithmetic.noise is None else _Noise(arithmetic.noise, op, epsilons)
+    noise = None if arithmetic.noise is None else _Noise(arithmetic.noise, trace, op)
     if noise is not None and noise.disturbs:
         args, kwargs = noise.operands(args, written), noise.operands(kwargs, written)
     try:
@@ -421,10 +451,13 @@ class _Noise:
         disturbs: its operands are.
     """
 
-    def __init__(self, seed: int, op: Op, epsilons: Sequence[float]):
+    def __init__(self, seed: int, trace: Trace, op: Op):
         self._name = op.name
         self._random = torch.Generator().manual_seed(seed * 1_000_003 + op.index)
-        self._epsilons = epsilons
+        self._epsilons = _epsilons(trace, op)
+        # Disturbing each operand by so much disturbs the sum as adding them one after the other does.
+        self._longer = max(1.0, math.sqrt(_terms(trace, op) / _LANES))
+        self._orders = op.name in _ORDERING
         self.rounds = op.name not in _NO_ROUNDING and op.name not in FACTORY_OPS
         # Functions of one element each have no sums inside.
         once = op.name in _ROUNDED_ONCE or op.name in _SCALES
@@ -434,7 +467,10 @@ class _Noise:
         if isinstance(item, Tensor):
             if not item.is_floating_point() or any(item is tensor for tensor in written):
                 return item
-            return item + item * self._draw(item, min(self._epsilons, default=0.0))
+            epsilon = max(self._epsilons, default=0.0) or torch.finfo(torch.float32).eps
+            disturbed = item + item * self._draw(item, epsilon * self._longer)
+            # Equal zeros have an order too.
+            return disturbed + self._draw(item, torch.finfo(torch.float32).tiny) if self._orders else disturbed
         if isinstance(item, list):
             return [self.operands(child, written) for child in item]
         if isinstance(item, dict):
