@@ -19,23 +19,26 @@ from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.floors import stage_noise
+from bisect_tool.backends.inner import inner_values
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
-from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
+from bisect_tool.backends.ort_runner import PartRuns, SegmentedRun, UntouchedRun
 from bisect_tool.backends.preflight import explain_forward_error
-from bisect_tool.backends.stream import Lane, OnPair, run_lanes
+from bisect_tool.backends.replay import CannotReplayError
+from bisect_tool.backends.stream import Lane, OnPair, in_onnx_form, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.backends.torch_switches import applied, placed, require_device
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
+from bisect_tool.drilldown import Inside, Narrowed, narrow
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.judging import is_explained, judge_by_noise
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import judge, kind_of, relative_difference
-from bisect_tool.noise import SETTLED, is_settled
+from bisect_tool.noise import BEYOND, SETTLED, is_settled
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
     ConfigPair,
@@ -43,21 +46,26 @@ from bisect_tool.records import (
     ConfigStatus,
     Noise,
     NumericConfig,
+    Origin,
     OutputKey,
     OutputResult,
     Report,
+    Stage,
     StageRow,
     Tolerance,
     TorchTrace,
     Verdict,
 )
-from bisect_tool.rows import build_rows, first_stage_by_value, upstream
+from bisect_tool.rows import build_rows, first_stage_by_value, from_here, upstream
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
 from bisect_tool.verdicts import decide, kept_stages_line
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
+
+MAX_DRILLED = 24
+"""Origins that are looked into, in causal order: beyond that many the graph is broken throughout."""
 
 MAX_ALIGNMENT_ROUNDS = 6
 """Forced passes at most while looking for the pairs behind broken stages; each one settles at least one stage."""
@@ -341,6 +349,9 @@ class _Bisection:
         runs = tuple(self._config_run(pair, rows) for pair in self.configs)
         verdict = decide(rows, runs, alignment, self.options.min_coverage)
         timings["floor"] = self.floor_seconds
+        if verdict.origins:
+            with self.step("drill", "looking inside the stages that make error"):
+                verdict = self._drill(verdict, rows, reference, matches, selection, cuts)
         if verdict.status == "diverges":
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
                 verdict = self._without_chance(verdict, trace, rows)
@@ -753,6 +764,83 @@ class _Bisection:
         for name, value in pairs.items():
             if (config, value) not in self.ledger.totals:
                 self.notes.append(f"{config}: ONNX Runtime returned nothing for {name}; it is not compared there")
+
+    # -- inside origins -----------------------------------------------------------------------------------------------
+
+    def _drill(
+        self,
+        verdict: Verdict,
+        rows: Sequence[StageRow],
+        reference: _Reference,
+        matches: Mapping[int, Match],
+        selection: Selection,
+        cuts: Mapping[str, Cut],
+    ) -> Verdict:
+        """Names the fewest nodes of each origin that certainly hold its fault."""
+        layers = {stage.ref: cuts.get(name) for name, stages in selection.layers.items() for stage in stages}
+        shown = {stage.ref: stage for stage in selection.shown}
+        pairs = {pair.name: pair for pair in self.configs}
+        floors = {(row.ref, name): result.floor for row in rows for name, result in row.results.items()}
+        origins = []
+        for number, origin in enumerate(verdict.origins):
+            stage, pair = shown[origin.ref], pairs[origin.config]
+            cut = layers.get(origin.ref) or cuts.get(MAIN_LAYER)
+            inside = len(origin.onnx_nodes) > 1 and origin.side != "expected" and self._is_plain(pair.expected)
+            if inside and cut is not None and number < MAX_DRILLED:
+                try:
+                    floor = floors.get((origin.ref, origin.config))
+                    narrowed = self._look_inside(origin, pair, stage, cut, reference, matches, floor)
+                except (CannotReplayError, InconclusiveError):
+                    # The stage's own nodes stay named; that is certain too.
+                    narrowed = None
+                if narrowed is not None and narrowed.nodes:
+                    operation = narrowed.operation
+                    text = None if operation is None else operation.name
+                    if operation is not None and operation.source:
+                        text = f"{operation.name} at {from_here(operation.source)}"
+                    origin = replace(origin, onnx_nodes=narrowed.nodes, evidence=narrowed.evidence, operation=text)
+            origins.append(origin)
+        return replace(verdict, origins=tuple(origins))
+
+    def _look_inside(
+        self,
+        origin: Origin,
+        pair: ConfigPair,
+        stage: Stage,
+        cut: Cut,
+        reference: _Reference,
+        matches: Mapping[int, Match],
+        floor: float | None,
+    ) -> Narrowed:
+        own = matches[stage.value]
+        values = {match.onnx: match for value, match in matches.items() if value in cut.known and value != stage.value}
+        part = self.program.part(origin.onnx_nodes)
+        feeds: dict[str, Array] = {}
+        for name in part.reads:
+            if name in values:
+                array = reference.activations.fetch(values[name].value)
+                feeds[name] = in_onnx_form(array, values[name].permutation, self.types.get(name))
+            else:
+                feeds[name] = self.feeds[name]
+        runs = PartRuns(self.program, pair.actual, part, feeds, self.types)
+        expected = reference.activations.fetch(stage.value)
+        if own.permutation is not None:
+            expected = expected.transpose(own.permutation)
+        known = cut.known - {stage.value}
+        inner = inner_values(
+            reference.tape, stage.value, known, reference.activations.tensor, self.options.memory_budget
+        )
+
+        def close(first: Array, second: Array) -> bool:
+            apart = relative_difference(first, second.astype(first.dtype, copy=False))
+            return is_settled(apart, str(first.dtype)) or (floor is not None and apart <= BEYOND * floor)
+
+        nodes = {node.name: node.outputs for node in self.graph.nodes if node.name in set(origin.onnx_nodes)}
+        outside = frozenset(values)
+        inside = Inside(
+            nodes, own.onnx, runs.run, lambda name, right: self.program.nodes_between(name, outside | right)
+        )
+        return narrow(inside, expected, inner, close)
 
     # -- the report's parts -------------------------------------------------------------------------------------------
 

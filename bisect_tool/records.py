@@ -363,7 +363,17 @@ class FirstOverTolerance:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A stage where error is made. ``side`` says which side is off against float64, once that was measured."""
+    """A stage where error is made.
+
+    Attributes:
+        onnx_nodes: the fewest nodes that certainly hold the fault; the stage's row has all of its nodes.
+        local_rel_l2: relative L2 of the local error.
+        noise_ratio: the larger of both sides' errors against float64, in units of the noise floor.
+        side: which side is off against float64, once that was measured.
+        operation: PyTorch's operation behind the nodes, with ``file:line`` where that is known, if it is not all of the
+            stage.
+        evidence: what showed that other nodes of the stage are right.
+    """
 
     stage: str
     call: int
@@ -376,6 +386,8 @@ class Origin:
     local_rel_l2: float
     noise_ratio: float | None
     side: Side | None
+    operation: str | None = None
+    evidence: tuple[str, ...] = ()
 
     @property
     def ref(self) -> StageRef:

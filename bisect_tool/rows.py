@@ -66,7 +66,7 @@ def build_rows(
             output=stage.ref.output,
             level=stage.level,
             type=stage.type,
-            source=_from_here(stage.source),
+            source=from_here(stage.source),
             shape=stage.shape,
             dtype=stage.dtype,
             group=_container_of(stage.ref.stage),
@@ -92,7 +92,7 @@ def _container_of(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def _from_here(source: str | None) -> str | None:
+def from_here(source: str | None) -> str | None:
     """``file:line`` as one would type it here: relative for files below the working directory."""
     here = os.getcwd() + os.sep
     return source[len(here) :] if source is not None and source.startswith(here) else source

@@ -170,6 +170,11 @@ class OnnxProgram:
                     reads[name] = None
         return Segment(number, tuple(nodes), tuple(reads), frozenset(makes))
 
+    def part(self, names: Sequence[str]) -> Segment:
+        """Some nodes, by name, as a segment of their own."""
+        wanted = set(names)
+        return self._segment(0, [i for i, node in enumerate(self.graph.nodes) if node.name in wanted])
+
     def _is_constant(self, name: str) -> bool:
         if name in self.graph.initializers:
             return True

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bisect_tool.backends.buffers import HUGE_PAGE, BufferPool
-from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
+from bisect_tool.backends.onnx_program import BuiltGraph, OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_options import (
     configure,
     confirm,
@@ -203,6 +203,45 @@ class UntouchedRun:
         if placed is None:
             return ()
         return tuple(str(node) for node in cpu_nodes_of_cuda_session(placed, floating_nodes(program.graph)))
+
+
+class PartRuns:
+    """Some nodes of a graph, run again and again with other inner values given.
+
+    Args:
+        program: the graph.
+        config: of ONNX Runtime's side.
+        part: from ``program.part``.
+        feeds: what it reads, by name.
+        types: of inner values, from an earlier run.
+    """
+
+    def __init__(
+        self,
+        program: OnnxProgram,
+        config: NumericConfig,
+        part: Segment,
+        feeds: Mapping[str, Array],
+        types: Mapping[str, ValueType],
+    ):
+        self._program = program
+        self._config = config
+        self._part = part
+        self._feeds = feeds
+        self._types = {**types, **{name: type_of_array(a.dtype, a.shape) for name, a in feeds.items()}}
+        self._sessions: dict[tuple[frozenset[str], tuple[str, ...]], tuple[BuiltGraph, ort.InferenceSession]] = {}
+
+    def run(self, given: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array | None]:
+        """Values of the part; those in ``given`` are read instead of computed."""
+        key = frozenset(given), tuple(wanted)
+        if key not in self._sessions:
+            types = {**self._types, **{name: type_of_array(a.dtype, a.shape) for name, a in given.items()}}
+            graph = self._program.build(self._part, wanted, types, given.keys())
+            session = make_session(graph.model, self._config, str(self._program.weights_folder))
+            self._sessions[key] = graph, session
+        graph, session = self._sessions[key]
+        feeds = {name: given[value] if value in given else self._feeds[value] for name, value in graph.feeds.items()}
+        return dict(zip(graph.outputs, run_session(session, graph.outputs, feeds), strict=True))
 
 
 class SegmentedRun:

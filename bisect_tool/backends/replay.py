@@ -110,13 +110,21 @@ def replay(
 
 
 def replay_values(
-    trace: Trace, wanted: Set[int], ops: list[Op], fetch: Callable[[int], Tensor], arithmetic: Arithmetic
+    trace: Trace,
+    wanted: Set[int],
+    ops: list[Op],
+    fetch: Callable[[int], Tensor],
+    arithmetic: Arithmetic,
+    before: Callable[[Op, Any, Any], None] | None = None,
+    after: Callable[[Op, list[Tensor]], None] | None = None,
 ) -> dict[int, Array]:
     """Computes operations in order; the values in ``wanted`` as they stood when they were made.
 
     Args:
         wanted: results to return; those that the operations don't make are left out.
         ops: from :func:`slice_of`.
+        before: called with each operation, its arguments and its keyword arguments.
+        after: called with each operation and its results.
 
     Raises:
         CannotReplayError: see :func:`replay`.
@@ -149,7 +157,9 @@ def replay_values(
                 results = [base]
             else:
                 given = functools.partial(operand, like=op.name in FACTORY_OPS)
-                results = _run(trace, op, given, arithmetic)
+                results = _run(trace, op, given, arithmetic, before)
+            if after is not None:
+                after(op, results)
             for value, tensor in zip(op.outputs, results, strict=True):
                 env[value] = tensor
                 if value in wanted:
@@ -348,7 +358,13 @@ _SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _run(trace: Trace, op: Op, operand: Callable[[Ref], Tensor], arithmetic: Arithmetic) -> list[Tensor]:
+def _run(
+    trace: Trace,
+    op: Op,
+    operand: Callable[[Ref], Tensor],
+    arithmetic: Arithmetic,
+    before: Callable[[Op, Any, Any], None] | None,
+) -> list[Tensor]:
     assert op.call is not None
     func, args, kwargs = op.call
     name = str(getattr(func, "_schema", func)).partition("(")[0]
@@ -357,6 +373,8 @@ def _run(trace: Trace, op: Op, operand: Callable[[Ref], Tensor], arithmetic: Ari
     if op.name == "view" and any(isinstance(arg, torch.dtype) for arg in args):
         raise CannotReplayError("a tensor's bits read as another dtype")
     args, kwargs = _filled(args, operand, arithmetic), _filled(kwargs, operand, arithmetic)
+    if before is not None:
+        before(op, args, kwargs)
     written = _written(func, args, kwargs)
     noise = None if arithmetic.noise is None else _Noise(arithmetic.noise, trace, op)
     if noise is not None and noise.disturbs:

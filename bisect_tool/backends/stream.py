@@ -68,14 +68,7 @@ def run_lanes(
 
 def _step(lane: Lane, activations: Activations, on_pair: OnPair) -> None:
     def give(name: str, kind: ValueType | None) -> Array:
-        array = activations.fetch(lane.pairs[name])
-        if name in lane.permutations:
-            array = array.transpose(lane.permutations[name])
-        if kind is None:
-            return array
-        wanted = np.dtype(kind.dtype.numpy())
-        array = array if array.dtype == wanted else array.astype(wanted)
-        return array if array.shape == kind.shape else np.ascontiguousarray(array).reshape(kind.shape)
+        return in_onnx_form(activations.fetch(lane.pairs[name]), lane.permutations.get(name), kind)
 
     index = lane.run.next
     made = [name for name in sorted(lane.run.segments[index].makes) if name in lane.pairs]
@@ -91,6 +84,17 @@ def _step(lane: Lane, activations: Activations, on_pair: OnPair) -> None:
         first, second = (_in_shape(arrays.pop(name, None), expected, order) for arrays in (chained, forced))
         on_pair(lane.name, value, expected, first, second)
     activations.retain(following)
+
+
+def in_onnx_form(array: Array, order: tuple[int, ...] | None, kind: ValueType | None) -> Array:
+    """PyTorch's tensor with its axes in ``order``, in the shape and dtype that the ONNX value has."""
+    if order is not None:
+        array = array.transpose(order)
+    if kind is None:
+        return array
+    wanted = np.dtype(kind.dtype.numpy())
+    array = array if array.dtype == wanted else array.astype(wanted)
+    return array if array.shape == kind.shape else np.ascontiguousarray(array).reshape(kind.shape)
 
 
 def _in_shape(array: Array | None, like: Array, order: tuple[int, ...] | None) -> Array | None:

@@ -1,0 +1,103 @@
+"""What PyTorch computed inside a stage, operation by operation, and what big operations are made of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Set
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bisect_tool.backends.replay import AS_RUN, replay_values, slice_of
+from bisect_tool.backends.torch_runner import FACTORY_OPS, to_numpy
+from bisect_tool.drilldown import Inner
+from bisect_tool.recorder import Op, Trace
+
+
+def inner_values(
+    trace: Trace, value: int, known: Set[int], fetch: Callable[[int], Tensor], budget: int
+) -> tuple[Inner, ...]:
+    """Floating values between a stage's inputs and its output, in order of execution; the output itself is left out.
+
+    Operations that exporters write as several nodes (GELU, attention, norms) are taken apart.
+
+    Args:
+        trace, value, known, fetch: as in :func:`bisect_tool.backends.replay.replay`.
+        budget: bytes; beyond it nothing more is kept.
+
+    Raises:
+        CannotReplayError: the stage can't be computed again.
+    """
+    found: list[Inner] = []
+    left = budget
+
+    def keep(op: Op, name: str, tensor: Tensor) -> None:
+        nonlocal left
+        size = tensor.numel() * tensor.element_size()
+        if tensor.is_floating_point() and tensor.layout is torch.strided and size <= left:
+            left -= size
+            found.append(Inner(name, op.source, to_numpy(tensor.detach().clone())))
+
+    def before(op: Op, args: Any, kwargs: Any) -> None:
+        parts = _parts_of(op)
+        if parts is not None:
+            # A decomposition may be one for other arguments; the operation itself is kept in any case.
+            with contextlib.suppress(Exception), _Capture(lambda name, tensor: keep(op, name, tensor)):
+                parts(*args, **kwargs)
+
+    def after(op: Op, results: list[Tensor]) -> None:
+        if op.name not in FACTORY_OPS and value not in op.outputs:
+            for tensor in results:
+                keep(op, op.name, tensor)
+
+    replay_values(trace, {value}, slice_of(trace, value, known), fetch, AS_RUN, before, after)
+    return tuple(found)
+
+
+class _Capture(TorchDispatchMode):
+    """Hands over the result of every operation that runs inside."""
+
+    def __init__(self, keep: Callable[[str, Tensor], None]):
+        super().__init__()
+        self._keep = keep
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(tensor, Tensor):
+                self._keep(str(func).partition(".")[2].partition(".")[0], tensor)
+        return result
+
+
+def _parts_of(op: Op) -> Callable[..., Any] | None:
+    """A computation of the same result in smaller operations; ``None`` for what is small already."""
+    if op.call is None or op.in_place:
+        return None
+    if "scaled_dot_product" in op.name:
+        return _attention
+    found: Callable[..., Any] | None = torch._decomp.decomposition_table.get(op.call[0])
+    return found
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> None:
+    """Attention in steps, with the scale where exporters put it: on the scores, on the query, or half on each operand."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    torch.mul(query, scale), torch.mul(query, scale**0.5), torch.mul(key.transpose(-2, -1), scale**0.5)
+    scores = torch.mul(query @ key.transpose(-2, -1), scale)
+    if is_causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).tril().logical_not()
+        scores = scores.masked_fill(hidden, float("-inf"))
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype is torch.bool else scores + attn_mask
+    torch.softmax(scores, -1) @ value

@@ -1,0 +1,111 @@
+"""Inside an origin: the fewest nodes that certainly hold its fault.
+
+Two kinds of evidence, both by values and neither by names. A value inside the stage that equals one of PyTorch's is right,
+so that the fault lies behind it. And where handing one of PyTorch's inner values over to the graph makes the stage's result
+right, everything behind that place is, so that the fault lies before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bisect_tool.metrics import kind_of
+
+Array = NDArray[Any]
+
+MAX_TRIALS = 96
+"""Hand-overs that are tried in one stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """A value that PyTorch computed inside a stage: operation, ``file:line`` that called it if known, and the tensor."""
+
+    name: str
+    source: str | None
+    array: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """A stage of the graph as it can be run here.
+
+    Attributes:
+        nodes: names of the nodes and the values each makes, in topological order.
+        output: the stage's value.
+        run: computes values of the stage from PyTorch's inputs, with some inner values given: ``run(given, wanted)``.
+        between: nodes that make a value from the nearest of some values (and from the stage's inputs).
+    """
+
+    nodes: Mapping[str, tuple[str, ...]]
+    output: str
+    run: Callable[[Mapping[str, Array], Sequence[str]], Mapping[str, Array | None]]
+    between: Callable[[str, Set[str]], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowed:
+    """The nodes left, what showed it, and PyTorch's operation behind them (``None`` if that is the whole stage)."""
+
+    nodes: tuple[str, ...]
+    evidence: tuple[str, ...]
+    operation: Inner | None
+
+
+def narrow(inside: Inside, expected: Array, inner: Sequence[Inner], close: Callable[[Array, Array], bool]) -> Narrowed:
+    """Drops nodes from a faulty stage as long as values prove them right.
+
+    Args:
+        inside: the stage in the graph.
+        expected: PyTorch's value of the stage, in any shape of the same data.
+        inner: what PyTorch computed on the way, in order of execution.
+        close: whether two tensors of one shape differ by rounding only.
+    """
+    names = [name for outputs in inside.nodes.values() for name in outputs if name != inside.output]
+    nodes = tuple(inside.nodes)
+    if not names or not inner:
+        return Narrowed(nodes, (), None)
+    values = {name: array for name, array in inside.run({}, names).items() if array is not None}
+    good: dict[str, Inner] = {}
+    for name, array in values.items():
+        for candidate in inner:
+            if _alike(candidate.array, array) and close(candidate.array, array.reshape(candidate.array.shape)):
+                good[name] = candidate
+                break
+    evidence: list[str] = []
+    left = inside.between(inside.output, good.keys())
+    if len(left) < len(nodes):
+        edge = [name for name in good if not any(name in inside.nodes[node] for node in left)]
+        if edge:
+            evidence.append(f"{edge[-1]} equals PyTorch's {good[edge[-1]].name}: right up to there")
+    trials = 0
+    for node in left:
+        for name in inside.nodes[node]:
+            made = values.get(name)
+            if made is None or name == inside.output or name in good:
+                continue
+            for candidate in inner:
+                if not _alike(candidate.array, made) or trials >= MAX_TRIALS:
+                    continue
+                trials += 1
+                given = candidate.array.reshape(made.shape).astype(made.dtype, copy=False)
+                result = inside.run({name: given}, [inside.output]).get(inside.output)
+                if (
+                    result is None
+                    or result.size != expected.size
+                    or not close(expected, result.reshape(expected.shape))
+                ):
+                    continue
+                before = inside.between(name, good.keys())
+                if len(before) < len(left):
+                    evidence.append(f"with PyTorch's {candidate.name} in place of {name} the stage's result is right")
+                    return Narrowed(before, tuple(evidence), candidate)
+    return Narrowed(left, tuple(evidence), None)
+
+
+def _alike(first: Array, second: Array) -> bool:
+    return first.size == second.size and first.size > 0 and kind_of(first.dtype) == kind_of(second.dtype) == "float"
