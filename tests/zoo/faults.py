@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import random
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -296,8 +296,49 @@ def scope_of(node: NodeProto) -> str:
     """Where in the model a node belongs, as the exporter tells: two faults in one model lie in different places."""
     for entry in node.metadata_props:
         if entry.key == "pkg.torch.onnx.name_scopes":
-            return entry.value
+            # The last entry is the call itself.
+            return str(([""] + ast.literal_eval(entry.value))[-2])
     return node.name.rsplit("/", 1)[0]
+
+
+def apart(base: Healthy, one: str, two: str) -> bool:
+    """Whether two nodes surely lie in different stages: in different modules, or far apart where there are none."""
+    places = {node.name: number for number, node in enumerate(base.model.graph.node)}
+    scopes = {node.name: scope_of(node) for node in base.model.graph.node}
+    if len({scope for scope in scopes.values() if scope}) > 4:
+        return scopes[one] != scopes[two]
+    return abs(places[one] - places[two]) > 12
+
+
+def reach_outputs(model: ModelProto, names: Sequence[str]) -> bool:
+    """Whether what these nodes compute still has a way to an output: another fault may have cut it off."""
+    read = {value.name for value in model.graph.output}
+    found = set()
+    for node in reversed(model.graph.node):
+        if any(name in read for name in node.output):
+            found.add(node.name)
+            read.update(node.input)
+    return found.issuperset(names)
+
+
+def two_faults(base: Healthy, seed: str) -> tuple[Fault, Fault] | None:
+    """Two faults of different kinds in different stages of one graph; the model of the second has both."""
+    order = random.Random(f"{seed} two")
+    for _ in range(60):
+        kinds = order.sample(sorted(KINDS), 2)
+        spots = [places(base, name, seed) for name in kinds]
+        if not all(spots):
+            continue
+        one, two = (order.choice(found) for found in spots)
+        if not apart(base, one, two):
+            continue
+        first = plant(base, kinds[0], one, seed)
+        second = plant(base, kinds[1], two, seed, first.model) if first is not None else None
+        if first is None or second is None:
+            continue
+        if reach_outputs(second.model, [*first.nodes, *second.nodes]) and truth.can_run(second.model, base.feeds):
+            return first, second
+    return None
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -770,7 +811,3 @@ def _cumsum(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
 def _topk(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
     return _set(node, "largest", 1 - int(_attribute(node, "largest", 1)))
 
-
-def seed_of(*parts: object) -> int:
-    """A number from names, the same in every process."""
-    return zlib.crc32(" ".join(map(str, parts)).encode())
