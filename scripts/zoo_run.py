@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "zoo"))
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "zoo"))
 
 import zoo_table
 from families import EXPORTERS, FAMILIES
@@ -24,6 +22,7 @@ from faults import KINDS, faults, two_faults
 from judging import PRECISIONS, Result, base_of, torch_precision, unhurt, with_fault, with_two
 from truth import Healthy
 
+ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("residual", "encoder", "points")
 UNHURT_INPUTS = 3
 STUCK_SECONDS = 300
@@ -43,8 +42,8 @@ def main() -> int:
         if not options.resume:
             options.output.unlink(missing_ok=True)
         _run_groups(options)
-        print(f"{len(_read(options.output))} results in {time.time() - began:.0f} s", file=sys.stderr)
-    results = list(_read(options.output).values())
+        print(f"{len(read_results(options.output))} results in {time.time() - began:.0f} s", file=sys.stderr)
+    results = list(read_results(options.output).values())
     page = zoo_table.page(results, _command(), ROOT / "scripts" / "zoo_reasons.toml")
     print(zoo_table.summary(results))
     if options.docs is not None:
@@ -57,7 +56,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--families", default="", help=f"comma-separated; default: all of {', '.join(FAMILIES)}")
     parser.add_argument("--exporters", default=",".join(EXPORTERS), help="default: %(default)s")
     parser.add_argument("--faults", default="*", help="globs of kinds, comma-separated; default: all")
-    parser.add_argument("--per-kind", type=int, help="nodes that get a fault of a kind, for each graph; default: 2")
+    parser.add_argument("--per-kind", type=int, help="nodes that get a fault of a kind, for each graph; default: 3")
     parser.add_argument("--two", type=int, help="graphs with two faults for each family and exporter; default: 6")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}, one node for each kind")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once, a thread each; default: %(default)s")
@@ -73,7 +72,7 @@ def _options() -> argparse.Namespace:
         options.docs = ROOT / "docs" / "accuracy.md"
     options.families = options.families.split(",") if options.families else list(QUICK if options.quick else FAMILIES)
     options.exporters = options.exporters.split(",")
-    options.per_kind = options.per_kind or (1 if options.quick else 2)
+    options.per_kind = options.per_kind or (1 if options.quick else 3)
     options.two = options.two if options.two is not None else (1 if options.quick else 6)
     for name in options.families:
         if name not in FAMILIES:
@@ -89,7 +88,7 @@ def _command() -> str:
     return shlex.join(["scripts/zoo", *(argument for argument in sys.argv[1:] if argument not in left_out)])
 
 
-def _read(file: Path) -> dict[str, Result]:
+def read_results(file: Path) -> dict[str, Result]:
     """Results by case; a line that was cut off by the end of a process is left out."""
     found: dict[str, Result] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
@@ -170,7 +169,7 @@ def _run_group(options: argparse.Namespace, family: str, exporter: str) -> None:
 
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    done = _read(options.output)
+    done = read_results(options.output)
     begun = _begun(options, family, exporter)
     for name, run in _cases(options, family, exporter):
         if name not in done:

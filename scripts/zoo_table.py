@@ -17,8 +17,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SIZES = ((math.inf, "NaN or infinite"), (1e-1, "≥ 1e-1"), (1e-2, "1e-2 … 1e-1"), (1e-3, "1e-3 … 1e-2"))
-SIZES = (*SIZES, (1e-4, "1e-4 … 1e-3"), (0.0, "2e-5 … 1e-4"))
+SIZES: tuple[tuple[float, str], ...] = (
+    (math.inf, "NaN or infinite"),
+    (1e-1, "≥ 1e-1"),
+    (1e-2, "1e-2 … 1e-1"),
+    (1e-3, "1e-3 … 1e-2"),
+    (1e-4, "1e-4 … 1e-3"),
+    (0.0, "2e-5 … 1e-4"),
+)
+"""Classes of size by the least that a fault of the class moves its own value."""
 
 INTRODUCTION = """\
 # Accuracy
@@ -125,7 +132,10 @@ def _split(planted: Sequence[Result], title: str, key: Callable[[Result], str]) 
     names = sorted(groups)
     if title == "size":
         names = [name for _, name in SIZES if name in groups]
-    lines = [f"| {title} | faults | detected | top-1 | named, median | 90 % | side |", "|---|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        f"| {title} | faults | detected | top-1 | named, median | 90 % | side |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for name in names:
         found = groups[name]
         named = sorted(result.named for result in found if result.named)

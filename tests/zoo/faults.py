@@ -30,7 +30,16 @@ NORMS = {"LayerNormalization", "BatchNormalization", "InstanceNormalization", "G
 ARITHMETIC = {*WEIGHTS, *NORMS, "Relu", "Clip", "Gelu", "Erf", "Add", "Sub", "Mul", "Div", "Softmax", "LogSoftmax"}
 ARITHMETIC |= {"Tanh", "Sigmoid", "LeakyRelu", "PRelu", "Elu", "HardSwish", "HardSigmoid", "Softplus", "AveragePool"}
 ARITHMETIC |= {"GlobalAveragePool", "MaxPool", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "Sqrt", "Pow", "Exp"}
-ARITHMETIC |= {"Resize", "CumSum", "Reciprocal", "ScatterElements", "ScatterND", "RMSNormalization", "Attention", "Swish"}
+ARITHMETIC |= {
+    "Resize",
+    "CumSum",
+    "Reciprocal",
+    "ScatterElements",
+    "ScatterND",
+    "RMSNormalization",
+    "Attention",
+    "Swish",
+}
 ARITHMETIC -= {"Gather"}
 
 OTHER_ACTIVATION = {
@@ -128,16 +137,16 @@ class Graph:
         array = self.values.get(name)
         return None if array is None else array.shape
 
-    def set_constant(self, node: NodeProto, place: int, array: Array) -> Edit:
+    def set_constant(self, node: NodeProto, place: int, array: Array | np.generic) -> Edit:
         """Gives a node a constant of its own: what other nodes read stays as it was."""
         name = self.free(f"{node.input[place]}_planted")
-        self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         node.input[place] = name
         return Edit((node.name,), node.output[0])
 
-    def add_constant(self, array: Array) -> str:
+    def add_constant(self, array: Array | np.generic) -> str:
         name = self.free("planted_constant")
-        self.model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def free(self, name: str) -> str:
@@ -149,7 +158,9 @@ class Graph:
             number += 1
         return found
 
-    def insert(self, node: NodeProto, op: str, inputs: Sequence[str], output: str, after: bool, **attributes: Any) -> str:
+    def insert(
+        self, node: NodeProto, op: str, inputs: Sequence[str], output: str, after: bool, **attributes: Any
+    ) -> str:
         """Puts a node directly before or after another; returns its name. Several after one come in reverse order."""
         name = self.free(f"planted_{op}")
         made = helper.make_node(op, list(inputs), [output], name=name, **attributes)
@@ -237,7 +248,7 @@ def plant(base: Healthy, name: str, place: str, seed: str, model: ModelProto | N
     faulty, edit, before = alone
     try:
         moved = truth.moved_by(base, faulty, before, edit.after)
-    except Exception:  # noqa: BLE001 - ONNX Runtime has many kinds of no for a graph that is none
+    except Exception:  # ONNX Runtime has many kinds of no for a graph that is none
         return None
     value = base.values[before]
     if not moved > LEAST_MOVE or value.shape != truth.value_of(faulty, edit.after, base.feeds).shape:
@@ -250,9 +261,7 @@ def plant(base: Healthy, name: str, place: str, seed: str, model: ModelProto | N
     return Fault(faulty, name, place, edit.nodes, before, edit.after, moved)
 
 
-def _edited(
-    base: Healthy, model: ModelProto, name: str, place: str, seed: str
-) -> tuple[ModelProto, Edit, str] | None:
+def _edited(base: Healthy, model: ModelProto, name: str, place: str, seed: str) -> tuple[ModelProto, Edit, str] | None:
     copied = ModelProto()
     copied.CopyFrom(model)
     graph = Graph(copied, base.values)
@@ -380,7 +389,10 @@ def _nan_element(array: Array, axis: int, order: random.Random) -> Array | None:
 
 
 def _transposed(array: Array, axis: int, order: random.Random) -> Array | None:
-    return array.swapaxes(-1, -2) if array.shape[-1] == array.shape[-2] > 1 else None
+    if array.shape[-1] != array.shape[-2] or array.shape[-1] < 2:
+        return None
+    turned: Array = array.swapaxes(-1, -2)
+    return turned
 
 
 def _swapped_channels(array: Array, axis: int, order: random.Random) -> Array | None:
@@ -403,7 +415,9 @@ def _changed_element(array: Array, axis: int, order: random.Random) -> Array | N
 
 
 def _stale(array: Array, axis: int, order: random.Random) -> Array | None:
-    return array.mean() + array.std() * _numbers(order).standard_normal(array.shape)
+    drawn: Array = _numbers(order).standard_normal(array.shape)
+    made: Array = array.mean() + array.std() * drawn
+    return made
 
 
 def _int8(array: Array, axis: int, order: random.Random) -> Array | None:
@@ -418,6 +432,7 @@ _weight_kind("weight: channel zeroed", _zeroed_channel)
 _weight_kind("weight: one element", _changed_element)
 _weight_kind("weight: stale", _stale)
 _weight_kind("weight: a little stale", lambda a, *_: a + 1e-3 * a.std() * np.sin(np.arange(a.size)).reshape(a.shape))
+_weight_kind("weight: × 1.00005", lambda a, *_: a * 1.00005)
 _weight_kind("weight: float16", lambda a, *_: a.astype(np.float16))
 _weight_kind("weight: bfloat16", lambda a, *_: a.astype(ml_dtypes.bfloat16))
 _weight_kind("weight: int8", _int8)
@@ -430,6 +445,19 @@ def _bias_sign(graph: Graph, node: NodeProto, order: random.Random) -> Edit | No
         array = graph.floats(node.input[place]) if place < len(node.input) else None
         if array is not None and array.size > 1:
             return graph.set_constant(node, place, -array)
+    return None
+
+
+@kind("bias: a little", *BIASES, "Add")
+def _bias_moved(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
+    """As much as moves the result by 5e-5 of its size, on average."""
+    spots = range(len(node.input)) if node.op_type == "Add" else [BIASES[node.op_type]]
+    size = _size(graph.values[node.output[0]])
+    for place in spots:
+        array = graph.floats(node.input[place]) if place < len(node.input) else None
+        if array is not None and array.size > 1 and 0 < size < np.inf:
+            signs = np.where(np.arange(array.size) % 2, 1, -1).reshape(array.shape)
+            return graph.set_constant(node, place, (array + 5e-5 * size * signs).astype(np.float32))
     return None
 
 
@@ -453,13 +481,23 @@ def _reset(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
     return _set(node, "linear_before_reset", 1 - int(_attribute(node, "linear_before_reset", 0)))
 
 
-@kind("constant: 2 %", "Mul", "Div", "Add", "Sub", "Pow")
-def _scalar(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
-    for place, name in enumerate(node.input):
-        array = graph.floats(name)
-        if array is not None and array.size == 1 and 1e-3 < abs(array.item()) < 1e3:
-            return graph.set_constant(node, place, (array * 1.02).astype(np.float32))
-    return None
+def _scalar_kind(name: str, factor: float) -> None:
+    @kind(name, "Mul", "Div", "Add", "Sub", "Pow")
+    def apply(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
+        for place, value in enumerate(node.input):
+            array = graph.floats(value)
+            if array is not None and array.size == 1 and 1e-3 < abs(array.item()) < 1e3:
+                return graph.set_constant(node, place, (array * factor).astype(np.float32))
+        return None
+
+
+_scalar_kind("constant: 2 %", 1.02)
+_scalar_kind("constant: 0.005 %", 1.00005)
+
+
+def _size(array: Array) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
 
 
 # -- results ----------------------------------------------------------------------------------------------------------
@@ -493,13 +531,17 @@ _scale_kind("result: × 1.001", 1.001)
 _scale_kind("result: × 1.00005", 1.00005)
 
 
-@kind("result: offset")
-def _offset(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
-    value = graph.values[node.output[0]]
-    size = float(np.sqrt(np.mean(np.square(value, dtype=np.float64))))
-    if not 0 < size < np.inf:
-        return None
-    return graph.behind(node, [("Add", [graph.add_constant(np.float32(1e-3 * size))], {})])
+def _offset_kind(name: str, share: float) -> None:
+    @kind(name)
+    def apply(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
+        size = _size(graph.values[node.output[0]])
+        if not 0 < size < np.inf:
+            return None
+        return graph.behind(node, [("Add", [graph.add_constant(np.float32(share * size))], {})])
+
+
+_offset_kind("result: offset 1e-3", 1e-3)
+_offset_kind("result: offset 5e-5", 5e-5)
 
 
 @kind("result: int8")
@@ -550,15 +592,20 @@ def _become(node: NodeProto, op: str, inputs: int = 1, keep: Sequence[str] = ())
     return Edit((node.name,), node.output[0])
 
 
-@kind("norm: epsilon", *NORMS, "RMSNormalization", "Add", "Clip", "Max")
-def _epsilon(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
-    if node.op_type in NORMS or node.op_type == "RMSNormalization":
-        return _set(node, "epsilon", 1000 * float(_attribute(node, "epsilon", 1e-5)))
-    for place, name in enumerate(node.input):
-        array = graph.floats(name)
-        if array is not None and array.size == 1 and 0 < array.item() < 1e-3:
-            return graph.set_constant(node, place, array * np.float32(1000))
-    return None
+def _epsilon_kind(name: str, factor: float) -> None:
+    @kind(name, *NORMS, "RMSNormalization", "Add", "Clip", "Max")
+    def apply(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
+        if node.op_type in NORMS or node.op_type == "RMSNormalization":
+            return _set(node, "epsilon", factor * float(_attribute(node, "epsilon", 1e-5)))
+        for place, value in enumerate(node.input):
+            array = graph.floats(value)
+            if array is not None and array.size == 1 and 0 < array.item() < 1e-3:
+                return graph.set_constant(node, place, array * np.float32(factor))
+        return None
+
+
+_epsilon_kind("norm: epsilon × 1000", 1000)
+_epsilon_kind("norm: epsilon × 10", 10)
 
 
 @kind("gelu: approximation", "Gelu", "Erf")
@@ -567,7 +614,12 @@ def _gelu(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
         return _set(node, "approximate", "none" if _attribute(node, "approximate", "none") == "tanh" else "tanh")
     # Erf of x / √2, as GELU by tanh has it: tanh(√(2/π) (x + 0.044715 x³)).
     value, wide = node.input[0], float(np.sqrt(2.0))
-    steps = [graph.free("planted_cube"), graph.free("planted_term"), graph.free("planted_sum"), graph.free("planted_arg")]
+    steps = [
+        graph.free("planted_cube"),
+        graph.free("planted_term"),
+        graph.free("planted_sum"),
+        graph.free("planted_arg"),
+    ]
     scale = float(np.sqrt(2 / np.pi))
     constants = [graph.add_constant(np.float32(number)) for number in (3, 0.044715 * 2, wide * scale)]
     names = [
@@ -597,10 +649,10 @@ def _slope(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
 
 @kind("activation: bounds", "Clip")
 def _bounds(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
-    for place, change in ((2, lambda a: 0.9 * a), (1, lambda a: a + 0.1)):
+    for place, factor, more in ((2, 0.9, 0.0), (1, 1.0, 0.1)):
         array = graph.floats(node.input[place]) if place < len(node.input) else None
         if array is not None and abs(array.item()) < 100:
-            return graph.set_constant(node, place, np.float32(change(array)))
+            return graph.set_constant(node, place, np.float32(factor * array.item() + more))
     return None
 
 
@@ -810,4 +862,3 @@ def _cumsum(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
 @kind("topk: other end", "TopK")
 def _topk(graph: Graph, node: NodeProto, order: random.Random) -> Edit | None:
     return _set(node, "largest", 1 - int(_attribute(node, "largest", 1)))
-
