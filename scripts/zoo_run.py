@@ -44,7 +44,7 @@ def main() -> int:
         _run_groups(options)
         print(f"{len(read_results(options.output))} results in {time.time() - began:.0f} s", file=sys.stderr)
     results = list(read_results(options.output).values())
-    page = zoo_table.page(results, _command(), ROOT / "scripts" / "zoo_reasons.toml")
+    page = zoo_table.page(results, command(sys.argv[1:]), ROOT / "scripts" / "zoo_reasons.toml")
     print(zoo_table.summary(results))
     if options.docs is not None:
         options.docs.write_text(page, encoding="utf-8")
@@ -83,9 +83,16 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _command() -> str:
-    left_out = {"--resume", "--table-only"}
-    return shlex.join(["scripts/zoo", *(argument for argument in sys.argv[1:] if argument not in left_out)])
+def command(arguments: list[str]) -> str:
+    """The call that makes these results anew: without where they go, and how much of them is there already."""
+    kept = []
+    left = iter(arguments)
+    for argument in left:
+        if argument in ("-o", "--output", "--docs", "--jobs"):
+            next(left, None)
+        elif argument not in ("--resume", "--table-only"):
+            kept.append(argument)
+    return shlex.join(["scripts/zoo", *kept])
 
 
 def read_results(file: Path) -> dict[str, Result]:
@@ -110,7 +117,7 @@ def _append(file: Path, result: Result) -> None:
 
 
 @dataclasses.dataclass
-class _Group:
+class Group:
     """A family with an exporter, in a process of its own: a crash takes one case with it."""
 
     family: str
@@ -119,7 +126,7 @@ class _Group:
     begun: Path
 
 
-def _begun(options: argparse.Namespace, family: str, exporter: str) -> Path:
+def begun_file(options: argparse.Namespace, family: str, exporter: str) -> Path:
     """Holds the case that is running."""
     return Path(options.output.with_suffix(f".{family}-{exporter}.begun"))
 
@@ -127,15 +134,15 @@ def _begun(options: argparse.Namespace, family: str, exporter: str) -> Path:
 def _run_groups(options: argparse.Namespace) -> None:
     waiting = [(family, exporter) for family in options.families for exporter in options.exporters]
     total = len(waiting)
-    running: list[_Group] = []
+    running: list[Group] = []
     while waiting or running:
         while waiting and len(running) < options.jobs:
             family, exporter = waiting.pop(0)
-            begun = _begun(options, family, exporter)
+            begun = begun_file(options, family, exporter)
             begun.unlink(missing_ok=True)
             arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-            command = [sys.executable, __file__, *arguments, "--group", family, exporter]
-            running.append(_Group(family, exporter, subprocess.Popen(command), begun))
+            call = [sys.executable, __file__, *arguments, "--group", family, exporter]
+            running.append(Group(family, exporter, subprocess.Popen(call), begun))
         time.sleep(0.2)
         for group in list(running):
             code = group.process.poll()
@@ -144,7 +151,7 @@ def _run_groups(options: argparse.Namespace) -> None:
                     group.process.kill()
                 continue
             running.remove(group)
-            if code and _note_crash(options, group, code):
+            if code and note_crash(options, group, code):
                 waiting.insert(0, (group.family, group.exporter))
             else:
                 done = total - len(waiting) - len(running)
@@ -152,7 +159,7 @@ def _run_groups(options: argparse.Namespace) -> None:
             group.begun.unlink(missing_ok=True)
 
 
-def _note_crash(options: argparse.Namespace, group: _Group, code: int) -> bool:
+def note_crash(options: argparse.Namespace, group: Group, code: int) -> bool:
     """Enters the case that took the process with it as a miss; whether there is anything to go on with."""
     section, kind, name = "fault", "?", f"{group.family}/{group.exporter}/export"
     known = group.begun.exists()
@@ -170,7 +177,7 @@ def _run_group(options: argparse.Namespace, family: str, exporter: str) -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     done = read_results(options.output)
-    begun = _begun(options, family, exporter)
+    begun = begun_file(options, family, exporter)
     for name, run in _cases(options, family, exporter):
         if name not in done:
             begun.write_text(name, encoding="utf-8")

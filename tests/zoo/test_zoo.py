@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import math
+import os
+import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,21 +138,21 @@ def test_the_move_is_what_plain_onnx_runtime_says() -> None:
 
 def test_the_same_seed_plants_the_same_fault() -> None:
     """A case keeps its name and its fault from run to run."""
-    first = _first("points", "dynamo", "weight: stale")
-    again = _first("points", "dynamo", "weight: stale")
+    first = _first("points", "torchscript", "weight: stale")
+    again = _first("points", "torchscript", "weight: stale")
     assert first.place == again.place
     assert first.model.SerializeToString() == again.model.SerializeToString()
 
 
 def test_faults_of_a_kind_lie_at_different_nodes() -> None:
     """Several faults of one kind are several cases."""
-    found = [fault.place for fault in faults(_base("residual", "dynamo"), "result: float16", "test", 4)]
+    found = [fault.place for fault in faults(_base("residual", "torchscript"), "result: float16", "test", 4)]
     assert 4 == len(found) == len(set(found))
 
 
 def test_two_faults_lie_in_different_stages() -> None:
     """The graph with both holds the nodes of either, and they lie apart."""
-    base = _base("encoder", "dynamo")
+    base = _base("encoder", "torchscript")
     pair = two_faults(base, "test")
     assert pair is not None
     first, second = pair
@@ -235,3 +239,36 @@ def test_results_survive_a_cut_off_line(tmp_path: Path) -> None:
     lines = [json.dumps(result.as_dict()) for result in _results()]
     file.write_text("\n".join([*lines[:3], lines[3][:50]]), encoding="utf-8")
     assert ["f/e/fault/k/0", "f/e/fault/k/1", "f/e/fault/k/2"] == list(zoo_run.read_results(file))
+
+
+def test_a_crash_is_one_miss(tmp_path: Path) -> None:
+    """What takes its process with it is in the list under its own name, and the rest is gone on with."""
+    options = argparse.Namespace(output=tmp_path / "results.jsonl")
+    begun = zoo_run.begun_file(options, "residual", "dynamo")
+    with subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as process:
+        group = zoo_run.Group("residual", "dynamo", process, begun)
+    begun.write_text("residual/dynamo/fault/weight: NaN/1", encoding="utf-8")
+    assert zoo_run.note_crash(options, group, 3)
+    (result,) = zoo_run.read_results(options.output).values()
+    assert ("weight: NaN", False, "the process ended with 3") == (result.kind, result.detected, result.error)
+    begun.unlink()
+    assert not zoo_run.note_crash(options, group, 3)
+
+
+def test_the_page_names_the_call_that_makes_it() -> None:
+    """Where the results went, and whether some were there already, does not matter to who repeats it."""
+    given = ["--per-kind", "4", "-o", "x.jsonl", "--resume", "--faults", "weight: *"]
+    assert "scripts/zoo --per-kind 4 --faults 'weight: *'" == zoo_run.command(given)
+
+
+def test_script_writes_results_and_page(tmp_path: Path) -> None:
+    """Each case has a line, the page counts them, and a second run with --resume has nothing left to do."""
+    results, page = tmp_path / "results.jsonl", tmp_path / "accuracy.md"
+    command = [sys.executable, zoo_run.__file__, "--families", "shared", "--exporters", "torchscript"]
+    command += ["--faults", "weight: NaN", "--per-kind", "2", "--two", "1", "-o", str(results), "--docs", str(page)]
+    environment = {**os.environ, "PYTHONPATH": str(zoo_run.ROOT)}
+    for more in ([], ["--resume"]):
+        subprocess.run([*command, *more], check=True, capture_output=True, env=environment)
+        lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+        assert {"unhurt": 3, "torch": 3, "fault": 2, "two": 1} == Counter(line["section"] for line in lines)
+        assert "| planted faults | 2 | |" in page.read_text(encoding="utf-8")
