@@ -103,6 +103,7 @@ def summary(results: Sequence[Result]) -> str:
         ("named, median", _rank(named, 0.5), f"≤ {GOALS['named, median']}"),
         ("named, 90 %", _rank(named, 0.9), f"≤ {GOALS['named, 90 %']}"),
         ("side", _share(sided, lambda r: r.side == "actual"), f"{GOALS['side']:.0%}"),
+        ("one origin only, of those with any", _share(sided, lambda r: r.origins == 1), ""),
         ("two faults, both found", _share(two, lambda r: r.found), "100%"),
         ("false alarms on unhurt models", f"{sum(r.detected for r in unhurt)} of {len(unhurt)}", "0"),
         ("errors and crashes", str(sum(r.error is not None for r in results)), "0"),
