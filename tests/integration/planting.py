@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "zoo"))
+
+from truth import relative, value_of
 
 HALF_NODES = ("planted_to_half", "planted_to_float")
 
@@ -112,27 +116,6 @@ def moves(model: ModelProto, fault: Fault, feeds: Mapping[str, Any], report: Map
 def moved_by(model: ModelProto, fault: Fault, feeds: Mapping[str, Any]) -> float:
     """How far the fault moves its value: relative L2 in plain ONNX Runtime with optimisation off; inf for NaN."""
     return relative(value_of(model, fault.before, feeds), value_of(fault.model, fault.after, feeds))
-
-
-def relative(healthy: np.ndarray[Any, Any], faulty: np.ndarray[Any, Any]) -> float:
-    """Relative L2 difference; inf where it is no number."""
-    assert healthy.shape == faulty.shape
-    moved = np.linalg.norm((faulty - healthy).ravel()) / np.linalg.norm(healthy.ravel())
-    return float(moved) if np.isfinite(moved) else float("inf")
-
-
-def value_of(model: ModelProto, name: str, feeds: Mapping[str, Any]) -> np.ndarray[Any, Any]:
-    """One value of a graph, computed by plain ONNX Runtime with optimisation off, in float64."""
-    shown = ModelProto()
-    shown.CopyFrom(model)
-    if name not in {value.name for value in shown.graph.output}:
-        shown.graph.output.append(helper.make_empty_tensor_value_info(name))
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = ort.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    (array,) = session.run([name], dict(feeds))
-    return np.asarray(array, dtype=np.float64)
 
 
 def feeds_of(folder: Path, model: ModelProto) -> dict[str, Any]:
