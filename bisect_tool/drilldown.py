@@ -7,6 +7,7 @@ right, everything behind that place is, so that the fault lies before it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,38 @@ from numpy.typing import NDArray
 from bisect_tool.metrics import kind_of
 
 Array = NDArray[Any]
+
+
+def first_mending(count: int, error_of: Callable[[int], float]) -> tuple[int, float, float] | None:
+    """Hand-over bisection: the first of ``count`` places after which handing PyTorch's values over mends the outputs.
+
+    Args:
+        count: places, in a topological order.
+        error_of: error of the final outputs with the values up to and including a place handed over; -1: none of them.
+
+    Returns:
+        The place and the errors with the hand-over just before it and at it; ``None`` where no single place mends them:
+        there is no error, or handing everything over does not remove most of it.
+    """
+    low, high = -1, count - 1
+    before, after = error_of(low), error_of(high) if count else math.inf
+    if not before > LEAST_DROP * after or math.isnan(after):
+        return None
+    # Between the two levels there is one step if there is one fault.
+    limit = math.sqrt(before * after) if after and math.isfinite(before) else before / LEAST_DROP
+    limit = limit if math.isfinite(limit) else 1.0
+    while high - low > 1:
+        middle = (low + high) // 2
+        error = error_of(middle)
+        if error <= limit:
+            high, after = middle, error
+        else:
+            low, before = middle, error
+    return high, before, after
+
+
+LEAST_DROP = 10.0
+"""How much smaller the outputs' error must become for a hand-over to count as mending them."""
 
 MAX_TRIALS = 96
 """Hand-overs that are tried in one stage."""

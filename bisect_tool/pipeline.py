@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import tempfile
 import time
@@ -32,7 +33,7 @@ from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.backends.torch_switches import applied, placed, require_device
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
-from bisect_tool.drilldown import Inside, Narrowed, narrow
+from bisect_tool.drilldown import Inside, Narrowed, first_mending, narrow
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.judging import is_explained, judge_by_noise
@@ -44,6 +45,7 @@ from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
     ConfigStatus,
+    HandOver,
     Noise,
     NumericConfig,
     Origin,
@@ -352,6 +354,7 @@ class _Bisection:
         if verdict.origins:
             with self.step("drill", "looking inside the stages that make error"):
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts)
+                verdict = self._hand_over(verdict, reference, matches)
         if verdict.status == "diverges":
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
                 verdict = self._without_chance(verdict, trace, rows)
@@ -842,6 +845,41 @@ class _Bisection:
         )
         return narrow(inside, expected, inner, close)
 
+    def _hand_over(self, verdict: Verdict, reference: _Reference, matches: Mapping[int, Match]) -> Verdict:
+        """Looks for the first stage at which handing PyTorch's values over mends the outputs, on the plain configuration."""
+        pair = self.base
+        finals = {matches[value].onnx: value for _, value in reference.trace.outputs if value in matches}
+        if pair.name not in self.forced or pair.name not in self.untouched or not finals:
+            return verdict
+        first = first_stage_by_value(reference.trace)
+        used = upstream(reference.trace, ())
+        places = sorted((v for v in matches if v in used and v in first), key=lambda v: first[v].order)
+
+        def error_of(place: int) -> float:
+            names = {matches[value].onnx: value for value in places[: place + 1]}
+            segments = self.program.segments(self._segment_budget(), names.keys())
+            run = self._segmented(pair, segments, set(finals), set(names), {})
+            worst = 0.0
+
+            def on_values(_: Mapping[str, Array | None], forced: Mapping[str, Array | None]) -> None:
+                nonlocal worst
+                for name, array in forced.items():
+                    # What is handed over itself is right.
+                    if name not in names:
+                        expected = reference.activations.fetch(finals[name])
+                        order = matches[finals[name]].permutation
+                        worst = max(worst, _error(expected if order is None else expected.transpose(order), array))
+
+            lane = Lane("hand-over", run, names, _permutations(matches.values()), on_values)
+            self._drive([lane], reference, lambda *_: None)
+            return worst
+
+        found = first_mending(len(places), error_of)
+        if found is None:
+            return verdict
+        place, before, after = found
+        return replace(verdict, hand_over=HandOver(first[places[place]].ref, pair.name, before, after))
+
     # -- the report's parts -------------------------------------------------------------------------------------------
 
     def _config_run(self, pair: ConfigPair, rows: Sequence[StageRow]) -> ConfigRun:
@@ -957,6 +995,14 @@ def _same_stages(trace: TorchTrace, other: TorchTrace) -> dict[int, int]:
     inputs = dict(other.inputs)
     found.update({value: inputs[key] for key, value in trace.inputs if key in inputs})
     return found
+
+
+def _error(expected: Array, actual: Array | None) -> float:
+    """Relative L2; infinite where the two can't be compared."""
+    if actual is None or actual.size != expected.size:
+        return math.inf
+    error = relative_difference(expected, actual.reshape(expected.shape).astype(expected.dtype, copy=False))
+    return math.inf if math.isnan(error) else error
 
 
 def _permutations(matches: Iterable[Match]) -> dict[str, tuple[int, ...]]:

@@ -412,6 +412,20 @@ class RuledOut:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """Second witness for a single fault, which needs no local errors: where PyTorch's values mend the final outputs.
+
+    With PyTorch's values up to and including a stage handed to the graph, what follows gives ``error_after``; up to the
+    stage before it, ``error_before``. Errors are the largest relative L2 of the final outputs.
+    """
+
+    ref: StageRef
+    config: str
+    error_before: float
+    error_after: float
+
+
+@dataclass(frozen=True, slots=True)
 class Localization:
     """Where a divergence shows first, where error is made, and which stages only hand it on."""
 
@@ -431,6 +445,7 @@ class Verdict:
     amplifiers: tuple[StageRef, ...] = ()
     diagnoses: tuple[Diagnosis, ...] = ()
     ruled_out: tuple[RuledOut, ...] = ()
+    hand_over: HandOver | None = None
 
 
 @dataclass(frozen=True, slots=True)
