@@ -23,6 +23,10 @@ Both round as often, in another order; see docs/noise-floor.md.
 """
 
 
+STEPS = frozenset(["ceil", "floor", "floor_divide", "fmod", "frac", "heaviside", "remainder", "round", "sign", "trunc"])
+"""Operations on floating numbers that turn the smallest difference into a whole step."""
+
+
 def makes_error(row: StageRow, result: Comparison) -> bool:
     """Whether a stage makes error that rounding does not explain."""
     local, noise = result.local, result.noise
@@ -116,10 +120,12 @@ def growth_lines(rows: Sequence[StageRow], config: str, tolerance: Tolerance) ->
         result = row.results.get(config)
         if result is None or row.role == "group" or row.alias_of is not None or result.judgement != "pass":
             continue
-        if kind_of_name(row.dtype) == "integer":
-            if result.total.differing and result.local is not None and not result.local.differing:
+        limit = DEFAULT_REL_L2.get(row.dtype, DEFAULT_REL_L2["float32"])
+        steps_apart = kind_of_name(row.dtype) == "integer" or row.type in STEPS
+        if steps_apart and result.local is not None and not result.local.differing:
+            if result.total.differing and result.total.rel_l2 > limit:
                 jumps.append(row)
-        elif result.total.rel_l2 > DEFAULT_REL_L2.get(row.dtype, DEFAULT_REL_L2["float32"]):
+        elif result.total.rel_l2 > limit:
             over.append((result.total.rel_l2, row))
     if over:
         largest, row = max(over, key=lambda item: item[0])

@@ -36,7 +36,7 @@ from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.drilldown import Inside, Narrowed, first_mending, narrow
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
-from bisect_tool.judging import is_explained, judge_by_noise
+from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import judge, kind_of, relative_difference
 from bisect_tool.noise import BEYOND, SETTLED, is_settled
@@ -351,6 +351,10 @@ class _Bisection:
         runs = tuple(self._config_run(pair, rows) for pair in self.configs)
         verdict = decide(rows, runs, alignment, self.options.min_coverage)
         timings["floor"] = self.floor_seconds
+        plain = next((name for name in names if name in self.forced and name not in self.failed), None)
+        if plain is not None:
+            lines = growth_lines(rows, plain, self.options.tolerance)
+            verdict = replace(verdict, summary=(*verdict.summary, *lines))
         if verdict.origins:
             with self.step("drill", "looking inside the stages that make error"):
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts)

@@ -71,7 +71,7 @@ class Op:
     """One aten operation. ``frame`` is the index of the innermost module call that was running.
 
     ``call``: the operator, its arguments and its keyword arguments, with a ``Ref`` for each tensor; None if no tape is
-    kept, and for what is no operation (``alias_update``).
+    kept. An ``alias_update`` is no operation: it says how both tensors lie in their memory, ``(size, stride, offset)``.
     """
 
     __slots__ = ("index", "name", "frame", "inputs", "outputs", "source", "in_place", "call")
@@ -189,6 +189,14 @@ def _storage_key(tensor):
         return None
 
 
+def _geometry(tensor):
+    """How a tensor lies in its memory, or None for tensors without a storage."""
+    try:
+        return tuple(tensor.size()), tuple(tensor.stride()), tensor.storage_offset()
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
 class _OpInfo:
     """What the schema of an operator says, looked up once per operator."""
 
@@ -261,6 +269,7 @@ class Recorder:
         self._last_write = {}  # storage -> (moment, value id)
         self._moment = 0
         self._born = {}  # value id -> moment
+        self._geometries = {}  # id of a value that was written in place -> how it lies in its memory
         self._held = {}  # value id -> tensor
         self._held_by_storage = {}  # storage -> {value id}
         self._seen = set()  # value ids given to on_value
@@ -392,7 +401,10 @@ class Recorder:
             write = self._last_write.get(_storage_key(tensor))
             if write is not None and write[0] > self._born[value.id]:
                 # Somebody wrote through another view of the same memory: a new version, made of both.
-                return self._record_op("alias_update", [value.id, write[1]], [tensor], None, False)[0]
+                updated = self._record_op("alias_update", [value.id, write[1]], [tensor], None, False)[0]
+                if self.tape:
+                    self.trace.ops[-1].call = (_geometry(tensor), self._geometries.get(write[1]))
+                return updated
         return value
 
     def _record_op(self, name, inputs, outputs, source, in_place, view=False):
@@ -446,6 +458,8 @@ class Recorder:
             for value, tensor in zip(values, outputs):
                 key = _storage_key(tensor)
                 if any(tensor is other for other in written):
+                    if self.tape:
+                        self._geometries[value.id] = _geometry(tensor)
                     self._last_write[key] = (self._born[value.id], value.id)
                 elif not info.view:
                     self._last_write.pop(key, None)

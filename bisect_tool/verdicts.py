@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bisect_tool.localize import localize
 from bisect_tool.records import Alignment, ConfigRun, Localization, Origin, StageRow, Status, Verdict
@@ -17,6 +18,11 @@ def decide(rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Align
         found = localize(judged, run.name)
         if found.first_over_tolerance is not None:
             break
+    if not diverging:
+        # A tolerance decides the verdict, and hides nothing: what rounding does not explain is named all the same.
+        for run in runs:
+            if run.gating and run.status == "agrees" and not found.origins:
+                found = replace(localize(judged, run.name), first_over_tolerance=None, amplifiers=())
     status: Status
     covered = alignment.coverage is not None and alignment.coverage >= min_coverage
     whole = all(out.judgement != "not compared" for run in runs for out in run.outputs if out.total.count)
@@ -46,7 +52,10 @@ def summarize_verdict(
 ) -> tuple[str, ...]:
     """One to a few plain lines: what was found, where it begins, and where the error is made."""
     if status == "agrees":
-        return (_agreement(runs, alignment, rows),)
+        lines = [_agreement(runs, alignment, rows)]
+        if found.origins:
+            lines.append("within your tolerance, rounding does not explain: " + _listed(found.origins))
+        return tuple(lines)
     if status == "inconclusive":
         return (_inconclusive(runs, alignment, min_coverage),)
     lines = []
@@ -62,17 +71,27 @@ def summarize_verdict(
             "exposing values hides what happens between them"
         )
     if found.origins:
-        lines.append("error is made in: " + ", ".join(_made(origin) for origin in found.origins[:5]))
-        if len(found.origins) > 5:
-            lines[-1] += f" and {len(found.origins) - 5} more"
+        lines.append("error is made in: " + _listed(found.origins))
+    elif first is not None and _is_measured(rows, first.config):
+        lines.append("no stage makes more error than rounding does: it grows from stage to stage (see amplification)")
     elif first is not None:
-        lines.append("no stage makes an error that stands out: small errors grow from stage to stage (see growth)")
+        lines.append("where the error is made was not measured under this configuration")
     if found.amplifiers:
         count = len(found.amplifiers)
         lines.append(
             f"{count} {'stage is' if count == 1 else 'stages are'} over tolerance with errors handed on from before"
         )
     return tuple(lines)
+
+
+def _listed(origins: Sequence[Origin]) -> str:
+    text = ", ".join(_made(origin) for origin in origins[:5])
+    return text if len(origins) <= 5 else f"{text} and {len(origins) - 5} more"
+
+
+def _is_measured(rows: Sequence[StageRow], config: str) -> bool:
+    """Whether local errors are known under a configuration."""
+    return any(config in row.results and row.results[config].local is not None for row in rows)
 
 
 def _wrong_outputs(runs: Sequence[ConfigRun]) -> str:
@@ -97,7 +116,8 @@ def kept_stages_line(kept: Verdict) -> str:
 
 
 def _made(origin: Origin) -> str:
-    return f"{origin.ref} (local {origin.local_rel_l2:.1e})"
+    side = {"expected": ", PyTorch is off", "actual": "", None: ""}[origin.side]
+    return f"{origin.ref} (local {origin.local_rel_l2:.1e}{side})"
 
 
 def _agreement(runs: Sequence[ConfigRun], alignment: Alignment, rows: Sequence[StageRow]) -> str:

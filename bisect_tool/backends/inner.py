@@ -42,10 +42,15 @@ def inner_values(
 
     def before(op: Op, args: Any, kwargs: Any) -> None:
         parts = _parts_of(op)
-        if parts is not None:
-            # A decomposition may be one for other arguments; the operation itself is kept in any case.
-            with contextlib.suppress(Exception), _Capture(lambda name, tensor: keep(op, name, tensor)):
-                parts(*args, **kwargs)
+        if parts is None:
+            return
+        capture = _Capture()
+        # A decomposition may be one for other arguments; the operation itself is kept in any case.
+        with contextlib.suppress(Exception), capture:
+            parts(*args, **kwargs)
+        # The last part is the operation's own result.
+        for name, tensor in capture.found[:-1]:
+            keep(op, name, tensor)
 
     def after(op: Op, results: list[Tensor]) -> None:
         if op.name not in FACTORY_OPS and value not in op.outputs:
@@ -57,17 +62,17 @@ def inner_values(
 
 
 class _Capture(TorchDispatchMode):
-    """Hands over the result of every operation that runs inside."""
+    """Collects the result of every operation that runs inside."""
 
-    def __init__(self, keep: Callable[[str, Tensor], None]):
+    def __init__(self) -> None:
         super().__init__()
-        self._keep = keep
+        self.found: list[tuple[str, Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (list, tuple)) else [result]:
             if isinstance(tensor, Tensor):
-                self._keep(str(func).partition(".")[2].partition(".")[0], tensor)
+                self.found.append((str(func).partition(".")[2].partition(".")[0], tensor))
         return result
 
 

@@ -74,7 +74,7 @@ def slice_of(trace: Trace, target: int, known: Set[int]) -> list[Op]:
         if (value in known and value != target) or producer < 0 or producer in found:
             continue
         op = found[producer] = trace.ops[producer]
-        if op.call is None and op.name != "alias_update":
+        if op.call is None:
             raise CannotReplayError(f"{op.name} was not recorded")
         if op.name not in FACTORY_OPS:
             stack.extend(op.inputs)
@@ -151,10 +151,7 @@ def replay_values(
     with torch.no_grad():
         for place, op in enumerate(ops):
             if op.name == "alias_update":
-                base, written = (operand(Ref(value)) for value in op.inputs)
-                if base.untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
-                    raise CannotReplayError("a write through a view that begins outside the stage")
-                results = [base]
+                results = [_updated(op, *(operand(Ref(value)) for value in op.inputs))]
             else:
                 given = functools.partial(operand, like=op.name in FACTORY_OPS)
                 results = _run(trace, op, given, arithmetic, before)
@@ -169,6 +166,25 @@ def replay_values(
                 if last[value] == place:
                     env.pop(value, None)
     return found
+
+
+def _updated(op: Op, base: Tensor, written: Tensor) -> Tensor:
+    """A tensor after a write through a view of it; the view may have been made before the slice begins."""
+    if base.untyped_storage().data_ptr() == written.untyped_storage().data_ptr():
+        return base
+    assert op.call is not None
+    whole, part = op.call
+    if whole is None or part is None or tuple(base.stride()) != whole[1] or base.storage_offset() or part[2] < whole[2]:
+        raise CannotReplayError("a write through a view that begins outside the stage")
+    updated = base.clone(memory_format=torch.preserve_format)
+    if tuple(updated.stride()) != whole[1]:
+        raise CannotReplayError("a write through a view that begins outside the stage")
+    size, stride, offset = part
+    reach = offset - whole[2] + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if reach >= updated.untyped_storage().nbytes() // updated.element_size():
+        raise CannotReplayError("a write through a view that reaches beyond the tensor")
+    updated.as_strided(size, stride, offset - whole[2]).copy_(written)
+    return updated
 
 
 def promote(tensor: Tensor, dtype: torch.dtype | None, *, copy: bool = False) -> Tensor:

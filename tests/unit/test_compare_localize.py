@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from bisect_tool.compare import Ledger, compare_stage, hands_on, input_error, stage_inputs
 from bisect_tool.localize import localize
 from bisect_tool.metrics import judge, measure
-from bisect_tool.records import Comparison, Localization, Stage, StageRef, StageRow
+from bisect_tool.records import Comparison, Localization, Noise, Stage, StageRef, StageRow
 from bisect_tool.tolerances import make_tolerance
 
 Array = NDArray[Any]
@@ -322,6 +323,9 @@ def test_an_origin_says_what_is_known_of_it() -> None:
 def test_the_origin_may_come_before_the_first_stage_over_tolerance() -> None:
     """It makes an error under the limit, and the next stage blows it up."""
     rows = [row(0, 1e-7, 1e-7), row(1, 8e-5, 8e-5), row(2, 5e-2, 1e-7), row(3, 5e-2, 1e-7)]
+    result = rows[1].results[CONFIG]
+    measured = replace(result, noise=Noise(1.2e-7, 0.4, 660.0))
+    rows[1] = replace(rows[1], results={CONFIG: measured})
     found = localize(rows, CONFIG)
     assert found.first_over_tolerance is not None
     assert found.first_over_tolerance.stage == "s2"
