@@ -249,7 +249,7 @@ class _Bisection:
         self.reference: _Reference | None = None
         self.bound_outputs: list[str | None] = []
         self.failed: dict[str, str] = {}
-        self.misplaced: dict[str, tuple[str, ...]] = {}
+        self.misplaced: dict[str, str] = {}
         self.torch_signatures: Mapping[int, Signature] = {}
         self.permuted: dict[int, Mapping[tuple[int, ...], Signature]] = {}
         self.onnx_signatures: dict[str, Signature] = {}
@@ -373,9 +373,13 @@ class _Bisection:
         """A CUDA run whose nodes sit on the CPU is no CUDA run."""
         if pair.actual.device == "cpu":
             return
-        left = run.nodes_left_behind(self.program)
-        if left:
-            self.misplaced[pair.name] = left
+        left = run.nodes_left_behind()
+        if left is None:
+            self.misplaced[pair.name] = (
+                "node placement unknown: ONNX Runtime does not tell which provider ran which node"
+            )
+        elif left:
+            self.misplaced[pair.name] = f"{len(left)} nodes ran on the CPU: {', '.join(left[:3])}"
             self.notes.append(f"{pair.name}: on the CPU are {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}")
 
     def _spend(self, config: str, began: float) -> None:
@@ -694,9 +698,9 @@ class _Bisection:
             judged = [row.results[pair.name] for row in rows if row.role != "group" and pair.name in row.results]
             failing = failing or any(result.judgement == "fail" for result in judged)
         reason = self.failed.get(pair.name)
-        if reason is None and not failing and (left := self.misplaced.get(pair.name)):
+        if reason is None and not failing:
             # That it agrees says nothing about the device that was asked for.
-            reason = f"{len(left)} nodes ran on the CPU: {', '.join(left[:3])}"
+            reason = self.misplaced.get(pair.name)
         status = "failed" if reason is not None else "diverges" if failing else "agrees"
         return ConfigRun(
             name=pair.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -642,9 +643,32 @@ def test_placement_from_a_profile(tmp_path: Path) -> None:
     options.profile_file_prefix = str(tmp_path / "profile")
     session = ort.InferenceSession(CONV_NORM, options, providers=configure(options, NumericConfig("onnxruntime")))
     session.run(None, {"x": random(1, 3, 8, 8)})
-    found = placed_nodes_of_profile(session.end_profiling())
+    found = placed_nodes_of_profile(session.end_profiling()) or ()
     assert "Conv" in {node.op_type for node in found}
     assert {CPU} == {node.provider for node in found}
+    assert all(node.floating for node in found)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"cat": "Node"}', '[{"cat": "Node", "name": "a_kernel_time"}]'])
+def test_profile_that_tells_nothing(text: str, tmp_path: Path) -> None:
+    """Nothing known is not the same as no node on the CPU."""
+    (tmp_path / "profile.json").write_text(text)
+    assert placed_nodes_of_profile(tmp_path / "profile.json") is None
+    assert placed_nodes_of_profile(tmp_path / "missing.json") is None
+
+
+def test_profile_knows_floating_outputs(tmp_path: Path) -> None:
+    """What a node put out tells a computation from one of shapes, also where the optimiser renamed it."""
+
+    def event(name: str, *kinds: str) -> dict[str, Any]:
+        args = {"op_name": "Gather", "provider": CPU, "output_type_shape": [{kind: [2]} for kind in kinds]}
+        return {"cat": "Node", "name": f"{name}_kernel_time", "args": args}
+
+    conv = {"cat": "Node", "name": "c_kernel_time", "args": {"op_name": "Conv", "provider": CUDA}}
+    events = [conv, event("i", "int64"), event("f", "float"), event("h", "int64", "float16"), event("d", "double")]
+    (tmp_path / "profile.json").write_text(json.dumps(events))
+    found = placed_nodes_of_profile(tmp_path / "profile.json") or ()
+    assert ["f", "h", "d"] == [node.name for node in cpu_nodes_of_cuda_session(found)]
 
 
 def test_nodes_left_on_the_cpu() -> None:
@@ -660,6 +684,13 @@ def test_nodes_left_on_the_cpu() -> None:
     assert ["topk (TopK)", "gather (Gather)", "GridSample"] == [
         str(n) for n in cpu_nodes_of_cuda_session(nodes, {"gather", "conv"})
     ]
+
+
+def test_nothing_but_shapes_on_the_cpu() -> None:
+    """Where no node is on CUDA, even nodes that belong on the CPU show that nothing ran there."""
+    nodes = (PlacedNode("gather", "Gather", CPU), PlacedNode("add", "Add", CPU))
+    assert nodes == cpu_nodes_of_cuda_session(nodes)
+    assert () == cpu_nodes_of_cuda_session((*nodes, PlacedNode("conv", "Conv", CUDA)))
 
 
 def test_floating_nodes() -> None:
