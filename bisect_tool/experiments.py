@@ -13,8 +13,9 @@ from typing import Any
 
 from bisect_tool.backends.exporting import ExportSettings
 from bisect_tool.backends.isolation import CrashedError, run_isolated
+from bisect_tool.backends.onnx_graph import describe as describe_graph
 from bisect_tool.backends.onnx_graph import load_onnx
-from bisect_tool.backends.ort_options import require_config
+from bisect_tool.backends.ort_options import dtype_in_effect, require_config
 from bisect_tool.backends.torch_runner import float_dtype_of
 from bisect_tool.backends.torch_switches import applied, placed
 from bisect_tool.errors import BisectError, InconclusiveError
@@ -225,12 +226,7 @@ class _Matrix:
         self.progress(f"exporting with the {wanted.settings.exporter} exporter{_how(wanted)}")
         began = time.perf_counter()
         export_case(in_dtype(self.case, wanted.dtype), path, wanted.settings)
-        written = load_onnx(path).opset_imports.get("")
-        if wanted.settings.opset not in (None, written):
-            raise BisectError(
-                f"opset {wanted.settings.opset}: the {wanted.settings.exporter} exporter wrote opset {written} instead",
-                hint=f"leave it out, or ask for {written}",
-            )
+        _check_graph(path, wanted)
         self.timings["export"] = self.timings.get("export", 0.0) + time.perf_counter() - began
         if wanted == _Graph(self.options.export, None):
             keep_file(path, self.options.keep_onnx)
@@ -305,6 +301,32 @@ def _how(wanted: _Graph) -> str:
     words += ["dynamic shapes"] if settings.dynamic_shapes else []
     words += [wanted.dtype] if wanted.dtype else []
     return f" ({', '.join(words)})" if words else ""
+
+
+def _check_graph(path: Path, wanted: _Graph) -> None:
+    """Exporters may write something else than they were asked for, and say so in a log at most.
+
+    Raises:
+        BisectError: one did.
+    """
+    settings, model = wanted.settings, load_onnx(path)
+    written = model.opset_imports.get("")
+    if settings.opset not in (None, written):
+        raise BisectError(
+            f"opset {settings.opset}: the {settings.exporter} exporter wrote opset {written} instead",
+            hint=f"leave it out, or ask for {written}",
+        )
+    if settings.dynamic_shapes and all(v.shape is not None and v.shape.is_static() for v in model.graph.inputs):
+        raise BisectError(
+            f"dynamic_shapes: the {settings.exporter} exporter fixed every size of the inputs",
+            hint="leave it out: the model allows for one shape only, or ask the other exporter",
+        )
+    dtype = dtype_in_effect(describe_graph(model))
+    if wanted.dtype is not None and dtype not in (None, wanted.dtype):
+        raise BisectError(
+            f"dtype {wanted.dtype}: the {settings.exporter} exporter wrote a graph in {dtype} instead",
+            hint="leave it out, or ask the other exporter",
+        )
 
 
 def in_dtype(case: LoadedCase, dtype: str | None) -> LoadedCase:

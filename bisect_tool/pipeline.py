@@ -27,7 +27,7 @@ from bisect_tool.backends.preflight import explain_forward_error
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
-from bisect_tool.backends.torch_switches import applied, placed, require_device
+from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
@@ -421,11 +421,12 @@ class _Bisection:
             before(run.recorder)
             return run, {"device": "cpu", "threads": torch.get_num_threads()}, self._start(run)
         module, args, kwargs = placed(module, args, kwargs, config)
+        layout = layout_in_effect(module, args, kwargs, config)
         with applied(config) as effective:
             run = TorchRun(module, args, kwargs, on_value, every_op=self.options.level == "op")
             before(run.recorder)
             outputs = self._start(run)
-            return run, dict(effective), outputs
+            return run, {**effective, **layout}, outputs
 
     def _start(self, run: TorchRun) -> list[tuple[OutputKey, Array]]:
         """Runs the model; its outputs."""

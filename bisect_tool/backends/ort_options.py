@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -389,6 +390,22 @@ def floating_nodes(graph: OnnxGraph) -> set[str]:
     return {node.name for node in graph.nodes if floats.intersection(node.outputs)}
 
 
+def dtype_in_effect(graph: OnnxGraph) -> str | None:
+    """The floating dtype that most numbers of a graph's weights have, or, without any, its inputs; ``None``: neither.
+
+    Single constants may be in another one: exporters keep those of a half-precision model in float32.
+    """
+    for names in (graph.initializers, graph.inputs):
+        sizes: Counter[str] = Counter()
+        for name in names:
+            dtype = graph.dtypes.get(name, "")
+            if "float" in dtype:
+                sizes[dtype] += math.prod(graph.shapes.get(name, ()))
+        if sizes:
+            return max(sorted(sizes), key=lambda dtype: sizes[dtype])
+    return None
+
+
 def op_counts(path: str | os.PathLike[str]) -> dict[str, int]:
     """How many nodes of each type a graph has, subgraphs and functions included; weights are not read.
 
@@ -439,23 +456,32 @@ def confirm(session: Any, config: NumericConfig) -> None:
 
 
 def read_back(
-    session: Any, config: NumericConfig, *, optimized: Path | None = None, given: Path | None = None
+    session: Any,
+    config: NumericConfig,
+    *,
+    graph: OnnxGraph | None = None,
+    optimized: Path | None = None,
+    given: Path | None = None,
 ) -> dict[str, Any]:
     """What is in effect, as plain values for ``ConfigRun.effective``.
 
     Args:
         session: made with ``configure``.
         config: what was asked for.
+        graph: that the session was made from.
         optimized: the file of ``options.optimized_model_filepath``.
         given: the file that the session was made from.
 
     Returns:
         ``providers``, ``provider_options`` (those asked for), ``optimization``, ``threads``, ``switches`` (value by
-        name, as the session has it), ``unconfirmed`` (names that the session cannot tell about); with ``optimized``
-        also ``nodes`` (count by type), with ``given`` also ``changed`` (type → count before and after); ``placement``
-        (provider → count of nodes) if the session knows.
+        name, as the session has it), ``unconfirmed`` (names that the session cannot tell about); with ``graph`` also
+        ``dtype`` (of its weights); with ``optimized`` ``nodes`` (count by type), with ``given`` also ``changed`` (type →
+        count before and after); ``placement`` (provider → count of nodes) if the session knows.
     """
     settings = _read_settings(session, config)
+    if "dynamic_shapes" in config.switches:
+        # Sizes that are not fixed have a name, or none, in place of a number.
+        settings["dynamic_shapes"] = any(not isinstance(d, int) for value in session.get_inputs() for d in value.shape)
     options = session.get_session_options()
     levels = {getattr(ort.GraphOptimizationLevel, text, None): word for word, text in _levels().items()}
     found: dict[str, Any] = {
@@ -470,6 +496,8 @@ def read_back(
         "switches": settings,
         "unconfirmed": [name for name in config.switches if _is_ort(name) and name not in settings],
     }
+    if graph is not None:
+        found["dtype"] = dtype_in_effect(graph)
     if optimized is not None:
         found["nodes"] = op_counts(optimized)
         if given is not None:

@@ -206,7 +206,7 @@ class UntouchedRun:
                     program.untouched(), config, self._folder, placement=placement, optimized=optimized
                 )
                 given = program.path if small else None
-                self.effective = read_back(session, config, optimized=optimized, given=given)
+                self.effective = read_back(session, config, graph=program.graph, optimized=optimized, given=given)
         else:
             session = make_session(program.untouched(), config, self._folder, placement=placement)
             self.effective = {"providers": list(session.get_providers())}

@@ -88,7 +88,12 @@ def in_effect_text(run: ConfigRun) -> str:
     if not expected and not actual:
         return "-"
     devices = _devices(expected, actual)
-    words = [*_switches_in_effect(run, expected, actual), *_torch_in_effect(run, expected), *_nodes_text(actual)]
+    words = [
+        *_switches_in_effect(run, expected, actual),
+        *_torch_in_effect(run, expected),
+        *_dtype_in_effect(run, actual),
+        *_nodes_text(actual),
+    ]
     # That a run on the CPU was one is worth a word where there is no other.
     return ", ".join(words if words and devices == ["CPU"] else [*devices, *words]) or "-"
 
@@ -151,6 +156,12 @@ def _same_setting(asked: object, read: object) -> bool:
     spelled = {"true": "1", "false": "0"}
     one, other = (str(value).lower() for value in (asked, read))
     return spelled.get(one, one) == spelled.get(other, other)
+
+
+def _dtype_in_effect(run: ConfigRun, actual: Mapping[str, Any]) -> list[str]:
+    """A given graph need not be in the model's dtype, and a request for another one than usual needs an answer."""
+    dtype = actual.get("dtype")
+    return [f"graph in {dtype}"] if dtype and (dtype != run.actual.dtype or dtype != "float32") else []
 
 
 def _nodes_text(actual: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import pytest
 import torch
 from commands import ROOT, Outcome, command
 
+from bisect_tool import experiments
+from bisect_tool.backends.exporting import ExportSettings
 from bisect_tool.backends.torch_switches import snapshot
+from bisect_tool.pipeline import LoadedCase
 from bisect_tool.switches import ONNXRUNTIME, TORCH
 
 SCHEMA = jsonschema.Draft202012Validator(
@@ -45,14 +49,14 @@ class Convolved(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.norm, self.relu, self.head = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(32, 3)
+        self.conv, self.norm, self.relu, self.head = nn.Conv2d(2, 8, (3, 1)), nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(32, 3)
         # Fresh statistics make a normalisation an identity, and then nothing shows that it was folded.
         nn.init.normal_(self.norm.running_mean, std=0.2)
         nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
 
     def forward(self, x):
-        x = self.relu(self.norm(self.conv(x.view(x.shape[0], 1, 4, 4))))
-        return self.head(x.view(x.shape[0], -1))
+        x = self.relu(self.norm(self.conv(x.view(x.shape[0], 2, 4, 2))))
+        return self.head(x.reshape(x.shape[0], -1))
 
 
 class Mortal(Activated):
@@ -291,6 +295,8 @@ def test_pair_in_half_precision(run: Run) -> None:
     # The CPU has no kernel for half precision: its own casts tell what the graph is in.
     nodes = [found[name]["effective"]["actual"]["nodes"] for name in ("as-it-is", "half")]
     assert ["Cast" in each for each in nodes] == [False, True]
+    read = [found[name]["effective"]["actual"]["dtype"] for name in ("as-it-is", "half")]
+    assert ["float32", "float16"] == read
 
 
 # What cannot be had
@@ -537,6 +543,7 @@ def test_export_is_an_axis(exported: Outcome) -> None:
     assert "BatchNormalization" in nodes["no-folding"]
     assert "BatchNormalization" not in nodes["dynamo"] and "BatchNormalization" not in nodes["torchscript"]
     assert "Shape" in nodes["dynamic"] and "Shape" not in nodes["torchscript"]
+    assert {"dynamic_shapes": True} == found["dynamic"]["effective"]["actual"]["switches"]
     sides = {
         name: (config["actual"]["exporter"], config["actual"]["constant_folding"]) for name, config in found.items()
     }
@@ -561,6 +568,40 @@ def test_opset_that_the_exporter_does_not_write(exported: Outcome) -> None:
     pair = configs(exported)["old-opset"]
     assert "failed" == pair["status"]
     assert "opset 9: the dynamo exporter wrote opset 18 instead" == pair["skipped_reason"]
+
+
+FIXED = """
+[defaults.actual]
+optimization = "off"
+[[pair]]
+name = "plain"
+[[pair]]
+name = "half"
+expected.dtype = "float16"
+[[pair]]
+name = "dynamic"
+export.dynamic_shapes = true
+[[pair]]
+name = "last"
+expected.channels_last = true
+"""
+
+
+def test_request_that_the_export_does_not_fulfil(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph with fixed shapes, or in another dtype, is none of what was asked for; the layout is seen in the run."""
+    write = experiments.export_case
+
+    def stubborn(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
+        write(experiments.in_dtype(case, "float32"), path, replace(settings, dynamic_shapes=False))
+
+    monkeypatch.setattr(experiments, "export_case", stubborn)
+    outcome = run("Convolved", FIXED)
+    assert 3 == outcome.code
+    assert {"plain": "agrees", "half": "failed", "dynamic": "failed", "last": "agrees"} == statuses(outcome)
+    found = configs(outcome)
+    assert "dtype float16: the torchscript exporter wrote a graph in float32 instead" == found["half"]["skipped_reason"]
+    assert "dynamic_shapes: the torchscript exporter fixed every size" in found["dynamic"]["skipped_reason"]
+    assert found["last"]["effective"]["expected"]["channels_last"] is True
 
 
 GIVEN = """

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from bisect_tool.backends.ort_options import (
     configure,
     confirm,
     cpu_nodes_of_cuda_session,
+    dtype_in_effect,
     explain_log,
     floating_nodes,
     known_passes,
@@ -58,8 +60,8 @@ def node(op: str, inputs: str, outputs: str, **attributes: Any) -> Any:
 
 def model(
     nodes: list[Any],
-    inputs: Mapping[str, list[int]],
-    outputs: Mapping[str, list[int]],
+    inputs: Mapping[str, list[Any]],
+    outputs: Mapping[str, list[Any]],
     constants: Mapping[str, Any] | None = None,
     types: Mapping[str, int] | None = None,
     opset: int = 17,
@@ -417,6 +419,21 @@ def test_everything_arrives(tmp_path: Path) -> None:
         "changed": {},
     } == {key: value for key, value in found.items() if key != "placement"}
     assert found.get("placement", {CPU: 2}) == {CPU: 2}
+
+
+def test_graph_is_read_back(tmp_path: Path) -> None:
+    """The dtype of its weights, whatever single constants are in, and whether sizes of its inputs are open."""
+    inputs = {"x": ["rows", 3]}
+    switches: dict[str, Value] = {"dynamic_shapes": True}
+    for shapes, dynamic in ((inputs, True), (XY, False)):
+        made = Made(model([node("Relu", "x", "y")], shapes, {"y": shapes["x"]}), tmp_path, switches=switches)
+        assert {"dynamic_shapes": dynamic} == read_back(made.session, made.config)["switches"]
+    dtypes = {"w": "float16", "scale": "float32", "index": "int64", "x": "float32"}
+    shapes = {"w": (4, 4), "scale": (), "index": (100,)}
+    graph = OnnxGraph(("x",), ("y",), (), frozenset(["w", "scale", "index"]), shapes, dtypes, "dynamo")
+    assert "float16" == read_back(made.session, made.config, graph=graph)["dtype"]
+    assert "float32" == dtype_in_effect(replace(graph, initializers=frozenset(["index"])))
+    assert dtype_in_effect(replace(graph, initializers=frozenset(["index"]), inputs=("index",))) is None
 
 
 @pytest.mark.parametrize("level", ["off", "basic", "extended", "all"])
