@@ -47,7 +47,7 @@ from bisect_tool.records import (
     TorchTrace,
     Verdict,
 )
-from bisect_tool.rows import build_rows, first_stage_by_value, upstream
+from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, upstream
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
 from bisect_tool.verdicts import decide, kept_stages_line
@@ -331,7 +331,7 @@ class _Bisection:
         nodes_between = self.program.nodes_between
         rows = build_rows(trace, selection, matches, cuts, self.ledger, names, self.forced, nodes_between)
         for name in self.forced:
-            rows = with_shares(rows, name)
+            rows = with_shares(rows, name, output_stages(trace))
         runs = tuple(self._config_run(pair, rows) for pair in self.configs)
         verdict = decide(rows, runs, alignment, self.options.min_coverage)
         if verdict.status == "diverges":
