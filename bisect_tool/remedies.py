@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bisect_tool.hypotheses import Finding, Suspicion, concerns_given_graph, error_of
 from bisect_tool.numerics import Step, code_for, default_of, lookup, text_of
@@ -30,15 +31,16 @@ def describe(
     """Words for findings.
 
     Returns:
-        Diagnoses; suspects that were ruled out; and by configuration which side is off (``expected`` or ``actual``)
+        Diagnoses, one for all pairs with the same culprit; suspects that were ruled out; and by configuration which side is off (``expected`` or ``actual``)
         where a switch of one side alone mends it.
     """
-    diagnoses: list[Diagnosis] = []
+    alike: dict[tuple[str, str], dict[str, Diagnosis]] = {}
     ruled_out: dict[str, RuledOut] = {}
     sides: dict[str, Side] = {}
     named = {(step.side, step.name) for finding in findings for step in finding.fix}
     for finding in findings:
-        diagnoses.append(_diagnosis(finding, runs))
+        diagnosis = _diagnosis(finding, runs)
+        alike.setdefault((diagnosis.title, diagnosis.remedy), {})[finding.failing.name] = diagnosis
         side = _side(finding)
         if side is not None:
             sides[finding.failing.name] = side
@@ -49,7 +51,7 @@ def describe(
             if suspicion.without is None and suspicion.alone is None:
                 continue
             ruled_out.setdefault(f"{step.side} {step.name}", _ruled_out(finding, suspicion))
-    return diagnoses, list(ruled_out.values()), sides
+    return [_together(found) for found in alike.values()], list(ruled_out.values()), sides
 
 
 def no_switch(strict: ConfigRun) -> RuledOut:
@@ -87,6 +89,22 @@ def _diagnosis(finding: Finding, runs: Sequence[ConfigRun]) -> Diagnosis:
         evidence.append("emulated on the CPU: says what this precision would do, not that a GPU run used it")
         return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), None, None)
     return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), fixed.status == "agrees", _cost(failing, fixed))
+
+
+def _together(found: Mapping[str, Diagnosis]) -> Diagnosis:
+    """One diagnosis in place of several, by pair, that say the same."""
+    first = next(iter(found.values()))
+    if len(found) == 1:
+        return first
+    lines = (line for diagnosis in found.values() for line in diagnosis.evidence)
+    verified = [diagnosis.remedy_verified for diagnosis in found.values()]
+    costs = [f"{name}: {diagnosis.cost}" for name, diagnosis in found.items() if diagnosis.cost is not None]
+    return replace(
+        first,
+        evidence=(f"{len(found)} pairs: {', '.join(found)}", *dict.fromkeys(lines)),
+        remedy_verified=None if None in verified else all(verified),
+        cost="; ".join(costs) or None,
+    )
 
 
 def _lines(step: Step) -> list[str]:

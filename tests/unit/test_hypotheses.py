@@ -393,6 +393,22 @@ def test_diagnosis_says_what_to_write_and_what_it_costs() -> None:
     assert "passing with ONNX Runtime's session.disable_prepacking = 1 still agrees" in ruled.evidence[1]
 
 
+def test_pairs_with_one_culprit_share_a_diagnosis() -> None:
+    """It lists them, with the numbers and the cost of each; another culprit has a diagnosis of its own."""
+    machine = Machine(lambda on: 0 in on or 6 in on, seconds={frozenset({8}): 1.5})
+    passing = run_of(pair((), "passing"), "agrees")
+    failing = [run_of(pair(on, name), "diverges") for on, name in (({0}, "a"), ({0, 8}, "b"), ({6}, "c"))]
+    findings = [separate(run, passing, machine.attempt) for run in failing]
+    (both, other), _, sides = describe(findings, [*failing, passing])
+    assert ("oneDNN", "GELU by tanh") == (both.title, other.title)
+    assert "2 pairs: a, b" == both.evidence[0]
+    assert {"a", "b"} <= {line.partition(": ")[0] for line in both.evidence}
+    assert len(both.evidence) == len(set(both.evidence))
+    assert (True, "a: +0% time, +0 MB; b: +50% time, +0 MB") == (both.remedy_verified, both.cost)
+    assert other.evidence[0].startswith("c: diverges")
+    assert {"a": "expected", "b": "expected", "c": "actual"} == sides
+
+
 def test_settings_are_spelt_as_one_writes_them() -> None:
     """``False`` in PyTorch, ``1`` in session keys, the constant of a level, the name of an exporter."""
     start = pair({0, 8, 11})
