@@ -464,3 +464,35 @@ def test_emulated_precision_names_lines_of_both_sides() -> None:
         assert (None, None) == (diagnosis.remedy_verified, diagnosis.cost)
         assert "tf32-emulated" in diagnosis.title
         assert any("not that a GPU run used it" in line for line in diagnosis.evidence)
+
+
+@pytest.mark.parametrize(
+    ("emulated", "lines"),
+    [
+        (
+            "bf16",
+            [
+                "with torch.autocast(device_type, dtype=None, enabled=False):",
+                'providers=[("TensorrtExecutionProvider", {"trt_bf16_enable": "0"}), "CPUExecutionProvider"]',
+            ],
+        ),
+        (
+            "fp16",
+            [
+                "with torch.autocast(device_type, dtype=None, enabled=False):",
+                'providers=[("TensorrtExecutionProvider", {"trt_fp16_enable": "0"}), "CPUExecutionProvider"]',
+            ],
+        ),
+    ],
+)
+def test_emulated_half_precision_names_lines_of_both_sides(emulated: str, lines: list[str]) -> None:
+    """What rounds operands so on CUDA is autocast in PyTorch and an option of TensorRT in ONNX Runtime."""
+    name = f"{emulated}-emulated"
+    expected = NumericConfig("torch", switches={"emulate": emulated})
+    failing = run_of(ConfigPair(name, expected, NumericConfig("onnxruntime")), "diverges")
+    passing = run_of(ConfigPair("plain", NumericConfig("torch"), NumericConfig("onnxruntime")), "agrees")
+    found = separate(failing, passing, lambda config: run_of(config, "diverges"))
+    ((diagnosis,), _, sides) = describe([found], [failing, passing])
+    assert lines == diagnosis.remedy.splitlines()
+    assert f"{name} operands of products and convolutions in PyTorch" == diagnosis.title
+    assert (None, None, {name: "expected"}) == (diagnosis.remedy_verified, diagnosis.cost, sides)
