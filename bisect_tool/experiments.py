@@ -31,7 +31,7 @@ from bisect_tool.records import (
     Report,
     StageRow,
 )
-from bisect_tool.remedies import describe, no_switch
+from bisect_tool.remedies import describe, hypotheses, no_switch
 from bisect_tool.store import read_report, report_text
 from bisect_tool.verdicts import decide
 
@@ -112,7 +112,12 @@ class _Matrix:
         return replace(
             base,
             verdict=replace(
-                verdict, summary=summary, origins=origins, diagnoses=tuple(diagnoses), ruled_out=tuple(ruled_out)
+                verdict,
+                summary=summary,
+                origins=origins,
+                diagnoses=tuple(diagnoses),
+                ruled_out=tuple(ruled_out),
+                hypotheses=hypotheses(findings),
             ),
             configs=runs,
             stages=tuple(rows),

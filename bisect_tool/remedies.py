@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from bisect_tool.hypotheses import Finding, Suspicion, concerns_given_graph, error_of
 from bisect_tool.numerics import Step, code_for, default_of, lookup, text_of
-from bisect_tool.records import ConfigRun, Diagnosis, RuledOut, Side
-from bisect_tool.switches import Value
+from bisect_tool.records import Conclusion, ConfigRun, Diagnosis, Hypothesis, RuledOut, Side
+from bisect_tool.switches import Value, literal
 
 CODE = "BD301"
 """A switch of PyTorch, ONNX Runtime or the exporter separates failing from passing configurations."""
@@ -31,8 +31,8 @@ def describe(
     """Words for findings.
 
     Returns:
-        Diagnoses, one for all pairs with the same culprit; suspects that were ruled out; and by configuration which side is off (``expected`` or ``actual``)
-        where a switch of one side alone mends it.
+        Diagnoses, one for all pairs with the same culprit; suspects that were ruled out; and by configuration which
+        side is off (``expected`` or ``actual``) where a switch of one side alone mends it.
     """
     alike: dict[tuple[str, str], dict[str, Diagnosis]] = {}
     ruled_out: dict[str, RuledOut] = {}
@@ -52,6 +52,43 @@ def describe(
                 continue
             ruled_out.setdefault(f"{step.side} {step.name}", _ruled_out(finding, suspicion))
     return [_together(found) for found in alike.values()], list(ruled_out.values()), sides
+
+
+def hypotheses(findings: Sequence[Finding]) -> tuple[Hypothesis, ...]:
+    """Every suspect of every finding with its numbers, culprits first, then as the table of switches has them."""
+    order = ("culprit", "contributes", "ruled out", "no answer")
+    found = [_hypothesis(finding, suspicion) for finding in findings for suspicion in finding.suspicions]
+    places = {finding.failing.name: place for place, finding in enumerate(findings)}
+    return tuple(sorted(found, key=lambda h: (places[h.failing], order.index(h.conclusion))))
+
+
+def _hypothesis(finding: Finding, suspicion: Suspicion) -> Hypothesis:
+    step, failing, tried = suspicion.step, finding.failing, suspicion.tried
+    conclusion: Conclusion = "ruled out"
+    if step in finding.fix:
+        conclusion = "culprit"
+    elif suspicion.mends or suspicion.breaks:
+        conclusion = "contributes"
+    elif suspicion.without is None and suspicion.alone is None:
+        conclusion = "no answer"
+    # What emulation costs is no cost of the precision.
+    timed = suspicion.without is not None and failing.seconds and tried.seconds and step.name != "emulate"
+    return Hypothesis(
+        side=step.side,
+        switch=step.name,
+        title=_title(step),
+        before=None if step.before is None else literal(step.before),
+        after=None if step.after is None else literal(step.after),
+        failing=failing.name,
+        passing=finding.passing.name,
+        tried=tried.name,
+        error_before=error_of(failing),
+        error_after=suspicion.without,
+        error_passing=error_of(finding.passing),
+        error_back=suspicion.alone,
+        time_cost=tried.seconds / failing.seconds - 1 if timed else None,
+        conclusion=conclusion,
+    )
 
 
 def no_switch(strict: ConfigRun) -> RuledOut:

@@ -155,6 +155,14 @@ def test_gelu_approximation_is_named(run: Run) -> None:
     assert ["still diverges", "still agrees"] == [
         next(words for words in ("still diverges", "still agrees") if words in line) for line in ruled_out["evidence"]
     ]
+    table = {item["switch"]: item for item in verdict["hypotheses"]}
+    assert {"optimization.enable_gelu_approximation": "culprit", "session.disable_prepacking": "ruled out"} == {
+        switch: item["conclusion"] for switch, item in table.items()
+    }
+    culprit = table["optimization.enable_gelu_approximation"]
+    assert ("true", None) == (culprit["before"], culprit["after"])
+    assert culprit["error_after"] < 1e-6 < culprit["error_before"] and culprit["time_cost"] is not None
+    assert culprit["tried"] in configs(outcome)
     # What it rests on are runs of its own, which count for nothing else.
     tried = {name: c for name, c in configs(outcome).items() if "-try-" in name}
     assert 2 == len(tried) and not any(config["gating"] for config in tried.values())

@@ -23,7 +23,7 @@ from bisect_tool.hypotheses import (
 )
 from bisect_tool.numerics import Step, default_of, take
 from bisect_tool.records import ConfigPair, ConfigRun, ConfigStatus, NumericConfig, OutputResult
-from bisect_tool.remedies import describe
+from bisect_tool.remedies import describe, hypotheses
 from bisect_tool.switches import ONNXRUNTIME, TORCH, Value
 
 # Switches of both sides, each with a value that it has not by itself; the last one is a field of its own.
@@ -407,6 +407,34 @@ def test_pairs_with_one_culprit_share_a_diagnosis() -> None:
     assert (True, "a: +0% time, +0 MB; b: +50% time, +0 MB") == (both.remedy_verified, both.cost)
     assert other.evidence[0].startswith("c: diverges")
     assert {"a": "expected", "b": "expected", "c": "actual"} == sides
+
+
+def test_every_suspect_is_a_hypothesis() -> None:
+    """With what was tried, the numbers of both directions, the time, and the conclusion; culprits come first."""
+    machine = Machine(lambda on: 0 in on or (1 in on and 2 not in on), seconds={frozenset({1, 2}): 1.5})
+    found = machine.separate({0, 1, 2})
+    table = hypotheses([found])
+    assert [("mkldnn", "culprit"), ("mha_fastpath", "contributes"), ("flush_denormal", "ruled out")] == [
+        (item.switch, item.conclusion) for item in table
+    ]
+    culprit, _, ruled = table
+    assert ("torch", "oneDNN", "false", None) == (culprit.side, culprit.title, culprit.before, culprit.after)
+    assert ("failing", "passing", "try-3") == (culprit.failing, culprit.passing, culprit.tried)
+    assert (1e-2, 1e-7, 0.5) == (culprit.error_before, culprit.error_after, culprit.time_cost)
+    assert (1e-7, 1e-2) == (culprit.error_passing, culprit.error_back)
+    assert (1e-2, 1e-7) == (ruled.error_after, ruled.error_back)
+
+
+def test_hypothesis_without_an_answer() -> None:
+    """What could not run is neither culprit nor ruled out, and has no number."""
+    machine = Machine(lambda on: 6 in on, broken=lambda on: {3, 6} <= on or on == {3})
+    found = machine.separate({6}, {3})
+    unknown = replace(found, suspicions=tuple(replace(s, without=None, alone=None) for s in found.suspicions))
+    by_name = {item.switch: item for item in hypotheses([unknown])}
+    assert ("no answer", None, None) == tuple(
+        getattr(by_name["channels_last"], name) for name in ("conclusion", "error_after", "time_cost")
+    )
+    assert "culprit" == by_name["optimization.enable_gelu_approximation"].conclusion
 
 
 def test_settings_are_spelt_as_one_writes_them() -> None:

@@ -686,6 +686,21 @@ def test_switches_of_onnxruntime_in_words() -> None:
 
 
 @pytest.mark.parametrize(
+    ("side", "switch", "text"),
+    [
+        ("torch", "threads", "PyTorch threads"),
+        ("onnxruntime", "threads", "ONNX Runtime threads"),
+        ("onnxruntime", "session.disable_prepacking", "disable_prepacking"),
+        ("export", "opset", "opset"),
+    ],
+)
+def test_suspects_in_words(side: str, switch: str, text: str) -> None:
+    """With the side only where both sides have a switch of that name."""
+    tried = replace(matrix().verdict.hypotheses[0], side=side, switch=switch, after="2")
+    assert (text, "unset -> 2") == pairs.hypothesis_cells(tried)[:2]
+
+
+@pytest.mark.parametrize(
     ("dtype", "read", "text"),
     [
         ("float32", "float32", "1 node"),
