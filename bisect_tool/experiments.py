@@ -22,7 +22,7 @@ from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.hypotheses import Finding, nearest_passing, pair_of, separate, suspects
 from bisect_tool.matrix import Matrix, read_matrix
 from bisect_tool.numerics import environment
-from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, export_case, keep_file
+from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, check_free, export_case, keep_file
 from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
@@ -87,6 +87,7 @@ class _Matrix:
         self.reports: dict[str, Report] = {}
         self.runs: dict[str, ConfigRun] = {}
         self.timings: dict[str, float] = {}
+        self.kept = self._kept()
         self.exhausted: ConfigRun | None = None
 
     def report(self) -> Report:
@@ -108,7 +109,10 @@ class _Matrix:
             ruled_out.append(no_switch(self.exhausted))
         origins = tuple(replace(o, side=sides.get(o.config, o.side)) for o in verdict.origins)
         summary = (*verdict.summary, *(f"{d.code}: {d.title} separates failing from passing" for d in diagnoses))
-        notes = dict.fromkeys(note for report in self.reports.values() for note in report.notes)
+        kept = self._kept_notes()
+        for line in kept:
+            self.progress(line)
+        notes = dict.fromkeys([*(note for report in self.reports.values() for note in report.notes), *kept])
         return replace(
             base,
             verdict=replace(
@@ -205,15 +209,7 @@ class _Matrix:
         if self._is_given(pair):
             assert self.options.onnx is not None
             return self.options.onnx
-        default, actual = self.options.export, pair.actual
-        settings = ExportSettings(
-            exporter=actual.exporter or default.exporter,  # type: ignore[arg-type]
-            opset=actual.opset if actual.opset is not None else default.opset,
-            constant_folding=default.constant_folding if actual.constant_folding is None else actual.constant_folding,
-            keep_stages=bool(actual.switches.get("keep_stages")),
-            dynamic_shapes=bool(actual.switches.get("dynamic_shapes")),
-        )
-        wanted = _Graph(settings, pair.expected.dtype if pair.expected.dtype != self.dtype else None)
+        wanted = self._wanted(pair)
         if wanted not in self.graphs:
             try:
                 self.graphs[wanted] = self._export(wanted, len(self.graphs))
@@ -224,17 +220,56 @@ class _Matrix:
             raise graph
         return graph
 
+    def _wanted(self, pair: ConfigPair) -> _Graph:
+        default, actual = self.options.export, pair.actual
+        settings = ExportSettings(
+            exporter=actual.exporter or default.exporter,  # type: ignore[arg-type]
+            opset=actual.opset if actual.opset is not None else default.opset,
+            constant_folding=default.constant_folding if actual.constant_folding is None else actual.constant_folding,
+            keep_stages=bool(actual.switches.get("keep_stages")),
+            dynamic_shapes=bool(actual.switches.get("dynamic_shapes")),
+        )
+        return _Graph(settings, pair.expected.dtype if pair.expected.dtype != self.dtype else None)
+
+    def _kept(self) -> dict[_Graph, Path]:
+        """Where ``--keep-onnx`` leaves the graphs of the matrix: that of the command line's own export under the name
+        that was given, each other one beside it, with the first pair's name that is about it.
+
+        Raises:
+            BisectError: one of the files is there already; told before anything runs.
+        """
+        keep = self.options.keep_onnx
+        found: dict[_Graph, Path] = {}
+        for pair in self.matrix.pairs if keep is not None else ():
+            assert keep is not None
+            wanted = self._wanted(pair)
+            own = wanted == _Graph(self.options.export, None)
+            found.setdefault(wanted, keep if own else keep.with_name(f"{keep.stem}-{pair.name}{keep.suffix}"))
+        for target in found.values():
+            check_free(target)
+        return found
+
+    def _kept_notes(self) -> list[str]:
+        """What ``--keep-onnx`` left elsewhere than was said, and what it did not leave at all."""
+        keep = self.options.keep_onnx
+        names = ", ".join(str(target) for target in self.kept.values() if target != keep and target.exists())
+        lost = ", ".join(str(target) for target in self.kept.values() if not target.exists())
+        found = [f"--keep-onnx left {names} too, since those pairs have graphs of their own"] if names else []
+        if keep is not None and keep not in self.kept.values():
+            found = [f"--keep-onnx did not write {keep}: each pair has a graph of its own; there is {names or 'none'}"]
+        return [*found, f"--keep-onnx did not write {lost}: the export failed"] if lost else found
+
     def _export(self, wanted: _Graph, number: int) -> Path:
         folder = self.folder / f"graph-{number}"
         folder.mkdir()
-        path = folder / "model.onnx"
+        target = self.kept.get(wanted)
+        path = folder / (target.name if target else "model.onnx")
         self.progress(f"exporting with the {wanted.settings.exporter} exporter{_how(wanted)}")
         began = time.perf_counter()
         export_case(in_dtype(self.case, wanted.dtype), path, wanted.settings)
         _check_graph(path, wanted)
         self.timings["export"] = self.timings.get("export", 0.0) + time.perf_counter() - began
-        if wanted == _Graph(self.options.export, None):
-            keep_file(path, self.options.keep_onnx)
+        keep_file(path, target)
         return path
 
     # -- together -----------------------------------------------------------------------------------------------------

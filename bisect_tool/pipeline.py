@@ -143,7 +143,7 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
     with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
         path = options.onnx
         if path is None:
-            path = Path(folder) / "model.onnx"
+            path = Path(folder) / (options.keep_onnx.name if options.keep_onnx else "model.onnx")
             with step("export", f"exporting with the {options.export.exporter} exporter"):
                 export_case(case, path, options.export)
                 keep_file(path, options.keep_onnx)
@@ -217,12 +217,30 @@ def _check_opset(written: int | None, settings: ExportSettings) -> None:
 
 
 def keep_file(path: Path, target: Path | None) -> None:
-    """Copies an exported file, and what lies beside it, to where the user wants it."""
+    """Copies an exported file, and what lies beside it, to where the user wants it.
+
+    External data is found by its name beside the model: export under the name that the file is to have in the end.
+
+    Raises:
+        BisectError: a file is there already; then nothing is copied.
+    """
     if target is None:
         return
-    for file in sorted(path.parent.iterdir()):
-        # External data is found by its name beside the model, so only the model itself may be renamed.
-        shutil.copyfile(file, target if file == path else target.parent / file.name)
+    copies = {file: target if file == path else target.parent / file.name for file in sorted(path.parent.iterdir())}
+    for there in copies.values():
+        check_free(there)
+    for file, there in copies.items():
+        shutil.copyfile(file, there)
+
+
+def check_free(target: Path) -> None:
+    """Refuses to write an exported file over another.
+
+    Raises:
+        BisectError: the file exists.
+    """
+    if target.exists():
+        raise BisectError(f"--keep-onnx {target}: the file exists and is not overwritten", hint="choose another name")
 
 
 class _Bisection:

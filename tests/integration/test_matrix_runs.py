@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import onnx
 import pytest
 import torch
 from commands import ROOT, Outcome, command
@@ -576,6 +577,49 @@ def test_opset_that_the_exporter_does_not_write(exported: Outcome) -> None:
     pair = configs(exported)["old-opset"]
     assert "failed" == pair["status"]
     assert "opset 9: the dynamo exporter wrote opset 18 instead" == pair["skipped_reason"]
+
+
+KEPT = """
+[defaults.actual]
+optimization = "off"
+[[pair]]
+name = "old"
+export.opset = 13
+[[pair]]
+name = "same"
+export.opset = 13
+actual.threads = 1
+[[pair]]
+name = "half"
+expected.dtype = "float16"
+"""
+
+
+def test_graphs_of_all_pairs_are_kept(run: Run, tmp_path: Path) -> None:
+    """Each graph has a file, named after the first pair that is about it, and the report says where they are."""
+    outcome = run("Activated", KEPT, "--keep-onnx", tmp_path / "m.onnx")
+    assert 0 == outcome.code, outcome.err
+    assert {"m-old.onnx", "m-half.onnx"} == {path.name for path in tmp_path.iterdir()}
+    opsets = [model.opset_import[0].version for model in map(onnx.load, sorted(tmp_path.iterdir()))]
+    assert 13 == opsets[1] != opsets[0]
+    (note,) = [note for note in outcome.report["notes"] if "--keep-onnx" in note]
+    assert f"did not write {tmp_path / 'm.onnx'}" in note and "m-old.onnx" in note and "m-half.onnx" in note
+
+
+def test_plain_export_is_kept_under_its_name(run: Run, tmp_path: Path) -> None:
+    """What the command line exports has the name that was asked for; what only a pair exports stands beside it."""
+    outcome = run("Activated", PRECISIONS, "--keep-onnx", tmp_path / "m.onnx")
+    assert 0 == outcome.code, outcome.err
+    assert {"m.onnx", "m-half.onnx"} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_kept_graphs_overwrite_nothing(run: Run, tmp_path: Path) -> None:
+    """A file under a pair's name is found before anything runs."""
+    (tmp_path / "m-half.onnx").write_text("mine")
+    outcome = run("Activated", KEPT, "--keep-onnx", tmp_path / "m.onnx")
+    assert (2, "") == (outcome.code, outcome.out)
+    assert "m-half.onnx: the file exists and is not overwritten" in outcome.err
+    assert ["mine"] == [path.read_text() for path in tmp_path.iterdir()]
 
 
 FIXED = """

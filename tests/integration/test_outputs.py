@@ -11,7 +11,9 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from bisect_tool.backends import exporting
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.errors import BisectError
 from bisect_tool.pipeline import LoadedCase, Options, bisect
 from bisect_tool.records import Report
 from bisect_tool.tolerances import make_tolerance
@@ -153,3 +155,16 @@ def test_unread_states_make_nothing_of_the_final_error() -> None:
     states = [share for ref, share in shares.items() if ref.stage == "lstm" and ref.output != 0]
     assert states and set(states) == {0.0}
     assert 1.0 == pytest.approx(sum(share or 0.0 for share in shares.values()))
+
+
+def test_kept_file_with_external_data_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights lie beside the file under its name, so that two kept files do not share them, and are not written over."""
+    monkeypatch.setattr(exporting, "_INLINE_LIMIT", 0)
+    case = LoadedCase("one", nn.Linear(600, 600).eval(), (torch.randn(2, 600),), {})
+    for name in ("a.onnx", "b.onnx"):
+        bisect(case, Options(make_tolerance(None, None, None), keep_onnx=tmp_path / name, optimizations=("off",)))
+    assert ["a.onnx", "a.onnx.data", "b.onnx", "b.onnx.data"] == sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / "c.onnx.data").write_text("mine")
+    with pytest.raises(BisectError, match=r"c\.onnx\.data: the file exists and is not overwritten"):
+        bisect(case, Options(make_tolerance(None, None, None), keep_onnx=tmp_path / "c.onnx"))
+    assert not (tmp_path / "c.onnx").exists() and "mine" == (tmp_path / "c.onnx.data").read_text()
