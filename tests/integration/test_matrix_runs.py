@@ -311,9 +311,7 @@ def test_pair_in_half_precision(run: Run) -> None:
 # What cannot be had
 
 
-CUDA = """
-[[pair]]
-name = "on-the-cpu"
+ON_CUDA = """
 [[pair]]
 name = "on-cuda"
 expected.device = "cuda"
@@ -327,7 +325,7 @@ actual.device = "cuda"
 @without_cuda
 def test_cuda_that_was_asked_for_by_name(run: Run) -> None:
     """The result is inconclusive, the report says what is missing on either side, and the other pair has its result."""
-    outcome = run("Activated", CUDA)
+    outcome = run("Activated", f"[[pair]]\nname = 'on-the-cpu'\n{ON_CUDA}")
     assert 3 == outcome.code
     assert {"on-the-cpu": "agrees", "on-cuda": "failed", "ort-on-cuda": "failed"} == statuses(outcome)
     reasons = {name: config["skipped_reason"] for name, config in configs(outcome).items()}
@@ -341,8 +339,7 @@ def test_cuda_that_was_asked_for_by_name(run: Run) -> None:
 @without_cuda
 def test_nothing_but_cuda(run: Run) -> None:
     """Without any result there is no report: the reason goes to stderr."""
-    only = CUDA.partition("[[pair]]\n")[2].partition("[[pair]]\n")[2]
-    outcome = run("Activated", f"[[pair]]\n{only}")
+    outcome = run("Activated", ON_CUDA)
     assert (3, "") == (outcome.code, outcome.out)
     assert "no pair of matrix" in outcome.err and "on-cuda: PyTorch" in outcome.err
 
@@ -357,8 +354,8 @@ expected.dtype = "bfloat16"
 name = "explores"
 gating = false
 expected.dtype = "bfloat16"
-threads = 1
-""".replace("threads", "expected.threads")
+expected.threads = 1
+"""
 
 
 def test_preset_does_not_skip_what_should_have_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +369,7 @@ def test_preset_does_not_skip_what_should_have_run(run: Run, monkeypatch: pytest
 
 # Processes that die
 
-MORTAL = """
+FAULT = """
 [[pair]]
 name = "before"
 actual.optimization = "off"
@@ -380,6 +377,8 @@ actual.optimization = "off"
 name = "segfault"
 gating = false
 expected.mkldnn = false
+"""
+MORTAL = f"""{FAULT}
 [[pair]]
 name = "killed"
 gating = false
@@ -406,8 +405,7 @@ def test_crash_leaves_the_others(run: Run) -> None:
 
 def test_crash_of_a_pair_that_counts(run: Run) -> None:
     """It never reads as agreement, though the other pair agrees."""
-    counting = "[[pair]]".join(MORTAL.split("[[pair]]")[:3]).replace("gating = false", "gating = true")
-    outcome = run("Mortal", counting)
+    outcome = run("Mortal", FAULT.replace("gating = false", "gating = true"))
     assert (3, {"before": "agrees", "segfault": "crashed"}) == (outcome.code, statuses(outcome))
     assert "SIGSEGV" in " ".join(outcome.report["verdict"]["summary"])
 
