@@ -347,7 +347,8 @@ def _check_graph(path: Path, wanted: _Graph) -> None:
     """Exporters may write something else than they were asked for, and say so in a log at most.
 
     Raises:
-        BisectError: one did.
+        BisectError: another opset.
+        InconclusiveError: another dtype, or fixed shapes.
     """
     settings, model = wanted.settings, load_onnx(path)
     written = model.opset_imports.get("")
@@ -357,13 +358,13 @@ def _check_graph(path: Path, wanted: _Graph) -> None:
             hint=f"leave it out, or ask for {written}",
         )
     if settings.dynamic_shapes and all(v.shape is not None and v.shape.is_static() for v in model.graph.inputs):
-        raise BisectError(
+        raise InconclusiveError(
             f"dynamic_shapes: the {settings.exporter} exporter fixed every size of the inputs",
             hint="leave it out: the model allows for one shape only, or ask the other exporter",
         )
     dtype = dtype_in_effect(describe_graph(model))
     if wanted.dtype is not None and dtype not in (None, wanted.dtype):
-        raise BisectError(
+        raise InconclusiveError(
             f"dtype {wanted.dtype}: the {settings.exporter} exporter wrote a graph in {dtype} instead",
             hint="leave it out, or ask the other exporter",
         )
