@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bisect_tool.backends.exporting import ExportSettings
     from bisect_tool.errors import BisectError, InconclusiveError
+    from bisect_tool.experiments import run_matrix
+    from bisect_tool.matrix import read_matrix
     from bisect_tool.metrics import measure
     from bisect_tool.pipeline import LoadedCase, Options, bisect
     from bisect_tool.recorder import Recorder
@@ -28,6 +30,8 @@ _HOMES = {
     "InconclusiveError": "bisect_tool.errors",
     "measure": "bisect_tool.metrics",
     "make_tolerance": "bisect_tool.tolerances",
+    "read_matrix": "bisect_tool.matrix",
+    "run_matrix": "bisect_tool.experiments",
 }
 
 __version__ = "0.1.0"
@@ -42,6 +46,8 @@ __all__ = [
     "bisect",
     "make_tolerance",
     "measure",
+    "read_matrix",
+    "run_matrix",
 ]
 
 

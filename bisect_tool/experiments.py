@@ -13,15 +13,16 @@ from typing import Any
 
 from bisect_tool.backends.exporting import ExportSettings
 from bisect_tool.backends.isolation import CrashedError, run_isolated
+from bisect_tool.backends.onnx_graph import describe as describe_graph
 from bisect_tool.backends.onnx_graph import load_onnx
-from bisect_tool.backends.ort_options import require_config
+from bisect_tool.backends.ort_options import dtype_in_effect, require_config
 from bisect_tool.backends.torch_runner import float_dtype_of
 from bisect_tool.backends.torch_switches import applied, placed
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.hypotheses import Finding, nearest_passing, pair_of, separate, suspects
 from bisect_tool.matrix import Matrix, read_matrix
 from bisect_tool.numerics import environment
-from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, export_case, keep_file
+from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, check_free, export_case, keep_file
 from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
@@ -30,7 +31,7 @@ from bisect_tool.records import (
     Report,
     StageRow,
 )
-from bisect_tool.remedies import describe, no_switch
+from bisect_tool.remedies import describe, hypotheses, no_switch
 from bisect_tool.store import read_report, report_text
 from bisect_tool.verdicts import decide
 
@@ -86,6 +87,7 @@ class _Matrix:
         self.reports: dict[str, Report] = {}
         self.runs: dict[str, ConfigRun] = {}
         self.timings: dict[str, float] = {}
+        self.kept = self._kept()
         self.exhausted: ConfigRun | None = None
 
     def report(self) -> Report:
@@ -107,11 +109,19 @@ class _Matrix:
             ruled_out.append(no_switch(self.exhausted))
         origins = tuple(replace(o, side=sides.get(o.config, o.side)) for o in verdict.origins)
         summary = (*verdict.summary, *(f"{d.code}: {d.title} separates failing from passing" for d in diagnoses))
-        notes = dict.fromkeys(note for report in self.reports.values() for note in report.notes)
+        kept = self._kept_notes()
+        for line in kept:
+            self.progress(line)
+        notes = dict.fromkeys([*(note for report in self.reports.values() for note in report.notes), *kept])
         return replace(
             base,
             verdict=replace(
-                verdict, summary=summary, origins=origins, diagnoses=tuple(diagnoses), ruled_out=tuple(ruled_out)
+                verdict,
+                summary=summary,
+                origins=origins,
+                diagnoses=tuple(diagnoses),
+                ruled_out=tuple(ruled_out),
+                hypotheses=hypotheses(findings),
             ),
             configs=runs,
             stages=tuple(rows),
@@ -199,15 +209,7 @@ class _Matrix:
         if self._is_given(pair):
             assert self.options.onnx is not None
             return self.options.onnx
-        default, actual = self.options.export, pair.actual
-        settings = ExportSettings(
-            exporter=actual.exporter or default.exporter,  # type: ignore[arg-type]
-            opset=actual.opset if actual.opset is not None else default.opset,
-            constant_folding=default.constant_folding if actual.constant_folding is None else actual.constant_folding,
-            keep_stages=bool(actual.switches.get("keep_stages")),
-            dynamic_shapes=bool(actual.switches.get("dynamic_shapes")),
-        )
-        wanted = _Graph(settings, pair.expected.dtype if pair.expected.dtype != self.dtype else None)
+        wanted = self._wanted(pair)
         if wanted not in self.graphs:
             try:
                 self.graphs[wanted] = self._export(wanted, len(self.graphs))
@@ -218,22 +220,56 @@ class _Matrix:
             raise graph
         return graph
 
+    def _wanted(self, pair: ConfigPair) -> _Graph:
+        default, actual = self.options.export, pair.actual
+        settings = ExportSettings(
+            exporter=actual.exporter or default.exporter,  # type: ignore[arg-type]
+            opset=actual.opset if actual.opset is not None else default.opset,
+            constant_folding=default.constant_folding if actual.constant_folding is None else actual.constant_folding,
+            keep_stages=bool(actual.switches.get("keep_stages")),
+            dynamic_shapes=bool(actual.switches.get("dynamic_shapes")),
+        )
+        return _Graph(settings, pair.expected.dtype if pair.expected.dtype != self.dtype else None)
+
+    def _kept(self) -> dict[_Graph, Path]:
+        """Where ``--keep-onnx`` leaves the graphs of the matrix: that of the command line's own export under the name
+        that was given, each other one beside it, with the first pair's name that is about it.
+
+        Raises:
+            BisectError: one of the files is there already; told before anything runs.
+        """
+        keep = self.options.keep_onnx
+        found: dict[_Graph, Path] = {}
+        for pair in self.matrix.pairs if keep is not None else ():
+            assert keep is not None
+            wanted = self._wanted(pair)
+            own = wanted == _Graph(self.options.export, None)
+            found.setdefault(wanted, keep if own else keep.with_name(f"{keep.stem}-{pair.name}{keep.suffix}"))
+        for target in found.values():
+            check_free(target)
+        return found
+
+    def _kept_notes(self) -> list[str]:
+        """What ``--keep-onnx`` left elsewhere than was said, and what it did not leave at all."""
+        keep = self.options.keep_onnx
+        names = ", ".join(str(target) for target in self.kept.values() if target != keep and target.exists())
+        lost = ", ".join(str(target) for target in self.kept.values() if not target.exists())
+        found = [f"--keep-onnx left {names} too, since those pairs have graphs of their own"] if names else []
+        if keep is not None and keep not in self.kept.values():
+            found = [f"--keep-onnx did not write {keep}: each pair has a graph of its own; there is {names or 'none'}"]
+        return [*found, f"--keep-onnx did not write {lost}: the export failed"] if lost else found
+
     def _export(self, wanted: _Graph, number: int) -> Path:
         folder = self.folder / f"graph-{number}"
         folder.mkdir()
-        path = folder / "model.onnx"
+        target = self.kept.get(wanted)
+        path = folder / (target.name if target else "model.onnx")
         self.progress(f"exporting with the {wanted.settings.exporter} exporter{_how(wanted)}")
         began = time.perf_counter()
         export_case(in_dtype(self.case, wanted.dtype), path, wanted.settings)
-        written = load_onnx(path).opset_imports.get("")
-        if wanted.settings.opset not in (None, written):
-            raise BisectError(
-                f"opset {wanted.settings.opset}: the {wanted.settings.exporter} exporter wrote opset {written} instead",
-                hint=f"leave it out, or ask for {written}",
-            )
+        _check_graph(path, wanted)
         self.timings["export"] = self.timings.get("export", 0.0) + time.perf_counter() - began
-        if wanted == _Graph(self.options.export, None):
-            keep_file(path, self.options.keep_onnx)
+        keep_file(path, target)
         return path
 
     # -- together -----------------------------------------------------------------------------------------------------
@@ -305,6 +341,33 @@ def _how(wanted: _Graph) -> str:
     words += ["dynamic shapes"] if settings.dynamic_shapes else []
     words += [wanted.dtype] if wanted.dtype else []
     return f" ({', '.join(words)})" if words else ""
+
+
+def _check_graph(path: Path, wanted: _Graph) -> None:
+    """Exporters may write something else than they were asked for, and say so in a log at most.
+
+    Raises:
+        BisectError: another opset.
+        InconclusiveError: another dtype, or fixed shapes.
+    """
+    settings, model = wanted.settings, load_onnx(path)
+    written = model.opset_imports.get("")
+    if settings.opset not in (None, written):
+        raise BisectError(
+            f"opset {settings.opset}: the {settings.exporter} exporter wrote opset {written} instead",
+            hint=f"leave it out, or ask for {written}",
+        )
+    if settings.dynamic_shapes and all(v.shape is not None and v.shape.is_static() for v in model.graph.inputs):
+        raise InconclusiveError(
+            f"dynamic_shapes: the {settings.exporter} exporter fixed every size of the inputs",
+            hint="leave it out: the model allows for one shape only, or ask the other exporter",
+        )
+    dtype = dtype_in_effect(describe_graph(model))
+    if wanted.dtype is not None and dtype not in (None, wanted.dtype):
+        raise InconclusiveError(
+            f"dtype {wanted.dtype}: the {settings.exporter} exporter wrote a graph in {dtype} instead",
+            hint="leave it out, or ask the other exporter",
+        )
 
 
 def in_dtype(case: LoadedCase, dtype: str | None) -> LoadedCase:

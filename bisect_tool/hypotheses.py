@@ -28,6 +28,7 @@ class Suspicion:
         without: error of the failing pair with this step made; ``None`` unless that run agrees or diverges.
         alone: error of the passing pair with this step taken back; likewise.
         mends: whether the failing pair then agrees. breaks: whether the passing one then diverges.
+        tried: the failing pair with this step made, as it ran.
     """
 
     step: Step
@@ -35,6 +36,7 @@ class Suspicion:
     alone: float | None
     mends: bool
     breaks: bool
+    tried: ConfigRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +140,8 @@ def separate(failing: ConfigRun, passing: ConfigRun, attempt: Try) -> Finding:
         with_it = made([step])
         rest = [other for other in differing if other != step]
         back = made(rest)
-        suspicions.append(
-            Suspicion(step, _measured(with_it), _measured(back), with_it.status == "agrees", back.status == "diverges")
-        )
+        mends, breaks = with_it.status == "agrees", back.status == "diverges"
+        suspicions.append(Suspicion(step, _measured(with_it), _measured(back), mends, breaks, with_it))
     single = [s.step for s in suspicions if s.mends]
     if single:
         # Of several the most specific one, a key of its own rather than a whole level or device; then the cheapest.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from bisect_tool.judging import makes_error, side_off
-from bisect_tool.records import Comparison, FirstOverTolerance, Localization, Origin, StageRow
+from bisect_tool.records import Comparison, FirstOverTolerance, Localization, Origin, StageRef, StageRow
 
 
 def localize(rows: Sequence[StageRow], config: str) -> Localization:
@@ -58,8 +58,14 @@ def _origin(row: StageRow, config: str) -> Origin:
     )
 
 
-def with_shares(rows: Sequence[StageRow], config: str) -> list[StageRow]:
+def with_shares(rows: Sequence[StageRow], config: str, outputs: Set[StageRef] = frozenset()) -> list[StageRow]:
     """The rows with the share of the final error that each stage makes, for one configuration.
+
+    Args:
+        rows: in a topological order of the run.
+        config: name of the configuration pair.
+        outputs: stages whose value is an output of the model. Where none of them was compared, the stages that nobody
+            reads stand in for them; an LSTM's last states are such stages too, and need not be outputs.
 
     The squared error of the model's outputs is followed back against the flow of data: of what arrives at a stage, the
     part ``local² / (local² + propagated²)`` was made there, and the rest is divided among the stages it reads, by the
@@ -73,7 +79,8 @@ def with_shares(rows: Sequence[StageRow], config: str) -> list[StageRow]:
     by_index = {row.index: row for row in plain}
     squares = {row.index: _square(row.results[config].total.rel_l2) for row in plain}
     read = {index for row in plain for index in row.inputs}
-    ends = [row.index for row in plain if row.index not in read]
+    ends = [row.index for row in plain if row.ref in outputs or row.alias_of in outputs]
+    ends = ends or [row.index for row in plain if row.index not in read]
     arriving = dict.fromkeys(by_index, 0.0)
     whole = sum(squares[index] for index in ends)
     for index in ends:

@@ -31,7 +31,7 @@ from bisect_tool.backends.replay import CannotReplayError
 from bisect_tool.backends.stream import Lane, OnPair, in_onnx_form, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
-from bisect_tool.backends.torch_switches import applied, placed, require_device
+from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.drilldown import Inside, Narrowed, first_mending, narrow
 from bisect_tool.environment import peak_rss_mb, snapshot
@@ -58,7 +58,7 @@ from bisect_tool.records import (
     TorchTrace,
     Verdict,
 )
-from bisect_tool.rows import build_rows, first_stage_by_value, from_here, upstream
+from bisect_tool.rows import build_rows, first_stage_by_value, from_here, output_stages, upstream
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
 from bisect_tool.verdicts import decide, kept_stages_line
@@ -157,7 +157,7 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
     with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
         path = options.onnx
         if path is None:
-            path = Path(folder) / "model.onnx"
+            path = Path(folder) / (options.keep_onnx.name if options.keep_onnx else "model.onnx")
             with step("export", f"exporting with the {options.export.exporter} exporter"):
                 export_case(case, path, options.export)
                 keep_file(path, options.keep_onnx)
@@ -231,12 +231,30 @@ def _check_opset(written: int | None, settings: ExportSettings) -> None:
 
 
 def keep_file(path: Path, target: Path | None) -> None:
-    """Copies an exported file, and what lies beside it, to where the user wants it."""
+    """Copies an exported file, and what lies beside it, to where the user wants it.
+
+    External data is found by its name beside the model: export under the name that the file is to have in the end.
+
+    Raises:
+        BisectError: a file is there already; then nothing is copied.
+    """
     if target is None:
         return
-    for file in sorted(path.parent.iterdir()):
-        # External data is found by its name beside the model, so only the model itself may be renamed.
-        shutil.copyfile(file, target if file == path else target.parent / file.name)
+    copies = {file: target if file == path else target.parent / file.name for file in sorted(path.parent.iterdir())}
+    for there in copies.values():
+        check_free(there)
+    for file, there in copies.items():
+        shutil.copyfile(file, there)
+
+
+def check_free(target: Path) -> None:
+    """Refuses to write an exported file over another.
+
+    Raises:
+        BisectError: the file exists.
+    """
+    if target.exists():
+        raise BisectError(f"--keep-onnx {target}: the file exists and is not overwritten", hint="choose another name")
 
 
 class _Bisection:
@@ -263,7 +281,7 @@ class _Bisection:
         self.reference: _Reference | None = None
         self.bound_outputs: list[str | None] = []
         self.failed: dict[str, str] = {}
-        self.misplaced: dict[str, tuple[str, ...]] = {}
+        self.misplaced: dict[str, str] = {}
         self.torch_signatures: Mapping[int, Signature] = {}
         self.permuted: dict[int, Mapping[tuple[int, ...], Signature]] = {}
         self.onnx_signatures: dict[str, Signature] = {}
@@ -346,7 +364,7 @@ class _Bisection:
         nodes_between = self.program.nodes_between
         rows = build_rows(trace, selection, matches, cuts, self.ledger, names, self.forced, nodes_between)
         for name in self.forced:
-            rows = with_shares(rows, name)
+            rows = with_shares(rows, name, output_stages(trace))
         rows = self._judge(rows)
         runs = tuple(self._config_run(pair, rows) for pair in self.configs)
         verdict = decide(rows, runs, alignment, self.options.min_coverage)
@@ -398,9 +416,13 @@ class _Bisection:
         """A CUDA run whose nodes sit on the CPU is no CUDA run."""
         if pair.actual.device == "cpu":
             return
-        left = run.nodes_left_behind(self.program)
-        if left:
-            self.misplaced[pair.name] = left
+        left = run.nodes_left_behind()
+        if left is None:
+            self.misplaced[pair.name] = (
+                "node placement unknown: ONNX Runtime does not tell which provider ran which node"
+            )
+        elif left:
+            self.misplaced[pair.name] = f"{len(left)} nodes ran on the CPU: {', '.join(left[:3])}"
             self.notes.append(f"{pair.name}: on the CPU are {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}")
 
     def _spend(self, config: str, began: float) -> None:
@@ -444,11 +466,12 @@ class _Bisection:
             before(run.recorder)
             return run, {"device": "cpu", "threads": torch.get_num_threads()}, self._start(run)
         module, args, kwargs = placed(module, args, kwargs, config)
+        layout = layout_in_effect(module, args, kwargs, config)
         with applied(config) as effective:
             run = TorchRun(module, args, kwargs, on_value, every_op=self.options.level == "op")
             before(run.recorder)
             outputs = self._start(run)
-            return run, dict(effective), outputs
+            return run, {**effective, **layout}, outputs
 
     def _start(self, run: TorchRun) -> list[tuple[OutputKey, Array]]:
         """Runs the model; its outputs."""
@@ -898,9 +921,9 @@ class _Bisection:
             judged = [row.results[pair.name] for row in rows if row.role != "group" and pair.name in row.results]
             failing = failing or any(result.judgement == "fail" for result in judged)
         reason = self.failed.get(pair.name)
-        if reason is None and not failing and (left := self.misplaced.get(pair.name)):
+        if reason is None and not failing:
             # That it agrees says nothing about the device that was asked for.
-            reason = f"{len(left)} nodes ran on the CPU: {', '.join(left[:3])}"
+            reason = self.misplaced.get(pair.name)
         status = "failed" if reason is not None else "diverges" if failing else "agrees"
         return ConfigRun(
             name=pair.name,

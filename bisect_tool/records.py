@@ -15,6 +15,7 @@ Role = Literal["judged", "output", "group"]
 Judgement = Literal["pass", "fail", "not compared"]
 Status = Literal["agrees", "diverges", "inconclusive"]
 Side = Literal["expected", "actual"]
+Conclusion = Literal["culprit", "contributes", "ruled out", "no answer"]
 ConfigStatus = Literal["agrees", "diverges", "perturbed", "skipped", "failed", "crashed"]
 OutputKey = int | str
 
@@ -426,6 +427,42 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A switch that may be why one pair fails and another passes, and what trying it showed.
+
+    Errors are relative L2 of the worst final output; ``None``: no answer.
+
+    Attributes:
+        side: ``torch`` | ``onnxruntime`` | ``export``.
+        switch, title: as in ``docs/switches.md``, and in words.
+        before, after: its value in the failing pair and the one that was tried there, as matrix files write them;
+            ``None``: left unset.
+        failing, passing: the two pairs that differ in it.
+        tried: the run that is the failing pair with this switch alone set otherwise.
+        error_before, error_after: of the failing pair, and of ``tried``.
+        error_passing, error_back: of the passing pair, and of the passing pair with the failing one's value.
+        time_cost: of ``tried``, relative to the failing pair: 0.04 is 4 % more.
+        conclusion: ``culprit``: in the smallest set of switches that removes the divergence; ``contributes``: changes
+            whether a pair agrees, and is not in that set; ``ruled out``: changes it neither way; ``no answer``.
+    """
+
+    side: str
+    switch: str
+    title: str
+    before: str | None
+    after: str | None
+    failing: str
+    passing: str
+    tried: str
+    error_before: float | None
+    error_after: float | None
+    error_passing: float | None
+    error_back: float | None
+    time_cost: float | None
+    conclusion: Conclusion
+
+
+@dataclass(frozen=True, slots=True)
 class Localization:
     """Where a divergence shows first, where error is made, and which stages only hand it on."""
 
@@ -446,6 +483,7 @@ class Verdict:
     diagnoses: tuple[Diagnosis, ...] = ()
     ruled_out: tuple[RuledOut, ...] = ()
     hand_over: HandOver | None = None
+    hypotheses: tuple[Hypothesis, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

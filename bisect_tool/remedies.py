@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bisect_tool.hypotheses import Finding, Suspicion, concerns_given_graph, error_of
 from bisect_tool.numerics import Step, code_for, default_of, lookup, text_of
-from bisect_tool.records import ConfigRun, Diagnosis, RuledOut, Side
-from bisect_tool.switches import Value
+from bisect_tool.records import Conclusion, ConfigRun, Diagnosis, Hypothesis, RuledOut, Side
+from bisect_tool.switches import Value, literal
 
 CODE = "BD301"
 """A switch of PyTorch, ONNX Runtime or the exporter separates failing from passing configurations."""
@@ -30,15 +31,16 @@ def describe(
     """Words for findings.
 
     Returns:
-        Diagnoses; suspects that were ruled out; and by configuration which side is off (``expected`` or ``actual``)
-        where a switch of one side alone mends it.
+        Diagnoses, one for all pairs with the same culprit; suspects that were ruled out; and by configuration which
+        side is off (``expected`` or ``actual``) where a switch of one side alone mends it.
     """
-    diagnoses: list[Diagnosis] = []
+    alike: dict[tuple[str, str], dict[str, Diagnosis]] = {}
     ruled_out: dict[str, RuledOut] = {}
     sides: dict[str, Side] = {}
     named = {(step.side, step.name) for finding in findings for step in finding.fix}
     for finding in findings:
-        diagnoses.append(_diagnosis(finding, runs))
+        diagnosis = _diagnosis(finding, runs)
+        alike.setdefault((diagnosis.title, diagnosis.remedy), {})[finding.failing.name] = diagnosis
         side = _side(finding)
         if side is not None:
             sides[finding.failing.name] = side
@@ -49,7 +51,44 @@ def describe(
             if suspicion.without is None and suspicion.alone is None:
                 continue
             ruled_out.setdefault(f"{step.side} {step.name}", _ruled_out(finding, suspicion))
-    return diagnoses, list(ruled_out.values()), sides
+    return [_together(found) for found in alike.values()], list(ruled_out.values()), sides
+
+
+def hypotheses(findings: Sequence[Finding]) -> tuple[Hypothesis, ...]:
+    """Every suspect of every finding with its numbers, culprits first, then as the table of switches has them."""
+    order = ("culprit", "contributes", "ruled out", "no answer")
+    found = [_hypothesis(finding, suspicion) for finding in findings for suspicion in finding.suspicions]
+    places = {finding.failing.name: place for place, finding in enumerate(findings)}
+    return tuple(sorted(found, key=lambda h: (places[h.failing], order.index(h.conclusion))))
+
+
+def _hypothesis(finding: Finding, suspicion: Suspicion) -> Hypothesis:
+    step, failing, tried = suspicion.step, finding.failing, suspicion.tried
+    conclusion: Conclusion = "ruled out"
+    if step in finding.fix:
+        conclusion = "culprit"
+    elif suspicion.mends or suspicion.breaks:
+        conclusion = "contributes"
+    elif suspicion.without is None and suspicion.alone is None:
+        conclusion = "no answer"
+    # What emulation costs is no cost of the precision.
+    timed = suspicion.without is not None and failing.seconds and tried.seconds and step.name != "emulate"
+    return Hypothesis(
+        side=step.side,
+        switch=step.name,
+        title=_title(step),
+        before=None if step.before is None else literal(step.before),
+        after=None if step.after is None else literal(step.after),
+        failing=failing.name,
+        passing=finding.passing.name,
+        tried=tried.name,
+        error_before=error_of(failing),
+        error_after=suspicion.without,
+        error_passing=error_of(finding.passing),
+        error_back=suspicion.alone,
+        time_cost=tried.seconds / failing.seconds - 1 if timed else None,
+        conclusion=conclusion,
+    )
 
 
 def no_switch(strict: ConfigRun) -> RuledOut:
@@ -87,6 +126,22 @@ def _diagnosis(finding: Finding, runs: Sequence[ConfigRun]) -> Diagnosis:
         evidence.append("emulated on the CPU: says what this precision would do, not that a GPU run used it")
         return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), None, None)
     return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), fixed.status == "agrees", _cost(failing, fixed))
+
+
+def _together(found: Mapping[str, Diagnosis]) -> Diagnosis:
+    """One diagnosis in place of several, by pair, that say the same."""
+    first = next(iter(found.values()))
+    if len(found) == 1:
+        return first
+    lines = (line for diagnosis in found.values() for line in diagnosis.evidence)
+    verified = [diagnosis.remedy_verified for diagnosis in found.values()]
+    costs = [f"{name}: {diagnosis.cost}" for name, diagnosis in found.items() if diagnosis.cost is not None]
+    return replace(
+        first,
+        evidence=(f"{len(found)} pairs: {', '.join(found)}", *dict.fromkeys(lines)),
+        remedy_verified=None if None in verified else all(verified),
+        cost="; ".join(costs) or None,
+    )
 
 
 def _lines(step: Step) -> list[str]:

@@ -112,6 +112,12 @@ def upstream(trace: TorchTrace, rows: Iterable[StageRow]) -> set[int]:
     return seen
 
 
+def output_stages(trace: TorchTrace) -> set[StageRef]:
+    """All stages whose value is an output of the model."""
+    values = {value for _, value in trace.outputs}
+    return {stage.ref for stage in trace.stages if stage.value in values}
+
+
 def first_stage_by_value(trace: TorchTrace) -> dict[int, Stage]:
     """The first stage that has each value."""
     return {stage.value: stage for stage in reversed(trace.stages)}

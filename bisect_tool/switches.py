@@ -259,7 +259,8 @@ TORCH: tuple[Switch, ...] = (
     ),
     _torch("channels_last", "memory layout channels_last", FLAG, "false",
            "4-D weights and inputs are stored with channels innermost, which selects other kernels",
-           "model.to(memory_format=torch.channels_last)", home="model", read_back="strides of weights and inputs"),
+           "model.to(memory_format=torch.channels_last)", home="model",
+           read_back="strides of the weights and inputs that ran"),
     _torch("flush_denormal", "denormals flushed to zero", FLAG, "false",
            "numbers below 1.2e-38 become zero, on the calling thread only: complete with threads = 1",
            "torch.set_flush_denormal({value})", devices=("cpu",), read_back=_DENORMAL),
@@ -296,7 +297,7 @@ ONNXRUNTIME: tuple[Switch, ...] = (
          home="provider", read_back="`session.get_providers()`, and the provider of each node", devices=("cuda",)),
     _ort("dtype", "precision of the graph", _DTYPE, "that of the graph",
          "follows PyTorch's side: the graph is exported in this dtype", "torch.onnx.export(model.to(torch.{text}), ...)",
-         home="field", read_back="types of the graph's inputs and values"),
+         home="field", read_back="types of the graph's weights, or of its inputs"),
     _ort("optimization", "graph optimisation", _choice("off", "basic", "extended", "layout", "all"), "all",
          "which passes rewrite the graph; layout needs onnxruntime 1.23",
          "options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.{text}", home="field", read_back=_GRAPH,
@@ -394,7 +395,7 @@ EXPORT: tuple[Switch, ...] = (
             "nodes of the exported graph", "optimize=False", home="export"),
     _export("dynamic_shapes", "dynamic shapes", FLAG, "false",
             "the first dimension of the inputs has no fixed size in the graph",
-            "shapes of the graph's inputs", "dynamic_shapes=...", home="export"),
+            "sizes of the session's inputs that are not fixed", "dynamic_shapes=...", home="export"),
 )
 
 PASSES: tuple[Pass, ...] = (

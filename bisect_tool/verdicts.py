@@ -25,7 +25,7 @@ def decide(rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Align
                 found = replace(localize(judged, run.name), first_over_tolerance=None, amplifiers=())
     status: Status
     covered = alignment.coverage is not None and alignment.coverage >= min_coverage
-    whole = all(out.judgement != "not compared" for run in runs for out in run.outputs if out.total.count)
+    whole = not _not_compared(runs)
     if diverging:
         status = "diverges"
     elif not covered or not whole or not _all_agree(runs):
@@ -40,6 +40,13 @@ def _all_agree(runs: Sequence[ConfigRun]) -> bool:
     """Those that count; what was skipped, since nobody asked for it by name and it can't run here, does not."""
     counting = [run for run in runs if run.gating and run.status != "skipped"]
     return bool(counting) and all(run.status == "agrees" for run in counting)
+
+
+def _not_compared(runs: Sequence[ConfigRun]) -> list[str]:
+    """Outputs without an answer; only of runs that count."""
+    outputs = [out for run in runs if run.gating for out in run.outputs]
+    found = [str(out.output) for out in outputs if out.judgement == "not compared" and out.total.count]
+    return list(dict.fromkeys(found))
 
 
 def summarize_verdict(
@@ -98,7 +105,7 @@ def _wrong_outputs(runs: Sequence[ConfigRun]) -> str:
     """Outputs that differ in shape or dtype, or that differ where nothing is fused: no inner stage is to blame."""
     parts = []
     for run in runs:
-        for output in run.outputs:
+        for output in run.outputs if run.gating else ():
             if output.judgement == "fail" and (output.total.problem or run.actual.optimization == "off"):
                 parts.append(f"{output.output} ({output.total.problem or f'relative L2 {output.total.rel_l2:.1e}'})")
     return ", ".join(dict.fromkeys(parts))
@@ -140,9 +147,9 @@ def _inconclusive(runs: Sequence[ConfigRun], alignment: Alignment, min_coverage:
         return "nothing was compared: no stage has a value in the graph"
     if alignment.coverage < min_coverage:
         return f"only {alignment.coverage:.0%} of the stages could be aligned, {min_coverage:.0%} are asked for"
-    missing = [str(o.output) for run in runs for o in run.outputs if o.judgement == "not compared" and o.total.count]
+    missing = _not_compared(runs)
     if missing:
-        return f"not compared: the graph has no output for {', '.join(dict.fromkeys(missing))} of the model"
+        return f"not compared: the graph has no output for {', '.join(missing)} of the model"
     troubled = ", ".join(
         f"{run.name} {run.status}: {run.skipped_reason or ''}".rstrip(": ")
         for run in runs

@@ -287,11 +287,8 @@ def _placement(part: str, options: argparse.Namespace) -> Iterator[Row]:
         yield Row(part, "a node without a CUDA kernel", verdict=f"exit {done.code}: {done.error}", wrong=True)
         return
     noticed = run.status == "failed" and "Atan" in str(run.skipped_reason)
-    known = "placement" in run.effective.get("actual", {})
     reason = f": {run.skipped_reason}" if run.skipped_reason else ""
     verdict = f"noticed{reason}" if noticed else f"NOT NOTICED, {run.status}{reason}"
-    if run.status == "agrees" and not known:
-        verdict += "; this ONNX Runtime does not say where its nodes run (1.24 does)"
     yield Row(part, "a node without a CUDA kernel", *_texts(done, run), verdict, run.seconds, wrong=not noticed)
 
 

@@ -113,7 +113,7 @@ def _diverging(name: str, exporter: str, done: Judged) -> list[Sequence[object]]
 def _why(run: ConfigRun, done: Judged) -> str:
     assert done.report is not None
     for diagnosis in done.report.verdict.diagnoses:
-        if diagnosis.code == CODE and diagnosis.evidence[0].startswith(f"{run.name}: "):
+        if diagnosis.code == CODE and any(line.startswith(f"{run.name}: ") for line in diagnosis.evidence):
             return diagnosis.title
     return "not looked for"
 

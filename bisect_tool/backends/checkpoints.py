@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bisect_tool.backends.files import kind_of_file, nearest, read_torch, require_file, some, wrong_kind
+from bisect_tool.backends.files import (
+    kind_of_file,
+    nearest,
+    read_safetensors,
+    read_torch,
+    reason_of,
+    require_file,
+    some,
+    wrong_kind,
+)
 from bisect_tool.errors import BisectError
 
 WRAPPER_KEYS = (
@@ -37,40 +45,6 @@ class Weights(dict[str, Tensor]):
     notes: tuple[str, ...] = ()
     # Versions of the modules that wrote it, under torch's own name: modules read files of older versions differently.
     _metadata: Any = None
-
-
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
-def reason_of(error: BaseException, limit: int = 300) -> str:
-    """What an exception says, in one line of at most ``limit`` characters: ``RuntimeError: ...``."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
-    if text.startswith(("The following operation failed", "Caught ")):
-        # TorchScript puts its own traceback first and the reason last.
-        text = re.sub(r"^\w*Error: ", "", lines[-1])
-    # Torch's C++ messages carry the C++ file and line, which help nobody here.
-    text = re.sub(r"\s*Exception raised from .*$", "", text)
-    name = type(error).__name__
-    text = f"{name}: {text}" if text else name
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
-
-
-def read_safetensors(file: Path, what: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name.
-
-    Raises:
-        BisectError: it is no such file, or a damaged one.
-    """
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file, device="cpu")
-    except Exception as error:  # SafetensorError, but also KeyError for a dtype that torch does not have
-        raise BisectError(
-            f"{what} {file} cannot be read as safetensors: {reason_of(error)}",
-            hint="the file is damaged, cut short, or of another format",
-        ) from error
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a file is, judged by its content, and reading what ``torch.save`` wrote without leaking torch's own errors."""
+"""What a file is, judged by its content, and reading tensors from it without leaking the libraries' own errors."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bisect_tool.errors import BisectError
 
@@ -64,6 +65,20 @@ def first_line(error: BaseException | str, limit: int = 240) -> str:
     if not lines:
         return "" if isinstance(error, str) else type(error).__name__
     return lines[0] if len(lines[0]) <= limit else lines[0][: limit - 1] + "…"
+
+
+def reason_of(error: BaseException, limit: int = 300) -> str:
+    """What an exception says, in one line of at most ``limit`` characters: ``RuntimeError: ...``."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    if text.startswith(("The following operation failed", "Caught ")):
+        # TorchScript puts its own traceback first and the reason last.
+        text = re.sub(r"^\w*Error: ", "", lines[-1])
+    # Torch's C++ messages carry the C++ file and line, which help nobody here.
+    text = re.sub(r"\s*Exception raised from .*$", "", text)
+    name = type(error).__name__
+    text = f"{name}: {text}" if text else name
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
 def some(names: Iterable[object], limit: int = 5) -> str:
@@ -211,6 +226,23 @@ def read_torch(file: Path, role: str, *, allow_pickle: bool = False) -> Any:
             return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_PICKLE)
     except Exception as error:  # torch.load raises whatever the bytes made it stumble over
         raise _torch_load_error(file, kind, role, allow_pickle, error) from error
+
+
+def read_safetensors(file: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        BisectError: it is no such file, or a damaged one.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file, device="cpu")
+    except Exception as error:  # SafetensorError, but also KeyError for a dtype that torch does not have
+        raise BisectError(
+            f"{what} {file} cannot be read as safetensors: {reason_of(error)}",
+            hint="the file is damaged, cut short, or of another format",
+        ) from error
 
 
 def _torch_load_error(file: Path, kind: FileKind, role: str, allow_pickle: bool, error: Exception) -> BisectError:

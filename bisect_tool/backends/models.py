@@ -21,8 +21,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from bisect_tool.backends.checkpoints import reason_of
-from bisect_tool.backends.files import USER_MODULE_PREFIX, kind_of_file, require_file, wrong_kind
+from bisect_tool.backends.files import USER_MODULE_PREFIX, kind_of_file, reason_of, require_file, wrong_kind
 from bisect_tool.backends.samples import require_forward
 from bisect_tool.errors import BisectError
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -304,11 +305,19 @@ def _word(provider: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PlacedNode:
-    """A node and the provider that runs it. ``name`` is empty where the graph gives none."""
+    """A node and the provider that runs it.
+
+    Attributes:
+        name: empty where the graph gives none.
+        op_type: the operator, as it is after optimisation in a profile.
+        provider: as ONNX Runtime names it.
+        floating: whether it was seen to put out floating numbers; only a profile sees that.
+    """
 
     name: str
     op_type: str
     provider: str
+    floating: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({self.op_type})" if self.name else self.op_type
@@ -317,8 +326,8 @@ class PlacedNode:
 def placed_nodes(session: Any) -> tuple[PlacedNode, ...] | None:
     """Which provider took which node, before later optimisation; ``None`` if the session does not know.
 
-    It knows if it was made with ``configure(..., placement=True)`` on onnxruntime 1.24 or later; otherwise make a
-    session with ``enable_profiling``, run it, and ask ``placed_nodes_of_profile``.
+    It knows if it was made with ``configure(..., placement=True)`` on onnxruntime 1.24 or later; otherwise one has to
+    run it with ``enable_profiling``, and ask ``placed_nodes_of_profile``.
     """
     ask = getattr(session, "get_provider_graph_assignment_info", None)
     if ask is None:
@@ -330,35 +339,71 @@ def placed_nodes(session: Any) -> tuple[PlacedNode, ...] | None:
     return tuple(PlacedNode(n.name, n.op_type, part.ep_name) for part in parts for n in part.get_nodes())
 
 
-def placed_nodes_of_profile(path: str | os.PathLike[str]) -> tuple[PlacedNode, ...]:
-    """Which provider ran which node, from the file that ``session.end_profiling()`` names."""
-    events = json.loads(Path(path).read_text(encoding="utf-8"))
-    found = {
-        event["name"]: PlacedNode(
-            event["name"].removesuffix("_kernel_time"), event["args"]["op_name"], event["args"]["provider"]
-        )
-        for event in events
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and "provider" in event["args"]
-    }
-    return tuple(found.values())
+def placed_nodes_of_profile(path: str | os.PathLike[str]) -> tuple[PlacedNode, ...] | None:
+    """Which provider ran which node, from the file that ``session.end_profiling()`` names.
+
+    These are nodes of the optimised graph, as far as they ran. ``None``: no node is in it, or it is no profile.
+    """
+    try:
+        events = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = {
+            event["name"]: PlacedNode(
+                event["name"].removesuffix("_kernel_time"),
+                event["args"]["op_name"],
+                event["args"]["provider"],
+                _puts_out_floats(event["args"]),
+            )
+            for event in events
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and "provider" in event["args"]
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # another version may write another form
+        return None
+    return tuple(found.values()) or None
+
+
+def _puts_out_floats(args: Mapping[str, Any]) -> bool:
+    kinds = {kind for output in args.get("output_type_shape") or () for kind in output}
+    # "float", "float16", "bfloat16", "double"
+    return any("float" in kind or kind == "double" for kind in kinds)
 
 
 def cpu_nodes_of_cuda_session(nodes: Sequence[PlacedNode], floating: Set[str] = frozenset()) -> tuple[PlacedNode, ...]:
     """Nodes that the CPU computes although the session was to run on CUDA.
 
-    Nodes that compute shapes belong there and do not count, unless they are said to compute floating numbers.
+    Nodes that compute shapes belong there and do not count, unless they are said to compute floating numbers. Where
+    no node at all is elsewhere, all of them count: nothing ran on CUDA.
 
     Args:
         nodes: from ``placed_nodes`` or ``placed_nodes_of_profile``.
         floating: from ``floating_nodes``.
     """
-    return tuple(n for n in nodes if n.provider == CPU and (n.op_type not in _SHAPE_OPS or n.name in floating))
+    if all(n.provider == CPU for n in nodes):
+        return tuple(nodes)
+    return tuple(
+        n for n in nodes if n.provider == CPU and (n.op_type not in _SHAPE_OPS or n.floating or n.name in floating)
+    )
 
 
 def floating_nodes(graph: OnnxGraph) -> set[str]:
     """Names of nodes with a floating output, as far as the file says so."""
     floats = {name for name, dtype in graph.dtypes.items() if "float" in dtype}
     return {node.name for node in graph.nodes if floats.intersection(node.outputs)}
+
+
+def dtype_in_effect(graph: OnnxGraph) -> str | None:
+    """The floating dtype that most numbers of a graph's weights have, or, without any, its inputs; ``None``: neither.
+
+    Single constants may be in another one: exporters keep those of a half-precision model in float32.
+    """
+    for names in (graph.initializers, graph.inputs):
+        sizes: Counter[str] = Counter()
+        for name in names:
+            dtype = graph.dtypes.get(name, "")
+            if "float" in dtype:
+                sizes[dtype] += math.prod(graph.shapes.get(name, ()))
+        if sizes:
+            return max(sorted(sizes), key=lambda dtype: sizes[dtype])
+    return None
 
 
 def op_counts(path: str | os.PathLike[str]) -> dict[str, int]:
@@ -411,23 +456,32 @@ def confirm(session: Any, config: NumericConfig) -> None:
 
 
 def read_back(
-    session: Any, config: NumericConfig, *, optimized: Path | None = None, given: Path | None = None
+    session: Any,
+    config: NumericConfig,
+    *,
+    graph: OnnxGraph | None = None,
+    optimized: Path | None = None,
+    given: Path | None = None,
 ) -> dict[str, Any]:
     """What is in effect, as plain values for ``ConfigRun.effective``.
 
     Args:
         session: made with ``configure``.
         config: what was asked for.
+        graph: that the session was made from.
         optimized: the file of ``options.optimized_model_filepath``.
         given: the file that the session was made from.
 
     Returns:
         ``providers``, ``provider_options`` (those asked for), ``optimization``, ``threads``, ``switches`` (value by
-        name, as the session has it), ``unconfirmed`` (names that the session cannot tell about); with ``optimized``
-        also ``nodes`` (count by type), with ``given`` also ``changed`` (type → count before and after); ``placement``
-        (provider → count of nodes) if the session knows.
+        name, as the session has it), ``unconfirmed`` (names that the session cannot tell about); with ``graph`` also
+        ``dtype`` (of its weights); with ``optimized`` ``nodes`` (count by type), with ``given`` also ``changed`` (type →
+        count before and after); ``placement`` (provider → count of nodes) if the session knows.
     """
     settings = _read_settings(session, config)
+    if "dynamic_shapes" in config.switches:
+        # Sizes that are not fixed have a name, or none, in place of a number.
+        settings["dynamic_shapes"] = any(not isinstance(d, int) for value in session.get_inputs() for d in value.shape)
     options = session.get_session_options()
     levels = {getattr(ort.GraphOptimizationLevel, text, None): word for word, text in _levels().items()}
     found: dict[str, Any] = {
@@ -442,14 +496,21 @@ def read_back(
         "switches": settings,
         "unconfirmed": [name for name in config.switches if _is_ort(name) and name not in settings],
     }
+    if graph is not None:
+        found["dtype"] = dtype_in_effect(graph)
     if optimized is not None:
         found["nodes"] = op_counts(optimized)
         if given is not None:
             found["changed"] = {name: list(pair) for name, pair in op_changes(op_counts(given), found["nodes"]).items()}
     nodes = placed_nodes(session)
     if nodes is not None:
-        found["placement"] = dict(Counter(node.provider for node in nodes))
+        found["placement"] = counts_of_providers(nodes)
     return found
+
+
+def counts_of_providers(nodes: Sequence[PlacedNode]) -> dict[str, int]:
+    """How many nodes each provider has."""
+    return dict(Counter(node.provider for node in nodes))
 
 
 def _read_settings(session: Any, config: NumericConfig) -> dict[str, Any]:

@@ -19,9 +19,11 @@ from bisect_tool.backends.onnx_program import BuiltGraph, OnnxProgram, Segment, 
 from bisect_tool.backends.ort_options import (
     configure,
     confirm,
+    counts_of_providers,
     cpu_nodes_of_cuda_session,
     floating_nodes,
     placed_nodes,
+    placed_nodes_of_profile,
     read_back,
 )
 from bisect_tool.errors import BisectError, InconclusiveError
@@ -51,7 +53,13 @@ _ELEMENT_TYPES = {dtype: number for number, dtype in _NO_NUMPY.items()}
 
 
 def make_session(
-    model: bytes, config: NumericConfig, weights_folder: str, *, placement: bool = False, optimized: Path | None = None
+    model: bytes,
+    config: NumericConfig,
+    weights_folder: str,
+    *,
+    placement: bool = False,
+    optimized: Path | None = None,
+    profile: Path | None = None,
 ) -> ort.InferenceSession:
     """A session as the configuration wants it, with memory given back after each run and no threads that wait in a loop
     beside PyTorch's own.
@@ -62,6 +70,7 @@ def make_session(
         weights_folder: where external weights are.
         placement: have the session remember which provider runs which node.
         optimized: where to write the graph as it is after optimisation.
+        profile: how the name of a profile begins; ``session.end_profiling()`` writes it.
 
     Raises:
         InconclusiveError: ONNX Runtime refuses the model, or the configuration cannot be had here; the reason is in the
@@ -76,6 +85,9 @@ def make_session(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights_folder)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     chosen = configure(options, config, placement=placement)
     try:
         session = ort.InferenceSession(model, options, providers=chosen, enable_fallback=0)
@@ -180,29 +192,59 @@ class UntouchedRun:
     """
 
     def __init__(self, program: OnnxProgram, config: NumericConfig, *, look: bool = False):
-        folder = str(program.weights_folder)
+        self._program = program
+        self._config = config
+        self._folder = str(program.weights_folder)
+        # Which nodes are where matters on another device than the CPU, whether one looks or not.
+        placement = look or config.device != "cpu"
         if look:
             with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as temporary:
                 # Written with its weights inside: that must stay small.
                 small = program.weight_bytes() < _MOST_WEIGHTS_WRITTEN
                 optimized = Path(temporary) / "optimized.onnx" if small else None
-                self._session = make_session(program.untouched(), config, folder, placement=True, optimized=optimized)
+                session = make_session(
+                    program.untouched(), config, self._folder, placement=placement, optimized=optimized
+                )
                 given = program.path if small else None
-                self.effective = read_back(self._session, config, optimized=optimized, given=given)
+                self.effective = read_back(session, config, graph=program.graph, optimized=optimized, given=given)
         else:
-            self._session = make_session(program.untouched(), config, folder)
-            self.effective = {"providers": list(self._session.get_providers())}
-        self.output_names = [o.name for o in self._session.get_outputs()]
+            session = make_session(program.untouched(), config, self._folder, placement=placement)
+            self.effective = {"providers": list(session.get_providers())}
+        self.output_names = [o.name for o in session.get_outputs()]
+        self._placed = placed_nodes(session) or None
+        # A session that does not tell is made once more to run with a profile: two of them may not fit on a device.
+        self._session = None if config.device != "cpu" and self._placed is None else session
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array | None]:
-        return dict(zip(self.output_names, run_session(self._session, self.output_names, feeds), strict=True))
+        if self._session is not None:
+            results = run_session(self._session, self.output_names, feeds)
+        else:
+            results = self._run_with_profile(feeds)
+        return dict(zip(self.output_names, results, strict=True))
 
-    def nodes_left_behind(self, program: OnnxProgram) -> tuple[str, ...]:
-        """Nodes that the CPU computes although the session runs on another device; () if that is not known."""
-        placed = placed_nodes(self._session)
-        if placed is None:
-            return ()
-        return tuple(str(node) for node in cpu_nodes_of_cuda_session(placed, floating_nodes(program.graph)))
+    def _run_with_profile(self, feeds: Mapping[str, Array]) -> list[Array | None]:
+        """Runs, and learns from ONNX Runtime's profile where the nodes were."""
+        with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as temporary:
+            profile = Path(temporary) / "profile"
+            session = make_session(self._program.untouched(), self._config, self._folder, profile=profile)
+            try:
+                results = run_session(session, self.output_names, feeds)
+            finally:
+                # Otherwise it is written when the session goes, to where no folder is any more.
+                written = session.end_profiling()
+            self._placed = placed_nodes_of_profile(written)
+        if self._placed is not None:
+            self.effective = {**self.effective, "placement": counts_of_providers(self._placed)}
+        return results
+
+    def nodes_left_behind(self) -> tuple[str, ...] | None:
+        """After a run: nodes that the CPU computes although the session runs on another device.
+
+        ``None``: neither the session nor a profile tells where its nodes are.
+        """
+        if self._placed is None:
+            return None
+        return tuple(str(node) for node in cpu_nodes_of_cuda_session(self._placed, floating_nodes(self._program.graph)))
 
 
 class PartRuns:

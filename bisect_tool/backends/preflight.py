@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from bisect_tool.backends.checkpoints import reason_of
-from bisect_tool.backends.files import some
+from bisect_tool.backends.files import reason_of, some
 from bisect_tool.backends.samples import describe_inputs
 from bisect_tool.errors import BisectError
 from bisect_tool.recorder import dtype_name, flatten_tensors

@@ -13,8 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from bisect_tool.backends.checkpoints import read_safetensors, reason_of
-from bisect_tool.backends.files import kind_of_file, nearest, read_torch, require_file, wrong_kind
+from bisect_tool.backends.files import (
+    kind_of_file,
+    nearest,
+    read_safetensors,
+    read_torch,
+    reason_of,
+    require_file,
+    wrong_kind,
+)
 from bisect_tool.errors import BisectError
 from bisect_tool.recorder import dtype_name, flatten_tensors
 

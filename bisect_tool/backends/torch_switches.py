@@ -24,6 +24,7 @@ from bisect_tool.backends.emulation import Emulation, paused
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.errors import InconclusiveError
 from bisect_tool.numerics import check_config, lookup
+from bisect_tool.recorder import flatten_tensors
 from bisect_tool.records import NumericConfig
 from bisect_tool.switches import TORCH, Switch, Value
 
@@ -139,6 +140,37 @@ def placed(
         if last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module, map_tensors(args, move), map_tensors(dict(kwargs), move)
+
+
+def layout_in_effect(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], config: NumericConfig
+) -> dict[str, bool]:
+    """The memory layout that a run really starts from, if the configuration says anything about it.
+
+    Args:
+        module, args, kwargs: as ``placed`` gave them.
+        config: of PyTorch's side.
+
+    Returns:
+        ``channels_last``; nothing where no tensor of four dimensions tells.
+
+    Raises:
+        InconclusiveError: it is another one than was asked for.
+    """
+    if "channels_last" not in config.switches:
+        return {}
+    tensors = [*module.parameters(), *module.buffers(), *(tensor for _, tensor in flatten_tensors((args, kwargs)))]
+    # With one channel, or one pixel, a tensor is both.
+    layouts = [(t.is_contiguous(), t.is_contiguous(memory_format=torch.channels_last)) for t in tensors if t.ndim == 4]
+    telling = [last for plain, last in layouts if not (plain and last)]
+    if not telling:
+        return {}
+    wanted, found = bool(config.switches["channels_last"]), all(telling)
+    if found != wanted:
+        raise InconclusiveError(
+            f"channels_last was set to {wanted}, and weights and inputs say {found}", hint="leave it out"
+        )
+    return {"channels_last": found}
 
 
 def require_device(device: str) -> None:

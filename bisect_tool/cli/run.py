@@ -59,7 +59,9 @@ _DEFAULTS: Mapping[str, Any] = {
 )
 @click.option("--opset", type=int, help="Opset version [default: the exporter's].")
 @click.option("--constant-folding/--no-constant-folding", default=None, help="The exporter's graph optimisation.")
-@click.option("--keep-onnx", type=click.Path(), metavar="FILE", help="Leave the exported file here.")
+@click.option(
+    "--keep-onnx", type=click.Path(), metavar="FILE", help="Leave the exported file here; those of a matrix beside it."
+)
 @click.option("--max-abs", type=float, help="Tolerance: largest absolute difference.")
 @click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol.")
 @click.option("--rtol", type=float, help="Tolerance as in allclose, together with --atol.")
@@ -196,7 +198,7 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
     import torch
 
     from bisect_tool.backends.exporting import ExportSettings
-    from bisect_tool.pipeline import Options
+    from bisect_tool.pipeline import Options, check_free
     from bisect_tool.tolerances import make_tolerance
 
     if not 0 <= settings["min_coverage"] <= 1:
@@ -206,8 +208,8 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
         "torchscript" if isinstance(module, torch.jit.ScriptModule) else "dynamo"
     )
     keep = Path(settings["keep_onnx"]) if settings["keep_onnx"] else None
-    if keep is not None and keep.exists():
-        raise BisectError(f"--keep-onnx {keep}: the file exists and is not overwritten", hint="choose another name")
+    if keep is not None:
+        check_free(keep)
     if keep is not None and not keep.parent.is_dir():
         raise BisectError(f"--keep-onnx {keep}: there is no folder {keep.parent}", hint="make it first")
     return Options(

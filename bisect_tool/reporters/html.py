@@ -80,6 +80,8 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         ],
         matrix=_matrix(report) if common.is_matrix(report) else None,
         remedy_code=common.remedy_code,
+        hypothesis_cells=pairs.hypothesis_cells,
+        hypothesis_columns=pairs.HYPOTHESIS_COLUMNS,
         sort_key=_sort_key,
         rows=common.rows_by_ref(report),
         table=list(_table(report)),

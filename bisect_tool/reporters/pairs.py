@@ -1,4 +1,4 @@
-"""The pairs of a matrix in short words: what each asks for, and what was really in effect.
+"""The pairs of a matrix in short words: what each asks for, what was really in effect, and which switches were tried.
 
 A switch keeps the name that it has in ``docs/switches.md``, without the prefix of ONNX Runtime's session keys.
 """
@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bisect_tool.records import ConfigRun, NumericConfig, Report
-from bisect_tool.reporters.common import effective_sides, plural
+from bisect_tool.records import ConfigRun, Hypothesis, NumericConfig, Report
+from bisect_tool.reporters.common import effective_sides, plural, sci
+from bisect_tool.switches import ONNXRUNTIME, TORCH
 
 _PREFIXES = ("session.", "optimization.", "mlas.")
 
@@ -88,7 +89,12 @@ def in_effect_text(run: ConfigRun) -> str:
     if not expected and not actual:
         return "-"
     devices = _devices(expected, actual)
-    words = [*_switches_in_effect(run, expected, actual), *_torch_in_effect(run, expected), *_nodes_text(actual)]
+    words = [
+        *_switches_in_effect(run, expected, actual),
+        *_torch_in_effect(run, expected),
+        *_dtype_in_effect(run, actual),
+        *_nodes_text(actual),
+    ]
     # That a run on the CPU was one is worth a word where there is no other.
     return ", ".join(words if words and devices == ["CPU"] else [*devices, *words]) or "-"
 
@@ -153,6 +159,12 @@ def _same_setting(asked: object, read: object) -> bool:
     return spelled.get(one, one) == spelled.get(other, other)
 
 
+def _dtype_in_effect(run: ConfigRun, actual: Mapping[str, Any]) -> list[str]:
+    """A given graph need not be in the model's dtype, and a request for another one than usual needs an answer."""
+    dtype = actual.get("dtype")
+    return [f"graph in {dtype}"] if dtype and (dtype != run.actual.dtype or dtype != "float32") else []
+
+
 def _nodes_text(actual: Mapping[str, Any]) -> list[str]:
     """What the optimiser left of the graph."""
     nodes, changed = actual.get("nodes"), actual.get("changed")
@@ -174,3 +186,23 @@ def _counts(value: object) -> dict[str, int]:
     """A map of names to counts out of a free-form one; nothing where it is something else."""
     found = value.items() if isinstance(value, Mapping) else ()
     return {str(name): count for name, count in found if isinstance(count, int)}
+
+
+# Hypotheses
+
+HYPOTHESIS_COLUMNS = ("suspect", "tried", "pair", "its error", "passing pair, set back", "time", "conclusion")
+_ON_BOTH_SIDES = {switch.name for switch in TORCH} & {switch.name for switch in ONNXRUNTIME}
+
+
+def hypothesis_cells(item: Hypothesis) -> tuple[str, ...]:
+    """One row of the table of hypotheses; ``HYPOTHESIS_COLUMNS`` are its heads."""
+    side = {"torch": "PyTorch ", "onnxruntime": "ONNX Runtime "}.get(item.side, "")
+    return (
+        (side if item.switch in _ON_BOTH_SIDES else "") + _short(item.switch),
+        f"{item.before or 'unset'} -> {item.after or 'unset'}",
+        item.failing,
+        f"{sci(item.error_before)} -> {sci(item.error_after)}",
+        f"{sci(item.error_passing)} -> {sci(item.error_back)}",
+        "-" if item.time_cost is None else f"{item.time_cost:+.0%}",
+        item.conclusion,
+    )

@@ -467,6 +467,9 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
     for diagnosis in verdict.diagnoses:
         page.line()
         _diagnosis(page, diagnosis)
+    if verdict.hypotheses:
+        page.line()
+        _hypotheses(page, report)
     if verdict.ruled_out:
         page.line()
         for item in verdict.ruled_out:
@@ -517,6 +520,31 @@ def _separation(page: Page, report: Report) -> None:
         page.line(("What separates failing from passing pairs", "bold"))
     if text:
         page.prose(text)
+
+
+def _hypotheses(page: Page, report: Report) -> None:
+    """What was tried, one switch at a time, and what came of it."""
+    suspect, tried, pair, error, back, time, conclusion = pairs.HYPOTHESIS_COLUMNS
+    columns = (
+        Column(suspect, minimum=16),
+        Column(tried, minimum=14, drop=2),
+        Column(pair, minimum=10, drop=1),
+        Column(error),
+        Column(back, drop=4),
+        Column(time, right=True, drop=3),
+        Column(conclusion),
+    )
+    page.line(("Hypotheses", "bold"), ": one switch at a time, error before -> after")
+    styles = {"culprit": "bold red", "contributes": "yellow"}
+    last = len(columns) - 1
+    page.table(
+        columns,
+        [
+            Row(pairs.hypothesis_cells(item), ((last, styles[item.conclusion]),) if item.conclusion in styles else ())
+            for item in report.verdict.hypotheses
+        ],
+        indent=2,
+    )
 
 
 def _diagnosis(page: Page, diagnosis: Diagnosis) -> None:

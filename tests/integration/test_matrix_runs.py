@@ -6,15 +6,20 @@ import itertools
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import onnx
 import pytest
 import torch
 from commands import ROOT, Outcome, command
 
+from bisect_tool import experiments
+from bisect_tool.backends.exporting import ExportSettings
 from bisect_tool.backends.torch_switches import snapshot
+from bisect_tool.pipeline import LoadedCase
 from bisect_tool.switches import ONNXRUNTIME, TORCH
 
 SCHEMA = jsonschema.Draft202012Validator(
@@ -45,14 +50,14 @@ class Convolved(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.norm, self.relu, self.head = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(32, 3)
+        self.conv, self.norm, self.relu, self.head = nn.Conv2d(2, 8, (3, 1)), nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(32, 3)
         # Fresh statistics make a normalisation an identity, and then nothing shows that it was folded.
         nn.init.normal_(self.norm.running_mean, std=0.2)
         nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
 
     def forward(self, x):
-        x = self.relu(self.norm(self.conv(x.view(x.shape[0], 1, 4, 4))))
-        return self.head(x.view(x.shape[0], -1))
+        x = self.relu(self.norm(self.conv(x.view(x.shape[0], 2, 4, 2))))
+        return self.head(x.reshape(x.shape[0], -1))
 
 
 class Mortal(Activated):
@@ -151,6 +156,14 @@ def test_gelu_approximation_is_named(run: Run) -> None:
     assert ["still diverges", "still agrees"] == [
         next(words for words in ("still diverges", "still agrees") if words in line) for line in ruled_out["evidence"]
     ]
+    table = {item["switch"]: item for item in verdict["hypotheses"]}
+    assert {"optimization.enable_gelu_approximation": "culprit", "session.disable_prepacking": "ruled out"} == {
+        switch: item["conclusion"] for switch, item in table.items()
+    }
+    culprit = table["optimization.enable_gelu_approximation"]
+    assert ("true", None) == (culprit["before"], culprit["after"])
+    assert culprit["error_after"] < 1e-6 < culprit["error_before"] and culprit["time_cost"] is not None
+    assert culprit["tried"] in configs(outcome)
     # What it rests on are runs of its own, which count for nothing else.
     tried = {name: c for name, c in configs(outcome).items() if "-try-" in name}
     assert 2 == len(tried) and not any(config["gating"] for config in tried.values())
@@ -291,14 +304,14 @@ def test_pair_in_half_precision(run: Run) -> None:
     # The CPU has no kernel for half precision: its own casts tell what the graph is in.
     nodes = [found[name]["effective"]["actual"]["nodes"] for name in ("as-it-is", "half")]
     assert ["Cast" in each for each in nodes] == [False, True]
+    read = [found[name]["effective"]["actual"]["dtype"] for name in ("as-it-is", "half")]
+    assert ["float32", "float16"] == read
 
 
 # What cannot be had
 
 
-CUDA = """
-[[pair]]
-name = "on-the-cpu"
+ON_CUDA = """
 [[pair]]
 name = "on-cuda"
 expected.device = "cuda"
@@ -312,7 +325,7 @@ actual.device = "cuda"
 @without_cuda
 def test_cuda_that_was_asked_for_by_name(run: Run) -> None:
     """The result is inconclusive, the report says what is missing on either side, and the other pair has its result."""
-    outcome = run("Activated", CUDA)
+    outcome = run("Activated", f"[[pair]]\nname = 'on-the-cpu'\n{ON_CUDA}")
     assert 3 == outcome.code
     assert {"on-the-cpu": "agrees", "on-cuda": "failed", "ort-on-cuda": "failed"} == statuses(outcome)
     reasons = {name: config["skipped_reason"] for name, config in configs(outcome).items()}
@@ -326,8 +339,7 @@ def test_cuda_that_was_asked_for_by_name(run: Run) -> None:
 @without_cuda
 def test_nothing_but_cuda(run: Run) -> None:
     """Without any result there is no report: the reason goes to stderr."""
-    only = CUDA.partition("[[pair]]\n")[2].partition("[[pair]]\n")[2]
-    outcome = run("Activated", f"[[pair]]\n{only}")
+    outcome = run("Activated", ON_CUDA)
     assert (3, "") == (outcome.code, outcome.out)
     assert "no pair of matrix" in outcome.err and "on-cuda: PyTorch" in outcome.err
 
@@ -342,8 +354,8 @@ expected.dtype = "bfloat16"
 name = "explores"
 gating = false
 expected.dtype = "bfloat16"
-threads = 1
-""".replace("threads", "expected.threads")
+expected.threads = 1
+"""
 
 
 def test_preset_does_not_skip_what_should_have_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +369,7 @@ def test_preset_does_not_skip_what_should_have_run(run: Run, monkeypatch: pytest
 
 # Processes that die
 
-MORTAL = """
+FAULT = """
 [[pair]]
 name = "before"
 actual.optimization = "off"
@@ -365,6 +377,8 @@ actual.optimization = "off"
 name = "segfault"
 gating = false
 expected.mkldnn = false
+"""
+MORTAL = f"""{FAULT}
 [[pair]]
 name = "killed"
 gating = false
@@ -391,8 +405,7 @@ def test_crash_leaves_the_others(run: Run) -> None:
 
 def test_crash_of_a_pair_that_counts(run: Run) -> None:
     """It never reads as agreement, though the other pair agrees."""
-    counting = "[[pair]]".join(MORTAL.split("[[pair]]")[:3]).replace("gating = false", "gating = true")
-    outcome = run("Mortal", counting)
+    outcome = run("Mortal", FAULT.replace("gating = false", "gating = true"))
     assert (3, {"before": "agrees", "segfault": "crashed"}) == (outcome.code, statuses(outcome))
     assert "SIGSEGV" in " ".join(outcome.report["verdict"]["summary"])
 
@@ -537,6 +550,7 @@ def test_export_is_an_axis(exported: Outcome) -> None:
     assert "BatchNormalization" in nodes["no-folding"]
     assert "BatchNormalization" not in nodes["dynamo"] and "BatchNormalization" not in nodes["torchscript"]
     assert "Shape" in nodes["dynamic"] and "Shape" not in nodes["torchscript"]
+    assert {"dynamic_shapes": True} == found["dynamic"]["effective"]["actual"]["switches"]
     sides = {
         name: (config["actual"]["exporter"], config["actual"]["constant_folding"]) for name, config in found.items()
     }
@@ -563,6 +577,83 @@ def test_opset_that_the_exporter_does_not_write(exported: Outcome) -> None:
     assert "opset 9: the dynamo exporter wrote opset 18 instead" == pair["skipped_reason"]
 
 
+KEPT = """
+[defaults.actual]
+optimization = "off"
+[[pair]]
+name = "old"
+export.opset = 13
+[[pair]]
+name = "same"
+export.opset = 13
+actual.threads = 1
+[[pair]]
+name = "half"
+expected.dtype = "float16"
+"""
+
+
+def test_graphs_of_all_pairs_are_kept(run: Run, tmp_path: Path) -> None:
+    """Each graph has a file, named after the first pair that is about it, and the report says where they are."""
+    outcome = run("Activated", KEPT, "--keep-onnx", tmp_path / "m.onnx")
+    assert 0 == outcome.code, outcome.err
+    assert {"m-old.onnx", "m-half.onnx"} == {path.name for path in tmp_path.iterdir()}
+    opsets = [model.opset_import[0].version for model in map(onnx.load, sorted(tmp_path.iterdir()))]
+    assert 13 == opsets[1] != opsets[0]
+    (note,) = [note for note in outcome.report["notes"] if "--keep-onnx" in note]
+    assert f"did not write {tmp_path / 'm.onnx'}" in note and "m-old.onnx" in note and "m-half.onnx" in note
+
+
+def test_plain_export_is_kept_under_its_name(run: Run, tmp_path: Path) -> None:
+    """What the command line exports has the name that was asked for; what only a pair exports stands beside it."""
+    outcome = run("Activated", PRECISIONS, "--keep-onnx", tmp_path / "m.onnx")
+    assert 0 == outcome.code, outcome.err
+    assert {"m.onnx", "m-half.onnx"} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_kept_graphs_overwrite_nothing(run: Run, tmp_path: Path) -> None:
+    """A file under a pair's name is found before anything runs."""
+    (tmp_path / "m-half.onnx").write_text("mine")
+    outcome = run("Activated", KEPT, "--keep-onnx", tmp_path / "m.onnx")
+    assert (2, "") == (outcome.code, outcome.out)
+    assert "m-half.onnx: the file exists and is not overwritten" in outcome.err
+    assert ["mine"] == [path.read_text() for path in tmp_path.iterdir()]
+
+
+FIXED = """
+[defaults.actual]
+optimization = "off"
+[[pair]]
+name = "plain"
+[[pair]]
+name = "half"
+expected.dtype = "float16"
+[[pair]]
+name = "dynamic"
+export.dynamic_shapes = true
+[[pair]]
+name = "last"
+expected.channels_last = true
+"""
+
+
+def test_request_that_the_export_does_not_fulfil(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph with fixed shapes, or in another dtype, is none of what was asked for; the layout is seen in the run."""
+    write = experiments.export_case
+
+    def stubborn(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
+        write(experiments.in_dtype(case, "float32"), path, replace(settings, dynamic_shapes=False))
+
+    monkeypatch.setattr(experiments, "export_case", stubborn)
+    outcome = run("Convolved", FIXED)
+    assert 3 == outcome.code
+    assert {"plain": "agrees", "half": "failed", "dynamic": "failed", "last": "agrees"} == statuses(outcome)
+    found = configs(outcome)
+    assert "dtype float16: the torchscript exporter wrote a graph in float32 instead" == found["half"]["skipped_reason"]
+    assert "dynamic_shapes: the torchscript exporter fixed every size" in found["dynamic"]["skipped_reason"]
+    assert found["last"]["effective"]["expected"]["channels_last"] is True
+
+
 GIVEN = """
 [[pair]]
 name = "given"
@@ -587,6 +678,6 @@ def test_given_graph_is_used_by_pairs_without_export_settings(run: Run, tmp_path
     assert {"given": "diverges", "given-off": "diverges", "own": "agrees"} == statuses(outcome)
     made = {name: config["actual"]["constant_folding"] for name, config in configs(outcome).items()}
     assert {"given": None, "given-off": None, "own": True} == {name: made[name] for name in statuses(outcome)}
-    titles = [diagnosis["title"] for diagnosis in outcome.report["verdict"]["diagnoses"]]
-    assert ["the given graph"] * 2 == titles
-    assert all(diagnosis["remedy_verified"] for diagnosis in outcome.report["verdict"]["diagnoses"])
+    (diagnosis,) = outcome.report["verdict"]["diagnoses"]
+    assert ("the given graph", True) == (diagnosis["title"], diagnosis["remedy_verified"])
+    assert "2 pairs: given, given-off" == diagnosis["evidence"][0]

@@ -83,3 +83,12 @@ def test_front_door_is_lazy() -> None:
     """`import bisect_tool` gives its public names without loading torch until one is used."""
     loaded = _python("-c", LOADED, "bisect_tool").split()
     assert [] == [heavy for heavy in (*HEAVY, "numpy") if heavy in loaded]
+
+
+def test_front_door_leads_to_every_name() -> None:
+    """Each public name is there once it is asked for, those of matrices too."""
+    script = (
+        "import bisect_tool as b; assert set(b.__all__) == set(b._HOMES), set(b.__all__) ^ set(b._HOMES); "
+        "print(*[getattr(b, name).__name__ for name in b.__all__])"
+    )
+    assert {"bisect", "read_matrix", "run_matrix"} <= set(_python("-c", script).split())

@@ -11,7 +11,9 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from bisect_tool.backends import exporting
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.errors import BisectError
 from bisect_tool.pipeline import LoadedCase, Options, bisect
 from bisect_tool.records import Report
 from bisect_tool.tolerances import make_tolerance
@@ -130,3 +132,39 @@ def test_swapped_outputs_of_a_dictionary_are_found(tmp_path: Path) -> None:
     report = judged(tmp_path, "dict", swapped)
     assert report.verdict.status == "agrees"
     assert any("another order" in note for note in report.notes)
+
+
+class Recurrent(nn.Module):
+    """Of an LSTM's outputs only the sequence goes on; its last states are read by nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, 6) -> (B, 3)."""
+        return self.head(self.lstm(x)[0].mean(1))
+
+
+def test_unread_states_make_nothing_of_the_final_error() -> None:
+    """What the shares are parts of is the error of the model's outputs."""
+    torch.manual_seed(0)
+    options = Options(make_tolerance(None, None, None), export=ExportSettings("torchscript"), optimizations=("off",))
+    report = bisect(LoadedCase("recurrent", Recurrent().eval(), (torch.randn(4, 7, 6),), {}), options)
+    shares = {row.ref: row.results["ort-cpu-off"].share for row in report.stages if row.results}
+    states = [share for ref, share in shares.items() if ref.stage == "lstm" and ref.output != 0]
+    assert states and set(states) == {0.0}
+    assert 1.0 == pytest.approx(sum(share or 0.0 for share in shares.values()))
+
+
+def test_kept_file_with_external_data_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights lie beside the file under its name, so that two kept files do not share them, and are not written over."""
+    monkeypatch.setattr(exporting, "_INLINE_LIMIT", 0)
+    case = LoadedCase("one", nn.Linear(600, 600).eval(), (torch.randn(2, 600),), {})
+    for name in ("a.onnx", "b.onnx"):
+        bisect(case, Options(make_tolerance(None, None, None), keep_onnx=tmp_path / name, optimizations=("off",)))
+    assert ["a.onnx", "a.onnx.data", "b.onnx", "b.onnx.data"] == sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / "c.onnx.data").write_text("mine")
+    with pytest.raises(BisectError, match=r"c\.onnx\.data: the file exists and is not overwritten"):
+        bisect(case, Options(make_tolerance(None, None, None), keep_onnx=tmp_path / "c.onnx"))
+    assert not (tmp_path / "c.onnx").exists() and "mine" == (tmp_path / "c.onnx.data").read_text()

@@ -8,10 +8,12 @@ from dataclasses import replace
 from bisect_tool.records import (
     Alignment,
     Comparison,
+    Conclusion,
     ConfigRun,
     Diagnosis,
     ErrorMetrics,
     FirstOverTolerance,
+    Hypothesis,
     Judgement,
     Level,
     NumericConfig,
@@ -309,6 +311,34 @@ def read_back(nodes: int, changed: dict[str, list[int]], **expected: object) -> 
     return {"expected": {"device": "cpu", "threads": 2, **expected}, "actual": actual}
 
 
+def hypothesis(
+    switch: str,
+    title: str,
+    after: str,
+    error_after: float | None,
+    error_back: float | None,
+    time_cost: float | None,
+    conclusion: Conclusion,
+) -> Hypothesis:
+    """One of PyTorch's switches, left unset in ``ort-cuda-off`` and tried there."""
+    return Hypothesis(
+        side="torch",
+        switch=switch,
+        title=title,
+        before=None,
+        after=after,
+        failing="ort-cuda-off",
+        passing="no-conv-tf32",
+        tried=f"ort-cuda-off-try-{switch}",
+        error_before=2.4e-3,
+        error_after=error_after,
+        error_passing=4.0e-7,
+        error_back=error_back,
+        time_cost=time_cost,
+        conclusion=conclusion,
+    )
+
+
 def matrix() -> Report:
     """Pairs of a matrix: they agree, diverge, were skipped, failed and crashed; TF32 in convolutions is to blame."""
     cpu, cuda = replace(TORCH, threads=0), replace(TORCH, threads=0, device="cuda")
@@ -463,6 +493,11 @@ def matrix() -> Report:
                 "memory layout channels_last",
                 ("ort-cuda-off with PyTorch's channels_last = 1 still diverges: relative L2 2.4e-03",),
             ),
+        ),
+        hypotheses=(
+            hypothesis("cudnn_conv_tf32", "TF32 in cuDNN convolutions", "false", 4.0e-7, 2.4e-3, 0.04, "culprit"),
+            hypothesis("matmul_tf32", "TF32 in matrix multiplication", "false", 2.4e-3, 4.0e-7, 0.01, "ruled out"),
+            hypothesis("channels_last", "memory layout channels_last", "true", 2.4e-3, None, -0.12, "ruled out"),
         ),
     )
     return Report(
@@ -655,7 +690,9 @@ def hostile_matrix() -> Report:
         replace(item, results={name: replace(result, share=0.5) for name, result in item.results.items()})
         for item in base.stages
     )
-    verdict = replace(base.verdict, diagnoses=(diagnosis,))
+    tried = hypothesis(SCRIPT, SCRIPT, "esc\x1b[31m", math.nan, math.inf, None, "no answer")
+    tried = replace(tried, side=SCRIPT, before="[red]x", failing=SCRIPT, passing="lone\udcff", tried=SCRIPT)
+    verdict = replace(base.verdict, diagnoses=(diagnosis,), hypotheses=(tried,))
     return replace(base, verdict=verdict, configs=runs, stages=rows)
 
 

@@ -318,6 +318,16 @@ def test_what_separates_is_on_the_page() -> None:
     assert "What separates" not in html_text(diverging(), plot=NO_PLOT)
 
 
+def test_hypotheses_are_a_table() -> None:
+    """A row for each suspect: what was tried where, errors before and after, time, and what follows."""
+    page = Page(html_text(matrix(), plot=NO_PLOT))
+    cells = [text for _, text in page.all("td") if text in ("culprit", "ruled out", "unset -> false", "+4%", "-12%")]
+    assert ["unset -> false", "+4%", "culprit", "unset -> false", "ruled out", "-12%", "ruled out"] == cells
+    assert "2.4e-03 -> 4.0e-07" in [text for _, text in page.all("td")]
+    assert "cudnn_conv_tf32" in [text for _, text in page.all("th")]
+    assert ">Hypotheses<" not in html_text(diverging(), plot=NO_PLOT)
+
+
 def test_shares_are_in_the_stage_table() -> None:
     """The share of the final error has a column, for each configuration that measured it."""
     rows = [row for row in table(matrix()) if row[1].startswith("block.conv")]

@@ -23,7 +23,7 @@ from bisect_tool.hypotheses import (
 )
 from bisect_tool.numerics import Step, default_of, take
 from bisect_tool.records import ConfigPair, ConfigRun, ConfigStatus, NumericConfig, OutputResult
-from bisect_tool.remedies import describe
+from bisect_tool.remedies import describe, hypotheses
 from bisect_tool.switches import ONNXRUNTIME, TORCH, Value
 
 # Switches of both sides, each with a value that it has not by itself; the last one is a field of its own.
@@ -393,6 +393,50 @@ def test_diagnosis_says_what_to_write_and_what_it_costs() -> None:
     assert "passing with ONNX Runtime's session.disable_prepacking = 1 still agrees" in ruled.evidence[1]
 
 
+def test_pairs_with_one_culprit_share_a_diagnosis() -> None:
+    """It lists them, with the numbers and the cost of each; another culprit has a diagnosis of its own."""
+    machine = Machine(lambda on: 0 in on or 6 in on, seconds={frozenset({8}): 1.5})
+    passing = run_of(pair((), "passing"), "agrees")
+    failing = [run_of(pair(on, name), "diverges") for on, name in (({0}, "a"), ({0, 8}, "b"), ({6}, "c"))]
+    findings = [separate(run, passing, machine.attempt) for run in failing]
+    (both, other), _, sides = describe(findings, [*failing, passing])
+    assert ("oneDNN", "GELU by tanh") == (both.title, other.title)
+    assert "2 pairs: a, b" == both.evidence[0]
+    assert {"a", "b"} <= {line.partition(": ")[0] for line in both.evidence}
+    assert len(both.evidence) == len(set(both.evidence))
+    assert (True, "a: +0% time, +0 MB; b: +50% time, +0 MB") == (both.remedy_verified, both.cost)
+    assert other.evidence[0].startswith("c: diverges")
+    assert {"a": "expected", "b": "expected", "c": "actual"} == sides
+
+
+def test_every_suspect_is_a_hypothesis() -> None:
+    """With what was tried, the numbers of both directions, the time, and the conclusion; culprits come first."""
+    machine = Machine(lambda on: 0 in on or (1 in on and 2 not in on), seconds={frozenset({1, 2}): 1.5})
+    found = machine.separate({0, 1, 2})
+    table = hypotheses([found])
+    assert [("mkldnn", "culprit"), ("mha_fastpath", "contributes"), ("flush_denormal", "ruled out")] == [
+        (item.switch, item.conclusion) for item in table
+    ]
+    culprit, _, ruled = table
+    assert ("torch", "oneDNN", "false", None) == (culprit.side, culprit.title, culprit.before, culprit.after)
+    assert ("failing", "passing", "try-3") == (culprit.failing, culprit.passing, culprit.tried)
+    assert (1e-2, 1e-7, 0.5) == (culprit.error_before, culprit.error_after, culprit.time_cost)
+    assert (1e-7, 1e-2) == (culprit.error_passing, culprit.error_back)
+    assert (1e-2, 1e-7) == (ruled.error_after, ruled.error_back)
+
+
+def test_hypothesis_without_an_answer() -> None:
+    """What could not run is neither culprit nor ruled out, and has no number."""
+    machine = Machine(lambda on: 6 in on, broken=lambda on: {3, 6} <= on or on == {3})
+    found = machine.separate({6}, {3})
+    unknown = replace(found, suspicions=tuple(replace(s, without=None, alone=None) for s in found.suspicions))
+    by_name = {item.switch: item for item in hypotheses([unknown])}
+    assert ("no answer", None, None) == tuple(
+        getattr(by_name["channels_last"], name) for name in ("conclusion", "error_after", "time_cost")
+    )
+    assert "culprit" == by_name["optimization.enable_gelu_approximation"].conclusion
+
+
 def test_settings_are_spelt_as_one_writes_them() -> None:
     """``False`` in PyTorch, ``1`` in session keys, the constant of a level, the name of an exporter."""
     start = pair({0, 8, 11})
@@ -448,3 +492,35 @@ def test_emulated_precision_names_lines_of_both_sides() -> None:
         assert (None, None) == (diagnosis.remedy_verified, diagnosis.cost)
         assert "tf32-emulated" in diagnosis.title
         assert any("not that a GPU run used it" in line for line in diagnosis.evidence)
+
+
+@pytest.mark.parametrize(
+    ("emulated", "lines"),
+    [
+        (
+            "bf16",
+            [
+                "with torch.autocast(device_type, dtype=None, enabled=False):",
+                'providers=[("TensorrtExecutionProvider", {"trt_bf16_enable": "0"}), "CPUExecutionProvider"]',
+            ],
+        ),
+        (
+            "fp16",
+            [
+                "with torch.autocast(device_type, dtype=None, enabled=False):",
+                'providers=[("TensorrtExecutionProvider", {"trt_fp16_enable": "0"}), "CPUExecutionProvider"]',
+            ],
+        ),
+    ],
+)
+def test_emulated_half_precision_names_lines_of_both_sides(emulated: str, lines: list[str]) -> None:
+    """What rounds operands so on CUDA is autocast in PyTorch and an option of TensorRT in ONNX Runtime."""
+    name = f"{emulated}-emulated"
+    expected = NumericConfig("torch", switches={"emulate": emulated})
+    failing = run_of(ConfigPair(name, expected, NumericConfig("onnxruntime")), "diverges")
+    passing = run_of(ConfigPair("plain", NumericConfig("torch"), NumericConfig("onnxruntime")), "agrees")
+    found = separate(failing, passing, lambda config: run_of(config, "diverges"))
+    ((diagnosis,), _, sides) = describe([found], [failing, passing])
+    assert lines == diagnosis.remedy.splitlines()
+    assert f"{name} operands of products and convolutions in PyTorch" == diagnosis.title
+    assert (None, None, {name: "expected"}) == (diagnosis.remedy_verified, diagnosis.cost, sides)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +31,7 @@ from bisect_tool.backends.ort_options import (
     configure,
     confirm,
     cpu_nodes_of_cuda_session,
+    dtype_in_effect,
     explain_log,
     floating_nodes,
     known_passes,
@@ -57,8 +60,8 @@ def node(op: str, inputs: str, outputs: str, **attributes: Any) -> Any:
 
 def model(
     nodes: list[Any],
-    inputs: Mapping[str, list[int]],
-    outputs: Mapping[str, list[int]],
+    inputs: Mapping[str, list[Any]],
+    outputs: Mapping[str, list[Any]],
     constants: Mapping[str, Any] | None = None,
     types: Mapping[str, int] | None = None,
     opset: int = 17,
@@ -418,6 +421,21 @@ def test_everything_arrives(tmp_path: Path) -> None:
     assert found.get("placement", {CPU: 2}) == {CPU: 2}
 
 
+def test_graph_is_read_back(tmp_path: Path) -> None:
+    """The dtype of its weights, whatever single constants are in, and whether sizes of its inputs are open."""
+    inputs = {"x": ["rows", 3]}
+    switches: dict[str, Value] = {"dynamic_shapes": True}
+    for shapes, dynamic in ((inputs, True), (XY, False)):
+        made = Made(model([node("Relu", "x", "y")], shapes, {"y": shapes["x"]}), tmp_path, switches=switches)
+        assert {"dynamic_shapes": dynamic} == read_back(made.session, made.config)["switches"]
+    dtypes = {"w": "float16", "scale": "float32", "index": "int64", "x": "float32"}
+    shapes = {"w": (4, 4), "scale": (), "index": (100,)}
+    graph = OnnxGraph(("x",), ("y",), (), frozenset(["w", "scale", "index"]), shapes, dtypes, "dynamo")
+    assert "float16" == read_back(made.session, made.config, graph=graph)["dtype"]
+    assert "float32" == dtype_in_effect(replace(graph, initializers=frozenset(["index"])))
+    assert dtype_in_effect(replace(graph, initializers=frozenset(["index"]), inputs=("index",))) is None
+
+
 @pytest.mark.parametrize("level", ["off", "basic", "extended", "all"])
 def test_levels(level: str, tmp_path: Path) -> None:
     """Each level is read back under our name."""
@@ -642,9 +660,32 @@ def test_placement_from_a_profile(tmp_path: Path) -> None:
     options.profile_file_prefix = str(tmp_path / "profile")
     session = ort.InferenceSession(CONV_NORM, options, providers=configure(options, NumericConfig("onnxruntime")))
     session.run(None, {"x": random(1, 3, 8, 8)})
-    found = placed_nodes_of_profile(session.end_profiling())
+    found = placed_nodes_of_profile(session.end_profiling()) or ()
     assert "Conv" in {node.op_type for node in found}
     assert {CPU} == {node.provider for node in found}
+    assert all(node.floating for node in found)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"cat": "Node"}', '[{"cat": "Node", "name": "a_kernel_time"}]'])
+def test_profile_that_tells_nothing(text: str, tmp_path: Path) -> None:
+    """Nothing known is not the same as no node on the CPU."""
+    (tmp_path / "profile.json").write_text(text)
+    assert placed_nodes_of_profile(tmp_path / "profile.json") is None
+    assert placed_nodes_of_profile(tmp_path / "missing.json") is None
+
+
+def test_profile_knows_floating_outputs(tmp_path: Path) -> None:
+    """What a node put out tells a computation from one of shapes, also where the optimiser renamed it."""
+
+    def event(name: str, *kinds: str) -> dict[str, Any]:
+        args = {"op_name": "Gather", "provider": CPU, "output_type_shape": [{kind: [2]} for kind in kinds]}
+        return {"cat": "Node", "name": f"{name}_kernel_time", "args": args}
+
+    conv = {"cat": "Node", "name": "c_kernel_time", "args": {"op_name": "Conv", "provider": CUDA}}
+    events = [conv, event("i", "int64"), event("f", "float"), event("h", "int64", "float16"), event("d", "double")]
+    (tmp_path / "profile.json").write_text(json.dumps(events))
+    found = placed_nodes_of_profile(tmp_path / "profile.json") or ()
+    assert ["f", "h", "d"] == [node.name for node in cpu_nodes_of_cuda_session(found)]
 
 
 def test_nodes_left_on_the_cpu() -> None:
@@ -660,6 +701,13 @@ def test_nodes_left_on_the_cpu() -> None:
     assert ["topk (TopK)", "gather (Gather)", "GridSample"] == [
         str(n) for n in cpu_nodes_of_cuda_session(nodes, {"gather", "conv"})
     ]
+
+
+def test_nothing_but_shapes_on_the_cpu() -> None:
+    """Where no node is on CUDA, even nodes that belong on the CPU show that nothing ran there."""
+    nodes = (PlacedNode("gather", "Gather", CPU), PlacedNode("add", "Add", CPU))
+    assert nodes == cpu_nodes_of_cuda_session(nodes)
+    assert () == cpu_nodes_of_cuda_session((*nodes, PlacedNode("conv", "Conv", CUDA)))
 
 
 def test_floating_nodes() -> None:

@@ -61,9 +61,9 @@ def row(
     )
 
 
-def shares(rows: Sequence[StageRow]) -> dict[str, float | None]:
+def shares(rows: Sequence[StageRow], *outputs: str) -> dict[str, float | None]:
     """Share by stage, of the rows that have a result."""
-    found = with_shares(rows, CONFIG)
+    found = with_shares(rows, CONFIG, {StageRef(name, 0, 0) for name in outputs})
     assert [r.ref for r in rows] == [r.ref for r in found]
     return {r.stage: r.results[CONFIG].share for r in found if CONFIG in r.results}
 
@@ -113,6 +113,33 @@ def test_outputs_count_by_the_squares_of_their_errors() -> None:
         row(2, [0], compared(3e-3, 0.0, 3e-3), role="output"),
     ]
     assert shares(rows) == pytest.approx({"s0": 0.9, "s1": 0.1, "s2": 0.0})
+
+
+def test_stage_that_nobody_reads_is_no_end() -> None:
+    """The last states of an LSTM, say: their error is no part of the final one."""
+    rows = [
+        row(0, [], compared(1e-3, 1e-3)),
+        row(1, [0], compared(9e-3, 9e-3, 0.0)),
+        row(2, [0], compared(5e-3, 3e-3, 4e-3)),
+    ]
+    assert shares(rows, "s2") == pytest.approx({"s0": 0.64, "s1": 0.0, "s2": 0.36})
+    assert shares(rows, "missing") == shares(rows), "without the model's outputs what nobody reads stands in for them"
+
+
+def test_output_that_others_read() -> None:
+    """A model may return an inner value too; it counts as the output that it is, and hands on as the stage it is."""
+    rows = [row(0, [], compared(1e-3, 1e-3)), row(1, [0], compared(1e-3, 1e-3, 0.0))]
+    assert shares(rows, "s0", "s1") == pytest.approx({"s0": 0.5, "s1": 0.5})
+
+
+def test_output_under_the_name_of_another_stage() -> None:
+    """A container that returns its last child's value has the output's name, and the child is what is shown."""
+    rows = [
+        row(0, [], compared(1e-3, 1e-3)),
+        row(1, [0], compared(5e-3, 3e-3, 4e-3), name="top", alias_of="top.child"),
+        row(2, [0], compared(9e-3, 9e-3, 0.0)),
+    ]
+    assert shares(rows, "top.child") == pytest.approx({"s0": 0.64, "top": 0.36, "s2": 0.0})
 
 
 def test_container_has_the_sum_of_its_stages() -> None:

@@ -686,6 +686,38 @@ def test_switches_of_onnxruntime_in_words() -> None:
 
 
 @pytest.mark.parametrize(
+    ("side", "switch", "text"),
+    [
+        ("torch", "threads", "PyTorch threads"),
+        ("onnxruntime", "threads", "ONNX Runtime threads"),
+        ("onnxruntime", "session.disable_prepacking", "disable_prepacking"),
+        ("export", "opset", "opset"),
+    ],
+)
+def test_suspects_in_words(side: str, switch: str, text: str) -> None:
+    """With the side only where both sides have a switch of that name."""
+    tried = replace(matrix().verdict.hypotheses[0], side=side, switch=switch, after="2")
+    assert (text, "unset -> 2") == pairs.hypothesis_cells(tried)[:2]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "read", "text"),
+    [
+        ("float32", "float32", "1 node"),
+        ("float16", "float16", "graph in float16, 1 node"),
+        ("float32", "float16", "graph in float16, 1 node"),
+        ("float16", "float32", "graph in float32, 1 node"),
+        ("float32", None, "1 node"),
+    ],
+)
+def test_dtype_of_the_graph_in_words(dtype: str, read: str | None, text: str) -> None:
+    """Said where it is not the usual one, or not that of the model."""
+    actual = replace(ORT_OFF, threads=0, dtype=dtype)
+    run = config_run("one", actual, None, effective={"actual": {"dtype": read, "nodes": {"Conv": 1}}})
+    assert text == pairs.in_effect_text(run)
+
+
+@pytest.mark.parametrize(
     ("error", "level"),
     [(0.0, 0), (1e-12, 1), (1e-7, 1), (2e-6, 2), (1.3e-3, 5), (0.5, 7), (1.0, 8), (float("inf"), 8), (float("nan"), 8)],
 )

@@ -12,7 +12,15 @@ import torch
 from torch import nn
 
 from bisect_tool.backends import torch_switches
-from bisect_tool.backends.torch_switches import applied, neutral, placed, require_device, snapshot, tf32_seen
+from bisect_tool.backends.torch_switches import (
+    applied,
+    layout_in_effect,
+    neutral,
+    placed,
+    require_device,
+    snapshot,
+    tf32_seen,
+)
 from bisect_tool.errors import EXIT_INCONCLUSIVE, BisectError, InconclusiveError
 from bisect_tool.numerics import code_for
 from bisect_tool.records import NumericConfig
@@ -348,6 +356,28 @@ def test_placed_in_channels_last() -> None:
     assert torch.equal(x, y)
     assert (2, 3) == z.shape
     assert module.weight.is_contiguous()
+
+
+def test_layout_is_read_back_from_what_runs() -> None:
+    """Weights and inputs tell; what has one channel or one pixel, or no four dimensions, does not."""
+    last, plain = (replace(CPU, switches={"channels_last": value}) for value in (True, False))
+    conv, x = nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8)
+    assert {"channels_last": True} == layout_in_effect(*placed(conv, (x,), {}, last), last)
+    assert {"channels_last": False} == layout_in_effect(*placed(conv, (x,), {}, plain), plain)
+    assert {} == layout_in_effect(conv, (x,), {}, CPU)
+    assert {} == layout_in_effect(*placed(nn.Linear(3, 4), (x[0],), {}, last), last)
+    assert {} == layout_in_effect(*placed(nn.Conv2d(1, 1, 3), (x[:, :1],), {}, last), last)
+
+
+def test_layout_that_is_not_what_was_asked_for() -> None:
+    """Weights that stayed as they were, an input that came so: no such run."""
+    last, plain = (replace(CPU, switches={"channels_last": value}) for value in (True, False))
+    conv, x = nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8)
+    moved = x.to(memory_format=torch.channels_last)
+    with pytest.raises(InconclusiveError, match="channels_last was set to True, and weights and inputs say False"):
+        layout_in_effect(conv, (moved,), {}, last)
+    with pytest.raises(InconclusiveError, match="channels_last was set to False, and weights and inputs say True"):
+        layout_in_effect(nn.Linear(3, 4), (), {"x": moved}, plain)
 
 
 def test_placed_model_that_cannot_be_copied() -> None:
