@@ -512,7 +512,7 @@ class _Matcher:
         """
         stage = next((s for s in self.stages_of[match.value] if s.level == "leaf" and "#" not in s.ref.stage), None)
         path = self.scopes.path_of(match.onnx)
-        if stage is None or stage.alias_of is not None or stage.ref.stage != path:
+        if stage is None or stage.alias_of is not None or path not in (stage.ref.stage, self._folded_scope(stage)):
             return match
         called_once = sum(s.ref.stage == path and s.ref.output == stage.ref.output for s in self.trace.stages) == 1
         name = match.onnx
@@ -547,8 +547,14 @@ class _Matcher:
             else:
                 leaves[stage.ref.stage].append(value)
         folded = self._folded_into(leaves)
+        # The producer's node holds the normalisation's value already: nothing in its scope is the producer's own.
+        taken = {
+            scope
+            for value in self.matches
+            if (scope := self._folded_scope(self.first_stage[value])) == self.scopes.path_of(self.matches[value].onnx)
+        }
         for path, values in leaves.items():
-            if path in folded.values():
+            if path in folded.values() or path in taken:
                 continue
             self._match_group(values, self.scopes.leaving(folded.get(path, path)))
         for (path, kind), values in calls.items():
@@ -593,15 +599,18 @@ class _Matcher:
         """
         result: dict[str, str] = {}
         for path, values in leaves.items():
-            stage = self.first_stage[values[0]]
-            if "BatchNorm" not in stage.type or self.scopes.by_path.get(path):
-                continue
-            producers = {self.first_stage[i].ref.stage for i in stage.inputs if i in self.first_stage}
-            if len(producers) == 1:
-                producer = producers.pop()
-                if self.scopes.by_path.get(producer):
-                    result[path] = producer
+            producer = self._folded_scope(self.first_stage[values[0]])
+            if producer is not None:
+                result[path] = producer
         return result
+
+    def _folded_scope(self, stage: Stage) -> str | None:
+        """The scope of the producer that a normalisation without nodes of its own is folded into."""
+        if "BatchNorm" not in stage.type or self.scopes.by_path.get(stage.ref.stage):
+            return None
+        producers = {self.first_stage[i].ref.stage for i in stage.inputs if i in self.first_stage}
+        producer = producers.pop() if len(producers) == 1 else None
+        return producer if producer is not None and self.scopes.by_path.get(producer) else None
 
 
 def _components(

@@ -14,7 +14,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from bisect_tool.align import family
 from bisect_tool.metrics import kind_of
+from bisect_tool.records import OnnxNode
 
 Array = NDArray[Any]
 
@@ -68,14 +70,16 @@ class Inside:
     """A stage of the graph as it can be run here.
 
     Attributes:
-        nodes: names of the nodes and the values each makes, in topological order.
+        nodes: in topological order.
         output: the stage's value.
+        given: the stage's inputs.
         run: computes values of the stage from PyTorch's inputs, with some inner values given: ``run(given, wanted)``.
         between: nodes that make a value from the nearest of some values (and from the stage's inputs).
     """
 
-    nodes: Mapping[str, tuple[str, ...]]
+    nodes: tuple[OnnxNode, ...]
     output: str
+    given: tuple[Array, ...]
     run: Callable[[Mapping[str, Array], Sequence[str]], Mapping[str, Array | None]]
     between: Callable[[str, Set[str]], tuple[str, ...]]
 
@@ -98,26 +102,23 @@ def narrow(inside: Inside, expected: Array, inner: Sequence[Inner], close: Calla
         inner: what PyTorch computed on the way, in order of execution.
         close: whether two tensors of one shape differ by rounding only.
     """
-    names = [name for outputs in inside.nodes.values() for name in outputs if name != inside.output]
-    nodes = tuple(inside.nodes)
+    nodes = tuple(node.name for node in inside.nodes)
+    made_by = {name: node for node in inside.nodes for name in node.outputs if name}
+    names = [name for name in made_by if name != inside.output]
     if not names or not inner:
         return Narrowed(nodes, (), None)
     values = {name: array for name, array in inside.run({}, names).items() if array is not None}
-    good: dict[str, Inner] = {}
-    for name, array in values.items():
-        for candidate in inner:
-            if _alike(candidate.array, array) and close(candidate.array, array.reshape(candidate.array.shape)):
-                good[name] = candidate
-                break
+    good = _right(inside, {name: made_by[name] for name in names if name in values}, values, inner, close)
     evidence: list[str] = []
     left = inside.between(inside.output, good.keys())
     if len(left) < len(nodes):
-        edge = [name for name in good if not any(name in inside.nodes[node] for node in left)]
+        edge = [name for name in good if made_by[name].name not in left]
         if edge:
             evidence.append(f"{edge[-1]} equals PyTorch's {good[edge[-1]].name}: right up to there")
+    outputs = {node.name: node.outputs for node in inside.nodes}
     trials = 0
     for node in left:
-        for name in inside.nodes[node]:
+        for name in outputs[node]:
             made = values.get(name)
             if made is None or name == inside.output or name in good:
                 continue
@@ -138,6 +139,35 @@ def narrow(inside: Inside, expected: Array, inner: Sequence[Inner], close: Calla
                     evidence.append(f"with PyTorch's {candidate.name} in place of {name} the stage's result is right")
                     return Narrowed(before, tuple(evidence), candidate)
     return Narrowed(left, tuple(evidence), None)
+
+
+def _right(
+    inside: Inside,
+    makers: Mapping[str, OnnxNode],
+    values: Mapping[str, Array],
+    inner: Sequence[Inner],
+    close: Callable[[Array, Array], bool],
+) -> dict[str, Inner]:
+    """Values of the stage that are what they should be.
+
+    A fault may turn one value into another of PyTorch's: a division upside down into the root before it, a sum without
+    one operand into the other. So the operation must be the same, each of PyTorch's values serves once and in its order,
+    and none counts that only hands an input of the stage on.
+    """
+    found: dict[str, Inner] = {}
+    start = 0
+    for name, node in makers.items():
+        array = values[name]
+        if any(_alike(known, array) and close(known, array.reshape(known.shape)) for known in inside.given):
+            continue
+        for place in range(start, len(inner)):
+            candidate = inner[place]
+            same = family(candidate.name) == family(node.op_type) and _alike(candidate.array, array)
+            if same and close(candidate.array, array.reshape(candidate.array.shape)):
+                found[name] = candidate
+                start = place + 1
+                break
+    return found
 
 
 def _alike(first: Array, second: Array) -> bool:

@@ -33,7 +33,7 @@ from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
-from bisect_tool.drilldown import Inside, Narrowed, first_mending, narrow
+from bisect_tool.drilldown import Inside, first_mending, narrow
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
@@ -728,9 +728,10 @@ class _Bisection:
         if clean and (local.differing == 0 or is_settled(local.rel_l2, dtype)):
             return SETTLED
 
-        # What the run starts with is the same in every run.
         def fetch(wanted: int) -> torch.Tensor:
-            given = there.get(wanted)
+            # What a run starts with is the same in every run, and held by the taped one.
+            starts = reference.tape.values[wanted].producer < 0
+            given = None if starts else there.get(wanted)
             return run.activations.tensor(given) if given is not None else reference.activations.tensor(wanted)
 
         began = time.perf_counter()
@@ -815,20 +816,11 @@ class _Bisection:
         for number, origin in enumerate(verdict.origins):
             stage, pair = shown[origin.ref], pairs[origin.config]
             cut = layers.get(origin.ref) or cuts.get(MAIN_LAYER)
-            inside = len(origin.onnx_nodes) > 1 and origin.side != "expected" and self._is_plain(pair.expected)
-            if inside and cut is not None and number < MAX_DRILLED:
-                try:
-                    floor = floors.get((origin.ref, origin.config))
-                    narrowed = self._look_inside(origin, pair, stage, cut, reference, matches, floor)
-                except (CannotReplayError, InconclusiveError):
-                    # The stage's own nodes stay named; that is certain too.
-                    narrowed = None
-                if narrowed is not None and narrowed.nodes:
-                    operation = narrowed.operation
-                    text = None if operation is None else operation.name
-                    if operation is not None and operation.source:
-                        text = f"{operation.name} at {from_here(operation.source)}"
-                    origin = replace(origin, onnx_nodes=narrowed.nodes, evidence=narrowed.evidence, operation=text)
+            if origin.side != "expected" and self._is_plain(pair.expected) and cut is not None and number < MAX_DRILLED:
+                floor = floors.get((origin.ref, origin.config))
+                # The stage's own nodes stay named where nothing can be shown; that is certain too.
+                with contextlib.suppress(CannotReplayError, InconclusiveError):
+                    origin = self._look_inside(origin, pair, stage, cut, reference, matches, floor)
             origins.append(origin)
         return replace(verdict, origins=tuple(origins))
 
@@ -841,10 +833,20 @@ class _Bisection:
         reference: _Reference,
         matches: Mapping[int, Match],
         floor: float | None,
-    ) -> Narrowed:
+    ) -> Origin:
         own = matches[stage.value]
-        values = {match.onnx: match for value, match in matches.items() if value in cut.known and value != stage.value}
-        part = self.program.part(origin.onnx_nodes)
+        known = cut.known - {stage.value}
+        nodes = origin.onnx_nodes
+        values = {matches[value].onnx: matches[value] for value in known if value in matches}
+        turned = {name for name in self.program.part(nodes).reads if name in values and values[name].permutation}
+        if turned:
+            # Axes in another order may be the exporter's choice or the very fault: the values before them say which.
+            known -= {values[name].value for name in turned}
+            values = {name: match for name, match in values.items() if name not in turned}
+            nodes = self.program.nodes_between(own.onnx, values.keys())
+        if len(nodes) < 2:
+            return origin
+        part = self.program.part(nodes)
         feeds: dict[str, Array] = {}
         for name in part.reads:
             if name in values:
@@ -856,7 +858,6 @@ class _Bisection:
         expected = reference.activations.fetch(stage.value)
         if own.permutation is not None:
             expected = expected.transpose(own.permutation)
-        known = cut.known - {stage.value}
         inner = inner_values(
             reference.tape, stage.value, known, reference.activations.tensor, self.options.memory_budget
         )
@@ -865,12 +866,21 @@ class _Bisection:
             apart = relative_difference(first, second.astype(first.dtype, copy=False))
             return is_settled(apart, str(first.dtype)) or (floor is not None and apart <= BEYOND * floor)
 
-        nodes = {node.name: node.outputs for node in self.graph.nodes if node.name in set(origin.onnx_nodes)}
-        outside = frozenset(values)
         inside = Inside(
-            nodes, own.onnx, runs.run, lambda name, right: self.program.nodes_between(name, outside | right)
+            nodes=tuple(node for node in self.graph.nodes if node.name in set(nodes)),
+            output=own.onnx,
+            given=tuple(feeds.values()),
+            run=runs.run,
+            between=lambda name, right: self.program.nodes_between(name, values.keys() | right),
         )
-        return narrow(inside, expected, inner, close)
+        narrowed = narrow(inside, expected, inner, close)
+        if not narrowed.nodes or (turned and not narrowed.evidence):
+            return origin
+        text = None
+        if narrowed.operation is not None:
+            source = from_here(narrowed.operation.source)
+            text = f"{narrowed.operation.name} at {source}" if source else narrowed.operation.name
+        return replace(origin, onnx_nodes=narrowed.nodes, evidence=narrowed.evidence, operation=text)
 
     def _hand_over(self, verdict: Verdict, reference: _Reference, matches: Mapping[int, Match]) -> Verdict:
         """Looks for the first stage at which handing PyTorch's values over mends the outputs, on the plain configuration."""

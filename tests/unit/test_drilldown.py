@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bisect_tool.drilldown import Inner, Inside, Narrowed, first_mending, narrow
+from bisect_tool.records import OnnxNode
 
 Array = NDArray[np.float64]
 X = np.linspace(0.1, 2.0, 17)
 STEPS = {
-    "square": np.square,
+    "cube": lambda x: x**3,
     "root": lambda x: np.sqrt(np.abs(x)),
     "double": lambda x: 2 * x,
     "sine": np.sin,
@@ -46,7 +47,8 @@ def chain(faulty: str | None, hidden: Sequence[str] = ()) -> Narrowed:
         x = STEPS[name](x)
         if name not in hidden and name != order[-1]:
             inner.append(Inner(name, f"model.py:{order.index(name)}", x))
-    inside = Inside({name: (name + "_out",) for name in order}, "shift_out", run, between)
+    nodes = tuple(OnnxNode(name, name, "", (), (name + "_out",), (), None, None, None) for name in order)
+    inside = Inside(nodes, "shift_out", (X,), run, between)
     return narrow(inside, x, inner, lambda a, b: bool(np.allclose(a, b, rtol=1e-9)))
 
 
@@ -64,7 +66,7 @@ def test_the_operation_behind_it_is_named() -> None:
 
 def test_nodes_without_a_value_of_pytorchs_between_them_stay_together() -> None:
     assert chain("double", hidden=["double"]).nodes == ("double", "sine")
-    assert chain("root", hidden=["square", "root"]).nodes == ("square", "root", "double")
+    assert chain("root", hidden=["cube", "root"]).nodes == ("cube", "root", "double")
 
 
 def test_nothing_is_dropped_without_inner_values() -> None:
