@@ -36,6 +36,8 @@ NEAR_LIMIT = 5e-2
 _CLEARLY_NEARER = 4.0
 _NARROW = {"float16", "bfloat16"}
 
+_BIASED = frozenset(["addmm", "baddbmm", "addmv", "linear"])
+
 _FAMILIES = {
     "matmul": "bmm mm addmm linear matmul baddbmm gemm mv addmv dot einsum",
     "softmax": "_softmax softmax _safe_softmax special_softmax",
@@ -547,18 +549,28 @@ class _Matcher:
             else:
                 leaves[stage.ref.stage].append(value)
         folded = self._folded_into(leaves)
-        # The producer's node holds the normalisation's value already: nothing in its scope is the producer's own.
-        taken = {
-            scope
-            for value in self.matches
-            if (scope := self._folded_scope(self.first_stage[value])) == self.scopes.path_of(self.matches[value].onnx)
-        }
+        # The producer's node holds the normalisation's value: nothing in its scope is the producer's own.
+        taken = {self._folded_scope(self.first_stage[value]) for value in self.matches}
         for path, values in leaves.items():
             if path in folded.values() or path in taken:
                 continue
             self._match_group(values, self.scopes.leaving(folded.get(path, path)))
         for (path, kind), values in calls.items():
-            self._match_group(values, self.scopes.calls(path, kind))
+            names = self.scopes.calls(path, kind)
+            if all(self.first_stage[value].type in _BIASED for value in values):
+                names = [self._with_bias(name) for name in names]
+            self._match_group(values, names)
+
+    def _with_bias(self, name: str) -> str:
+        """The sum behind a product, where its other operand is a weight: one operation in PyTorch, two nodes here."""
+        node = self.graph.nodes[self.place[name]]
+        readers = self.scopes.readers[name]
+        if node.op_type != "MatMul" or len(readers) != 1:
+            return name
+        following = self.graph.nodes[readers[0]]
+        if following.op_type != "Add" or not any(other in self.graph.initializers for other in following.inputs):
+            return name
+        return following.outputs[0]
 
     def _match_group(self, values: list[int], names: list[str]) -> None:
         values = sorted(values, key=lambda v: self.first_stage[v].order)

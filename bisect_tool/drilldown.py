@@ -52,6 +52,8 @@ def first_mending(count: int, error_of: Callable[[int], float]) -> tuple[int, fl
 LEAST_DROP = 10.0
 """How much smaller the outputs' error must become for a hand-over to count as mending them."""
 
+_PICKING = {family(name) for name in ("slice", "gather", "split", "transpose", "gathernd", "gatherelements")}
+
 MAX_TRIALS = 96
 """Hand-overs that are tried in one stage."""
 
@@ -115,15 +117,16 @@ def narrow(inside: Inside, expected: Array, inner: Sequence[Inner], close: Calla
         edge = [name for name in good if made_by[name].name not in left]
         if edge:
             evidence.append(f"{edge[-1]} equals PyTorch's {good[edge[-1]].name}: right up to there")
-    outputs = {node.name: node.outputs for node in inside.nodes}
+    makers = {node.name: node for node in inside.nodes}
+    # A value that mends the stage in place of another operation's result is a coincidence, such as a norm's in its input.
     trials = 0
     for node in left:
-        for name in outputs[node]:
+        for name in makers[node].outputs:
             made = values.get(name)
             if made is None or name == inside.output or name in good:
                 continue
             for candidate in inner:
-                if not _alike(candidate.array, made) or trials >= MAX_TRIALS:
+                if not _same(candidate, makers[node], made) or trials >= MAX_TRIALS:
                     continue
                 trials += 1
                 given = candidate.array.reshape(made.shape).astype(made.dtype, copy=False)
@@ -151,23 +154,29 @@ def _right(
     """Values of the stage that are what they should be.
 
     A fault may turn one value into another of PyTorch's: a division upside down into the root before it, a sum without
-    one operand into the other. So the operation must be the same, each of PyTorch's values serves once and in its order,
-    and none counts that only hands an input of the stage on.
+    one operand into the other, one slice into the next. So the operation must be the same, each of PyTorch's values serves
+    once and in its order, none counts that only hands an input of the stage on, and slices only if there is but one.
     """
     found: dict[str, Inner] = {}
     start = 0
     for name, node in makers.items():
         array = values[name]
+        if family(node.op_type) in _PICKING and sum(_same(part, node, array) for part in inner) > 1:
+            continue
         if any(_alike(known, array) and close(known, array.reshape(known.shape)) for known in inside.given):
             continue
         for place in range(start, len(inner)):
             candidate = inner[place]
-            same = family(candidate.name) == family(node.op_type) and _alike(candidate.array, array)
-            if same and close(candidate.array, array.reshape(candidate.array.shape)):
+            if _same(candidate, node, array) and close(candidate.array, array.reshape(candidate.array.shape)):
                 found[name] = candidate
                 start = place + 1
                 break
     return found
+
+
+def _same(candidate: Inner, node: OnnxNode, array: Array) -> bool:
+    """Whether a value of PyTorch's may be a node's: made by the same operation, of the same size."""
+    return family(candidate.name) == family(node.op_type) and _alike(candidate.array, array)
 
 
 def _alike(first: Array, second: Array) -> bool:

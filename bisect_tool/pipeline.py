@@ -838,12 +838,13 @@ class _Bisection:
         known = cut.known - {stage.value}
         nodes = origin.onnx_nodes
         values = {matches[value].onnx: matches[value] for value in known if value in matches}
-        turned = {name for name in self.program.part(nodes).reads if name in values and values[name].permutation}
-        if turned:
+        further = nodes
+        while turned := {n for n in self.program.part(further).reads if n in values and values[n].permutation}:
             # Axes in another order may be the exporter's choice or the very fault: the values before them say which.
             known -= {values[name].value for name in turned}
             values = {name: match for name, match in values.items() if name not in turned}
-            nodes = self.program.nodes_between(own.onnx, values.keys())
+            further = self.program.nodes_between(own.onnx, values.keys())
+        widened, nodes = len(further) > len(nodes), further
         if len(nodes) < 2:
             return origin
         part = self.program.part(nodes)
@@ -874,7 +875,7 @@ class _Bisection:
             between=lambda name, right: self.program.nodes_between(name, values.keys() | right),
         )
         narrowed = narrow(inside, expected, inner, close)
-        if not narrowed.nodes or (turned and not narrowed.evidence):
+        if not narrowed.nodes or (widened and not narrowed.evidence):
             return origin
         text = None
         if narrowed.operation is not None:

@@ -231,7 +231,9 @@ def _named(entry: Mapping[str, Any]) -> tuple[str, int]:
 
 def _told_at(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Where the error of a stage can show: in itself, or, where it was folded into what reads it, in that."""
-    return [row] if row["results"] else [other for other in rows if row["index"] in other["inputs"]]
+    if row["results"]:
+        return [row]
+    return [other for other in rows if other["index"] > row["index"] and other["results"]][:1]
 
 
 def _convolves(kind: str) -> bool:
