@@ -36,6 +36,7 @@ from bisect_tool.judging import is_explained, judge_by_noise
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import judge, kind_of, relative_difference
 from bisect_tool.noise import SETTLED, is_settled
+from bisect_tool.outputs import bind_outputs, exchanged
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
     ConfigPair,
@@ -252,6 +253,7 @@ class _Bisection:
         self.base = self._base()
         self.reference: _Reference | None = None
         self.bound_outputs: list[str | None] = []
+        self.exchanged: list[str] = []
         self.failed: dict[str, str] = {}
         self.misplaced: dict[str, tuple[str, ...]] = {}
         self.torch_signatures: Mapping[int, Signature] = {}
@@ -344,6 +346,7 @@ class _Bisection:
         if verdict.status == "diverges":
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
                 verdict = self._without_chance(verdict, trace, rows)
+            verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged))
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
@@ -443,8 +446,7 @@ class _Bisection:
         return [(key, to_numpy(tensor).copy()) for key, tensor in flatten_tensors(output)]
 
     def _bind_outputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:
-        """Which graph output is which output of the model: by place; keys of dictionaries may be sorted, and are then
-        found by value, which a note says. None: the graph has no such output."""
+        """Which graph output is which output of the model. None: the graph has no such output."""
         names = list(self.graph.outputs)
         keys = [key for key, _ in outputs]
         if len(names) != len(keys):
@@ -453,24 +455,24 @@ class _Bisection:
                 self.bound_outputs = [*names[: len(keys)], *([None] * (len(keys) - len(names)))]
             self.notes.append(f"the model has {len(keys)} outputs and the graph {len(names)}")
             return
-        self.bound_outputs = list(names)
         untouched = self.untouched.get(self.base.name)
-        if untouched is None or not all(isinstance(key, str) for key in keys):
-            return
 
         def agrees(place: int, name: str) -> bool:
+            if untouched is None:
+                return names[place] == name
             array = untouched.outputs.get(name)
             return judge(outputs[place][1], array, self.options.tolerance)[1] == "pass"
 
-        wrong = [i for i, name in enumerate(names) if not agrees(i, name)]
-        for place in wrong:
-            fitting = [name for other in wrong if (name := names[other]) != names[place] and agrees(place, name)]
-            if len(fitting) == 1:
-                self.bound_outputs[place] = fitting[0]
-        if len(set(self.bound_outputs)) != len(names):
-            self.bound_outputs = list(names)
-        elif self.bound_outputs != names:
+        bound = bind_outputs(keys, names, agrees)
+        self.bound_outputs = list(bound.names)
+        if bound.by == "value":
             self.notes.append("the graph has the outputs of the model's dictionary in another order; found by value")
+        else:
+            self.exchanged = [
+                f"the graph's output {bound.names[place]} stands for {keys[place]} and holds the value of {keys[other]}: "
+                "are outputs exchanged?"
+                for place, other in exchanged(bound.names, agrees).items()
+            ]
 
     def _segment_budget(self) -> int | None:
         # Held at once: PyTorch's tensors for the segment, the chained and the forced outputs, and what crosses the cut.

@@ -32,6 +32,10 @@ class Two(nn.Module):
         first, second = self.a(x), self.b(torch.relu(x))
         if self.form == "dict":
             return {"scores": first, "boxes": second}
+        if self.form == "list":
+            return {"scores": [first, second], "anchors": x * 2}
+        if self.form == "nested":
+            return {"scores": {"left": first, "above": second}, "boxes": x * 2}
         if self.form == "twice":
             return first, first
         if self.form == "constant":
@@ -39,13 +43,13 @@ class Two(nn.Module):
         return first, second
 
 
-def judged(tmp_path: Path, form: str, edit: object) -> Report:
+def judged(tmp_path: Path, form: str, edit: object, exporter: str = "torchscript") -> Report:
     """The report on an export whose ONNX graph was edited by ``edit(model)``."""
     torch.manual_seed(0)
     module = Two(form).eval()
     x = torch.randn(5, 6)
     path = tmp_path / "model.onnx"
-    export_onnx(module, (x,), {}, path, ExportSettings("torchscript"))
+    export_onnx(module, (x,), {}, path, ExportSettings(exporter))  # type: ignore[arg-type]
     model = onnx.load(path)
     edit(model)  # type: ignore[operator]
     onnx.save(model, path)
@@ -89,9 +93,30 @@ def dropped(model: onnx.ModelProto) -> None:
 
 
 def swapped(model: onnx.ModelProto) -> None:
-    outputs = list(model.graph.output)
+    first, second, *others = model.graph.output
+    outputs = [second, first, *others]
     del model.graph.output[:]
-    model.graph.output.extend(reversed(outputs))
+    model.graph.output.extend(outputs)
+
+
+def renamed(model: onnx.ModelProto, names: list[str]) -> None:
+    """Calls the graph's outputs something else."""
+    new = dict(zip([output.name for output in model.graph.output], names, strict=True))
+    for node in model.graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+    for output in model.graph.output:
+        output.name = new[output.name]
+
+
+def named_alike(model: onnx.ModelProto) -> None:
+    """The names of the keys, in another order than the model's."""
+    renamed(model, ["scores", "boxes"])
+    swapped(model)
+
+
+def misnamed(model: onnx.ModelProto) -> None:
+    renamed(model, ["boxes", "scores"])
 
 
 @pytest.mark.parametrize("form", ["tuple", "dict", "twice", "constant"])
@@ -130,3 +155,33 @@ def test_swapped_outputs_of_a_dictionary_are_found(tmp_path: Path) -> None:
     report = judged(tmp_path, "dict", swapped)
     assert report.verdict.status == "agrees"
     assert any("another order" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("form", ["dict", "nested", "list"])
+def test_both_exporters_keep_the_order_of_keys(tmp_path: Path, form: str, exporter: str) -> None:
+    """Neither sorts the keys or the inner ones; names are invented, and nothing has to be found by value."""
+    report = judged(tmp_path, form, nothing, exporter)
+    assert report.verdict.status == "agrees"
+    assert not any("another order" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_the_name_of_a_key_is_that_output_in_any_order(tmp_path: Path, exporter: str) -> None:
+    """Names decide, not places."""
+    report = judged(tmp_path, "dict", named_alike, exporter)
+    assert report.verdict.status == "agrees"
+    assert [(out.output, out.onnx_value) for out in report.configs[0].outputs] == [
+        ("scores", "scores"),
+        ("boxes", "boxes"),
+    ]
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize(("form", "edit"), [("dict", misnamed), ("list", swapped)])
+def test_exchanged_outputs_diverge(tmp_path: Path, form: str, edit: object, exporter: str) -> None:
+    """Under each other's name, or in each other's place in a list; no stage is blamed for it."""
+    report = judged(tmp_path, form, edit, exporter)
+    assert report.verdict.status == "diverges"
+    assert report.verdict.origins == ()
+    assert sum("are outputs exchanged?" in line for line in report.verdict.summary) == 2
