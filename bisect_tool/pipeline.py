@@ -42,6 +42,7 @@ from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
     ConfigStatus,
+    ErrorMetrics,
     Noise,
     NumericConfig,
     OutputKey,
@@ -812,7 +813,7 @@ class _Bisection:
         results = []
         for (key, array), name in zip(expected, self.bound_outputs, strict=True):
             metrics, judgement = judge(array, untouched.outputs.get(name) if name else None, self.options.tolerance)
-            if name is None:
+            if name is None or _holds_nothing(metrics):
                 judgement = "not compared"
             results.append(OutputResult(key, name or "", metrics, judgement))
             if metrics.nonfinite_expected and not metrics.nonfinite_mismatch:
@@ -862,6 +863,11 @@ class _Reference:
 class _Untouched:
     outputs: Mapping[str, Array | None]
     effective: Mapping[str, Any]
+
+
+def _holds_nothing(metrics: ErrorMetrics) -> bool:
+    """Whether both sides hold the same NaN and infinities and no number at all: that is no agreement to rely on."""
+    return 0 < metrics.count == metrics.nonfinite_expected and not metrics.nonfinite_mismatch and not metrics.problem
 
 
 def _same_stages(trace: TorchTrace, other: TorchTrace) -> dict[int, int]:

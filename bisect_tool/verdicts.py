@@ -46,7 +46,7 @@ def summarize_verdict(
 ) -> tuple[str, ...]:
     """One to a few plain lines: what was found, where it begins, and where the error is made."""
     if status == "agrees":
-        return (_agreement(runs, alignment, rows),)
+        return (_agreement(runs, alignment, rows), *_nonfinite_lines(runs))
     if status == "inconclusive":
         return (_inconclusive(runs, alignment, min_coverage),)
     lines = []
@@ -115,14 +115,32 @@ def _agreement(runs: Sequence[ConfigRun], alignment: Alignment, rows: Sequence[S
     return f"{stages} and the final outputs agree under {configs}{where}"
 
 
+def _nonfinite_lines(runs: Sequence[ConfigRun]) -> list[str]:
+    """Outputs that agree and hold what is no number: nobody should read past that."""
+    return list(
+        dict.fromkeys(
+            f"but output {out.output} holds {out.total.nonfinite_expected} NaN or infinite values of "
+            f"{out.total.count}, the same on both sides"
+            for run in runs
+            for out in run.outputs
+            if run.gating and out.total.nonfinite_expected and out.judgement == "pass"
+        )
+    )
+
+
 def _inconclusive(runs: Sequence[ConfigRun], alignment: Alignment, min_coverage: float) -> str:
     if alignment.coverage is None:
         return "nothing was compared: no stage has a value in the graph"
     if alignment.coverage < min_coverage:
         return f"only {alignment.coverage:.0%} of the stages could be aligned, {min_coverage:.0%} are asked for"
-    missing = [str(o.output) for run in runs for o in run.outputs if o.judgement == "not compared" and o.total.count]
+    uncompared = [out for run in runs for out in run.outputs if out.judgement == "not compared" and out.total.count]
+    missing = dict.fromkeys(str(out.output) for out in uncompared if not out.onnx_value)
+    empty = dict.fromkeys(str(out.output) for out in uncompared if out.onnx_value)
     if missing:
-        return f"not compared: the graph has no output for {', '.join(dict.fromkeys(missing))} of the model"
+        return f"not compared: the graph has no output for {', '.join(missing)} of the model"
+    if empty:
+        outputs = "output" if len(empty) == 1 else "outputs"
+        return f"{outputs} {', '.join(empty)}: nothing but NaN or infinite values on both sides, no number to compare"
     troubled = ", ".join(
         f"{run.name} {run.status}: {run.skipped_reason or ''}".rstrip(": ")
         for run in runs

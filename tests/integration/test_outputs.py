@@ -38,6 +38,10 @@ class Two(nn.Module):
             return {"scores": {"left": first, "above": second}, "boxes": x * 2}
         if self.form == "twice":
             return first, first
+        if self.form == "some NaN":
+            return first, torch.where(second > 0, second, torch.nan)
+        if self.form == "all NaN":
+            return first, second * torch.nan
         if self.form == "constant":
             return first, self.anchors * 2
         return first, second
@@ -185,3 +189,20 @@ def test_exchanged_outputs_diverge(tmp_path: Path, form: str, edit: object, expo
     assert report.verdict.status == "diverges"
     assert report.verdict.origins == ()
     assert sum("are outputs exchanged?" in line for line in report.verdict.summary) == 2
+
+
+def test_an_output_without_any_number_is_not_agreement(tmp_path: Path) -> None:
+    """Both sides give nothing but NaN: nothing was compared."""
+    report = judged(tmp_path, "all NaN", nothing)
+    assert report.verdict.status == "inconclusive"
+    assert report.verdict.summary == (
+        "output 1: nothing but NaN or infinite values on both sides, no number to compare",
+    )
+
+
+def test_some_nan_on_both_sides_is_said_in_the_verdict(tmp_path: Path) -> None:
+    """The rest was compared and agrees; nobody should have to find the note."""
+    report = judged(tmp_path, "some NaN", nothing)
+    assert report.verdict.status == "agrees"
+    assert "output 1 holds" in report.verdict.summary[1] and "of 30, the same" in report.verdict.summary[1]
+    assert any("output 1 holds" in note for note in report.notes)
