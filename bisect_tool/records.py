@@ -305,6 +305,8 @@ class Comparison:
         noise: both sides against float64; ``None`` without a forced run.
         share: of the squared error of the model's outputs, as far as it was made in this stage, 0 to 1; ``None`` without
             a forced run. See :func:`bisect_tool.localize.with_shares`.
+        outside_error: the largest relative error among the stage's inputs that come from outside the report's stages;
+            ``None`` if there are none. Where it was made was not measured.
     """
 
     total: ErrorMetrics
@@ -317,6 +319,7 @@ class Comparison:
     judgement: Judgement
     share: float | None = None
     noise: Noise | None = None
+    outside_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

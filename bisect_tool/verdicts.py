@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bisect_tool.localize import localize
-from bisect_tool.records import Alignment, ConfigRun, Localization, Origin, StageRow, Status, Verdict
+from bisect_tool.records import Alignment, ConfigRun, FirstOverTolerance, Localization, Origin, StageRow, Status, Verdict
+
+
+LARGE_GROWTH = 10.0
+"""An error that grew by less inside a stage came in, as far as the stage makes none of its own."""
 
 
 def decide(rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Alignment, min_coverage: float) -> Verdict:
@@ -65,6 +69,10 @@ def summarize_verdict(
         lines.append("error is made in: " + ", ".join(_made(origin) for origin in found.origins[:5]))
         if len(found.origins) > 5:
             lines[-1] += f" and {len(found.origins) - 5} more"
+    elif first is not None and _comes_from_outside(first, rows):
+        lines.append(
+            f"the error comes into the selection from before {first.ref}: widen --stages, or judge all with --level leaf"
+        )
     elif first is not None:
         lines.append("no stage makes an error that stands out: small errors grow from stage to stage (see growth)")
     if found.amplifiers:
@@ -73,6 +81,15 @@ def summarize_verdict(
             f"{count} {'stage is' if count == 1 else 'stages are'} over tolerance with errors handed on from before"
         )
     return tuple(lines)
+
+
+def _comes_from_outside(first: FirstOverTolerance, rows: Sequence[StageRow]) -> bool:
+    """Whether most of a stage's error came in, through inputs that no stage of the report stands for."""
+    results = (row.results.get(first.config) for row in rows if row.ref == first.ref and row.role != "group")
+    result = next(results, None)
+    if result is None or result.outside_error is None:
+        return False
+    return not result.outside_error < result.total.rel_l2 / LARGE_GROWTH
 
 
 def _wrong_outputs(runs: Sequence[ConfigRun]) -> str:
