@@ -223,12 +223,22 @@ def _check_opset(written: int | None, settings: ExportSettings) -> None:
 
 
 def keep_file(path: Path, target: Path | None) -> None:
-    """Copies an exported file, and what lies beside it, to where the user wants it."""
+    """Copies an exported file, and what lies beside it, to where the user wants it.
+
+    Raises:
+        BisectError: it cannot be written there.
+    """
     if target is None:
         return
-    for file in sorted(path.parent.iterdir()):
-        # External data is found by its name beside the model, so only the model itself may be renamed.
-        shutil.copyfile(file, target if file == path else target.parent / file.name)
+    try:
+        for file in sorted(path.parent.iterdir()):
+            # External data is found by its name beside the model, so only the model itself may be renamed.
+            shutil.copyfile(file, target if file == path else target.parent / file.name)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BisectError(
+            f"the exported file cannot be kept at {target}: {reason}", hint="choose another place with --keep-onnx"
+        ) from error
 
 
 class _Bisection:

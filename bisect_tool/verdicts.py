@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bisect_tool.localize import localize
-from bisect_tool.records import Alignment, ConfigRun, FirstOverTolerance, Localization, Origin, StageRow, Status, Verdict
-
+from bisect_tool.records import (
+    Alignment,
+    ConfigRun,
+    FirstOverTolerance,
+    Localization,
+    Origin,
+    StageRow,
+    Status,
+    Verdict,
+)
 
 LARGE_GROWTH = 10.0
 """An error that grew by less inside a stage came in, as far as the stage makes none of its own."""
