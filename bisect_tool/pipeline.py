@@ -348,6 +348,7 @@ class _Bisection:
         names = [pair.name for pair in self.configs]
         nodes_between = self.program.nodes_between
         rows = build_rows(trace, selection, matches, cuts, self.ledger, names, self.forced, nodes_between)
+        rows = [self._with_nodes(row) for row in rows]
         for name in self.forced:
             rows = with_shares(rows, name)
         rows = self._judge(rows)
@@ -718,6 +719,10 @@ class _Bisection:
         )
         self.floor_seconds += time.perf_counter() - began
         return noise
+
+    def _with_nodes(self, row: StageRow) -> StageRow:
+        ops, weights = self.program.reads(row.onnx_nodes)
+        return replace(row, onnx_ops=ops, onnx_weights=weights)
 
     def _judge(self, rows: list[StageRow]) -> list[StageRow]:
         """Judges by noise floors, where they are known and the user set no tolerance."""

@@ -326,7 +326,8 @@ class Comparison:
 class StageRow:
     """One row of the stage table: a stage, its ONNX value, and the result of each configuration pair.
 
-    ``role``: ``judged`` rows and ``output`` rows (outputs of the model that are no judged stage) count for the verdict,
+    ``onnx_nodes`` are in a topological order, the last one makes the value; ``onnx_ops`` are their types, and
+    ``onnx_weights`` the initialisers that they read. ``role``: ``judged`` rows and ``output`` rows (outputs of the model that are no judged stage) count for the verdict,
     ``group`` rows are containers shown beside them.
     """
 
@@ -346,6 +347,8 @@ class StageRow:
     onnx_nodes: tuple[str, ...]
     results: Mapping[str, Comparison]
     role: Role = "judged"
+    onnx_ops: tuple[str, ...] = ()
+    onnx_weights: tuple[str, ...] = ()
 
     @property
     def ref(self) -> StageRef:
@@ -379,6 +382,8 @@ class Origin:
     local_rel_l2: float
     noise_ratio: float | None
     side: Side | None
+    onnx_ops: tuple[str, ...] = ()
+    onnx_weights: tuple[str, ...] = ()
 
     @property
     def ref(self) -> StageRef:

@@ -16,6 +16,9 @@ from bisect_tool.records import (
     Verdict,
 )
 
+LISTED = 5
+"""Origins that the verdict's wording names, the first in causal order."""
+
 LARGE_GROWTH = 10.0
 """An error that grew by less inside a stage came in, as far as the stage makes none of its own."""
 
@@ -74,9 +77,12 @@ def summarize_verdict(
             "exposing values hides what happens between them"
         )
     if found.origins:
-        lines.append("error is made in: " + ", ".join(_made(origin) for origin in found.origins[:5]))
-        if len(found.origins) > 5:
-            lines[-1] += f" and {len(found.origins) - 5} more"
+        lines.append("error is made in: " + ", ".join(_made(origin) for origin in found.origins[:LISTED]))
+        if rest := found.origins[LISTED:]:
+            lines[-1] += f" and {len(rest)} more"
+            strongest = max(found.origins, key=lambda origin: origin.local_rel_l2)
+            if strongest in rest:
+                lines[-1] += f", the strongest of all in {_made(strongest)}"
     elif first is not None and _comes_from_outside(first, rows):
         lines.append(
             f"the error comes into the selection from before {first.ref}: widen --stages, or judge all with --level leaf"
@@ -115,7 +121,7 @@ def kept_stages_line(kept: Verdict) -> str:
     if kept.status == "agrees":
         return "an export with stages kept apart agrees: the exporter's own optimisation makes the difference"
     if kept.origins:
-        return "an export with stages kept apart makes it in: " + ", ".join(_made(o) for o in kept.origins[:5])
+        return "an export with stages kept apart makes it in: " + ", ".join(_made(o) for o in kept.origins[:LISTED])
     if kept.first_over_tolerance is not None:
         return f"an export with stages kept apart is first over tolerance at {kept.first_over_tolerance.ref}"
     return "an export with stages kept apart gave no answer"

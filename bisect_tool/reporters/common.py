@@ -16,6 +16,7 @@ from bisect_tool.records import (
     ConfigStatus,
     Diagnosis,
     ErrorMetrics,
+    Origin,
     OutputResult,
     Report,
     StageRef,
@@ -387,6 +388,36 @@ def names_text(names: Sequence[StageRef] | Sequence[str], limit: int = 3) -> str
     """``a, b, c and 4 more``."""
     text = ", ".join(printable(name) for name in names[:limit])
     return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
+
+
+_PLUMBING = {
+    *("Cast", "CastLike", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Range"),
+    *("Reshape", "Shape", "Size", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+}
+"""Operators that move values and compute shapes; they rarely make an error."""
+
+
+def telling_nodes(origin: Origin) -> list[str]:
+    """An origin's nodes, the likeliest to be at fault first: what makes the value, arithmetic, the plumbing."""
+    ops = dict(zip(origin.onnx_nodes, origin.onnx_ops, strict=False))
+    *others, maker = origin.onnx_nodes or [""]
+    names = [maker, *sorted(others, key=lambda name: ops.get(name) in _PLUMBING)]
+    return [name for name in names if name]
+
+
+def weight_texts(origin: Origin, origins: Sequence[Origin]) -> list[str]:
+    """The initialisers that an origin reads, first those that other origins read too: one fault may be behind them all."""
+    found = []
+    for name in origin.onnx_weights:
+        sharing = {other.ref for other in origins if name in other.onnx_weights} - {origin.ref}
+        found.append((len(sharing), name))
+    found.sort(key=lambda item: -item[0])
+    return [f"{name} (in {plural(count, 'more origin')})" if count else name for count, name in found]
+
+
+def strongest(origins: Sequence[Origin]) -> Origin | None:
+    """The origin with the largest local error."""
+    return max(origins, key=lambda origin: badness(origin.local_rel_l2), default=None)
 
 
 # Sentences

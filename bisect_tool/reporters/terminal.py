@@ -447,10 +447,12 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
     if first is not None and first.ref not in shown:
         page.line()
         _place(page, "first over tolerance", first.ref, rows.get(first.ref), first.config)
-    for origin in here[:ORIGINS_IN_DETAIL]:
+    strongest = common.strongest(here)
+    detailed = [*here[:ORIGINS_IN_DETAIL], *(origin for origin in here[ORIGINS_IN_DETAIL:] if origin is strongest)]
+    for origin in detailed:
         page.line()
-        _origin(page, origin, rows.get(origin.ref))
-    rest = here[ORIGINS_IN_DETAIL:]
+        _origin(page, origin, rows.get(origin.ref), here)
+    rest = [origin for origin in here if origin not in detailed]
     if rest:
         page.line()
         page.prose(common.names_text([origin.ref for origin in rest]), label=("further origins: ", ""))
@@ -480,10 +482,12 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
             page.prose(f"and {len(lost) - 5} more")
 
 
-def _origin(page: Page, origin: Origin, row: StageRow | None) -> None:
+def _origin(page: Page, origin: Origin, row: StageRow | None, origins: Sequence[Origin]) -> None:
     _place(page, "origin", origin.ref, row, origin.config, source=origin.source, kind=origin.type)
-    page.line("  onnx: ", common.names_text(origin.onnx_nodes) or "no node")
+    page.line("  onnx: ", common.names_text(common.telling_nodes(origin)) or "no node")
     page.line("  value: ", origin.onnx_value)
+    if origin.onnx_weights:
+        page.line("  weights: ", common.names_text(common.weight_texts(origin, origins)))
     noise = common.noise_text(origin.noise_ratio, origin.side)
     page.prose(f"made here: relative L2 {common.sci(origin.local_rel_l2)}, {noise}", indent="  ")
 

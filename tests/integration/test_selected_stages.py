@@ -45,6 +45,8 @@ def test_an_error_inside_the_selection_is_found(tmp_path: Path) -> None:
     """The stage before the selection is healthy, and says so by its error."""
     report = judged(tmp_path, "2.weight", "2", "3")
     assert [origin.stage for origin in report.verdict.origins] == ["2"]
+    assert report.verdict.origins[0].onnx_ops == ("Gemm",)
+    assert report.verdict.origins[0].onnx_weights == ("2.weight", "2.bias")
     assert "into the selection" not in " ".join(report.verdict.summary)
 
 

@@ -27,7 +27,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from bisect_tool.records import ConfigRun, FirstOverTolerance, NumericConfig, Report, StageRef, Tolerance
-from bisect_tool.reporters import common, pairs, terminal
+from bisect_tool.reporters import common, html, pairs, terminal
 from bisect_tool.reporters.layout import Column, column_widths, fit_text
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
@@ -250,6 +250,33 @@ def test_many_origins_are_cut_short() -> None:
     assert 3 == text.count("made here: ")
     assert "further origins: layer3, layer4, layer5 and 2 more" in text
     assert "origins under ort-all: elsewhere" in text
+
+
+def test_the_strongest_origin_is_described_wherever_it_stands() -> None:
+    """Causal order stays; the strongest is not left among those that are only named."""
+    origin = diverging().verdict.origins[0]
+    here = [replace(origin, stage=f"layer{n}", local_rel_l2=0.9 if n == 6 else 0.1) for n in range(8)]
+    text = page(replace(diverging(), verdict=replace(diverging().verdict, origins=tuple(here))))
+    assert ["layer0", "layer1", "layer2", "layer6"] == re.findall(r"^origin (\w+)", text, re.MULTILINE)
+    assert "further origins: layer3, layer4, layer5 and 1 more" in text
+
+
+def test_the_node_that_makes_the_value_comes_first() -> None:
+    """Then arithmetic, then what only computes shapes; the report keeps the graph's order."""
+    nodes, ops = ("shape", "mul", "slice", "concat", "resize"), ("Shape", "Mul", "Slice", "Concat", "Resize")
+    origin = replace(diverging().verdict.origins[0], onnx_nodes=nodes, onnx_ops=ops)
+    assert ["resize", "mul", "shape", "slice", "concat"] == common.telling_nodes(origin)
+    assert [] == common.telling_nodes(replace(origin, onnx_nodes=(), onnx_ops=()))
+
+
+def test_weights_of_an_origin_and_of_others_too() -> None:
+    """An initialiser that several origins read comes first, and says so."""
+    origin = diverging().verdict.origins[0]
+    one = replace(origin, stage="a", onnx_weights=("a.weight", "sin"))
+    other = replace(origin, stage="b", onnx_weights=("sin",))
+    report = replace(diverging(), verdict=replace(diverging().verdict, origins=(one, other)))
+    assert "  weights: sin (in 1 more origin), a.weight\n" in page(report, 120)
+    assert "sin (in 1 more origin), a.weight" in html.html_text(report, plot=("", ""))
 
 
 def test_inconclusive_says_what_was_not_found() -> None:
