@@ -327,8 +327,8 @@ class StageRow:
     """One row of the stage table: a stage, its ONNX value, and the result of each configuration pair.
 
     ``onnx_nodes`` are in a topological order, the last one makes the value; ``onnx_ops`` are their types, and
-    ``onnx_weights`` the initialisers that they read. ``role``: ``judged`` rows and ``output`` rows (outputs of the model that are no judged stage) count for the verdict,
-    ``group`` rows are containers shown beside them.
+    ``onnx_weights`` the initialisers that they read. ``role``: ``judged`` rows and ``output`` rows (outputs of the model
+    that are no judged stage) count for the verdict, ``group`` rows are containers shown beside them.
     """
 
     index: int
