@@ -32,6 +32,13 @@ def judged(tmp_path: Path, faulty: str | None, *stages: str, max_abs: float | No
     return bisect(LoadedCase("chain", module, (x,), {}), options)
 
 
+def test_the_whole_model_goes_by_the_name_that_is_printed(tmp_path: Path) -> None:
+    """``(model)`` stands in the table for the path of the model itself, which is empty."""
+    report = judged(tmp_path, "2.weight", "(model)")
+    assert [str(row.ref) for row in report.stages] == ["(model)"]
+    assert [str(origin.ref) for origin in report.verdict.origins] == ["(model)"]
+
+
 @pytest.mark.parametrize("max_abs", [None, 1e-3])
 def test_an_error_from_before_the_selection_is_called_so(tmp_path: Path, max_abs: float | None) -> None:
     """It is neither rounding that grew nor made in the first selected stage."""
