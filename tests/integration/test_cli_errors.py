@@ -158,7 +158,7 @@ TABLE = {
     ),
     "sample unknown name": (
         ("model.py", "--input", "name.pt"),
-        ("forward takes no scales", "help: did you mean scale?"),
+        ("forward has no argument 'scales'", "help: did you mean 'scale'?"),
     ),
     "sample shape": (
         ("model.py", "--input", "shape.pt", "--onnx", "model.onnx"),
@@ -197,6 +197,11 @@ TABLE = {
         ("no.py", *SAMPLE, "--keep-onnx", "/proc/k.onnx"),
         ("--keep-onnx /proc/k.onnx: cannot be written", "help: choose another place"),
     ),
+    "no file alike": (
+        ("model.py", "nofile.pt", *SAMPLE),
+        ("checkpoint nofile.pt: no such file", "help: check the path"),
+    ),
+    "no entry alike": (("model.py", "--entry", "N", *SAMPLE), ("there is no N in model.py", "did you mean Net")),
     "two tolerances": ((*GIVEN, "--max-abs", "1", "--atol", "1"), ("exclude each other", "help: give one")),
     "atol alone": ((*GIVEN, "--atol", "1"), ("--rtol is missing", "help: add --rtol 0")),
     "rtol alone": ((*GIVEN, "--rtol", "1"), ("--atol is missing", "help: add --atol 0")),
