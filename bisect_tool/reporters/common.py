@@ -95,17 +95,31 @@ def first_ref(report: Report, config: str | None) -> StageRef | None:
     return first.ref if first is not None and first.config == config else None
 
 
-def worst_row(rows: Sequence[StageRow], config: str | None) -> StageRow | None:
-    """The stage with the largest relative error; NaN is worse than any number."""
+def worst_row(rows: Sequence[StageRow], config: str | None, tolerance: Tolerance | None = None) -> StageRow | None:
+    """The stage with the largest error, relative or by what a tolerance limits; NaN is worse than any number."""
     if config is None:
         return None
     compared = [row for row in rows if config in row.results and row.results[config].judgement != "not compared"]
-    return max(compared, key=lambda row: badness(row.results[config].total.rel_l2), default=None)
+    return max(compared, key=lambda row: badness(_error(row.results[config].total, tolerance)), default=None)
 
 
-def worst_output(config: ConfigRun) -> OutputResult | None:
-    """The final output with the largest relative error."""
-    return max(config.outputs, key=lambda output: badness(output.total.rel_l2), default=None)
+def worst_output(config: ConfigRun, tolerance: Tolerance | None = None) -> OutputResult | None:
+    """The final output with the largest error, relative or by what a tolerance limits."""
+    return max(config.outputs, key=lambda output: badness(_error(output.total, tolerance)), default=None)
+
+
+def _error(metrics: ErrorMetrics, tolerance: Tolerance | None) -> float:
+    return metrics.rel_l2 if tolerance is None else deciding(metrics, tolerance)
+
+
+def deciding_text(tolerance: Tolerance) -> str:
+    """What :func:`deciding` gives, in words."""
+    return "relative L2" if tolerance.rel_l2 is not None else "largest absolute difference"
+
+
+def deciding(metrics: ErrorMetrics, tolerance: Tolerance) -> float:
+    """The error that the tolerance in force limits: relative L2, or the largest absolute difference."""
+    return metrics.rel_l2 if tolerance.rel_l2 is not None else metrics.max_abs
 
 
 def badness(value: float) -> float:
