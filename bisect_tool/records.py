@@ -291,6 +291,25 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """Where in a tensor the two sides differ.
+
+    Attributes:
+        limit: absolute difference from which on an element counts: the user's, or the default relative limit times the
+            root mean square of the reference; ``None`` under ``atol``/``rtol``, which differ from element to element.
+        beyond: how many elements differ by more.
+        axis, index, share: the one index of one axis that holds nearly all of the squared error, and its share of it;
+            ``None`` if there is none.
+    """
+
+    limit: float | None
+    beyond: int
+    axis: int | None
+    index: int | None
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """One stage under one configuration pair.
 
@@ -307,6 +326,7 @@ class Comparison:
             a forced run. See :func:`bisect_tool.localize.with_shares`.
         outside_error: the largest relative error among the stage's inputs that come from outside the report's stages;
             ``None`` if there are none. Where it was made was not measured.
+        spread: of the total error, where that is over tolerance; ``None`` elsewhere, and for very large tensors.
     """
 
     total: ErrorMetrics
@@ -320,6 +340,7 @@ class Comparison:
     share: float | None = None
     noise: Noise | None = None
     outside_error: float | None = None
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True)

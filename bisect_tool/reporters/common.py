@@ -19,6 +19,7 @@ from bisect_tool.records import (
     Origin,
     OutputResult,
     Report,
+    Spread,
     StageRef,
     StageRow,
     Tolerance,
@@ -454,13 +455,19 @@ def alignment_text(alignment: Alignment) -> str:
     return f"{text}; {', '.join(parts)}." if parts else f"{text}."
 
 
-def worst_element_lines(metrics: ErrorMetrics) -> tuple[str, ...]:
+def worst_element_lines(metrics: ErrorMetrics, spread: Spread | None = None) -> tuple[str, ...]:
     """How many elements differ, where they do most, and both values there."""
     if metrics.problem is not None:
         return (f"values could not be compared: {printable(metrics.problem)}",)
     if metrics.differing == 0:
         return (f"all {metrics.count} elements are equal",)
-    text = f"{metrics.differing} of {metrics.count} elements differ ({percent(metrics.differing, metrics.count)})"
+    number, more = metrics.differing, " in any bit"
+    if spread is not None:
+        number = spread.beyond
+        more = f" by more than {sci(spread.limit)}" if spread.limit is not None else " by more than atol and rtol allow"
+    text = f"{number} of {metrics.count} elements differ{more} ({percent(number, metrics.count)})"
+    if spread is not None and spread.share is not None:
+        text += f", {percent(spread.share, 1)} of the squared error in index {spread.index} of axis {spread.axis}"
     if metrics.worst_index is None:
         return (text,)
     what = "greatest"

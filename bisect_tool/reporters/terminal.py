@@ -516,7 +516,7 @@ def _place(
         page.line(("  --> ", "bold blue"), source)
     result = row.results.get(config) if row else None
     if result is not None:
-        for line in common.worst_element_lines(result.total):
+        for line in common.worst_element_lines(result.total, result.spread):
             page.prose(line, indent="  ")
 
 
