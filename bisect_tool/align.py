@@ -2,7 +2,7 @@
 
 Evidence is gathered in this order, and every pair keeps what it rests on:
 
-1. *graph output*: the outputs of both sides, in order, unless values say otherwise.
+1. *graph output*: the outputs of both sides, by name or in order; see :mod:`bisect_tool.outputs`.
 2. *value*: signatures of both sides agree. Where several fit, *scope* (the exporter's metadata or TorchScript's node
    names) and then *order* (both runs are topological orders of the same computation) decide.
 3. *scope* alone, where no value fits: the stage is broken, or it comes after a broken one. Such pairs are *unconfirmed*
@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
+from bisect_tool.outputs import bind_outputs, exchanged
 from bisect_tool.records import Alignment, OnnxGraph, OnnxNode, Pair, Stage, StageRef, TorchTrace, Unaligned
 from bisect_tool.signatures import Signature, distance
 
@@ -289,30 +290,28 @@ class _Matcher:
             by_name = dict(zip(self.graph.outputs, self.graph.outputs, strict=True))
             pairs = [(value, by_name[str(key)]) for key, value in outputs if str(key) in by_name]
         else:
-            order = zip(self.trace.outputs, self.graph.outputs, strict=True)
-            pairs = [(value, name) for (_, value), name in order if value in self.first_stage and name in names]
-            by_key = all(isinstance(key, str) for key, _ in self.trace.outputs)
-            if by_key and not all(self.agrees(value, name) for value, name in pairs):
-                pairs = self._reorder_outputs(pairs)
+            known = {value for _, value in outputs}
+            values = [value for _, value in self.trace.outputs]
+
+            def alike(place: int, name: str) -> bool:
+                # A constant has no stage, and a value that no node makes is none of its; they stay where they are.
+                if values[place] not in known or name not in names:
+                    return self.graph.outputs[place] == name
+                return self.agrees(values[place], name)
+
+            bound = bind_outputs([key for key, _ in self.trace.outputs], self.graph.outputs, alike).names
+            swapped = exchanged(bound, alike)
+            pairs = [
+                (values[place], name)
+                for place, name in enumerate(bound)
+                # That outputs have changed places is no fault of the stages that make them: these go by value.
+                if values[place] in known and name in names and place not in swapped
+            ]
         for value, name in pairs:
             if value not in self.matches and name not in self.taken and self.fits(value, name):
                 agrees = self.agrees(value, name)
                 evidence = ("graph output", self.value_evidence) if agrees else ("graph output",)
                 self.take(Match(value, name, evidence, agrees))
-
-    def _reorder_outputs(self, pairs: list[tuple[int, str]]) -> list[tuple[int, str]]:
-        """Exporters may sort a dictionary's keys: outputs that fit another name by value are given that one."""
-        settled = [(value, name) for value, name in pairs if self.agrees(value, name)]
-        values = [value for value, name in pairs if not self.agrees(value, name)]
-        names = [name for value, name in pairs if not self.agrees(value, name)]
-        for value in list(values):
-            fitting = [name for name in names if self.agrees(value, name)]
-            if len(fitting) == 1:
-                settled.append((value, fitting[0]))
-                values.remove(value)
-                names.remove(fitting[0])
-        # What fits nowhere is broken; it keeps the order of what is left.
-        return settled + list(zip(values, names, strict=True))
 
     # -- values -------------------------------------------------------------------------------------------------------
 

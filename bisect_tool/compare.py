@@ -10,7 +10,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bisect_tool.metrics import difference_norms, judge, kind_of, measure_with_norm
-from bisect_tool.records import Comparison, ErrorMetrics, Judgement, Noise, Stage, Tolerance
+from bisect_tool.records import Comparison, ErrorMetrics, Judgement, Noise, Spread, Stage, Tolerance
+from bisect_tool.spread import spread_of
 
 Array = NDArray[Any]
 
@@ -32,11 +33,14 @@ class Ledger:
     locals: dict[tuple[str, int], ErrorMetrics] = field(default_factory=dict)
     propagated: dict[tuple[str, int], float] = field(default_factory=dict)
     noise: dict[tuple[str, int], Noise] = field(default_factory=dict)
+    spreads: dict[tuple[str, int], Spread] = field(default_factory=dict)
 
     def record(self, lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
         """Measures one pair; the arrays are not kept. All in PyTorch's shape."""
         if chained is not None and lane in self.chained_lanes:
-            self.totals[lane, value] = judge(expected, chained, self.tolerance)
+            metrics, judgement = self.totals[lane, value] = judge(expected, chained, self.tolerance)
+            if judgement == "fail" and (spread := spread_of(expected, chained, metrics, self.tolerance)) is not None:
+                self.spreads[lane, value] = spread
         if forced is not None:
             self.locals[lane, value], norm = measure_with_norm(expected, forced)
             if chained is not None:
@@ -146,6 +150,7 @@ def compare_stage(
         noise_ratio=noise.ratio if noise else None,
         judgement=judgement,
         noise=noise,
+        spread=ledger.spreads.get((lane, stage.value)),
     )
 
 

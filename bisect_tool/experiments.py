@@ -245,7 +245,7 @@ class _Matrix:
             wanted = self._wanted(pair)
             own = wanted == _Graph(self.options.export, None)
             found.setdefault(wanted, keep if own else keep.with_name(f"{keep.stem}-{pair.name}{keep.suffix}"))
-        for target in found.values():
+        for target in () if self.options.overwrite else found.values():
             check_free(target)
         return found
 
@@ -269,7 +269,7 @@ class _Matrix:
         export_case(in_dtype(self.case, wanted.dtype), path, wanted.settings)
         _check_graph(path, wanted)
         self.timings["export"] = self.timings.get("export", 0.0) + time.perf_counter() - began
-        keep_file(path, target)
+        keep_file(path, target, overwrite=self.options.overwrite)
         return path
 
     # -- together -----------------------------------------------------------------------------------------------------

@@ -99,14 +99,23 @@ def _is_rounding(result: Comparison, base: Comparison | None, baseline: str | No
 
 
 def _tainted(rows: Sequence[StageRow], config: str) -> set[int]:
-    """Rows that make error or read, however indirectly, from one that does; containers shown beside them count too."""
+    """Rows that make error or read, however indirectly, from one that does; containers shown beside them count too.
+
+    So do rows that read error from stages that were not selected: nobody knows whether it is rounding.
+    """
     tainted: set[int] = set()
     for row in rows:
         result = row.results.get(config)
-        own = result is not None and makes_error(row, result)
+        own = result is not None and (makes_error(row, result) or _reads_unexplained(row, result))
         if own or any(index in tainted for index in row.inputs):
             tainted.add(row.index)
     return tainted
+
+
+def _reads_unexplained(row: StageRow, result: Comparison) -> bool:
+    if result.outside_error is None:
+        return False
+    return not result.outside_error <= DEFAULT_REL_L2.get(row.dtype, DEFAULT_REL_L2["float32"])
 
 
 def growth_lines(rows: Sequence[StageRow], config: str, tolerance: Tolerance) -> list[str]:

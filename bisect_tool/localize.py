@@ -55,6 +55,8 @@ def _origin(row: StageRow, config: str) -> Origin:
         local_rel_l2=_local(result),
         noise_ratio=result.noise_ratio,
         side=side_off(result),
+        onnx_ops=row.onnx_ops,
+        onnx_weights=row.onnx_weights,
     )
 
 

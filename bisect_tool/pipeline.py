@@ -40,11 +40,13 @@ from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import judge, kind_of, relative_difference
 from bisect_tool.noise import BEYOND, SETTLED, is_settled
+from bisect_tool.outputs import bind_outputs, exchanged
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
     ConfigStatus,
+    ErrorMetrics,
     HandOver,
     Noise,
     NumericConfig,
@@ -101,6 +103,7 @@ class Options:
         onnx: a given file; ``None``: export.
         export: how to export.
         keep_onnx: where to leave the exported file.
+        overwrite: what is there may be replaced.
         tolerance: in force.
         level: of the stages that are judged.
         stages: globs; the stages that are judged, at any level, instead of a whole level.
@@ -120,6 +123,7 @@ class Options:
     onnx: Path | None = None
     export: ExportSettings = ExportSettings()
     keep_onnx: Path | None = None
+    overwrite: bool = False
     level: str = "leaf"
     stages: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
@@ -160,7 +164,7 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
             path = Path(folder) / (options.keep_onnx.name if options.keep_onnx else "model.onnx")
             with step("export", f"exporting with the {options.export.exporter} exporter"):
                 export_case(case, path, options.export)
-                keep_file(path, options.keep_onnx)
+                keep_file(path, options.keep_onnx, overwrite=options.overwrite)
         with step("load", "reading the ONNX graph"):
             model = load_onnx(path)
             if options.onnx is None:
@@ -230,21 +234,32 @@ def _check_opset(written: int | None, settings: ExportSettings) -> None:
         )
 
 
-def keep_file(path: Path, target: Path | None) -> None:
+def keep_file(path: Path, target: Path | None, *, overwrite: bool = False) -> None:
     """Copies an exported file, and what lies beside it, to where the user wants it.
 
     External data is found by its name beside the model: export under the name that the file is to have in the end.
 
+    Args:
+        path: what was exported.
+        target: ``None``: it is not kept.
+        overwrite: replace files that are there.
+
     Raises:
-        BisectError: a file is there already; then nothing is copied.
+        BisectError: a file is there already, then nothing is copied; or it cannot be written there.
     """
     if target is None:
         return
     copies = {file: target if file == path else target.parent / file.name for file in sorted(path.parent.iterdir())}
-    for there in copies.values():
+    for there in () if overwrite else copies.values():
         check_free(there)
-    for file, there in copies.items():
-        shutil.copyfile(file, there)
+    try:
+        for file, there in copies.items():
+            shutil.copyfile(file, there)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BisectError(
+            f"the exported file cannot be kept at {target}: {reason}", hint="choose another place with --keep-onnx"
+        ) from error
 
 
 def check_free(target: Path) -> None:
@@ -254,7 +269,10 @@ def check_free(target: Path) -> None:
         BisectError: the file exists.
     """
     if target.exists():
-        raise BisectError(f"--keep-onnx {target}: the file exists and is not overwritten", hint="choose another name")
+        raise BisectError(
+            f"--keep-onnx {target}: the file exists and is not overwritten",
+            hint="--force replaces it; or choose another",
+        )
 
 
 class _Bisection:
@@ -280,6 +298,7 @@ class _Bisection:
         self.base = self._base()
         self.reference: _Reference | None = None
         self.bound_outputs: list[str | None] = []
+        self.exchanged: list[str] = []
         self.failed: dict[str, str] = {}
         self.misplaced: dict[str, str] = {}
         self.torch_signatures: Mapping[int, Signature] = {}
@@ -363,6 +382,7 @@ class _Bisection:
         names = [pair.name for pair in self.configs]
         nodes_between = self.program.nodes_between
         rows = build_rows(trace, selection, matches, cuts, self.ledger, names, self.forced, nodes_between)
+        rows = [self._with_nodes(row) for row in rows]
         for name in self.forced:
             rows = with_shares(rows, name, output_stages(trace))
         rows = self._judge(rows)
@@ -380,6 +400,7 @@ class _Bisection:
         if verdict.status == "diverges":
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
                 verdict = self._without_chance(verdict, trace, rows)
+            verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged))
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
@@ -484,8 +505,7 @@ class _Bisection:
         return [(key, to_numpy(tensor).copy()) for key, tensor in flatten_tensors(output)]
 
     def _bind_outputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:
-        """Which graph output is which output of the model: by place; keys of dictionaries may be sorted, and are then
-        found by value, which a note says. None: the graph has no such output."""
+        """Which graph output is which output of the model. None: the graph has no such output."""
         names = list(self.graph.outputs)
         keys = [key for key, _ in outputs]
         if len(names) != len(keys):
@@ -494,24 +514,24 @@ class _Bisection:
                 self.bound_outputs = [*names[: len(keys)], *([None] * (len(keys) - len(names)))]
             self.notes.append(f"the model has {len(keys)} outputs and the graph {len(names)}")
             return
-        self.bound_outputs = list(names)
         untouched = self.untouched.get(self.base.name)
-        if untouched is None or not all(isinstance(key, str) for key in keys):
-            return
 
         def agrees(place: int, name: str) -> bool:
+            if untouched is None:
+                return names[place] == name
             array = untouched.outputs.get(name)
             return judge(outputs[place][1], array, self.options.tolerance)[1] == "pass"
 
-        wrong = [i for i, name in enumerate(names) if not agrees(i, name)]
-        for place in wrong:
-            fitting = [name for other in wrong if (name := names[other]) != names[place] and agrees(place, name)]
-            if len(fitting) == 1:
-                self.bound_outputs[place] = fitting[0]
-        if len(set(self.bound_outputs)) != len(names):
-            self.bound_outputs = list(names)
-        elif self.bound_outputs != names:
+        bound = bind_outputs(keys, names, agrees)
+        self.bound_outputs = list(bound.names)
+        if bound.by == "value":
             self.notes.append("the graph has the outputs of the model's dictionary in another order; found by value")
+        else:
+            self.exchanged = [
+                f"the graph's output {bound.names[place]} stands for {keys[place]} and holds the value of {keys[other]}: "
+                "are outputs exchanged?"
+                for place, other in exchanged(bound.names, agrees).items()
+            ]
 
     def _segment_budget(self) -> int | None:
         # Held at once: PyTorch's tensors for the segment, the chained and the forced outputs, and what crosses the cut.
@@ -748,6 +768,10 @@ class _Bisection:
         self.floor_seconds += time.perf_counter() - began
         return noise
 
+    def _with_nodes(self, row: StageRow) -> StageRow:
+        ops, weights = self.program.reads(row.onnx_nodes)
+        return replace(row, onnx_ops=ops, onnx_weights=weights)
+
     def _judge(self, rows: list[StageRow]) -> list[StageRow]:
         """Judges by noise floors, where they are known and the user set no tolerance."""
         for pair in self.configs:
@@ -974,7 +998,7 @@ class _Bisection:
         results = []
         for (key, array), name in zip(expected, self.bound_outputs, strict=True):
             metrics, judgement = judge(array, untouched.outputs.get(name) if name else None, self.options.tolerance)
-            if name is None:
+            if name is None or _holds_nothing(metrics):
                 judgement = "not compared"
             results.append(OutputResult(key, name or "", metrics, judgement))
             if metrics.nonfinite_expected and not metrics.nonfinite_mismatch:
@@ -1024,6 +1048,11 @@ class _Reference:
 class _Untouched:
     outputs: Mapping[str, Array | None]
     effective: Mapping[str, Any]
+
+
+def _holds_nothing(metrics: ErrorMetrics) -> bool:
+    """Whether both sides hold the same NaN and infinities and no number at all: that is no agreement to rely on."""
+    return 0 < metrics.count == metrics.nonfinite_expected and not metrics.nonfinite_mismatch and not metrics.problem
 
 
 def _same_stages(trace: TorchTrace, other: TorchTrace) -> dict[int, int]:

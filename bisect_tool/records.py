@@ -292,6 +292,25 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """Where in a tensor the two sides differ.
+
+    Attributes:
+        limit: absolute difference from which on an element counts: the user's, or the default relative limit times the
+            root mean square of the reference; ``None`` under ``atol``/``rtol``, which differ from element to element.
+        beyond: how many elements differ by more.
+        axis, index, share: the one index of one axis that holds nearly all of the squared error, and its share of it;
+            ``None`` if there is none.
+    """
+
+    limit: float | None
+    beyond: int
+    axis: int | None
+    index: int | None
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """One stage under one configuration pair.
 
@@ -306,6 +325,9 @@ class Comparison:
         noise: both sides against float64; ``None`` without a forced run.
         share: of the squared error of the model's outputs, as far as it was made in this stage, 0 to 1; ``None`` without
             a forced run. See :func:`bisect_tool.localize.with_shares`.
+        outside_error: the largest relative error among the stage's inputs that come from outside the report's stages;
+            ``None`` if there are none. Where it was made was not measured.
+        spread: of the total error, where that is over tolerance; ``None`` elsewhere, and for very large tensors.
     """
 
     total: ErrorMetrics
@@ -318,14 +340,17 @@ class Comparison:
     judgement: Judgement
     share: float | None = None
     noise: Noise | None = None
+    outside_error: float | None = None
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
     """One row of the stage table: a stage, its ONNX value, and the result of each configuration pair.
 
-    ``role``: ``judged`` rows and ``output`` rows (outputs of the model that are no judged stage) count for the verdict,
-    ``group`` rows are containers shown beside them.
+    ``onnx_nodes`` are in a topological order, the last one makes the value; ``onnx_ops`` are their types, and
+    ``onnx_weights`` the initialisers that they read. ``role``: ``judged`` rows and ``output`` rows (outputs of the model
+    that are no judged stage) count for the verdict, ``group`` rows are containers shown beside them.
     """
 
     index: int
@@ -344,6 +369,8 @@ class StageRow:
     onnx_nodes: tuple[str, ...]
     results: Mapping[str, Comparison]
     role: Role = "judged"
+    onnx_ops: tuple[str, ...] = ()
+    onnx_weights: tuple[str, ...] = ()
 
     @property
     def ref(self) -> StageRef:
@@ -389,6 +416,8 @@ class Origin:
     side: Side | None
     operation: str | None = None
     evidence: tuple[str, ...] = ()
+    onnx_ops: tuple[str, ...] = ()
+    onnx_weights: tuple[str, ...] = ()
 
     @property
     def ref(self) -> StageRef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
@@ -49,13 +50,16 @@ def build_rows(
         inputs = stage_inputs(start, trace.parents, cut.known if cut else inputs_of_model)
         # Views between two stages have no row of their own, and folded stages no numbers.
         feeding = stage_inputs(start, trace.parents, measured)
+        outside = [value for value in inputs if value not in inputs_of_model and value not in by_value]
         match = matches.get(stage.value)
         results = {}
         for config in configs:
             local_lane = lane_name(config, layer) if config in forced else None
             result = compare_stage(ledger, stage, config, local_lane, inputs, inputs_of_model)
             if result is not None:
-                results[config] = result
+                # What no row stands for was not judged: its error may have been made anywhere before.
+                errors = [ledger.totals[config, v][0].rel_l2 for v in outside if (config, v) in ledger.totals]
+                results[config] = replace(result, outside_error=max(errors, key=_badness, default=None))
         nodes: tuple[str, ...] = ()
         if match is not None and not hands_on(stage):
             nodes = nodes_between(match.onnx, cut.names if cut else frozenset())
@@ -83,6 +87,10 @@ def build_rows(
             if match is not None:
                 measured.add(stage.value)
     return rows
+
+
+def _badness(error: float) -> float:
+    return math.inf if math.isnan(error) else error
 
 
 def _container_of(path: str) -> str:

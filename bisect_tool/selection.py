@@ -88,7 +88,8 @@ def _at_level(stage: Stage, level: str) -> bool:
 def _picked(trace: TorchTrace, globs: Sequence[str], option: str) -> tuple[Stage, ...]:
     found: dict[StageRef, Stage] = {}
     for glob in globs:
-        hits = [s for s in trace.stages if glob_matches(s.ref.stage, glob)]
+        # As the report prints it; the path itself is empty.
+        hits = [s for s in trace.stages if glob_matches(s.ref.stage, "" if glob == "(model)" else glob)]
         if not hits:
             paths = sorted({s.ref.stage for s in trace.stages if s.ref.stage})
             near = difflib.get_close_matches(glob, paths, n=3, cutoff=0.3) or paths[:3]

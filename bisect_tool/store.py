@@ -197,6 +197,9 @@ def read_report(path: str | os.PathLike[str]) -> Report:
 def check_report_folder(folder: str | os.PathLike[str], *, force: bool = False) -> None:
     """Refuse a folder that ``write_report_folder`` would refuse; call it before a long run, not only after it."""
     target = Path(folder)
+    above = next((parent for parent in target.parents if os.path.lexists(parent)), None)
+    if above is not None and not above.is_dir():
+        raise BisectError(f"{target} cannot be made: {above} is a file, not a folder", hint="choose another folder")
     if not target.exists():
         return
     if not target.is_dir():

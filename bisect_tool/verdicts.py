@@ -6,7 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bisect_tool.localize import localize
-from bisect_tool.records import Alignment, ConfigRun, Localization, Origin, StageRow, Status, Verdict
+from bisect_tool.records import (
+    Alignment,
+    ConfigRun,
+    FirstOverTolerance,
+    Localization,
+    Origin,
+    OutputResult,
+    StageRow,
+    Status,
+    Verdict,
+)
+
+LISTED = 5
+"""Origins that the verdict's wording names, the first in causal order."""
+
+LARGE_GROWTH = 10.0
+"""An error that grew by less inside a stage came in, as far as the stage makes none of its own."""
 
 
 def decide(rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Alignment, min_coverage: float) -> Verdict:
@@ -28,7 +44,7 @@ def decide(rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Align
     whole = not _not_compared(runs)
     if diverging:
         status = "diverges"
-    elif not covered or not whole or not _all_agree(runs):
+    elif not covered or not whole or not _all_agree(runs) or not _anything_passes(judged, runs):
         status = "inconclusive"
     else:
         status = "agrees"
@@ -42,11 +58,17 @@ def _all_agree(runs: Sequence[ConfigRun]) -> bool:
     return bool(counting) and all(run.status == "agrees" for run in counting)
 
 
-def _not_compared(runs: Sequence[ConfigRun]) -> list[str]:
-    """Outputs without an answer; only of runs that count."""
+def _not_compared(runs: Sequence[ConfigRun]) -> list[OutputResult]:
+    """Outputs without an answer; only of runs that count. An empty tensor has none to give."""
     outputs = [out for run in runs if run.gating for out in run.outputs]
-    found = [str(out.output) for out in outputs if out.judgement == "not compared" and out.total.count]
-    return list(dict.fromkeys(found))
+    return [out for out in outputs if out.judgement == "not compared" and out.total.count]
+
+
+def _anything_passes(rows: Sequence[StageRow], runs: Sequence[ConfigRun]) -> bool:
+    """Whether a single number was compared in a run that counts: empty tensors agree with everything."""
+    names = {run.name for run in runs if run.gating}
+    outputs = any(out.judgement == "pass" for run in runs if run.gating for out in run.outputs)
+    return outputs or any(row.results[name].judgement == "pass" for row in rows for name in names & row.results.keys())
 
 
 def summarize_verdict(
@@ -59,7 +81,7 @@ def summarize_verdict(
 ) -> tuple[str, ...]:
     """One to a few plain lines: what was found, where it begins, and where the error is made."""
     if status == "agrees":
-        lines = [_agreement(runs, alignment, rows)]
+        lines = [_agreement(runs, alignment, rows), *_nonfinite_lines(runs)]
         if found.origins:
             lines.append("within your tolerance, rounding does not explain: " + _listed(found.origins))
         return tuple(lines)
@@ -79,6 +101,10 @@ def summarize_verdict(
         )
     if found.origins:
         lines.append("error is made in: " + _listed(found.origins))
+    elif first is not None and _comes_from_outside(first, rows):
+        lines.append(
+            f"the error comes into the selection from before {first.ref}: widen --stages, or judge all with --level leaf"
+        )
     elif first is not None and _is_measured(rows, first.config):
         lines.append("no stage makes more error than rounding does: it grows from stage to stage (see amplification)")
     elif first is not None:
@@ -92,13 +118,29 @@ def summarize_verdict(
 
 
 def _listed(origins: Sequence[Origin]) -> str:
-    text = ", ".join(_made(origin) for origin in origins[:5])
-    return text if len(origins) <= 5 else f"{text} and {len(origins) - 5} more"
+    """The first origins, and the strongest one wherever it is."""
+    text = ", ".join(_made(origin) for origin in origins[:LISTED])
+    rest = origins[LISTED:]
+    if rest:
+        text += f" and {len(rest)} more"
+        strongest = max(origins, key=lambda origin: origin.local_rel_l2)
+        if strongest in rest:
+            text += f", the strongest of all in {_made(strongest)}"
+    return text
 
 
 def _is_measured(rows: Sequence[StageRow], config: str) -> bool:
     """Whether local errors are known under a configuration."""
     return any(config in row.results and row.results[config].local is not None for row in rows)
+
+
+def _comes_from_outside(first: FirstOverTolerance, rows: Sequence[StageRow]) -> bool:
+    """Whether most of a stage's error came in, through inputs that no stage of the report stands for."""
+    results = (row.results.get(first.config) for row in rows if row.ref == first.ref and row.role != "group")
+    result = next(results, None)
+    if result is None or result.outside_error is None:
+        return False
+    return not result.outside_error < result.total.rel_l2 / LARGE_GROWTH
 
 
 def _wrong_outputs(runs: Sequence[ConfigRun]) -> str:
@@ -116,7 +158,7 @@ def kept_stages_line(kept: Verdict) -> str:
     if kept.status == "agrees":
         return "an export with stages kept apart agrees: the exporter's own optimisation makes the difference"
     if kept.origins:
-        return "an export with stages kept apart makes it in: " + ", ".join(_made(o) for o in kept.origins[:5])
+        return "an export with stages kept apart makes it in: " + ", ".join(_made(o) for o in kept.origins[:LISTED])
     if kept.first_over_tolerance is not None:
         return f"an export with stages kept apart is first over tolerance at {kept.first_over_tolerance.ref}"
     return "an export with stages kept apart gave no answer"
@@ -142,14 +184,34 @@ def _agreement(runs: Sequence[ConfigRun], alignment: Alignment, rows: Sequence[S
     return f"{stages} and the final outputs agree under {configs}{where}"
 
 
+def _nonfinite_lines(runs: Sequence[ConfigRun]) -> list[str]:
+    """Outputs that agree and hold what is no number: nobody should read past that."""
+    return list(
+        dict.fromkeys(
+            f"but output {out.output} holds {out.total.nonfinite_expected} NaN or infinite values of "
+            f"{out.total.count}, the same on both sides"
+            for run in runs
+            for out in run.outputs
+            if run.gating and out.total.nonfinite_expected and out.judgement == "pass"
+        )
+    )
+
+
 def _inconclusive(runs: Sequence[ConfigRun], alignment: Alignment, min_coverage: float) -> str:
     if alignment.coverage is None:
         return "nothing was compared: no stage has a value in the graph"
     if alignment.coverage < min_coverage:
         return f"only {alignment.coverage:.0%} of the stages could be aligned, {min_coverage:.0%} are asked for"
-    missing = _not_compared(runs)
+    uncompared = _not_compared(runs)
+    if _all_agree(runs) and not uncompared:
+        return "nothing was compared: every tensor is empty"
+    missing = dict.fromkeys(str(out.output) for out in uncompared if not out.onnx_value)
+    empty = dict.fromkeys(str(out.output) for out in uncompared if out.onnx_value)
     if missing:
         return f"not compared: the graph has no output for {', '.join(missing)} of the model"
+    if empty:
+        outputs = "output" if len(empty) == 1 else "outputs"
+        return f"{outputs} {', '.join(empty)}: nothing but NaN or infinite values on both sides, no number to compare"
     troubled = ", ".join(
         f"{run.name} {run.status}: {run.skipped_reason or ''}".rstrip(": ")
         for run in runs

@@ -127,9 +127,18 @@ def require_file(path: str | os.PathLike[str], role: str) -> Path:
     return file
 
 
+def _similar_file(file: Path) -> str | None:
+    """A neighbour's name that may have been meant; a suffix in common makes no two names alike."""
+    names = [path.name for path in file.parent.iterdir()]
+    stem = nearest(file.stem, (Path(name).stem for name in names if Path(name).suffix == file.suffix))
+    if stem is not None:
+        return stem + file.suffix
+    return nearest(file.name, (name for name in names if Path(name).suffix != file.suffix))
+
+
 def _no_such_file(path: object, file: Path, role: str) -> BisectError:
     try:
-        near = nearest(file.name, (p.name for p in file.parent.iterdir()))
+        near = _similar_file(file)
     except OSError:
         near = None
     hint = f"there is {file.parent / near}" if near else "check the path"

@@ -338,7 +338,7 @@ def _lookup(namespace: ModuleType, name: str, place: str) -> Any:
             found = getattr(found, part)
         except Exception as error:  # the user's __getattr__ may raise anything
             names = _public_names(found)
-            near = difflib.get_close_matches(part, names, n=3, cutoff=0.5)
+            near = difflib.get_close_matches(part, names, n=3, cutoff=0.6)
             usable = [n for n in names if _usable(_attribute(found, n), namespace)]
             listed = ", ".join(near or usable[:5])
             reason = "" if isinstance(error, AttributeError) else f": {reason_of(error)}"

@@ -81,6 +81,7 @@ class OnnxProgram:
             self._values[value.name or ""] = value
         for node in self._nodes:
             self._values.update((value.name or "", value) for value in node.outputs)
+        self._by_name = {node.name: node for node in self.graph.nodes}
         self.makers = {name: i for i, node in enumerate(self.graph.nodes) for name in node.outputs if name}
         self._constant = {
             i for i, node in enumerate(self.graph.nodes) if node.op_type == "Constant" and not node.domain
@@ -266,6 +267,14 @@ class OnnxProgram:
             found.add(maker)
             stack.extend(n for n in self.graph.nodes[maker].inputs if n)
         return tuple(self.graph.nodes[i].name for i in sorted(found))
+
+    def reads(self, nodes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Types of the named nodes, and the initialisers that they read, floating ones first: sizes and axes tell less."""
+        found = [self._by_name[name] for name in nodes]
+        weights = dict.fromkeys(name for node in found for name in node.inputs if name in self.graph.initializers)
+        dtypes = self.graph.dtypes
+        floating = [name for name in weights if "float" in dtypes.get(name, "")]
+        return tuple(node.op_type for node in found), tuple(dict.fromkeys([*floating, *weights]))
 
 
 def _itemsize(dtype: str) -> int:

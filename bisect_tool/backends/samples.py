@@ -350,8 +350,9 @@ def _problem(parameters: Sequence[inspect.Parameter], sample: Sample) -> tuple[s
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         free = [p.name for p in missing] or named
         near = nearest(unknown[0], free)
-        remedy = f"did you mean {near}?" if near else "name the inputs as forward does, or save a tuple"
-        return f"forward takes no {', '.join(unknown)}", remedy
+        remedy = f"did you mean {near!r}?" if near else "name the inputs as forward does, or save a tuple"
+        names = ", ".join(map(repr, unknown))
+        return f"forward has no {'argument' if len(unknown) == 1 else 'arguments'} {names}", remedy
     if missing:
         names = ", ".join(p.name for p in missing)
         whole = "" if given or len(missing) > 1 else "; to pass a dictionary whole, save it in a tuple"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -80,7 +81,7 @@ _DEFAULTS: Mapping[str, Any] = {
 @click.option("--allow-unexpected", is_flag=True, default=None, help="Accept a checkpoint with keys the model lacks.")
 @click.option("--name", help="Name of the case [default: the model file's].")
 @click.option("-o", "--output", type=click.Path(), metavar="DIR", help="Report folder [default: reports/NAME/TIME].")
-@click.option("--force", is_flag=True, help="Replace a report that is there.")
+@click.option("--force", is_flag=True, help="Replace a report, and a file of --keep-onnx, that is there.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 on divergence too.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
@@ -95,6 +96,8 @@ def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all
     settings = _settings(given)
     say = _progress(quiet)
     folders = _report_folder(settings, force)
+    if settings["keep_onnx"]:
+        _check_kept_file(Path(settings["keep_onnx"]), force)
     reports: list[Report] = []
     for report, folder in _run_samples(settings, folders, force, say):
         reports.append(report)
@@ -165,6 +168,28 @@ def _report_folder(settings: Mapping[str, Any], force: bool) -> Path:
     return folder
 
 
+def _check_kept_file(file: Path, force: bool) -> None:
+    """Refuses a place for the exported file that can't take it, before the work and not after the export."""
+    if file.is_dir():
+        raise BisectError(f"--keep-onnx {file}: is a folder", hint="name the file in it")
+    if file.exists() and not force:
+        raise BisectError(
+            f"--keep-onnx {file}: the file exists and is not overwritten", hint="--force replaces it; or choose another"
+        )
+    if not file.parent.is_dir():
+        raise BisectError(f"--keep-onnx {file}: there is no folder {file.parent}", hint="make it first")
+    try:
+        # Permissions alone do not tell: file systems may be read-only, and root is asked no questions.
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+        if file.exists():
+            with file.open("ab"):
+                pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BisectError(f"--keep-onnx {file}: cannot be written ({reason})", hint="choose another place") from error
+
+
 def _run_samples(settings: Mapping[str, Any], folder: Path, force: bool, say: Callable[[str], None]) -> Any:
     """Yields each sample's report and its folder; the model is loaded once."""
     matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
@@ -175,7 +200,7 @@ def _run_samples(settings: Mapping[str, Any], folder: Path, force: bool, say: Ca
     from bisect_tool.pipeline import bisect
 
     loaded = load(settings)
-    options = _options(settings, loaded.module)
+    options = replace(_options(settings, loaded.module), overwrite=force)
     # All samples are checked before the first one runs.
     bound = [bind_sample(loaded.module, sample) for sample in loaded.samples]
     for number, sample in enumerate(bound):
@@ -198,7 +223,7 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
     import torch
 
     from bisect_tool.backends.exporting import ExportSettings
-    from bisect_tool.pipeline import Options, check_free
+    from bisect_tool.pipeline import Options
     from bisect_tool.tolerances import make_tolerance
 
     if not 0 <= settings["min_coverage"] <= 1:
@@ -207,16 +232,11 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
     default: Literal["dynamo", "torchscript"] = (
         "torchscript" if isinstance(module, torch.jit.ScriptModule) else "dynamo"
     )
-    keep = Path(settings["keep_onnx"]) if settings["keep_onnx"] else None
-    if keep is not None:
-        check_free(keep)
-    if keep is not None and not keep.parent.is_dir():
-        raise BisectError(f"--keep-onnx {keep}: there is no folder {keep.parent}", hint="make it first")
     return Options(
         tolerance=make_tolerance(settings["max_abs"], settings["atol"], settings["rtol"]),
         onnx=Path(settings["onnx"]) if settings["onnx"] else None,
         export=ExportSettings(settings["exporter"] or default, settings["opset"], settings["constant_folding"]),
-        keep_onnx=keep,
+        keep_onnx=Path(settings["keep_onnx"]) if settings["keep_onnx"] else None,
         level=settings["level"],
         stages=tuple(settings["stages"]),
         groups=tuple(settings["groups"]),

@@ -16,8 +16,10 @@ from bisect_tool.records import (
     ConfigStatus,
     Diagnosis,
     ErrorMetrics,
+    Origin,
     OutputResult,
     Report,
+    Spread,
     StageRef,
     StageRow,
     Tolerance,
@@ -94,17 +96,31 @@ def first_ref(report: Report, config: str | None) -> StageRef | None:
     return first.ref if first is not None and first.config == config else None
 
 
-def worst_row(rows: Sequence[StageRow], config: str | None) -> StageRow | None:
-    """The stage with the largest relative error; NaN is worse than any number."""
+def worst_row(rows: Sequence[StageRow], config: str | None, tolerance: Tolerance | None = None) -> StageRow | None:
+    """The stage with the largest error, relative or by what a tolerance limits; NaN is worse than any number."""
     if config is None:
         return None
     compared = [row for row in rows if config in row.results and row.results[config].judgement != "not compared"]
-    return max(compared, key=lambda row: badness(row.results[config].total.rel_l2), default=None)
+    return max(compared, key=lambda row: badness(_error(row.results[config].total, tolerance)), default=None)
 
 
-def worst_output(config: ConfigRun) -> OutputResult | None:
-    """The final output with the largest relative error."""
-    return max(config.outputs, key=lambda output: badness(output.total.rel_l2), default=None)
+def worst_output(config: ConfigRun, tolerance: Tolerance | None = None) -> OutputResult | None:
+    """The final output with the largest error, relative or by what a tolerance limits."""
+    return max(config.outputs, key=lambda output: badness(_error(output.total, tolerance)), default=None)
+
+
+def _error(metrics: ErrorMetrics, tolerance: Tolerance | None) -> float:
+    return metrics.rel_l2 if tolerance is None else deciding(metrics, tolerance)
+
+
+def deciding_text(tolerance: Tolerance) -> str:
+    """What :func:`deciding` gives, in words."""
+    return "relative L2" if tolerance.rel_l2 is not None else "largest absolute difference"
+
+
+def deciding(metrics: ErrorMetrics, tolerance: Tolerance) -> float:
+    """The error that the tolerance in force limits: relative L2, or the largest absolute difference."""
+    return metrics.rel_l2 if tolerance.rel_l2 is not None else metrics.max_abs
 
 
 def badness(value: float) -> float:
@@ -389,6 +405,36 @@ def names_text(names: Sequence[StageRef] | Sequence[str], limit: int = 3) -> str
     return text if len(names) <= limit else f"{text} and {len(names) - limit} more"
 
 
+_PLUMBING = {
+    *("Cast", "CastLike", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Range"),
+    *("Reshape", "Shape", "Size", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+}
+"""Operators that move values and compute shapes; they rarely make an error."""
+
+
+def telling_nodes(origin: Origin) -> list[str]:
+    """An origin's nodes, the likeliest to be at fault first: what makes the value, arithmetic, the plumbing."""
+    ops = dict(zip(origin.onnx_nodes, origin.onnx_ops, strict=False))
+    *others, maker = origin.onnx_nodes or [""]
+    names = [maker, *sorted(others, key=lambda name: ops.get(name) in _PLUMBING)]
+    return [name for name in names if name]
+
+
+def weight_texts(origin: Origin, origins: Sequence[Origin]) -> list[str]:
+    """The initialisers that an origin reads, first those that other origins read too: one fault may be behind them all."""
+    found = []
+    for name in origin.onnx_weights:
+        sharing = {other.ref for other in origins if name in other.onnx_weights} - {origin.ref}
+        found.append((len(sharing), name))
+    found.sort(key=lambda item: -item[0])
+    return [f"{name} (in {plural(count, 'more origin')})" if count else name for count, name in found]
+
+
+def strongest(origins: Sequence[Origin]) -> Origin | None:
+    """The origin with the largest local error."""
+    return max(origins, key=lambda origin: badness(origin.local_rel_l2), default=None)
+
+
 # Sentences
 
 
@@ -409,13 +455,19 @@ def alignment_text(alignment: Alignment) -> str:
     return f"{text}; {', '.join(parts)}." if parts else f"{text}."
 
 
-def worst_element_lines(metrics: ErrorMetrics) -> tuple[str, ...]:
+def worst_element_lines(metrics: ErrorMetrics, spread: Spread | None = None) -> tuple[str, ...]:
     """How many elements differ, where they do most, and both values there."""
     if metrics.problem is not None:
         return (f"values could not be compared: {printable(metrics.problem)}",)
     if metrics.differing == 0:
         return (f"all {metrics.count} elements are equal",)
-    text = f"{metrics.differing} of {metrics.count} elements differ ({percent(metrics.differing, metrics.count)})"
+    number, more = metrics.differing, " in any bit"
+    if spread is not None:
+        number = spread.beyond
+        more = f" by more than {sci(spread.limit)}" if spread.limit is not None else " by more than atol and rtol allow"
+    text = f"{number} of {metrics.count} elements differ{more} ({percent(number, metrics.count)})"
+    if spread is not None and spread.share is not None:
+        text += f", {percent(spread.share, 1)} of the squared error in index {spread.index} of axis {spread.axis}"
     if metrics.worst_index is None:
         return (text,)
     what = "greatest"

@@ -72,8 +72,8 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         configs=[
             {
                 "run": run,
-                "worst": common.worst_row(common.stage_rows(report), run.name),
-                "output": common.worst_output(run),
+                "worst": common.worst_row(common.stage_rows(report), run.name, report.tolerance),
+                "output": common.worst_output(run, report.tolerance),
                 "effective": list(flat(run.effective)),
             }
             for run in report.configs
@@ -86,6 +86,10 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         rows=common.rows_by_ref(report),
         table=list(_table(report)),
         worst_element_lines=common.worst_element_lines,
+        deciding=common.deciding,
+        deciding_text=common.deciding_text(report.tolerance),
+        telling_nodes=common.telling_nodes,
+        weight_texts=common.weight_texts,
         case=list(flat(report.case)),
         environment=list(flat(report.environment)),
         absent=[item for item in report.alignment.unaligned if not item.in_graph],

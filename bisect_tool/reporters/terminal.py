@@ -128,16 +128,20 @@ def _configs(page: Page, report: Report) -> None:
         page.prose("* explores only: does not count for the exit code", indent="  ", style="dim")
     if report.configs:
         legend = "Relative L2 of the worst stage, the final outputs, and the probes' effect."
+        if report.tolerance.rel_l2 is None:
+            what = common.deciding_text(report.tolerance)
+            legend = f"{what.capitalize()} of the worst stage and the final outputs; relative L2 of the probes' effect."
         page.prose(legend, indent="  ", style="dim")
 
 
 def _config_row(report: Report, config: ConfigRun) -> Row:
-    worst = common.worst_row(common.stage_rows(report), config.name)
-    output = common.worst_output(config)
+    tolerance = report.tolerance
+    worst = common.worst_row(common.stage_rows(report), config.name, tolerance)
+    output = common.worst_output(config, tolerance)
     cells = (
         config.name + ("" if config.gating else " *"),
-        common.sci(worst.results[config.name].total.rel_l2 if worst else None),
-        common.sci(output.total.rel_l2 if output else None),
+        common.sci(common.deciding(worst.results[config.name].total, tolerance) if worst else None),
+        common.sci(common.deciding(output.total, tolerance) if output else None),
         common.sci(config.observer_effect),
         common.STATUSES[config.status],
         common.effective_text(config.effective),
@@ -279,11 +283,11 @@ def _stages(
     with_share = page.width >= SHARES_FROM and common.shows_shares(report, config)
     columns = (
         Column("  "),  # the marks; as wide without any, so that sub-headers stand over their rows
-        Column("stage", minimum=22 if page.width < 100 else 36),
+        Column("stage", minimum=20 if page.width < 100 else 36),
         Column("type", minimum=12, cut="end", drop=5),
-        Column("shape", drop=4),
+        Column("shape", drop=3),
         Column("max abs", right=True, drop=1),
-        Column("mean abs", right=True, drop=3),
+        Column("mean abs", right=True, drop=4),
         Column("rel-L2", right=True),
         Column("local", right=True),
         *((Column("made here", right=True, drop=7),) if with_share else ()),
@@ -447,10 +451,12 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
     if first is not None and first.ref not in shown:
         page.line()
         _place(page, "first over tolerance", first.ref, rows.get(first.ref), first.config)
-    for origin in here[:ORIGINS_IN_DETAIL]:
+    strongest = common.strongest(here)
+    detailed = [*here[:ORIGINS_IN_DETAIL], *(origin for origin in here[ORIGINS_IN_DETAIL:] if origin is strongest)]
+    for origin in detailed:
         page.line()
-        _origin(page, origin, rows.get(origin.ref))
-    rest = here[ORIGINS_IN_DETAIL:]
+        _origin(page, origin, rows.get(origin.ref), here)
+    rest = [origin for origin in here if origin not in detailed]
     if rest:
         page.line()
         page.prose(common.names_text([origin.ref for origin in rest]), label=("further origins: ", ""))
@@ -461,7 +467,10 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
     if verdict.amplifiers:
         page.line()
         names = common.names_text(verdict.amplifiers)
-        page.prose(f"{names}: over tolerance, but they only hand the error on", label=("amplifiers: ", ""))
+        page.prose(
+            f"{names}: over tolerance, hand on error from before (amplifiers where growth > 1)",
+            label=("handed on: ", ""),
+        )
     if common.is_matrix(report):
         _separation(page, report)
     for diagnosis in verdict.diagnoses:
@@ -483,10 +492,12 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
             page.prose(f"and {len(lost) - 5} more")
 
 
-def _origin(page: Page, origin: Origin, row: StageRow | None) -> None:
+def _origin(page: Page, origin: Origin, row: StageRow | None, origins: Sequence[Origin]) -> None:
     _place(page, "origin", origin.ref, row, origin.config, source=origin.source, kind=origin.type)
-    page.line("  onnx: ", common.names_text(origin.onnx_nodes) or "no node")
+    page.line("  onnx: ", common.names_text(common.telling_nodes(origin)) or "no node")
     page.line("  value: ", origin.onnx_value)
+    if origin.onnx_weights:
+        page.line("  weights: ", common.names_text(common.weight_texts(origin, origins)))
     noise = common.noise_text(origin.noise_ratio, origin.side)
     page.prose(f"made here: relative L2 {common.sci(origin.local_rel_l2)}, {noise}", indent="  ")
 
@@ -502,13 +513,13 @@ def _place(
     kind: str | None = None,
 ) -> None:
     kind = kind or (row.type if row else None)
-    page.line((f"{what} ", "bold red"), (str(ref), "bold"), f" ({kind})" if kind else "", f" under {config}")
+    page.prose(f"{ref}{f' ({kind})' if kind else ''} under {config}", label=(f"{what} ", "bold red"), style="bold")
     source = source or (row.source if row else None)
     if source:
         page.line(("  --> ", "bold blue"), source)
     result = row.results.get(config) if row else None
     if result is not None:
-        for line in common.worst_element_lines(result.total):
+        for line in common.worst_element_lines(result.total, result.spread):
             page.prose(line, indent="  ")
 
 

@@ -158,7 +158,7 @@ TABLE = {
     ),
     "sample unknown name": (
         ("model.py", "--input", "name.pt"),
-        ("forward takes no scales", "help: did you mean scale?"),
+        ("forward has no argument 'scales'", "help: did you mean 'scale'?"),
     ),
     "sample shape": (
         ("model.py", "--input", "shape.pt", "--onnx", "model.onnx"),
@@ -189,8 +189,19 @@ TABLE = {
     "keep-onnx and onnx": ((*GIVEN, "--keep-onnx", "k.onnx"), ("--keep-onnx", "help: give one of the two")),
     "keep-onnx exists": (
         ("model.py", *SAMPLE, "--keep-onnx", "model.onnx"),
-        ("the file exists and is not overwritten", "help: choose another name"),
+        ("the file exists and is not overwritten", "help: --force replaces it"),
     ),
+    "keep-onnx folder": (("no.py", *SAMPLE, "--keep-onnx", "."), ("--keep-onnx .: is a folder", "help: name the file")),
+    "keep-onnx nowhere": (("no.py", *SAMPLE, "--keep-onnx", "no/k.onnx"), ("there is no folder no", "help: make it")),
+    "keep-onnx unwritable": (
+        ("no.py", *SAMPLE, "--keep-onnx", "/proc/k.onnx"),
+        ("--keep-onnx /proc/k.onnx: cannot be written", "help: choose another place"),
+    ),
+    "no file alike": (
+        ("model.py", "nofile.pt", *SAMPLE),
+        ("checkpoint nofile.pt: no such file", "help: check the path"),
+    ),
+    "no entry alike": (("model.py", "--entry", "N", *SAMPLE), ("there is no N in model.py", "did you mean Net")),
     "two tolerances": ((*GIVEN, "--max-abs", "1", "--atol", "1"), ("exclude each other", "help: give one")),
     "atol alone": ((*GIVEN, "--atol", "1"), ("--rtol is missing", "help: add --rtol 0")),
     "rtol alone": ((*GIVEN, "--rtol", "1"), ("--atol is missing", "help: add --atol 0")),
@@ -219,6 +230,15 @@ def test_bad_input_is_told(name: str, tmp_path: Path) -> None:
     assert "Traceback" not in outcome.err
     assert "" == outcome.out
     assert not (tmp_path / "new").exists()
+
+
+def test_force_replaces_the_kept_file(tmp_path: Path) -> None:
+    """A command with --keep-onnx can be repeated."""
+    kept = tmp_path / "kept.onnx"
+    kept.write_bytes(b"old")
+    outcome = command("model.py", *SAMPLE, "--keep-onnx", kept, "--force", folder=tmp_path / "new")
+    assert 0 == outcome.code, outcome.err
+    assert onnx.load(kept).graph.node
 
 
 def test_pickle_is_not_run(tmp_path: Path, material: Path) -> None:

@@ -257,7 +257,7 @@ def test_fitting_samples_pass_unchanged(given_sample: Sample) -> None:
     [
         (sample(ONE, ONE, ONE, ONE), "4 positional inputs for 3", "leave out"),
         (sample(ONE), "no input for num_points", "add num_points"),
-        (sample(voxels=ONE, num_point=ONE), "forward takes no num_point", "did you mean num_points?"),
+        (sample(voxels=ONE, num_point=ONE), "forward has no argument 'num_point'", "did you mean 'num_points'?"),
         (sample(ONE, ONE, voxels=ONE), "voxels is given by position and by name", "once"),
     ],
 )
@@ -287,7 +287,7 @@ def test_explicit_keywords_are_never_passed_whole(tmp_path: Path) -> None:
     """{"kwargs": ...} means keywords: a wrong name in it is an error, while the same bare dictionary is a batch."""
     (explicit,) = load_samples([saved(tmp_path, {"kwargs": {"points": ONE}})])
     (bare,) = load_samples([saved(tmp_path, {"points": ONE}, "bare.pt")])
-    assert "forward takes no points" in error_of(bind_sample, Batch(), explicit).message
+    assert "forward has no argument 'points'" in error_of(bind_sample, Batch(), explicit).message
     assert list(bind_sample(Batch(), bare).args[0]) == ["points"]
 
 
@@ -324,7 +324,7 @@ def test_a_dictionary_that_names_the_argument_stays_keywords() -> None:
 def test_an_argument_annotated_as_tensor_gets_no_dictionary() -> None:
     """A wrong name for a tensor argument is an error, not a batch."""
     error = error_of(bind_sample, Typed(), sample(image=ONE))
-    assert "forward takes no image" in error.message
+    assert "forward has no argument 'image'" in error.message
 
 
 def test_archives_without_a_signature_accept_everything(tmp_path: Path) -> None:

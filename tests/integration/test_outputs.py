@@ -34,20 +34,28 @@ class Two(nn.Module):
         first, second = self.a(x), self.b(torch.relu(x))
         if self.form == "dict":
             return {"scores": first, "boxes": second}
+        if self.form == "list":
+            return {"scores": [first, second], "anchors": x * 2}
+        if self.form == "nested":
+            return {"scores": {"left": first, "above": second}, "boxes": x * 2}
         if self.form == "twice":
             return first, first
+        if self.form == "some NaN":
+            return first, torch.where(second > 0, second, torch.nan)
+        if self.form == "all NaN":
+            return first, second * torch.nan
         if self.form == "constant":
             return first, self.anchors * 2
         return first, second
 
 
-def judged(tmp_path: Path, form: str, edit: object) -> Report:
+def judged(tmp_path: Path, form: str, edit: object, exporter: str = "torchscript") -> Report:
     """The report on an export whose ONNX graph was edited by ``edit(model)``."""
     torch.manual_seed(0)
     module = Two(form).eval()
     x = torch.randn(5, 6)
     path = tmp_path / "model.onnx"
-    export_onnx(module, (x,), {}, path, ExportSettings("torchscript"))
+    export_onnx(module, (x,), {}, path, ExportSettings(exporter))  # type: ignore[arg-type]
     model = onnx.load(path)
     edit(model)  # type: ignore[operator]
     onnx.save(model, path)
@@ -91,9 +99,30 @@ def dropped(model: onnx.ModelProto) -> None:
 
 
 def swapped(model: onnx.ModelProto) -> None:
-    outputs = list(model.graph.output)
+    first, second, *others = model.graph.output
+    outputs = [second, first, *others]
     del model.graph.output[:]
-    model.graph.output.extend(reversed(outputs))
+    model.graph.output.extend(outputs)
+
+
+def renamed(model: onnx.ModelProto, names: list[str]) -> None:
+    """Calls the graph's outputs something else."""
+    new = dict(zip([output.name for output in model.graph.output], names, strict=True))
+    for node in model.graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+    for output in model.graph.output:
+        output.name = new[output.name]
+
+
+def named_alike(model: onnx.ModelProto) -> None:
+    """The names of the keys, in another order than the model's."""
+    renamed(model, ["scores", "boxes"])
+    swapped(model)
+
+
+def misnamed(model: onnx.ModelProto) -> None:
+    renamed(model, ["boxes", "scores"])
 
 
 @pytest.mark.parametrize("form", ["tuple", "dict", "twice", "constant"])
@@ -168,3 +197,50 @@ def test_kept_file_with_external_data_overwrites_nothing(tmp_path: Path, monkeyp
     with pytest.raises(BisectError, match=r"c\.onnx\.data: the file exists and is not overwritten"):
         bisect(case, Options(make_tolerance(None, None, None), keep_onnx=tmp_path / "c.onnx"))
     assert not (tmp_path / "c.onnx").exists() and "mine" == (tmp_path / "c.onnx.data").read_text()
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("form", ["dict", "nested", "list"])
+def test_both_exporters_keep_the_order_of_keys(tmp_path: Path, form: str, exporter: str) -> None:
+    """Neither sorts the keys or the inner ones; names are invented, and nothing has to be found by value."""
+    report = judged(tmp_path, form, nothing, exporter)
+    assert report.verdict.status == "agrees"
+    assert not any("another order" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_the_name_of_a_key_is_that_output_in_any_order(tmp_path: Path, exporter: str) -> None:
+    """Names decide, not places."""
+    report = judged(tmp_path, "dict", named_alike, exporter)
+    assert report.verdict.status == "agrees"
+    assert [(out.output, out.onnx_value) for out in report.configs[0].outputs] == [
+        ("scores", "scores"),
+        ("boxes", "boxes"),
+    ]
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize(("form", "edit"), [("dict", misnamed), ("list", swapped)])
+def test_exchanged_outputs_diverge(tmp_path: Path, form: str, edit: object, exporter: str) -> None:
+    """Under each other's name, or in each other's place in a list; no stage is blamed for it."""
+    report = judged(tmp_path, form, edit, exporter)
+    assert report.verdict.status == "diverges"
+    assert report.verdict.origins == ()
+    assert sum("are outputs exchanged?" in line for line in report.verdict.summary) == 2
+
+
+def test_an_output_without_any_number_is_not_agreement(tmp_path: Path) -> None:
+    """Both sides give nothing but NaN: nothing was compared."""
+    report = judged(tmp_path, "all NaN", nothing)
+    assert report.verdict.status == "inconclusive"
+    assert report.verdict.summary == (
+        "output 1: nothing but NaN or infinite values on both sides, no number to compare",
+    )
+
+
+def test_some_nan_on_both_sides_is_said_in_the_verdict(tmp_path: Path) -> None:
+    """The rest was compared and agrees; nobody should have to find the note."""
+    report = judged(tmp_path, "some NaN", nothing)
+    assert report.verdict.status == "agrees"
+    assert "output 1 holds" in report.verdict.summary[1] and "of 30, the same" in report.verdict.summary[1]
+    assert any("output 1 holds" in note for note in report.notes)

@@ -354,10 +354,17 @@ def test_a_file_in_the_way(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: pathlib.Path) -> None:
-    """An error of the file system is an error for the user, with the folder named."""
+    """A file where a folder is wanted is named, before the run too."""
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(BisectError, match="cannot write the report to .*file/r") as caught:
-        store.write_report_folder(healthy(), tmp_path / "file" / "r")
+    with pytest.raises(BisectError, match="file/a/r cannot be made: .*file is a file, not a folder") as caught:
+        store.check_report_folder(tmp_path / "file" / "a" / "r", force=True)
+    assert EXIT_USAGE == caught.value.exit_code
+
+
+def test_an_error_of_the_file_system_is_told() -> None:
+    """It is an error for the user, with the folder named."""
+    with pytest.raises(BisectError, match="cannot write the report to /proc/nothing/r") as caught:
+        store.write_report_folder(healthy(), "/proc/nothing/r")
     assert EXIT_USAGE == caught.value.exit_code
 
 

@@ -27,7 +27,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from bisect_tool.records import ConfigRun, FirstOverTolerance, NumericConfig, Report, StageRef, Tolerance
-from bisect_tool.reporters import common, pairs, terminal
+from bisect_tool.reporters import common, html, pairs, terminal
 from bisect_tool.reporters.layout import Column, column_widths, fit_text
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
@@ -106,7 +106,7 @@ def test_narrow_terminals_drop_columns() -> None:
     assert ["stage", "rel-L2", "local"] == heads[50]
     assert ["stage", "max", "abs", "rel-L2", "local"] == heads[64]
     assert ["stage", "max", "abs", "rel-L2", "local", "growth"] == heads[72]
-    assert ["stage", "max", "abs", "mean", "abs", "rel-L2", "local", "growth"] == heads[80]
+    assert ["stage", "shape", "max", "abs", "rel-L2", "local", "growth"] == heads[80]
     assert ["stage", "shape"] == heads[94][:2]
     assert "noise" not in heads[94]
 
@@ -227,7 +227,7 @@ def test_verdict_names_source_nodes_and_worst_element() -> None:
     assert "4.8e+05 times the noise floor; ONNX Runtime is the side that is off against float64" in " ".join(
         text.split()
     )
-    assert "amplifiers: layer3.conv, head.fc: over tolerance, but they only hand the error on" in text
+    assert "handed on: layer3.conv, head.fc: over tolerance, hand on error from before" in text
     assert "ruled out BD101: TF32; both sides ran on the CPU" in text
     assert "(tried: it removes the divergence)" in " ".join(text.split())
 
@@ -250,6 +250,57 @@ def test_many_origins_are_cut_short() -> None:
     assert 3 == text.count("made here: ")
     assert "further origins: layer3, layer4, layer5 and 2 more" in text
     assert "origins under ort-all: elsewhere" in text
+
+
+def test_the_tolerance_chooses_the_quantity_of_the_head_table() -> None:
+    """With a limit on absolute differences these are shown, not relative ones."""
+    report = diverging()
+    text = page(replace(report, tolerance=Tolerance("user", max_abs=0.01)), 120)
+    worst = max(row.results["ort-off"].total.max_abs for row in report.stages if "ort-off" in row.results)
+    assert re.search(rf"^ort-off +{common.sci(worst)} ".replace("+0", r"\+0"), text, re.MULTILINE), text
+    assert "Largest absolute difference of the worst stage" in text
+    assert "Relative L2 of the worst stage" in page(report)
+
+
+def test_long_headings_fold() -> None:
+    """An origin with a long name is broken between words."""
+    origin = replace(diverging().verdict.origins[0], stage="backbone.blocks.3." + "layer." * 7 + "conv")
+    text = page(replace(diverging(), verdict=replace(diverging().verdict, origins=(origin,))), 80)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_narrow_terminals_keep_the_shape() -> None:
+    """A long name is shortened in its middle for it."""
+    rows = tuple(replace(row, stage=f"{row.stage}.a.very.long.name.indeed", group="") for row in diverging().stages)
+    text = page(replace(diverging(), stages=rows), 80)
+    assert re.search(r"^ +stage +shape ", text, re.MULTILINE), text
+
+
+def test_the_strongest_origin_is_described_wherever_it_stands() -> None:
+    """Causal order stays; the strongest is not left among those that are only named."""
+    origin = diverging().verdict.origins[0]
+    here = [replace(origin, stage=f"layer{n}", local_rel_l2=0.9 if n == 6 else 0.1) for n in range(8)]
+    text = page(replace(diverging(), verdict=replace(diverging().verdict, origins=tuple(here))))
+    assert ["layer0", "layer1", "layer2", "layer6"] == re.findall(r"^origin (\w+)", text, re.MULTILINE)
+    assert "further origins: layer3, layer4, layer5 and 1 more" in text
+
+
+def test_the_node_that_makes_the_value_comes_first() -> None:
+    """Then arithmetic, then what only computes shapes; the report keeps the graph's order."""
+    nodes, ops = ("shape", "mul", "slice", "concat", "resize"), ("Shape", "Mul", "Slice", "Concat", "Resize")
+    origin = replace(diverging().verdict.origins[0], onnx_nodes=nodes, onnx_ops=ops)
+    assert ["resize", "mul", "shape", "slice", "concat"] == common.telling_nodes(origin)
+    assert [] == common.telling_nodes(replace(origin, onnx_nodes=(), onnx_ops=()))
+
+
+def test_weights_of_an_origin_and_of_others_too() -> None:
+    """An initialiser that several origins read comes first, and says so."""
+    origin = diverging().verdict.origins[0]
+    one = replace(origin, stage="a", onnx_weights=("a.weight", "sin"))
+    other = replace(origin, stage="b", onnx_weights=("sin",))
+    report = replace(diverging(), verdict=replace(diverging().verdict, origins=(one, other)))
+    assert "  weights: sin (in 1 more origin), a.weight\n" in page(report, 120)
+    assert "sin (in 1 more origin), a.weight" in html.html_text(report, plot=("", ""))
 
 
 def test_inconclusive_says_what_was_not_found() -> None:

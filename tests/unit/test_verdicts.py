@@ -5,10 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from report_samples import metrics
+from report_samples import diverging, metrics
 
-from bisect_tool.records import Alignment, ConfigRun, ConfigStatus, Judgement, NumericConfig, OutputResult, Verdict
-from bisect_tool.verdicts import decide
+from bisect_tool.records import (
+    Alignment,
+    ConfigRun,
+    ConfigStatus,
+    Judgement,
+    Localization,
+    NumericConfig,
+    OutputResult,
+    Verdict,
+)
+from bisect_tool.verdicts import decide, summarize_verdict
 
 WHOLE = Alignment((), (), (), 1, 1, 1.0)
 ACTUAL = NumericConfig("onnxruntime", optimization="off")
@@ -50,3 +59,26 @@ def test_wrong_outputs_are_those_of_pairs_that_count() -> None:
     verdict = decided(run("bad", "diverges", "fail", gating=True, output="ours"), other)
     assert "diverges" == verdict.status
     assert "ours" in verdict.summary[0] and "theirs" not in verdict.summary[0]
+
+
+def test_the_strongest_origin_is_named_where_the_list_is_cut() -> None:
+    """The first five are in causal order; the strongest one is said even if it comes later."""
+    report = diverging()
+    origin = report.verdict.origins[0]
+    origins = tuple(replace(origin, stage=f"s{n}", local_rel_l2=0.9 if n == 6 else 0.1) for n in range(8))
+
+    def line(*found: object) -> str:
+        localization = Localization(report.verdict.first_over_tolerance, found, ())  # type: ignore[arg-type]
+        return summarize_verdict("diverges", localization, report.configs, report.alignment, report.stages, 0.9)[1]
+
+    assert line(*origins).endswith("s4 (local 1.0e-01) and 3 more, the strongest of all in s6 (local 9.0e-01)")
+    assert line(*origins[:6]).endswith("s4 (local 1.0e-01) and 1 more")
+
+
+def test_empty_tensors_are_no_agreement() -> None:
+    """A batch of none: every stage and output has the right shape, and no number."""
+    verdict = decided(
+        replace(GOOD, outputs=(replace(GOOD.outputs[0], judgement="not compared", total=metrics(0.0, count=0)),))
+    )
+    assert verdict.status == "inconclusive"
+    assert verdict.summary == ("nothing was compared: every tensor is empty",)
