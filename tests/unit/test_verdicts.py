@@ -24,8 +24,8 @@ ACTUAL = NumericConfig("onnxruntime", optimization="off")
 
 
 def run(name: str, status: ConfigStatus, judgement: Judgement, *, gating: bool, output: str = "y") -> ConfigRun:
-    name = "" if judgement == "not compared" else "v"
-    outputs = (OutputResult(output, name, metrics(1e-7), judgement),)
+    value = "" if judgement == "not compared" else "v"
+    outputs = (OutputResult(output, value, metrics(1e-7), judgement),)
     return ConfigRun(name, NumericConfig("torch"), ACTUAL, {}, gating, status, None, outputs, 1.0, 1.0)
 
 
