@@ -71,6 +71,9 @@ Progress = Callable[[str], None]
 MAX_DRILLED = 24
 """Origins that are looked into, in causal order: beyond that many the graph is broken throughout."""
 
+MAX_DETAILED = 12
+"""Nodes of an origin whose attributes go into the report."""
+
 MAX_ALIGNMENT_ROUNDS = 6
 """Forced passes at most while looking for the pairs behind broken stages; each one settles at least one stage."""
 
@@ -845,7 +848,9 @@ class _Bisection:
                 # The stage's own nodes stay named where nothing can be shown; that is certain too.
                 with contextlib.suppress(CannotReplayError, InconclusiveError):
                     origin = self._look_inside(origin, pair, stage, cut, reference, matches, floor)
-            origins.append(origin)
+            ops, weights = self.program.reads(origin.onnx_nodes)
+            details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
+            origins.append(replace(origin, onnx_ops=ops, onnx_weights=weights, onnx_details=details))
         return replace(verdict, origins=tuple(origins))
 
     def _look_inside(

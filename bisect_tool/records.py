@@ -390,6 +390,16 @@ class FirstOverTolerance:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeDetail:
+    """A node of the given graph: its attributes as text, and ``file:line`` from the exporter's stack trace, if it has one."""
+
+    name: str
+    op_type: str
+    attributes: Mapping[str, str]
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """A stage where error is made.
 
@@ -401,6 +411,7 @@ class Origin:
         operation: PyTorch's operation behind the nodes, with ``file:line`` where that is known, if it is not all of the
             stage.
         evidence: what showed that other nodes of the stage are right.
+        onnx_details: of the first nodes: attributes, and the line that the exporter says they come from.
     """
 
     stage: str
@@ -416,6 +427,7 @@ class Origin:
     side: Side | None
     operation: str | None = None
     evidence: tuple[str, ...] = ()
+    onnx_details: tuple[NodeDetail, ...] = ()
     onnx_ops: tuple[str, ...] = ()
     onnx_weights: tuple[str, ...] = ()
 

@@ -96,13 +96,19 @@ def _attention(
     attn_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> None:
-    """Attention in steps, with the scale where exporters put it: on the scores, on the query, or half on each operand."""
+    """Attention in steps: the scale where exporters put it (scores, query, half on each operand), the mask either way."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    torch.mul(query, scale), torch.mul(query, scale**0.5), torch.mul(key.transpose(-2, -1), scale**0.5)
-    scores = torch.mul(query @ key.transpose(-2, -1), scale)
+    turned = key.transpose(-2, -1)
+    torch.matmul(torch.mul(query, scale**0.5), torch.mul(turned, scale**0.5))
+    torch.matmul(torch.mul(query, scale), turned)
+    scores = torch.mul(torch.matmul(query, turned), scale)
+    hidden = attn_mask.logical_not() if attn_mask is not None and attn_mask.dtype is torch.bool else None
     if is_causal:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).tril().logical_not()
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril().logical_not()
+    if hidden is not None:
+        # Filled in, or added.
+        torch.add(scores, torch.zeros(hidden.shape, dtype=scores.dtype).masked_fill(hidden, float("-inf")))
         scores = scores.masked_fill(hidden, float("-inf"))
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype is torch.bool else scores + attn_mask
+    elif attn_mask is not None:
+        scores = scores + attn_mask
     torch.softmax(scores, -1) @ value

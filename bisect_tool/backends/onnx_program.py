@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from bisect_tool.backends.onnx_graph import describe
-from bisect_tool.records import OnnxGraph
+from bisect_tool.records import NodeDetail, OnnxGraph
 
 GIVEN = "__given"
 """Suffix of the input that stands in for a forced value made in the same segment."""
@@ -171,6 +171,15 @@ class OnnxProgram:
                     reads[name] = None
         return Segment(number, tuple(nodes), tuple(reads), frozenset(makes))
 
+    def details(self, names: Sequence[str]) -> tuple[NodeDetail, ...]:
+        """Attributes of nodes, and where the exporter says they come from."""
+        wanted = set(names)
+        return tuple(
+            NodeDetail(node.name, node.op_type, {a.name: _text_of(a) for a in own.attributes.values()}, node.source)
+            for node, own in zip(self.graph.nodes, self._nodes, strict=True)
+            if node.name in wanted
+        )
+
     def part(self, names: Sequence[str]) -> Segment:
         """Some nodes, by name, as a segment of their own."""
         wanted = set(names)
@@ -275,6 +284,22 @@ class OnnxProgram:
         dtypes = self.graph.dtypes
         floating = [name for name in weights if "float" in dtypes.get(name, "")]
         return tuple(node.op_type for node in found), tuple(dict.fromkeys([*floating, *weights]))
+
+
+def _text_of(attribute: ir.Attr) -> str:
+    """An attribute's value, shortened; tensors and subgraphs by their kind."""
+    if attribute.type in (ir.AttributeType.TENSOR, ir.AttributeType.SPARSE_TENSOR):
+        tensor = attribute.value
+        return (
+            f"{tensor.dtype.name.lower()}{list(tensor.shape.numpy())}"
+            if tensor.size > 8
+            else str(tensor.numpy().tolist())
+        )
+    if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        return "subgraph"
+    value = attribute.value
+    text = str(list(value)) if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _itemsize(dtype: str) -> int:

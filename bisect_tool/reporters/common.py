@@ -16,6 +16,7 @@ from bisect_tool.records import (
     ConfigStatus,
     Diagnosis,
     ErrorMetrics,
+    HandOver,
     Origin,
     OutputResult,
     Report,
@@ -412,12 +413,36 @@ _PLUMBING = {
 """Operators that move values and compute shapes; they rarely make an error."""
 
 
+DETAILED_NODES = 3
+"""Nodes whose attributes are shown at an origin; the report has those of more."""
+
+
 def telling_nodes(origin: Origin) -> list[str]:
     """An origin's nodes, the likeliest to be at fault first: what makes the value, arithmetic, the plumbing."""
     ops = dict(zip(origin.onnx_nodes, origin.onnx_ops, strict=False))
     *others, maker = origin.onnx_nodes or [""]
     names = [maker, *sorted(others, key=lambda name: ops.get(name) in _PLUMBING)]
     return [name for name in names if name]
+
+
+def detail_texts(origin: Origin) -> list[str]:
+    """The few nodes of an origin with their attributes and lines; nothing where there are many, or nothing to say."""
+    if len(origin.onnx_details) > DETAILED_NODES:
+        return []
+    texts = []
+    for node in origin.onnx_details:
+        attributes = ", ".join(f"{name}={value}" for name, value in node.attributes.items())
+        if attributes or (node.source and node.source != origin.source):
+            texts.append(f"{node.name}: {node.op_type}({attributes})" + (f" from {node.source}" if node.source else ""))
+    return texts
+
+
+def hand_over_text(found: HandOver) -> str:
+    """The hand-over bisection in words."""
+    return (
+        f"with PyTorch's values up to {found.ref} handed to the graph its outputs are right "
+        f"(relative L2 {sci(found.error_after)}), with those before it they are not ({sci(found.error_before)})"
+    )
 
 
 def weight_texts(origin: Origin, origins: Sequence[Origin]) -> list[str]:

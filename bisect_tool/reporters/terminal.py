@@ -464,6 +464,9 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
         refs = [origin.ref for origin in verdict.origins if origin.config == other]
         page.line()
         page.prose(common.names_text(refs), label=(f"origins under {page.clean(other)}: ", ""))
+    if verdict.hand_over is not None:
+        page.line()
+        page.prose(common.hand_over_text(verdict.hand_over), label=("second witness: ", ""))
     if verdict.amplifiers:
         page.line()
         names = common.names_text(verdict.amplifiers)
@@ -498,6 +501,12 @@ def _origin(page: Page, origin: Origin, row: StageRow | None, origins: Sequence[
     page.line("  value: ", origin.onnx_value)
     if origin.onnx_weights:
         page.line("  weights: ", common.names_text(common.weight_texts(origin, origins)))
+    for text in common.detail_texts(origin):
+        page.prose(text, indent="  ", style="dim")
+    if origin.operation:
+        page.line("  PyTorch's operation: ", origin.operation)
+    for text in origin.evidence:
+        page.prose(text, indent="  ", style="dim")
     noise = common.noise_text(origin.noise_ratio, origin.side)
     page.prose(f"made here: relative L2 {common.sci(origin.local_rel_l2)}, {noise}", indent="  ")
 
