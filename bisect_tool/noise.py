@@ -84,7 +84,9 @@ def assess(
     floor = max(own, EPSILONS * eps * norm)
     if max(apart) > BEYOND * floor:
         for draw in draws:
-            floor = max(floor, _apart(reference, draw))
+            # One that overflowed where the stage does not says nothing about rounding.
+            if math.isfinite(apart_by := _apart(reference, draw)):
+                floor = max(floor, apart_by)
     on_expected, on_actual = (_ratio(error, floor) for error in apart)
     return Noise(floor / norm if norm else floor, on_expected, on_actual)
 

@@ -502,7 +502,8 @@ class _Noise:
             if not item.is_floating_point() or any(item is tensor for tensor in written):
                 return item
             epsilon = max(self._epsilons, default=0.0) or torch.finfo(torch.float32).eps
-            disturbed = item + item * self._draw(item, epsilon * self._longer)
+            # A product: an infinity, as masks have them, stays one.
+            disturbed = item * (1 + self._draw(item, epsilon * self._longer))
             # Equal zeros have an order too.
             return disturbed + self._draw(item, torch.finfo(torch.float32).tiny) if self._orders else disturbed
         if isinstance(item, list):
@@ -518,7 +519,7 @@ class _Noise:
         scale = _SCALES.get(self._name)
         if scale is not None and operand is not None and operand.shape == tensor.shape:
             size = torch.maximum(size, scale(operand))
-        change = size.mul_(self._draw(tensor, self._epsilons[place]))
+        change = size.mul_(self._draw(tensor, self._epsilons[place])).nan_to_num_(0.0, 0.0, 0.0)
         return tensor.add_(change) if any(tensor is other for other in written) else tensor + change
 
     def _draw(self, like: Tensor, epsilon: float) -> Tensor:

@@ -98,6 +98,12 @@ def test_another_shape_is_infinitely_off() -> None:
     assert side_of(noise) == "actual"
 
 
+def test_a_draw_that_overflows_clears_nobody() -> None:
+    broken = reference()
+    broken[5] = math.nan
+    assert side_of(assess(reference(), off(1e-7), off(1e-3), "float32", None, [broken, off(1e-7, seed=5)])) == "actual"
+
+
 def test_complex_numbers_count_part_by_part() -> None:
     exact = reference() + 1j * reference()
     noise = assess(exact, exact, exact * (1 + 1e-3j), "complex64", exact)

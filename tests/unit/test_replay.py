@@ -163,6 +163,16 @@ def test_made_up_rounding_leaves_exact_operations_alone() -> None:
         np.testing.assert_array_equal(taped.again(stage, rounded(1)), taped.again(stage, EXACT))
 
 
+def test_made_up_rounding_leaves_infinite_masks_as_they_are() -> None:
+    """NaN in every draw would clear every fault of a masked attention."""
+    mask = torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), float("-inf"))
+    attend = Net(lambda m, x, b: functional.scaled_dot_product_attention(m[0](x), x, x, attn_mask=b), nn.Linear(8, 8))
+    taped = Taped(attend, made((1, 2, 5, 8)), mask)
+    stage = next(s for s in taped.trace.stages if "attention" in s.type)
+    exact, draw = taped.again(stage, EXACT), taped.again(stage, rounded(1))
+    assert 0 < np.linalg.norm(draw - exact) / np.linalg.norm(exact) < 1e-6
+
+
 def test_made_up_rounding_breaks_ties() -> None:
     """The order of equal numbers is nobody's fault."""
     taped = Taped(Net(lambda m, x: x.topk(6)[1]), torch.zeros(1, 12))
