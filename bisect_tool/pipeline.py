@@ -20,26 +20,26 @@ from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.floors import stage_noise
-from bisect_tool.backends.inner import inner_values
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
+from bisect_tool.backends.inside import Surroundings, look_inside
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
-from bisect_tool.backends.ort_runner import PartRuns, SegmentedRun, UntouchedRun
+from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
 from bisect_tool.backends.preflight import explain_forward_error
 from bisect_tool.backends.replay import CannotReplayError
-from bisect_tool.backends.stream import Lane, OnPair, in_onnx_form, run_lanes
+from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
-from bisect_tool.drilldown import Inside, first_mending, narrow
+from bisect_tool.drilldown import first_mending
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import judge, kind_of, relative_difference
-from bisect_tool.noise import BEYOND, SETTLED, is_settled
+from bisect_tool.noise import SETTLED, is_settled
 from bisect_tool.outputs import bind_outputs, exchanged
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
@@ -50,17 +50,15 @@ from bisect_tool.records import (
     HandOver,
     Noise,
     NumericConfig,
-    Origin,
     OutputKey,
     OutputResult,
     Report,
-    Stage,
     StageRow,
     Tolerance,
     TorchTrace,
     Verdict,
 )
-from bisect_tool.rows import build_rows, first_stage_by_value, from_here, output_stages, upstream
+from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, upstream
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
 from bisect_tool.verdicts import decide, kept_stages_line
@@ -839,6 +837,15 @@ class _Bisection:
         shown = {stage.ref: stage for stage in selection.shown}
         pairs = {pair.name: pair for pair in self.configs}
         floors = {(row.ref, name): result.floor for row in rows for name, result in row.results.items()}
+        around = Surroundings(
+            self.program,
+            reference.tape,
+            reference.activations,
+            matches,
+            self.types,
+            self.feeds,
+            self.options.memory_budget,
+        )
         origins = []
         for number, origin in enumerate(verdict.origins):
             stage, pair = shown[origin.ref], pairs[origin.config]
@@ -847,70 +854,12 @@ class _Bisection:
                 floor = floors.get((origin.ref, origin.config))
                 # The stage's own nodes stay named where nothing can be shown; that is certain too.
                 with contextlib.suppress(CannotReplayError, InconclusiveError):
-                    origin = self._look_inside(origin, pair, stage, cut, reference, matches, floor)
+                    origin = look_inside(around, origin, stage, cut.known, pair.actual, floor)
+                reference.activations.retain(())
             ops, weights = self.program.reads(origin.onnx_nodes)
             details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
             origins.append(replace(origin, onnx_ops=ops, onnx_weights=weights, onnx_details=details))
         return replace(verdict, origins=tuple(origins))
-
-    def _look_inside(
-        self,
-        origin: Origin,
-        pair: ConfigPair,
-        stage: Stage,
-        cut: Cut,
-        reference: _Reference,
-        matches: Mapping[int, Match],
-        floor: float | None,
-    ) -> Origin:
-        own = matches[stage.value]
-        known = cut.known - {stage.value}
-        nodes = origin.onnx_nodes
-        values = {matches[value].onnx: matches[value] for value in known if value in matches}
-        further = nodes
-        while turned := {n for n in self.program.part(further).reads if n in values and values[n].permutation}:
-            # Axes in another order may be the exporter's choice or the very fault: the values before them say which.
-            known -= {values[name].value for name in turned}
-            values = {name: match for name, match in values.items() if name not in turned}
-            further = self.program.nodes_between(own.onnx, values.keys())
-        widened, nodes = len(further) > len(nodes), further
-        if len(nodes) < 2:
-            return origin
-        part = self.program.part(nodes)
-        feeds: dict[str, Array] = {}
-        for name in part.reads:
-            if name in values:
-                array = reference.activations.fetch(values[name].value)
-                feeds[name] = in_onnx_form(array, values[name].permutation, self.types.get(name))
-            else:
-                feeds[name] = self.feeds[name]
-        runs = PartRuns(self.program, pair.actual, part, feeds, self.types)
-        expected = reference.activations.fetch(stage.value)
-        if own.permutation is not None:
-            expected = expected.transpose(own.permutation)
-        inner = inner_values(
-            reference.tape, stage.value, known, reference.activations.tensor, self.options.memory_budget
-        )
-
-        def close(first: Array, second: Array) -> bool:
-            apart = relative_difference(first, second.astype(first.dtype, copy=False))
-            return is_settled(apart, str(first.dtype)) or (floor is not None and apart <= BEYOND * floor)
-
-        inside = Inside(
-            nodes=tuple(node for node in self.graph.nodes if node.name in set(nodes)),
-            output=own.onnx,
-            given=tuple(feeds.values()),
-            run=runs.run,
-            between=lambda name, right: self.program.nodes_between(name, values.keys() | right),
-        )
-        narrowed = narrow(inside, expected, inner, close)
-        if not narrowed.nodes or (widened and not narrowed.evidence):
-            return origin
-        text = None
-        if narrowed.operation is not None:
-            source = from_here(narrowed.operation.source)
-            text = f"{narrowed.operation.name} at {source}" if source else narrowed.operation.name
-        return replace(origin, onnx_nodes=narrowed.nodes, evidence=narrowed.evidence, operation=text)
 
     def _hand_over(self, verdict: Verdict, reference: _Reference, matches: Mapping[int, Match]) -> Verdict:
         """Looks for the first stage at which handing PyTorch's values over mends the outputs, on the plain configuration."""

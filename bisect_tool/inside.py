@@ -1,0 +1,122 @@
+"""Looks inside an origin: its nodes run on PyTorch's inputs, beside PyTorch's operations; what is right is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bisect_tool.align import Match
+from bisect_tool.backends.activations import ActivationStore
+from bisect_tool.backends.inner import inner_values
+from bisect_tool.backends.onnx_program import OnnxProgram, ValueType
+from bisect_tool.backends.ort_runner import PartRuns
+from bisect_tool.backends.replay import CannotReplayError
+from bisect_tool.backends.stream import in_onnx_form
+from bisect_tool.drilldown import Inside, narrow
+from bisect_tool.metrics import relative_difference
+from bisect_tool.noise import BEYOND, is_settled
+from bisect_tool.recorder import Trace
+from bisect_tool.records import NumericConfig, Origin, Stage
+from bisect_tool.rows import from_here
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Both sides of a run that was compared.
+
+    Attributes:
+        program: the graph.
+        tape: of PyTorch's plain run.
+        activations: its tensors.
+        matches: ONNX values by PyTorch value.
+        types: of inner ONNX values.
+        feeds: the graph's own inputs.
+        budget: bytes that may be held.
+    """
+
+    program: OnnxProgram
+    tape: Trace
+    activations: ActivationStore
+    matches: Mapping[int, Match]
+    types: Mapping[str, ValueType]
+    feeds: Mapping[str, Array]
+    budget: int
+
+
+def look_inside(
+    around: Surroundings,
+    origin: Origin,
+    stage: Stage,
+    known: Set[int],
+    config: NumericConfig,
+    floor: float | None,
+) -> Origin:
+    """The origin with the fewest nodes that certainly hold its fault.
+
+    Args:
+        around: the run.
+        origin: with all nodes of its stage.
+        stage: the origin's.
+        known: values that the forced run was cut at; the stage starts from the nearest of them.
+        config: of ONNX Runtime's side.
+        floor: the stage's noise floor, relative; ``None`` if not measured.
+
+    Raises:
+        CannotReplayError: PyTorch's side can't be computed again.
+        InconclusiveError: ONNX Runtime refuses the stage on its own.
+    """
+    program, own = around.program, around.matches[stage.value]
+    known = known - {stage.value}
+    cuts = {around.matches[value].onnx: around.matches[value] for value in known if value in around.matches}
+    nodes = origin.onnx_nodes
+    while turned := {name for name in program.part(nodes).reads if name in cuts and cuts[name].permutation}:
+        # Axes in another order may be the exporter's choice or the very fault: the values before them say which.
+        known -= {cuts[name].value for name in turned}
+        cuts = {name: match for name, match in cuts.items() if name not in turned}
+        nodes = program.nodes_between(own.onnx, cuts.keys())
+    if len(nodes) < 2:
+        return origin
+    feeds = _feeds(around, program.part(nodes).reads, cuts)
+    expected = around.activations.fetch(stage.value)
+    if own.permutation is not None:
+        expected = expected.transpose(own.permutation)
+
+    def close(first: Array, second: Array) -> bool:
+        apart = relative_difference(first, second.astype(first.dtype, copy=False))
+        return is_settled(apart, str(first.dtype)) or (floor is not None and apart <= BEYOND * floor)
+
+    inside = Inside(
+        nodes=tuple(node for node in program.graph.nodes if node.name in set(nodes)),
+        output=own.onnx,
+        given=tuple(feeds.values()),
+        run=PartRuns(program, config, program.part(nodes), feeds, around.types).run,
+        between=lambda name, right: program.nodes_between(name, cuts.keys() | right),
+    )
+    inner = inner_values(around.tape, stage.value, known, around.activations.tensor, around.budget)
+    narrowed = narrow(inside, expected, inner, close)
+    if not narrowed.nodes or (len(nodes) > len(origin.onnx_nodes) and not narrowed.evidence):
+        return origin
+    text = None
+    if narrowed.operation is not None:
+        source = from_here(narrowed.operation.source)
+        text = f"{narrowed.operation.name} at {source}" if source else narrowed.operation.name
+    return replace(origin, onnx_nodes=narrowed.nodes, evidence=narrowed.evidence, operation=text)
+
+
+def _feeds(around: Surroundings, names: tuple[str, ...], cuts: Mapping[str, Match]) -> dict[str, Array]:
+    """What the stage's nodes read: PyTorch's tensors, and inputs of the graph."""
+    feeds: dict[str, Array] = {}
+    for name in names:
+        if name in cuts:
+            array = around.activations.fetch(cuts[name].value)
+            feeds[name] = in_onnx_form(array, cuts[name].permutation, around.types.get(name))
+        elif name in around.feeds:
+            feeds[name] = around.feeds[name]
+        else:
+            raise CannotReplayError(f"the graph reads {name}, which has no value here")
+    return feeds
