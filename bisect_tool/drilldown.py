@@ -52,7 +52,24 @@ def first_mending(count: int, error_of: Callable[[int], float]) -> tuple[int, fl
 LEAST_DROP = 10.0
 """How much smaller the outputs' error must become for a hand-over to count as mending them."""
 
-_PICKING = {family(name) for name in ("slice", "gather", "split", "transpose", "gathernd", "gatherelements")}
+_PICKING = {
+    family(name)
+    for name in [
+        "slice",
+        "gather",
+        "split",
+        "transpose",
+        "gathernd",
+        "gatherelements",
+        "squeeze",
+        "unsqueeze",
+        "reshape",
+        "flatten",
+        "expand",
+        "identity",
+    ]
+}
+"""Operations that only pick and place numbers: their results may equal several of PyTorch's values."""
 
 MAX_TRIALS = 96
 """Hand-overs that are tried in one stage."""
