@@ -31,6 +31,9 @@ VALUE_LIMIT = 1e-3
 NARROW_VALUE_LIMIT = 3e-2
 """The same where a side computes in half precision or less."""
 
+FORCED_VALUE = "forced value"
+"""Evidence of a pair whose values agree in a run that reads PyTorch's tensors."""
+
 NEAR_LIMIT = 5e-2
 """Up to which a value still counts as handed on by a node that no exporter tagged."""
 
@@ -223,7 +226,7 @@ def match_values(
     Returns:
         All pairs, the known ones included, by PyTorch value.
     """
-    matcher = _Matcher(trace, graph, torch_signatures, onnx_signatures, "forced value" if forced else "value")
+    matcher = _Matcher(trace, graph, torch_signatures, onnx_signatures, FORCED_VALUE if forced else "value")
     for match in known.values():
         matcher.take(match)
     matcher.match_outputs()
@@ -252,6 +255,8 @@ class _Matcher:
         self.matches: dict[int, Match] = {}
         self.narrow_graph = any(graph.dtypes.get(name) in _NARROW for node in graph.nodes for name in node.outputs)
         self.taken: set[str] = set()
+        self.owners: dict[str, int] = {}
+        self.forced = value_evidence == FORCED_VALUE
         self.taken_by: dict[str, set[str]] = defaultdict(set)
         self.first_stage: dict[int, Stage] = {}
         self.stages_of: dict[int, list[Stage]] = defaultdict(list)
@@ -261,6 +266,7 @@ class _Matcher:
 
     def take(self, match: Match) -> None:
         self.matches[match.value] = match
+        self.owners.setdefault(match.onnx, match.value)
         self.taken.add(match.onnx)
         self.taken_by[self.first_stage[match.value].ref.stage].add(match.onnx)
 
@@ -339,7 +345,11 @@ class _Matcher:
             names = free.get((own.kind, own.size), [])
             for order, signature in permuted(value).items() if names else ():
                 hits = [
-                    n for n in names if n not in self.taken and distance(signature, self.onnx[n]) <= self.limit(value)
+                    n
+                    for n in names
+                    if n not in self.taken
+                    and distance(signature, self.onnx[n]) <= self.limit(value)
+                    and not self._circular(value, n)
                 ]
                 scoped = [n for n in hits if self._same_scope(value, n)] or hits
                 if scoped:
@@ -365,9 +375,44 @@ class _Matcher:
             if wanted is None or value in self.matches or wanted.size == 0:
                 continue
             near = self._near(value, wanted, buckets.get((wanted.kind, wanted.size), []))
+            near = {name: apart for name, apart in near.items() if not self._circular(value, name)}
             if near:
                 found[value] = near
         return self._nearest_on_both_sides(found)
+
+    def _circular(self, value: int, name: str) -> bool:
+        """Whether a forced value is what it is because PyTorch handed over something that comes from ``value`` itself.
+
+        Attention's result, transposed, is given to the graph; what the graph transposes back is no result of its own.
+        """
+        if not self.forced:
+            return False
+        seen: set[str] = set()
+        stack = list(self.graph.nodes[self.place[name]].inputs)
+        while stack:
+            at = stack.pop()
+            if at in seen or at not in self.place:
+                continue
+            seen.add(at)
+            owner = self.owners.get(at)
+            if owner is None:
+                stack.extend(self.graph.nodes[self.place[at]].inputs)
+            elif owner != value and self._comes_from(owner, value):
+                return True
+        return False
+
+    def _comes_from(self, value: int, ancestor: int) -> bool:
+        """Whether PyTorch computed a value from another. Values are numbered in the order in which they were made."""
+        seen: set[int] = set()
+        stack = [value]
+        while stack:
+            at = stack.pop()
+            if at == ancestor:
+                return True
+            if at not in seen and at > ancestor:
+                seen.add(at)
+                stack.extend(self.trace.parents.get(at, ()))
+        return False
 
     def _nearest_on_both_sides(self, found: Mapping[int, Mapping[str, float]]) -> dict[int, list[str]]:
         """Drops what is clearly further off than the best, seen from either side.
