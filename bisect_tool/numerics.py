@@ -201,6 +201,44 @@ def sticky_switches(pair: ConfigPair) -> tuple[str, ...]:
 
 # Suspects
 
+_FINEST = 100
+"""Stands for "whatever the model is in", which nothing here makes coarser."""
+
+_BITS: Mapping[tuple[str, str], Mapping[Value | None, int]] = {
+    ("torch", "dtype"): {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7},
+    ("torch", "autocast"): {"off": _FINEST, "float16": 10, "bfloat16": 7},
+    ("torch", "emulate"): {None: _FINEST, "tf32": 10, "fp16": 10, "bf16": 7},
+    ("torch", "float32_matmul_precision"): {"highest": _FINEST, "high": 10, "medium": 7},
+    **{
+        ("torch", f"mkldnn_{kind}_fp32_precision"): {"ieee": _FINEST, "tf32": 10, "bf16": 7}
+        for kind in ("matmul", "conv", "rnn")
+    },
+    **{
+        ("torch", name): {False: _FINEST, True: 10}
+        for name in (
+            "matmul_tf32",
+            "cudnn_conv_tf32",
+            "cudnn_rnn_tf32",
+            "fp16_reduced_precision_reduction",
+            "bf16_reduced_precision_reduction",
+            "fp16_accumulation",
+            "fp16_bf16_reduction_math_sdp",
+        )
+    },
+    **{
+        ("onnxruntime", name): {False: _FINEST, True: 10}
+        for name in (
+            "use_tf32",
+            "trt_fp16_enable",
+            "trt_bf16_enable",
+            "trt_int8_enable",
+            "mlas.enable_gemm_fastmath_arm64_bfloat16",
+        )
+    },
+    **{(side, "NVIDIA_TF32_OVERRIDE"): {"0": _FINEST, None: 23, "1": 10} for side in ("torch", "onnxruntime")},
+}
+"""Bits of a mantissa that are left under a setting, as far as one can say: only their order matters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -231,6 +269,16 @@ class Step:
         default = default_of(lookup(self.side, self.name))
         before, after = (default if value is None else value for value in (self.before, self.after))
         return before == after
+
+    @property
+    def coarser(self) -> bool:
+        """Whether it leads to less precision: what fails in more precision is not mended by that, only hidden."""
+        bits = _BITS.get((self.side, self.name))
+        if bits is None:
+            return False
+        default = default_of(lookup(self.side, self.name))
+        before, after = (bits.get(default if value is None else value) for value in (self.before, self.after))
+        return before is not None and after is not None and after < before
 
 
 def steps(start: ConfigPair, goal: ConfigPair) -> tuple[Step, ...]:

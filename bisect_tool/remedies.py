@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bisect_tool.hypotheses import Finding, Suspicion, concerns_given_graph, error_of
+from bisect_tool.hypotheses import Finding, Suspicion, concerns_given_graph, error_of, mends
 from bisect_tool.numerics import Step, code_for, default_of, lookup, text_of
 from bisect_tool.records import Conclusion, ConfigRun, Diagnosis, Hypothesis, RuledOut, Side
 from bisect_tool.switches import Value, literal
 
 CODE = "BD301"
 """A switch of PyTorch, ONNX Runtime or the exporter separates failing from passing configurations."""
+
+NO_SWITCH = "the graph or the model differs, not how it is run"
 
 _EMULATED: dict[str, tuple[tuple[str, str, Value], ...]] = {
     "tf32": (
@@ -91,16 +93,29 @@ def _hypothesis(finding: Finding, suspicion: Suspicion) -> Hypothesis:
     )
 
 
-def no_switch(strict: ConfigRun) -> RuledOut:
-    """What it means that even the configuration diverges in which everything known to align both sides is set."""
-    evidence = (
+def no_switch(strict: ConfigRun, fresh: ConfigRun | None = None) -> RuledOut:
+    """What it means that even the configuration diverges in which everything known to align both sides is set.
+
+    Args:
+        strict: the run of that configuration.
+        fresh: of a given file's pair about a fresh export, where that diverges too.
+    """
+    evidence = [
         f"{strict.name}: {_errors(strict)}, with no optimisation, no TF32 and deterministic kernels on both sides"
-    )
-    return RuledOut(CODE, "all switches: the graph or the model differs, not how it is run", (evidence,))
+    ]
+    if fresh is not None:
+        evidence.append(f"{fresh.name}: {_errors(fresh)}, with a fresh export in place of the given file")
+    return RuledOut(CODE, f"all switches: {NO_SWITCH}", tuple(evidence))
+
+
+_OF_BOTH = frozenset([("torch", "dtype")])
+"""What moves both sides: the graph is exported from the model in the dtype that PyTorch runs it in."""
 
 
 def _side(finding: Finding) -> Side | None:
-    """The side that the fix changes, if it is one alone."""
+    """The side that the fix changes, if it is one alone, and if that mends."""
+    if not mends(finding.failing, finding.fixed) or any((step.side, step.name) in _OF_BOTH for step in finding.fix):
+        return None
     sides: set[Side] = {"expected" if step.side == "torch" else "actual" for step in finding.fix}
     return sides.pop() if len(sides) == 1 else None
 
@@ -125,7 +140,7 @@ def _diagnosis(finding: Finding, runs: Sequence[ConfigRun]) -> Diagnosis:
     if emulated:
         evidence.append("emulated on the CPU: says what this precision would do, not that a GPU run used it")
         return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), None, None)
-    return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), fixed.status == "agrees", _cost(failing, fixed))
+    return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), mends(failing, fixed), _cost(failing, fixed))
 
 
 def _together(found: Mapping[str, Diagnosis]) -> Diagnosis:

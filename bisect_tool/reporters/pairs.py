@@ -90,6 +90,7 @@ def in_effect_text(run: ConfigRun) -> str:
         return "-"
     devices = _devices(expected, actual)
     words = [
+        *([str(run.effective["graph"])] if "graph" in run.effective else []),
         *_switches_in_effect(run, expected, actual),
         *_torch_in_effect(run, expected),
         *_dtype_in_effect(run, actual),

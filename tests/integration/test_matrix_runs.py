@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,7 +21,9 @@ from commands import ROOT, Outcome, command
 
 from bisect_tool import experiments
 from bisect_tool.backends.exporting import ExportSettings
+from bisect_tool.backends.isolation import InternalError, run_isolated
 from bisect_tool.backends.torch_switches import snapshot
+from bisect_tool.matrix import PRESETS
 from bisect_tool.pipeline import LoadedCase
 from bisect_tool.switches import ONNXRUNTIME, TORCH
 
@@ -67,6 +72,45 @@ class Mortal(Activated):
         if os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x)
+
+
+class Fragile(Activated):
+    def forward(self, x):
+        if self.first.weight.dtype == torch.float16:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().forward(x)
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 4)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(2, 4, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(8, 16))
+
+
+class Random(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.table = nn.Linear(16, 4), torch.randn(4)
+
+    def forward(self, x):
+        return self.layer(x) * self.table
+
+
+class Unrepeatable(Random):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.frombuffer(bytearray(os.urandom(4)), dtype=torch.uint8).float()
+
+
+class Unwritable(nn.Module):
+    def forward(self, x):
+        return torch.linalg.eigvals(x @ x.T).real
 
 
 def half():
@@ -410,6 +454,98 @@ def test_crash_of_a_pair_that_counts(run: Run) -> None:
     assert "SIGSEGV" in " ".join(outcome.report["verdict"]["summary"])
 
 
+CRASHING_EXPORT = """
+[[pair]]
+name = "before"
+[[pair]]
+name = "half"
+expected.dtype = "float16"
+"""
+
+
+def test_crash_while_exporting(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporters run the model too: the pair is crashed, the other one has its result, and no folder is left."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    outcome = run("Fragile", CRASHING_EXPORT)
+    assert (3, {"before": "agrees", "half": "crashed"}) == (outcome.code, statuses(outcome))
+    assert "the process was killed by SIGSEGV" == configs(outcome)["half"]["skipped_reason"]
+    assert [] == list(tmp_path.glob("bisect-divergence-*"))
+
+
+def test_log_of_a_failed_export_outlives_its_process(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names a file that is there."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    outcome = run("Unwritable", '[[pair]]\nname = "a"')
+    assert 3 == outcome.code
+    (log,) = tmp_path.glob("bisect-divergence-export-*.log")
+    assert str(log) in outcome.err and log.read_text(encoding="utf-8")
+
+
+# One and the same model
+
+
+def test_random_weights_are_the_same_in_every_process(run: Run) -> None:
+    """A model without a checkpoint is made in each process anew, and has one set of weights all the same."""
+    outcome = run("Random", HALF)
+    assert (0, {"off": "agrees", "all": "agrees"}) == (outcome.code, statuses(outcome)), outcome.err
+
+
+def test_model_that_comes_out_otherwise_each_time(run: Run) -> None:
+    """Nothing that is measured on two of them says anything: refused, with what to do."""
+    outcome = run("Unrepeatable", HALF)
+    assert (2, "") == (outcome.code, outcome.out)
+    assert "other weights each time" in outcome.err and "torch.save(model.state_dict()" in outcome.err
+
+
+# Another kernel, other operations
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_attention_kernel_that_runs_other_operations(run: Run, exporter: str) -> None:
+    """Stages that a run does not have are left out of it; a healthy model agrees, with local errors for the others."""
+    outcome = run(
+        "Attending", '[[pair]]\nname = "math"\nexpected.sdpa_kernel = "math"\nactual.optimization = "off"',
+        "--exporter", exporter,
+    )  # fmt: skip
+    assert (0, {"math": "agrees"}) == (outcome.code, statuses(outcome)), outcome.err
+    rows = {row["stage"]: row["results"].get("math") for row in outcome.report["stages"]}
+    assert rows["out"]["local"] is not None
+
+
+# Faults of the tool
+
+
+BEFORE_AND_FAULTY = """
+[[pair]]
+name = "before"
+[[pair]]
+name = "faulty"
+actual.optimization = "off"
+"""
+
+
+@pytest.mark.parametrize(
+    ("matrix", "code"), [(BEFORE_AND_FAULTY, 3), (BEFORE_AND_FAULTY.replace("before", "faulty-too"), 70)]
+)
+def test_fault_of_the_tool_in_a_process(run: Run, matrix: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pair failed, with the reason; where no pair gave an answer it is an internal error, no inconclusive result."""
+
+    def broken(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if function is experiments.run_pair and arguments[1].pairs[0].name.startswith("faulty"):
+            raise InternalError("in a process of its own:\nTraceback ...\nKeyError: 'x'")
+        return run_isolated(function, *arguments, **options)
+
+    monkeypatch.setattr(experiments, "run_isolated", broken)
+    outcome = run("Activated", matrix, "--verbose")
+    assert code == outcome.code, outcome.err
+    assert "Traceback ..." in outcome.err
+    if code == 3:
+        assert {"before": "agrees", "faulty": "failed"} == statuses(outcome)
+        assert "internal error: KeyError: 'x'" == configs(outcome)["faulty"]["skipped_reason"]
+    else:
+        assert "internal error: this is a fault of the tool" in outcome.err
+
+
 # Nothing leaks
 
 SETS_MUCH = """
@@ -681,3 +817,95 @@ def test_given_graph_is_used_by_pairs_without_export_settings(run: Run, tmp_path
     (diagnosis,) = outcome.report["verdict"]["diagnoses"]
     assert ("the given graph", True) == (diagnosis["title"], diagnosis["remedy_verified"])
     assert "2 pairs: given, given-off" == diagnosis["evidence"][0]
+    assert "the given file differs from what the model exports to" in " ".join(outcome.report["verdict"]["summary"])
+    effective = {name: config["effective"].get("graph") for name, config in configs(outcome).items()}
+    assert {"given": None, "given-off": None, "own": "exported afresh"} == {
+        name: effective[name] for name in statuses(outcome)
+    }
+
+
+# A broken graph
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of ``Convolved`` with a weight that is 2 % too large."""
+    scope: dict[str, Any] = {}
+    exec(MODELS, scope)
+    path = tmp_path_factory.mktemp("scaled") / "scaled.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(scope["Convolved"]().eval(), (torch.zeros(8, 16),), str(path), dynamo=False)
+    model = onnx.load(str(path))
+    weight = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [3, 32])
+    array = onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(1.01), weight.name))
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_switch_cures_a_broken_graph(run: Run, scaled: Path, preset: str) -> None:
+    """Half precision allows for the fault, and lowers no error: all that is named is the file."""
+    outcome = run("Convolved", preset, "--onnx", scaled)
+    assert 1 == outcome.code, outcome.err
+    verdict = outcome.report["verdict"]
+    named = [d["title"] for d in verdict["diagnoses"] if "emulated" not in d["title"] and d["title"] != "autocast"]
+    assert ["the given graph"] == named
+    assert "the given file differs from what the model exports to, not how it is run" in verdict["summary"]
+    assert not [d for d in verdict["diagnoses"] if d["title"] != "the given graph" and d["remedy_verified"]]
+    assert not any(
+        item["conclusion"] == "culprit" and item["switch"] in ("autocast", "dtype") for item in verdict["hypotheses"]
+    )
+
+
+BROKEN_EXPORT = """
+[[pair]]
+name = "plain"
+actual.optimization = "off"
+[[pair]]
+name = "half"
+gating = false
+expected.autocast = "bfloat16"
+"""
+
+
+def test_broken_model_is_no_switch(run: Run, scaled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an export of the model is as wrong as the given file, strict is tried, and no switch is blamed."""
+
+    def broken(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if function is not experiments.export_graph:
+            return run_isolated(function, *arguments, **options)
+        shutil.copyfile(scaled, arguments[2])
+
+    monkeypatch.setattr(experiments, "run_isolated", broken)
+    outcome = run("Convolved", BROKEN_EXPORT)
+    assert (1, {"plain": "diverges", "half": "agrees"}) == (outcome.code, statuses(outcome))
+    verdict = outcome.report["verdict"]
+    assert [] == verdict["diagnoses"]
+    assert ["all switches: the graph or the model differs, not how it is run"] == [
+        r["title"] for r in verdict["ruled_out"]
+    ]
+    assert "no switch explains it: the graph or the model differs, not how it is run" in verdict["summary"]
+    assert "expected" not in {origin["side"] for origin in verdict["origins"]}
+
+
+APART = """
+[[pair]]
+name = "given"
+actual.optimization = "off"
+[[pair]]
+name = "apart"
+actual.optimization = "off"
+export.keep_stages = true
+"""
+
+
+def test_file_before_settings_of_the_export(run: Run, scaled: Path) -> None:
+    """A pair with settings of the export is about a fresh export: what separates it from the file is that first."""
+    outcome = run("Convolved", APART, "--onnx", scaled)
+    assert (1, {"given": "diverges", "apart": "agrees"}) == (outcome.code, statuses(outcome))
+    (diagnosis,) = outcome.report["verdict"]["diagnoses"]
+    assert ("the given graph", True) == (diagnosis["title"], diagnosis["remedy_verified"])
+    (tried,) = [config for name, config in configs(outcome).items() if "-try-" in name]
+    assert ({}, "exported afresh") == (tried["actual"]["switches"], tried["effective"]["graph"])
