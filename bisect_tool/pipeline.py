@@ -731,9 +731,11 @@ class _Bisection:
         if clean and (local.differing == 0 or is_settled(local.rel_l2, dtype)):
             return SETTLED
 
-        # What the run starts with is the same in every run.
+        # What the run starts with is the same in every run, and only the first one holds the inputs.
+        inputs = {value for _, value in reference.trace.inputs}
+
         def fetch(wanted: int) -> torch.Tensor:
-            given = there.get(wanted)
+            given = None if wanted in inputs else there.get(wanted)
             return run.activations.tensor(given) if given is not None else reference.activations.tensor(wanted)
 
         began = time.perf_counter()
