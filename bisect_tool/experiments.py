@@ -40,6 +40,7 @@ from bisect_tool.records import (
     ConfigRun,
     ConfigStatus,
     NumericConfig,
+    Origin,
     Report,
     StageRow,
 )
@@ -156,8 +157,7 @@ class _Matrix:
             reasons = "; ".join(f"{run.name}: {run.skipped_reason}" for run in self.runs.values())
             raise InconclusiveError(f"no pair of matrix {self.matrix.source} could run: {reasons}")
         findings = self._findings()
-        # Rows and alignment come from the run in which most is aligned, the first of equals.
-        base = max(self.reports.values(), key=lambda report: report.alignment.aligned)
+        base = self._base()
         rows = self._merged(base)
         runs = tuple(self.runs.values())
         verdict = decide(rows, runs, base.alignment, self.options.min_coverage)
@@ -165,7 +165,9 @@ class _Matrix:
         if self.exhausted is not None:
             ruled_out.append(no_switch(self.exhausted, self.fresh))
         # What was measured against float64 counts more than what trying switches suggests.
-        origins = tuple(replace(o, side=o.side or sides.get(o.config)) for o in verdict.origins)
+        origins = tuple(replace(o, side=o.side or sides.get(o.config)) for o in map(self._own, verdict.origins))
+        first = verdict.first_over_tolerance
+        hand_over = self.reports[first.config].verdict.hand_over if first is not None else None
         summary = (*verdict.summary, *(f"{d.code}: {d.title} separates failing from passing" for d in diagnoses))
         if self.exhausted is not None:
             summary = (*summary, f"no switch explains it: {NO_SWITCH}")
@@ -183,6 +185,7 @@ class _Matrix:
                 origins=origins,
                 diagnoses=tuple(diagnoses),
                 ruled_out=tuple(ruled_out),
+                hand_over=hand_over,
                 hypotheses=hypotheses(findings),
             ),
             configs=runs,
@@ -346,6 +349,28 @@ class _Matrix:
         return path
 
     # -- together -----------------------------------------------------------------------------------------------------
+
+    def _base(self) -> Report:
+        """The report that rows and alignment come from: that of the given file or the plain export, of the first pair
+        that counts. Another graph may show more stages, and is not what is judged.
+        """
+        plain = _Graph(self.options.export, None)
+
+        def place(name: str) -> tuple[bool, bool]:
+            pair = pair_of(self.runs[name])
+            judged = self._is_given(pair) if self.options.onnx is not None else self._wanted(pair) == plain
+            return not judged, not self.runs[name].gating
+
+        return self.reports[min(self.reports, key=place)]
+
+    def _own(self, origin: Origin) -> Origin:
+        """An origin with the names of its own pair's graph, and with what was found inside it there."""
+        report = self.reports[origin.config]
+        known = next((o for o in report.verdict.origins if (o.ref, o.config) == (origin.ref, origin.config)), None)
+        if known is not None:
+            return known
+        row = next(row for row in report.stages if row.ref == origin.ref)
+        return replace(origin, onnx_value=row.onnx_value or "", onnx_nodes=row.onnx_nodes)
 
     def _merged(self, base: Report) -> list[StageRow]:
         results: dict[Any, dict[str, Any]] = {}

@@ -701,9 +701,9 @@ def test_exports_come_together_in_the_same_rows(exported: Outcome) -> None:
     everyone = {"dynamo", "no-folding", "torchscript", "dynamic"}
     assert {"norm": everyone, "relu": everyone, "head": everyone} == {n: rows[n] for n in ("norm", "relu", "head")}
     assert {"no-folding"} == rows["conv"], "elsewhere it is one with its normalisation"
-    # The alignment is that of the graph which has most stages.
+    # The alignment is that of the plain export, whatever other graphs show.
     alignment = exported.report["alignment"]
-    assert (4, 4, []) == (alignment["stages"], alignment["aligned"], alignment["unaligned"])
+    assert (4, 3, ["conv"]) == (alignment["stages"], alignment["aligned"], [u["stage"] for u in alignment["unaligned"]])
 
 
 def test_opset_that_the_exporter_does_not_write(exported: Outcome) -> None:
@@ -822,6 +822,62 @@ def test_given_graph_is_used_by_pairs_without_export_settings(run: Run, tmp_path
     assert {"given": None, "given-off": None, "own": "exported afresh"} == {
         name: effective[name] for name in statuses(outcome)
     }
+
+
+OTHER_GRAPHS = """
+[defaults.actual]
+optimization = "off"
+[[pair]]
+name = "unfolded"
+gating = false
+export.keep_stages = true
+[[pair]]
+name = "given"
+"""
+
+
+def test_rows_are_those_of_the_judged_graph(run: Run, scaled: Path) -> None:
+    """Another export shows more stages; alignment, counts and nodes are those of the graph that is judged all the same."""
+    outcome = run("Convolved", OTHER_GRAPHS, "--onnx", scaled)
+    report = outcome.report
+    assert {"unfolded": "agrees", "given": "diverges"} == statuses(outcome)
+    assert ["conv"] == [item["stage"] for item in report["alignment"]["unaligned"]], "it is folded into the norm"
+    rows = {row["stage"]: row for row in report["stages"]}
+    assert None is rows["conv"]["onnx_value"] and {"unfolded"} == rows["conv"]["results"].keys() & {"unfolded", "given"}
+    nodes = {node.name for node in onnx.load(str(scaled)).graph.node}
+    assert {node for row in rows.values() for node in row["onnx_nodes"]} <= nodes
+    (origin,) = report["verdict"]["origins"]
+    assert ("head", "given") == (origin["stage"], origin["config"]) and set(origin["onnx_nodes"]) <= nodes
+
+
+def test_origins_are_named_as_in_the_graph_of_their_pair(
+    run: Run, scaled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pair about another graph finds its origins there."""
+    named = onnx.load(str(scaled))
+    for node in named.graph.node:
+        node.name = f"other{node.name}"
+
+    def other(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if function is not experiments.export_graph:
+            return run_isolated(function, *arguments, **options)
+        onnx.save(named, str(arguments[2]))
+
+    monkeypatch.setattr(experiments, "run_isolated", other)
+    scope: dict[str, Any] = {}
+    exec(MODELS, scope)
+    healthy = scaled.with_name("healthy.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(scope["Convolved"]().eval(), (torch.zeros(8, 16),), str(healthy), dynamo=False)
+    matrix = OTHER_GRAPHS.replace("gating = false", "").replace("keep_stages = true", "opset = 18")
+    monkeypatch.setattr(experiments, "_check_graph", lambda path, wanted: None)
+    outcome = run("Convolved", matrix, "--onnx", healthy)
+    assert {"unfolded": "diverges", "given": "agrees"} == statuses(outcome)
+    (origin,) = outcome.report["verdict"]["origins"]
+    assert "unfolded" == origin["config"] and all(node.startswith("other") for node in origin["onnx_nodes"])
+    (row,) = (row for row in outcome.report["stages"] if row["stage"] == "head")
+    assert not any(node.startswith("other") for node in row["onnx_nodes"])
 
 
 # A broken graph
