@@ -35,6 +35,16 @@ _HOMES: Mapping[str, str] = {
 }
 
 
+_MEANT: Mapping[tuple[str, object], str] = {
+    ("provider", "cuda"): 'to run on CUDA set device = "cuda"',
+    ("provider", "CUDAExecutionProvider"): 'to run on CUDA set device = "cuda"',
+    ("provider", "cpu"): 'device = "cpu" is what runs without it',
+    ("provider", "CPUExecutionProvider"): 'device = "cpu" is what runs without it',
+    ("provider", "TensorrtExecutionProvider"): 'set provider = "tensorrt", with device = "cuda"',
+}
+"""Hints for values that are meant well, and said elsewhere."""
+
+
 # Looking up and checking
 
 
@@ -87,6 +97,8 @@ def check(side: str, name: str, value: object, *, passes: Iterable[str] | None =
         fits = values.minimum <= value and (values.maximum is None or value <= values.maximum)
     else:
         fits = False
+    if not fits and (name, value) in _MEANT:
+        raise BisectError(f"{name} = {literal(value)}: {switch.side} knows no such value", hint=_MEANT[name, value])
     if not fits:
         near = nearest(value, [str(choice) for choice in values.choices]) if isinstance(value, str) else []
         hint = f"did you mean {literal(near[0])}? valid: {values}" if near else f"valid: {values}"
@@ -257,9 +269,9 @@ class Step:
     after: Value | None
     title: str
 
-    def code(self) -> str | None:
+    def code(self, device: str = "cpu") -> str | None:
         """The line of Python that makes this step; ``None`` where it only leaves something unset."""
-        return None if self.after is None else code_for(self.side, self.name, self.after)
+        return None if self.after is None else code_for(self.side, self.name, self.after, device)
 
     @property
     def idle(self) -> bool:
@@ -288,8 +300,16 @@ def steps(start: ConfigPair, goal: ConfigPair) -> tuple[Step, ...]:
         old, new = _settings(before), _settings(after)
         for side, name in _TABLE:
             if side in _sides(before.backend) and old.get(name) != new.get(name):
-                found.append(Step(side, name, old.get(name), new.get(name), _TABLE[side, name].title))
+                found.append(Step(side, name, old.get(name), new.get(name), title_of(side, name)))
     return tuple(found)
+
+
+def title_of(side: str, name: str) -> str:
+    """A switch as a suspect; one that either side has comes with the side."""
+    title = lookup(side, name).title
+    owners = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+    both = all((each, name) in _TABLE for each in owners)
+    return f"{owners[side]}'s {title}" if both and side in owners else title
 
 
 def default_of(switch: Switch) -> Value | None:
@@ -337,9 +357,9 @@ def text_of(side: str, name: str, value: Value) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-def code_for(side: str, name: str, value: Value) -> str:
-    """The line of Python that sets a switch by hand."""
-    return lookup(side, name).code.format(value=repr(value), text=text_of(side, name, value))
+def code_for(side: str, name: str, value: Value, device: str = "cpu") -> str:
+    """The line of Python that sets a switch by hand, for a model on a device."""
+    return lookup(side, name).code.format(value=repr(value), text=text_of(side, name, value), device=device)
 
 
 def nearest(word: str, known: Iterable[str]) -> list[str]:

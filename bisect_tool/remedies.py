@@ -136,7 +136,7 @@ def _diagnosis(finding: Finding, runs: Sequence[ConfigRun]) -> Diagnosis:
                 f"{finding.passing.name} with {_setting(suspicion.step, back=True)} alone diverges"
                 + (f": relative L2 {suspicion.alone:.1e}" if suspicion.alone is not None else "")
             )
-    lines = [line for step in finding.fix for line in _lines(step)]
+    lines = [line for step in finding.fix for line in _lines(step, failing)]
     if emulated:
         evidence.append("emulated on the CPU: says what this precision would do, not that a GPU run used it")
         return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), None, None)
@@ -159,13 +159,14 @@ def _together(found: Mapping[str, Diagnosis]) -> Diagnosis:
     )
 
 
-def _lines(step: Step) -> list[str]:
-    """What to write to make a step."""
+def _lines(step: Step, run: ConfigRun) -> list[str]:
+    """What to write to make a step in the configuration of a run."""
     if step.name == "emulate" and step.before is not None:
-        return [code_for(side, name, value) for side, name, value in _EMULATED.get(str(step.before), ())]
+        return [code_for(side, name, value, "cuda") for side, name, value in _EMULATED.get(str(step.before), ())]
     if concerns_given_graph(step) and step.after is None:
         return ["take the given graph"]
-    return [step.code() or f"leave {step.name} unset ({step.side})"]
+    device = run.expected.device if step.side == "torch" else run.actual.device
+    return [step.code(device) or f"leave {step.name} unset ({step.side})"]
 
 
 def _pattern(finding: Finding, runs: Sequence[ConfigRun]) -> list[str]:
@@ -206,8 +207,8 @@ def _setting(step: Step, *, back: bool = False) -> str:
     side = {"torch": "PyTorch's", "onnxruntime": "ONNX Runtime's", "export": "the export's"}[step.side]
     if value is None:
         return f"{side} {step.name} left as it is"
-    # Flags of Python are True and False; how the exporter is called with a name is no word for it.
-    plain = step.side == "export" or (step.side == "torch" and isinstance(value, bool))
+    # Flags of Python are True and False; arguments of a call are no words for what it does.
+    plain = step.side == "export" or (step.side == "torch" and (isinstance(value, bool) or step.name == "autocast"))
     return f"{side} {step.name} = {value if plain else text_of(step.side, step.name, value)}"
 
 

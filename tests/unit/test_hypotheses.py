@@ -340,6 +340,23 @@ def test_graph_follows_the_dtype_of_the_model() -> None:
     assert [("torch", "dtype")] == [(step.side, step.name) for step in suspects(half, full)]
 
 
+def test_suspects_of_both_sides_are_told_apart() -> None:
+    """Either library has a number of threads."""
+    one, more = (
+        run_of(ConfigPair(name, NumericConfig("torch", threads=n), NumericConfig("onnxruntime", threads=n)), status)
+        for name, n, status in (("one", 1, "diverges"), ("more", 2, "agrees"))  # type: ignore[misc]
+    )
+    titles = [step.title for step in suspects(pair_of(one), pair_of(more))]
+    assert ["PyTorch's number of threads", "ONNX Runtime's number of threads"] == titles
+    assert "oneDNN" == suspects(pair({0}), pair(()))[0].title
+
+
+@pytest.mark.parametrize(("value", "line"), [("off", "enabled=False"), ("bfloat16", "dtype=torch.bfloat16")])
+def test_line_of_autocast_can_be_copied(value: str, line: str) -> None:
+    """Nothing in it is left to be filled in."""
+    assert f'with torch.autocast("cpu", {line}):' == Step("torch", "autocast", None, value, "autocast").code()
+
+
 # Less precision mends nothing
 
 
@@ -583,14 +600,14 @@ def test_emulated_precision_names_lines_of_both_sides() -> None:
         (
             "bf16",
             [
-                "with torch.autocast(device_type, dtype=None, enabled=False):",
+                'with torch.autocast("cuda", enabled=False):',
                 'providers=[("TensorrtExecutionProvider", {"trt_bf16_enable": "0"}), "CPUExecutionProvider"]',
             ],
         ),
         (
             "fp16",
             [
-                "with torch.autocast(device_type, dtype=None, enabled=False):",
+                'with torch.autocast("cuda", enabled=False):',
                 'providers=[("TensorrtExecutionProvider", {"trt_fp16_enable": "0"}), "CPUExecutionProvider"]',
             ],
         ),

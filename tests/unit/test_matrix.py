@@ -227,6 +227,22 @@ def test_emulated_pair_gates_only_when_asked_to(read: Read) -> None:
         ('[[pair]]\nname = "a"\n[pair.expected]\nmatmul_tf32 = true', "matmul_tf32 acts on cuda only", ""),
         ('[[pair]]\nname = "a"\n[pair.expected]\nemulate = "tf32"', "its name does not say so", "tf32-emulated"),
         ('[defaults.expected]\nmkldn = true\n[[pair]]\nname = "a"', "torch has no switch 'mkldn'", "mkldnn"),
+        (
+            '[[pair]]\nname = "a"\n[pair.expected]\ndtype = "float32"\n[pair.actual]\ndtype = "float16"',
+            "line 6: pair 'a': [pair.actual]: dtype = \"float16\", and [pair.expected] says float32",
+            "set dtype in [pair.expected] alone",
+        ),
+        (
+            '[[pair]]\nname = "a"\nactual.dtype = "float16"',
+            "line 3: pair 'a': [pair.actual]: dtype = \"float16\", and [pair.expected] says nothing",
+            "set dtype in [pair.expected] alone",
+        ),
+        (
+            '[[pair]]\nname = "a"\n[pair.actual]\noptimization = "all"\noptimization.enable_gelu_approximation = true',
+            "not valid TOML",
+            'put the name in quotes: "optimization.enable_gelu_approximation" = ...',
+        ),
+        ('[[pair]]\nname = "a"\n[pair.actual]\nprovider = "cuda"', "line 4: pair 'a'", 'device = "cuda"'),
         ('[defaults]\nexpected = 3\n[[pair]]\nname = "a"', "[pair.expected] is not a table", ""),
     ],
 )
