@@ -108,7 +108,9 @@ class Pass:
 FLAG = Values("flag")
 
 _FLAG_READ = "the flag, read after it was set"
-_GRAPH = "nodes of the optimised graph"
+GRAPH = "nodes of the optimised graph"
+"""Beginning of ``Switch.read_back`` where nothing but that graph tells whether a switch did anything."""
+
 _LOG = "passes in the session's log"
 _ECHO = "the key, as the session has it; its effect only from the values"
 _PROPERTY = "property of the session's options"
@@ -300,7 +302,7 @@ ONNXRUNTIME: tuple[Switch, ...] = (
          home="field", read_back="types of the graph's weights, or of its inputs"),
     _ort("optimization", "graph optimisation", _choice("off", "basic", "extended", "layout", "all"), "all",
          "which passes rewrite the graph; layout needs onnxruntime 1.23",
-         "options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.{text}", home="field", read_back=_GRAPH,
+         "options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.{text}", home="field", read_back=GRAPH,
          spelling={"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED",
                    "layout": "ORT_ENABLE_LAYOUT", "all": "ORT_ENABLE_ALL"}),
     _ort("threads", "number of threads", _integer(), "0: the library's own number",
@@ -309,34 +311,34 @@ ONNXRUNTIME: tuple[Switch, ...] = (
     _ort("disabled_passes", "optimiser passes", Values("passes"), "none",
          "passes that are left out; names are case-sensitive",
          'options.add_session_config_entry("optimization.disable_specified_optimizers", "{text}")',
-         home="session", read_back=f"{_GRAPH}, {_LOG}"),
+         home="session", read_back=f"{GRAPH}, {_LOG}"),
     _ort("use_deterministic_compute", "deterministic kernels", FLAG, "false",
          "CUDA reductions in a fixed order; the session key of this name does nothing from Python",
          "options.use_deterministic_compute = {value}", home="property", read_back=_PROPERTY),
     _session("optimization.enable_gelu_approximation", "GELU by tanh", "false",
-             "com.microsoft Gelu and BiasGelu become FastGelu; the Gelu of opset 20 is left alone", _GRAPH),
+             "com.microsoft Gelu and BiasGelu become FastGelu; the Gelu of opset 20 is left alone", GRAPH),
     _session("optimization.enable_cast_chain_elimination", "removal of casts that round", "false",
-             "float32 → float16 → float32 disappears, and with it the rounding", _GRAPH, since="1.23"),
+             "float32 → float16 → float32 disappears, and with it the rounding", GRAPH, since="1.23"),
     _session("session.set_denormal_as_zero", "denormals flushed to zero", "false",
              "numbers below 1.2e-38 become zero. The first session of the process decides for the thread that makes it,"
              " and PyTorch's and numpy's numbers on that thread change too", _DENORMAL, sticky=True),
     _session("session.disable_prepacking", "weights not packed", "false",
              "weights stay as they are in the file, which selects other kernels of the CPU", devices=("cpu",)),
     _session("session.disable_quant_qdq", "quantised kernels", "false",
-             "true: QuantizeLinear and DequantizeLinear are computed as written, in floating point between them", _GRAPH),
+             "true: QuantizeLinear and DequantizeLinear are computed as written, in floating point between them", GRAPH),
     _session("session.disable_double_qdq_remover", "removal of double QDQ pairs", "false",
-             "true: two quantisations in a row stay two", _GRAPH),
+             "true: two quantisations in a row stay two", GRAPH),
     _session("session.enable_quant_qdq_cleanup", "removal of left-over QDQ pairs", "false",
-             "a QuantizeLinear with its DequantizeLinear disappears, and with it the rounding", _GRAPH),
+             "a QuantizeLinear with its DequantizeLinear disappears, and with it the rounding", GRAPH),
     _session("session.disable_qdq_constant_folding", "folding of constants through QDQ pairs", "false",
-             "true: quantised constants are not computed ahead", _GRAPH, since="1.26"),
+             "true: quantised constants are not computed ahead", GRAPH, since="1.26"),
     _session("session.qdqisint8allowed", "signed 8-bit kernels", "true on ARM, else false",
              "true: int8 activations stay int8 in place of a conversion to uint8", _LOG, devices=("cpu",)),
     _session("session.x64quantprecision", "saturation of 8-bit products", "false",
              "true: on x86 without VNNI weights become unsigned, so that sums in 16 bits do not saturate", _LOG,
              devices=("cpu",)),
     _session("session.disable_aot_function_inlining", "early inlining of functions", "false",
-             "true: functions of the model are inlined late, and the first passes do not see into them", _GRAPH),
+             "true: functions of the model are inlined late, and the first passes do not see into them", GRAPH),
     _session("session.graph_optimizations_loop_level", "repeated optimisation", "1",
              "how often passes of higher levels run again", values=_integer(0, 2), since="1.23"),
     _session("mlas.enable_gemm_fastmath_arm64_bfloat16", "bfloat16 inside float32 products", "false",
