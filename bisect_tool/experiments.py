@@ -44,7 +44,7 @@ from bisect_tool.records import (
     Report,
     StageRow,
 )
-from bisect_tool.remedies import NO_SWITCH, describe, hypotheses, no_switch
+from bisect_tool.remedies import NO_SWITCH, describe, explored, hypotheses, no_switch
 from bisect_tool.store import read_report, report_text
 from bisect_tool.verdicts import decide
 
@@ -168,7 +168,8 @@ class _Matrix:
         origins = tuple(replace(o, side=o.side or sides.get(o.config)) for o in map(self._own, verdict.origins))
         first = verdict.first_over_tolerance
         hand_over = self.reports[first.config].verdict.hand_over if first is not None else None
-        summary = (*verdict.summary, *(f"{d.code}: {d.title} separates failing from passing" for d in diagnoses))
+        named = [f"{d.code}: {d.title} separates failing from passing" for d in diagnoses if d.gating]
+        summary = (*verdict.summary, *named, *explored(diagnoses, [self.runs[pair.name] for pair in self.matrix.pairs]))
         if self.exhausted is not None:
             summary = (*summary, f"no switch explains it: {NO_SWITCH}")
         elif any(given_graph(step) for finding in findings for step in finding.fix):
@@ -414,6 +415,8 @@ class _Matrix:
         if fresh.status != "diverges":
             return failing, None
         self.fresh = fresh
+        # It stands for the pair that it was made for.
+        fresh = replace(fresh, gating=failing.gating)
         return fresh, passing if passing is not None and mends(fresh, passing) else None
 
     def _try_strict(self, failing: ConfigRun) -> None:

@@ -56,6 +56,15 @@ def describe(
     return [_together(found) for found in alike.values()], list(ruled_out.values()), sides
 
 
+def explored(diagnoses: Sequence[Diagnosis], runs: Sequence[ConfigRun]) -> list[str]:
+    """One line for all that diverges without counting, since nobody asks why something does that was made to."""
+    titles = [diagnosis.title for diagnosis in diagnoses if not diagnosis.gating]
+    names = [run.name for run in runs if run.status == "diverges" and not run.gating]
+    if not titles:
+        return []
+    return [f"explored only, and not counted: {', '.join(names)}; what separates them ({CODE}): {', '.join(titles)}"]
+
+
 def hypotheses(findings: Sequence[Finding]) -> tuple[Hypothesis, ...]:
     """Every suspect of every finding with its numbers, culprits first, then as the table of switches has them."""
     order = ("culprit", "contributes", "ruled out", "no answer")
@@ -139,8 +148,9 @@ def _diagnosis(finding: Finding, runs: Sequence[ConfigRun]) -> Diagnosis:
     lines = [line for step in finding.fix for line in _lines(step, failing)]
     if emulated:
         evidence.append("emulated on the CPU: says what this precision would do, not that a GPU run used it")
-        return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), None, None)
-    return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), mends(failing, fixed), _cost(failing, fixed))
+        return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), None, None, failing.gating)
+    mended, cost = mends(failing, fixed), _cost(failing, fixed)
+    return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), mended, cost, failing.gating)
 
 
 def _together(found: Mapping[str, Diagnosis]) -> Diagnosis:
@@ -156,6 +166,7 @@ def _together(found: Mapping[str, Diagnosis]) -> Diagnosis:
         evidence=(f"{len(found)} pairs: {', '.join(found)}", *dict.fromkeys(lines)),
         remedy_verified=None if None in verified else all(verified),
         cost="; ".join(costs) or None,
+        gating=any(diagnosis.gating for diagnosis in found.values()),
     )
 
 

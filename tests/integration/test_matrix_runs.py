@@ -25,6 +25,8 @@ from bisect_tool.backends.isolation import InternalError, run_isolated
 from bisect_tool.backends.torch_switches import snapshot
 from bisect_tool.matrix import PRESETS
 from bisect_tool.pipeline import LoadedCase
+from bisect_tool.reporters import pairs
+from bisect_tool.store import read_report
 from bisect_tool.switches import ONNXRUNTIME, TORCH
 
 SCHEMA = jsonschema.Draft202012Validator(
@@ -215,6 +217,30 @@ def test_gelu_approximation_is_named(run: Run) -> None:
     assert "com.microsoft.FastGelu" not in configs(outcome)["plain"]["effective"]["actual"]["nodes"]
 
 
+NEWER_GELU = """
+[[pair]]
+name = "left-alone"
+[pair.actual]
+"optimization.enable_gelu_approximation" = true
+[pair.export]
+exporter = "dynamo"
+opset = 20
+"""
+
+
+def test_switch_without_effect_is_told(run: Run) -> None:
+    """The session has the key as it was set, and the GELU of opset 20 does not answer to it."""
+    outcome = run("Activated", NEWER_GELU)
+    (config,) = configs(outcome).values()
+    assert "com.microsoft.FastGelu" not in config["effective"]["actual"]["nodes"]
+    assert ["optimization.enable_gelu_approximation"] == config["effective"]["actual"]["without_effect"]
+    text = pairs.in_effect_text(read_report(outcome.folder / "report.json").configs[0])
+    assert "enable_gelu_approximation on without effect" in text and "set as requested" not in text
+    approximated = run("Activated", GELU)
+    found = configs(approximated)["approximated"]["effective"]["actual"]
+    assert [] == found["without_effect"]
+
+
 # Emulated precision
 
 TF32 = """
@@ -300,7 +326,12 @@ def test_emulated_tf32_of_a_preset_only_explains(example_data: None, tmp_path: P
     for name in ("ort-cuda-off", "ort-cuda-all"):
         assert "CUDA" in found[name]["skipped_reason"]
     verdict = outcome.report["verdict"]
-    assert ("agrees", ["BD301"]) == (verdict["status"], [d["code"] for d in verdict["diagnoses"]])
+    assert ("agrees", [("BD301", False)]) == (
+        verdict["status"],
+        [(d["code"], d["gating"]) for d in verdict["diagnoses"]],
+    )
+    (line,) = [line for line in verdict["summary"] if "BD301" in line]
+    assert line.startswith("explored only, and not counted: tf32-emulated; what separates them")
     assert [] == verdict["origins"]
 
 

@@ -363,6 +363,16 @@ def test_pairs_are_in_the_table() -> None:
     assert "9 pairs: 3 agree, 2 diverge, 2 skipped, 1 failed, 1 crashed; 3 of them count for" in page(matrix())
 
 
+def test_what_only_explores_is_no_diagnosis() -> None:
+    """Its line is in the summary; the blocks are for what counts."""
+    report = matrix()
+    title = report.verdict.diagnoses[0].title
+    only = tuple(replace(diagnosis, gating=False) for diagnosis in report.verdict.diagnoses)
+    verdict = replace(report.verdict, summary=("nothing",))
+    assert f"BD301 {title}" in page(replace(report, verdict=verdict))
+    assert f"BD301 {title}" not in page(replace(report, verdict=replace(verdict, diagnoses=only)))
+
+
 def test_skipped_pairs_do_not_count() -> None:
     """What a preset named and the machine lacks decides nothing, gating or not."""
     report = matrix()
