@@ -13,7 +13,7 @@ from typing import Any
 
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.records import ConfigPair, NumericConfig
-from bisect_tool.switches import EXPORT, ONNXRUNTIME, PASSES, REQUIRED_PASSES, TORCH, Switch, Value, literal
+from bisect_tool.switches import EXPORT, NOT_HERE, ONNXRUNTIME, PASSES, REQUIRED_PASSES, TORCH, Switch, Value, literal
 
 DOCS = "docs/switches.md"
 PASS_SEPARATOR = ";"
@@ -58,6 +58,9 @@ def lookup(side: str, name: str) -> Switch:
     for each in sides:
         if (each, name) in _TABLE:
             return _TABLE[each, name]
+    for owner, known, reason in NOT_HERE:
+        if known == name and owner in sides:
+            raise BisectError(f"{name} cannot be set by a pair", hint=reason)
     others = sorted({s for s, n in _TABLE if n == name})
     if others:
         raise BisectError(f"{name} is a switch of {' and '.join(others)}, not of {side}", hint=f"see {DOCS}")
@@ -158,6 +161,12 @@ def check_config(config: NumericConfig, *, passes: Iterable[str] | None = None) 
                 f"{name} acts on {device} only, and this side runs on {config.device}",
                 hint=f"leave it out, or set device to {device}",
             )
+    if "float32_matmul_precision" in config.switches:
+        double = {"matmul_tf32", "mkldnn_matmul_fp32_precision"} & config.switches.keys()
+        if double:
+            raise BisectError(
+                f"float32_matmul_precision sets what {' and '.join(sorted(double))} sets", hint="give one of them"
+            )
     if "emulate" in config.switches and config.dtype not in (None, "float32"):
         raise InconclusiveError(
             f"emulate rounds float32 operands, and the model runs in {config.dtype}", hint='set dtype = "float32" too'
@@ -245,8 +254,10 @@ _BITS: Mapping[tuple[str, str], Mapping[Value | None, int]] = {
             "trt_bf16_enable",
             "trt_int8_enable",
             "mlas.enable_gemm_fastmath_arm64_bfloat16",
+            "mlas.use_lut_gemm",
         )
     },
+    ("onnxruntime", "mlas.qnbit.force_fp32"): {False: 10, True: _FINEST},
     **{(side, "NVIDIA_TF32_OVERRIDE"): {"0": _FINEST, None: 23, "1": 10} for side in ("torch", "onnxruntime")},
 }
 """Bits of a mantissa that are left under a setting, as far as one can say: only their order matters."""
@@ -404,6 +415,8 @@ def switches_markdown() -> str:
         lines += ["|---|---|---|---|---|---|---|---|"]
         lines += [_row(switch) for switch in table]
         lines += ["", "By hand:", "", "```python", *(_example(switch) for switch in table), "```"]
+    lines += ["", "## Not in a matrix", "", "These are refused, each for its reason.", ""]
+    lines += ["| name | why |", "|---|---|", *(f"| `{name}` | {reason} |" for _, name, reason in NOT_HERE)]
     lines += [
         "",
         "## Optimiser passes",

@@ -249,6 +249,14 @@ TORCH: tuple[Switch, ...] = (
           "torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp({value})"),
     _torch("preferred_blas_library", "library of matrix products", _choice("cublas", "cublaslt"), "cublas",
            "which library multiplies matrices", "torch.backends.cuda.preferred_blas_library({value})", devices=("cuda",)),
+    _torch("preferred_linalg_library", "library of linear algebra", _choice("default", "cusolver", "magma"), "default",
+           "which library factorises and solves (torch.linalg)",
+           "torch.backends.cuda.preferred_linalg_library({value})", devices=("cuda",)),
+    _torch("float32_matmul_precision", "precision of float32 matrix products",
+           _choice("highest", "high", "medium"), "highest",
+           "high: TF32 on CUDA, in oneDNN where the processor has it; medium: bfloat16 in oneDNN. Sets what"
+           " matmul_tf32 and mkldnn_matmul_fp32_precision say apart, and excludes them",
+           "torch.set_float32_matmul_precision({value})"),
     _torch("mkldnn", "oneDNN", FLAG, "true", "false: PyTorch's own convolutions and LSTMs in place of oneDNN's",
            "torch.backends.mkldnn.enabled = {value}", devices=("cpu",)),
     _torch("mkldnn_deterministic", "deterministic oneDNN", FLAG, "false", "oneDNN keeps to deterministic forms",
@@ -341,6 +349,22 @@ ONNXRUNTIME: tuple[Switch, ...] = (
              "true: functions of the model are inlined late, and the first passes do not see into them", GRAPH),
     _session("session.graph_optimizations_loop_level", "repeated optimisation", "1",
              "how often passes of higher levels run again", values=_integer(0, 2), since="1.23"),
+    _session("optimization.constant_folding_max_output_size_in_bytes", "size of folded constants",
+             "the library's own number", "nodes of constants with a larger result are computed in each run", GRAPH,
+             values=_integer(), since="1.27"),
+    _session("session.qdq_matmulnbits_accuracy_level", "precision inside 4-bit products", "4",
+             "what activations are rounded to in products with block-quantised weights: 0 and 1 float32, 2 float16,"
+             " 3 bfloat16, 4 int8", values=_integer(0, 4)),
+    _session("mlas.use_lut_gemm", "products from tables", "false",
+             "products with 2-bit weights are looked up, with activations in 8 bits", devices=("cpu",), since="1.24"),
+    _session("mlas.qnbit.force_fp32", "float32 inside products of few bits", "false",
+             "true: activations are not rounded in products with block-quantised weights", devices=("cpu",),
+             since="1.31"),
+    _session("mlas.disable_kleidiai", "KleidiAI kernels", "false",
+             "true: the library's own kernels in place of KleidiAI's; 64-bit Arm only", devices=("cpu",), since="1.30"),
+    _session("ep.cuda.enable_gemm_auto_tune", "choice of matrix kernels by measuring", "false",
+             "true: a product takes the kernel that measured fastest, which may differ from run to run",
+             devices=("cuda",), since="1.31"),
     _session("mlas.enable_gemm_fastmath_arm64_bfloat16", "bfloat16 inside float32 products", "false",
              "operands of float32 matrix products are rounded to bfloat16; 64-bit Arm only", devices=("cpu",)),
     _session("mlas.nchwc_pointwise_conv_max_input_channel_batch", "channels of a 1x1 convolution in one go",
@@ -361,6 +385,8 @@ ONNXRUNTIME: tuple[Switch, ...] = (
             "sum of 1 flash, 2 memory-efficient, 4 TensorRT fused, 8 cuDNN flash, 16 math, 32 TensorRT flash,"
             " 64 TensorRT cross, 128 TensorRT causal, 256 lean", _integer(0, 511)),
     _option("do_copy_in_default_stream", "stream of copies", "true", "false: copies run beside the kernels, and may race"),
+    _option("use_ep_level_unified_stream", "one stream for all", "false",
+            "true: kernels of all nodes run on one stream, one after the other"),
     _option("enable_skip_layer_norm_strict_mode", "float32 sums in SkipLayerNormalization", "false",
             "float16 layer normalisation with float32 sums; newer versions always do so"),
     _option("tunable_op_enable", "tunable operators", "false", "kernels chosen by measured results"),
@@ -477,6 +503,17 @@ PASSES: tuple[Pass, ...] = (
     Pass("DQMatMulNBitsFusion", "opt-in", "DequantizeLinear + MatMul → MatMulNBits"),
 )
 """Names that onnxruntime 1.20 to 1.31 have; ``ort_options.known_passes`` asks the installed one."""
+
+NOT_HERE: tuple[tuple[str, str, str], ...] = (
+    ("onnxruntime", "session.disable_cpu_ep_fallback",
+     "refuses a session rather than changing a number, and any that lists the CPU too; each pair on CUDA is checked for"
+     " nodes on the CPU anyway"),
+    ("onnxruntime", "enable_cuda_graph",
+     "records the same kernels once and replays them; it needs inputs and outputs that stay at one address"),
+    ("onnxruntime", "ORT_LOAD_CONFIG_FROM_MODEL",
+     "lets the file's metadata set any option: what a pair asks for would no longer be what it has"),
+)
+"""Side, name and reason of switches that have a name elsewhere, and that no pair can set."""
 
 # fmt: on
 

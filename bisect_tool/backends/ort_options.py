@@ -126,7 +126,7 @@ def _require(switch: Switch, value: Value) -> None:
         raise InconclusiveError(
             f"{switch.name} needs onnxruntime {switch.since}, and this is {ort.__version__}", hint="leave it out"
         )
-    if "arm64" in switch.name and platform.machine().lower() not in ("aarch64", "arm64"):
+    if ("arm64" in switch.name or "kleidiai" in switch.name) and platform.machine().lower() not in ("aarch64", "arm64"):
         raise InconclusiveError(f"{switch.name} acts on 64-bit Arm only, and this is {platform.machine()}")
     text = text_of("onnxruntime", switch.name, value) if switch.side == "onnxruntime" else ""
     if switch.home == "environment" and os.environ.get(switch.name) != text:
