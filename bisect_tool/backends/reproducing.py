@@ -13,18 +13,24 @@ import torch
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of Python, numpy and PyTorch from a seed; afterwards they go on as if nothing had been."""
+    """Random numbers of Python, numpy and PyTorch from a seed; afterwards they go on as if nothing had been.
+
+    Memory that PyTorch is asked for without a content is filled inside: what lay there before differs as well.
+    """
     python, numpy = random.getstate(), np.random.get_state()
+    determinism = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
+        torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+            torch.use_deterministic_algorithms(determinism[0], warn_only=determinism[1])
 
 
 def numbers_digest(module: torch.nn.Module) -> str:
