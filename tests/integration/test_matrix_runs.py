@@ -20,11 +20,9 @@ import torch
 from commands import ROOT, Outcome, command
 
 from bisect_tool import experiments
-from bisect_tool.backends.exporting import ExportSettings
 from bisect_tool.backends.isolation import InternalError, run_isolated
 from bisect_tool.backends.torch_switches import snapshot
 from bisect_tool.matrix import PRESETS
-from bisect_tool.pipeline import LoadedCase
 from bisect_tool.reporters import pairs
 from bisect_tool.store import read_report
 from bisect_tool.switches import ONNXRUNTIME, TORCH
@@ -806,12 +804,14 @@ expected.channels_last = true
 
 def test_request_that_the_export_does_not_fulfil(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph with fixed shapes, or in another dtype, is none of what was asked for; the layout is seen in the run."""
-    write = experiments.export_case
 
-    def stubborn(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
-        write(experiments.in_dtype(case, "float32"), path, replace(settings, dynamic_shapes=False))
+    def stubborn(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if function is experiments.export_graph:
+            load, _, path, settings, logs = arguments
+            arguments = load, "float32", path, replace(settings, dynamic_shapes=False), logs
+        return run_isolated(function, *arguments, **options)
 
-    monkeypatch.setattr(experiments, "export_case", stubborn)
+    monkeypatch.setattr(experiments, "run_isolated", stubborn)
     outcome = run("Convolved", FIXED)
     assert 3 == outcome.code
     assert {"plain": "agrees", "half": "failed", "dynamic": "failed", "last": "agrees"} == statuses(outcome)
