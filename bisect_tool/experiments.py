@@ -4,6 +4,7 @@ from passing ones.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,14 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from bisect_tool.backends.exporting import ExportSettings
-from bisect_tool.backends.isolation import CrashedError, run_isolated
+from bisect_tool.backends.isolation import CrashedError, InternalError, run_isolated
 from bisect_tool.backends.onnx_graph import describe as describe_graph
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.ort_options import dtype_in_effect, require_config
+from bisect_tool.backends.reproducing import numbers_digest, seeded
 from bisect_tool.backends.torch_runner import float_dtype_of
 from bisect_tool.backends.torch_switches import applied, placed
 from bisect_tool.errors import BisectError, InconclusiveError
-from bisect_tool.hypotheses import Finding, nearest_passing, pair_of, separate, suspects
+from bisect_tool.hypotheses import (
+    Finding,
+    exported_afresh,
+    given_graph,
+    mends,
+    nearest_passing,
+    of_export,
+    pair_of,
+    separate,
+    suspects,
+)
 from bisect_tool.matrix import Matrix, read_matrix
 from bisect_tool.numerics import environment
 from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, check_free, export_case, keep_file
@@ -28,14 +40,18 @@ from bisect_tool.records import (
     ConfigRun,
     ConfigStatus,
     NumericConfig,
+    Origin,
     Report,
     StageRow,
 )
-from bisect_tool.remedies import describe, hypotheses, no_switch
+from bisect_tool.remedies import NO_SWITCH, describe, explored, hypotheses, no_switch
 from bisect_tool.store import read_report, report_text
 from bisect_tool.verdicts import decide
 
 Load = Callable[[], LoadedCase]
+
+SEED = 0
+"""Of random numbers while a model is made: each process makes its own, and all must be the same."""
 
 MOST_FINDINGS = 4
 """Failing pairs that are explained by trying switches; each may take some dozen runs, unless there is one suspect."""
@@ -43,6 +59,33 @@ MOST_FINDINGS = 4
 
 class UnavailableError(InconclusiveError):
     """What a pair asks for is not on this machine, whatever the model is."""
+
+
+class OtherModelError(BisectError):
+    """A process made another model than the first one did: no two pairs would be about the same thing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SameModel:
+    """Makes a case in any process, with random numbers that start alike, and makes sure that it is the same one.
+
+    Attributes:
+        load: makes the case.
+        digest: of the model's numbers, as the first process has them; ``None`` in that process.
+    """
+
+    load: Load
+    digest: str | None = None
+
+    def __call__(self) -> LoadedCase:
+        with seeded(SEED):
+            case = self.load()
+        if self.digest is not None and numbers_digest(case.module) != self.digest:
+            raise OtherModelError(
+                "the model has other weights each time that it is made, even from the same seed",
+                hint='save them once, torch.save(model.state_dict(), "ckpt.pth"), and give that file as CHECKPOINT',
+            )
+        return case
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +96,46 @@ class _Graph:
     dtype: str | None
 
 
-def run_matrix(load: Load, options: Options, matrix: Matrix, progress: Progress = lambda _: None) -> Report:
+def run_matrix(
+    load: Load,
+    options: Options,
+    matrix: Matrix,
+    progress: Progress = lambda _: None,
+    detail: Progress = lambda _: None,
+) -> Report:
     """Runs every pair of a matrix, and explains those that fail.
 
     Args:
-        load: makes the case, in every process anew; it must be possible to pickle it.
+        load: makes the case, in every process anew, from the same seed; it must be possible to pickle it.
         options: as for :func:`bisect_tool.pipeline.bisect`; ``pairs`` and ``optimizations`` are the matrix's.
         matrix: the pairs.
         progress: called with one line whenever a step begins.
+        detail: called with the traceback of a pair in which the tool itself is at fault.
 
     Returns:
         One report: rows of the stages with the results of all pairs, ``verdict.diagnoses`` and ``verdict.ruled_out``
         from the comparison of failing and passing pairs.
 
     Raises:
-        BisectError: the model or the sample is unusable.
+        BisectError: the model or the sample is unusable, or the model comes out otherwise each time.
         InconclusiveError: no pair could run.
+        InternalError: no pair could run, and the tool itself is at fault.
     """
     with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
-        return _Matrix(load, options, matrix, Path(folder), progress).report()
+        return _Matrix(load, options, matrix, Path(folder), progress, detail).report()
 
 
 class _Matrix:
-    def __init__(self, load: Load, options: Options, matrix: Matrix, folder: Path, progress: Progress):
-        self.load = load
-        self.case = load()
+    def __init__(
+        self, load: Load, options: Options, matrix: Matrix, folder: Path, progress: Progress, detail: Progress
+    ):
+        self.case = SameModel(load)()
+        self._load = SameModel(load, numbers_digest(self.case.module))
         self.options = options
         self.matrix = matrix
         self.folder = folder
         self.progress = progress
+        self.detail = detail
         self.dtype = float_dtype_of(self.case.module)
         self.graphs: dict[_Graph, Path | BisectError] = {}
         self.reports: dict[str, Report] = {}
@@ -89,6 +143,8 @@ class _Matrix:
         self.timings: dict[str, float] = {}
         self.kept = self._kept()
         self.exhausted: ConfigRun | None = None
+        self.fresh: ConfigRun | None = None
+        self.fault: InternalError | None = None
 
     def report(self) -> Report:
         pairs = self.matrix.pairs
@@ -96,19 +152,28 @@ class _Matrix:
             self.progress(f"pair {number} of {len(pairs)}: {pair.name}")
             self.runs[pair.name] = self._run(pair)
         if not self.reports:
+            if self.fault is not None:
+                raise self.fault
             reasons = "; ".join(f"{run.name}: {run.skipped_reason}" for run in self.runs.values())
             raise InconclusiveError(f"no pair of matrix {self.matrix.source} could run: {reasons}")
         findings = self._findings()
-        # Rows and alignment come from the run in which most is aligned, the first of equals.
-        base = max(self.reports.values(), key=lambda report: report.alignment.aligned)
+        base = self._base()
         rows = self._merged(base)
         runs = tuple(self.runs.values())
         verdict = decide(rows, runs, base.alignment, self.options.min_coverage)
         diagnoses, ruled_out, sides = describe(findings, list(self.runs.values()))
         if self.exhausted is not None:
-            ruled_out.append(no_switch(self.exhausted))
-        origins = tuple(replace(o, side=sides.get(o.config, o.side)) for o in verdict.origins)
-        summary = (*verdict.summary, *(f"{d.code}: {d.title} separates failing from passing" for d in diagnoses))
+            ruled_out.append(no_switch(self.exhausted, self.fresh))
+        # What was measured against float64 counts more than what trying switches suggests.
+        origins = tuple(replace(o, side=o.side or sides.get(o.config)) for o in map(self._own, verdict.origins))
+        first = verdict.first_over_tolerance
+        hand_over = self.reports[first.config].verdict.hand_over if first is not None else None
+        named = [f"{d.code}: {d.title} separates failing from passing" for d in diagnoses if d.gating]
+        summary = (*verdict.summary, *named, *explored(diagnoses, [self.runs[pair.name] for pair in self.matrix.pairs]))
+        if self.exhausted is not None:
+            summary = (*summary, f"no switch explains it: {NO_SWITCH}")
+        elif any(given_graph(step) for finding in findings for step in finding.fix):
+            summary = (*summary, "the given file differs from what the model exports to, not how it is run")
         kept = self._kept_notes()
         for line in kept:
             self.progress(line)
@@ -121,6 +186,7 @@ class _Matrix:
                 origins=origins,
                 diagnoses=tuple(diagnoses),
                 ruled_out=tuple(ruled_out),
+                hand_over=hand_over,
                 hypotheses=hypotheses(findings),
             ),
             configs=runs,
@@ -136,6 +202,8 @@ class _Matrix:
         try:
             graph = self._graph(pair)
             run = self._in_a_process(self._completed(pair), graph)
+        except OtherModelError:
+            raise
         except CrashedError as error:
             run = self._not_run(pair, "crashed", error.message, began)
         except InconclusiveError as error:
@@ -145,8 +213,10 @@ class _Matrix:
             run = self._not_run(pair, "skipped" if skipped else "failed", error.message, began)
         except BisectError as error:
             run = self._not_run(pair, "failed", error.message, began)
-        except RuntimeError as error:
-            run = self._not_run(pair, "failed", str(error).strip().splitlines()[-1], began)
+        except InternalError as error:
+            self.fault = error
+            self.detail(f"pair {pair.name}: {error}")
+            run = self._not_run(pair, "failed", f"internal error: {error.reason}", began)
         self.timings[f"pair {pair.name}"] = time.perf_counter() - began
         return run
 
@@ -155,9 +225,11 @@ class _Matrix:
         # In its own process it is all there is; whether it counts is decided here.
         alone = replace(pair, gating=True)
         options = replace(self.options, onnx=graph, keep_onnx=None, pairs=(alone,), look=True)
-        run_isolated(run_pair, self.load, options, target, folder=self.folder, environment=environment(pair))
+        run_isolated(run_pair, self._load, options, target, folder=self.folder, environment=environment(pair))
         report = read_report(target)
         run = replace(report.configs[0], gating=pair.gating)
+        if self.options.onnx is not None and graph != self.options.onnx:
+            run = replace(run, effective={**run.effective, "graph": "exported afresh"})
         if report.verdict.status == "inconclusive" and run.status in ("agrees", "diverges"):
             run = replace(run, status="failed", skipped_reason=report.verdict.summary[0])
         self.reports[pair.name] = report
@@ -202,7 +274,7 @@ class _Matrix:
         """Whether a pair is about the ONNX file that the user gave."""
         actual = pair.actual
         own = actual.exporter is not None or actual.opset is not None or actual.constant_folding is not None
-        own = own or any(name in actual.switches for name in ("keep_stages", "dynamic_shapes"))
+        own = own or any(map(of_export, actual.switches))
         return self.options.onnx is not None and not own and pair.expected.dtype in (None, self.dtype)
 
     def _graph(self, pair: ConfigPair) -> Path:
@@ -213,6 +285,8 @@ class _Matrix:
         if wanted not in self.graphs:
             try:
                 self.graphs[wanted] = self._export(wanted, len(self.graphs))
+            except OtherModelError:
+                raise
             except BisectError as error:
                 self.graphs[wanted] = error
         graph = self.graphs[wanted]
@@ -266,13 +340,38 @@ class _Matrix:
         path = folder / (target.name if target else "model.onnx")
         self.progress(f"exporting with the {wanted.settings.exporter} exporter{_how(wanted)}")
         began = time.perf_counter()
-        export_case(in_dtype(self.case, wanted.dtype), path, wanted.settings)
+        # Exporters run the model, which may crash in this dtype or this form of it.
+        run_isolated(
+            export_graph, self._load, wanted.dtype, path, wanted.settings, tempfile.gettempdir(), folder=self.folder
+        )
         _check_graph(path, wanted)
         self.timings["export"] = self.timings.get("export", 0.0) + time.perf_counter() - began
         keep_file(path, target, overwrite=self.options.overwrite)
         return path
 
     # -- together -----------------------------------------------------------------------------------------------------
+
+    def _base(self) -> Report:
+        """The report that rows and alignment come from: that of the given file or the plain export, of the first pair
+        that counts. Another graph may show more stages, and is not what is judged.
+        """
+        plain = _Graph(self.options.export, None)
+
+        def place(name: str) -> tuple[bool, bool]:
+            pair = pair_of(self.runs[name])
+            judged = self._is_given(pair) if self.options.onnx is not None else self._wanted(pair) == plain
+            return not judged, not self.runs[name].gating
+
+        return self.reports[min(self.reports, key=place)]
+
+    def _own(self, origin: Origin) -> Origin:
+        """An origin with the names of its own pair's graph, and with what was found inside it there."""
+        report = self.reports[origin.config]
+        known = next((o for o in report.verdict.origins if (o.ref, o.config) == (origin.ref, origin.config)), None)
+        if known is not None:
+            return known
+        row = next(row for row in report.stages if row.ref == origin.ref)
+        return replace(origin, onnx_value=row.onnx_value or "", onnx_nodes=row.onnx_nodes)
 
     def _merged(self, base: Report) -> list[StageRow]:
         results: dict[Any, dict[str, Any]] = {}
@@ -283,28 +382,48 @@ class _Matrix:
         return [replace(row, results=results.get(row.ref, {})) for row in base.stages]
 
     def _findings(self) -> list[Finding]:
-        named = list(self.runs.values())
-        failing = sorted((run for run in named if run.status == "diverges"), key=lambda run: not run.gating)
+        failing = sorted((r for r in self.runs.values() if r.status == "diverges"), key=lambda run: not run.gating)
         findings: list[Finding] = []
-        if failing and not any(run.status == "agrees" for run in named):
-            self._try_strict(failing[0])
         tried = 0
         for run in failing:
-            passing = nearest_passing(run, [*self.runs.values()])
-            if passing is None:
-                continue
-            if len(suspects(pair_of(run), pair_of(passing))) > 1:
+            start, passing = run, nearest_passing(run, [*self.runs.values()])
+            if self._is_given(pair_of(run)) and (passing is None or not self._is_given(pair_of(passing))):
+                # Before anything more special about the export: is it the file?
                 if tried == MOST_FINDINGS:
                     continue
                 tried += 1
-            findings.append(separate(run, passing, self._attempt))
+                start, passing = self._against_fresh(run, passing)
+            elif passing is not None and len(suspects(pair_of(run), pair_of(passing))) > 1:
+                if tried == MOST_FINDINGS:
+                    continue
+                tried += 1
+            if passing is None and run is failing[0]:
+                self._try_strict(run)
+                start, passing = run, nearest_passing(run, [*self.runs.values()])
+            if passing is not None:
+                findings.append(separate(start, passing, self._attempt))
         return findings
 
+    def _against_fresh(self, failing: ConfigRun, passing: ConfigRun | None) -> tuple[ConfigRun, ConfigRun | None]:
+        """The two runs that tell whether the given file is why a pair fails, or, if a plain export of the model fails
+        as well, that export and the passing one.
+        """
+        exporter = passing.actual.exporter if passing is not None else None
+        fresh = self._attempt(exported_afresh(pair_of(failing), exporter or self.options.export.exporter))
+        if mends(failing, fresh):
+            return failing, fresh
+        if fresh.status != "diverges":
+            return failing, None
+        self.fresh = fresh
+        # It stands for the pair that it was made for.
+        fresh = replace(fresh, gating=failing.gating)
+        return fresh, passing if passing is not None and mends(fresh, passing) else None
+
     def _try_strict(self, failing: ConfigRun) -> None:
-        """Where nothing agrees there is nothing to compare with, unless what aligns both sides best does."""
+        """Where nothing shows how to mend a pair, there is nothing to compare with, unless what aligns both sides best."""
         strict = next(p for p in read_matrix("strict").pairs if p.actual.device == failing.actual.device)
         actual = failing.actual
-        export = {name: actual.switches[name] for name in ("keep_stages", "dynamic_shapes") if name in actual.switches}
+        export = {name: value for name, value in actual.switches.items() if of_export(name)}
         pair = ConfigPair(
             strict.name,
             replace(strict.expected, dtype=failing.expected.dtype),
@@ -323,6 +442,7 @@ class _Matrix:
 
     def _attempt(self, pair: ConfigPair) -> ConfigRun:
         """A run that only serves to explain another one."""
+        pair = self._completed(pair)
         same = [r for r in self.runs.values() if (r.expected, r.actual) == (pair.expected, pair.actual)]
         if same:
             return same[0]
@@ -376,6 +496,28 @@ def in_dtype(case: LoadedCase, dtype: str | None) -> LoadedCase:
         return case
     module, args, kwargs = placed(case.module, case.args, case.kwargs, NumericConfig("torch", dtype=dtype))
     return replace(case, module=module, args=args, kwargs=kwargs)
+
+
+def export_graph(load: Load, dtype: str | None, path: Path, settings: ExportSettings, logs: str) -> None:
+    """What the process of an export does.
+
+    Args:
+        load: makes the case.
+        dtype: of the model; ``None``: its own.
+        path: where the graph goes.
+        settings: how to export.
+        logs: folder for the exporter's log, which outlives this process' own temporary files.
+
+    Raises:
+        BisectError: the export failed.
+    """
+    try:
+        export_case(in_dtype(load(), dtype), path, settings)
+    except BisectError as error:
+        for log in Path(tempfile.gettempdir()).glob("bisect-divergence-export-*.log"):
+            kept = shutil.move(log, Path(logs) / log.name)
+            error.message = error.message.replace(str(log), str(kept))
+        raise
 
 
 def run_pair(load: Load, options: Options, target: Path) -> None:

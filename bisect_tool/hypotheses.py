@@ -18,6 +18,9 @@ from bisect_tool.records import ConfigPair, ConfigRun
 MOST_STEPS = 16
 """Switches that two pairs may differ in; beyond it too many runs would be needed to tell them apart."""
 
+MARKED = 1 / 3
+"""What is left of an error at most where something mends it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
@@ -27,7 +30,7 @@ class Suspicion:
         step: from its value in the failing pair to that in the passing one.
         without: error of the failing pair with this step made; ``None`` unless that run agrees or diverges.
         alone: error of the passing pair with this step taken back; likewise.
-        mends: whether the failing pair then agrees. breaks: whether the passing one then diverges.
+        mends: whether that mends the failing pair. breaks: whether the passing one then diverges.
         tried: the failing pair with this step made, as it ran.
     """
 
@@ -45,7 +48,7 @@ class Finding:
 
     Attributes:
         failing, passing: the two runs that were compared.
-        fix: the smallest set of steps found that makes the failing pair agree.
+        fix: the smallest set of steps found that mends the failing pair.
         fixed: the failing pair with the fix, as it ran.
         suspicions: every switch in which the two differ.
     """
@@ -73,6 +76,22 @@ def _measured(run: ConfigRun) -> float | None:
     return error_of(run) if run.status in ("agrees", "diverges") else None
 
 
+def mends(failing: ConfigRun, run: ConfigRun) -> bool:
+    """Whether a run shows how to mend a failing one: it agrees, with a much smaller error on the same outputs.
+
+    Agreement alone says little. In less precision more is allowed, and a broken graph agrees there with the error that
+    it had before, or with a larger one: such a run never mends one in more precision.
+    """
+    before, after = error_of(failing), error_of(run)
+    if run.status != "agrees" or before is None or after is None:
+        return False
+    if {output.output for output in run.outputs} != {output.output for output in failing.outputs}:
+        return False
+    if any(step.coarser for step in steps(pair_of(failing), pair_of(run))):
+        return False
+    return after < before and after <= before * MARKED
+
+
 def pair_of(run: ConfigRun) -> ConfigPair:
     return ConfigPair(run.name, run.expected, run.actual, run.gating)
 
@@ -96,22 +115,40 @@ def concerns_given_graph(step: Step) -> bool:
     return (step.side, step.name) == ("export", "exporter") and None in (step.before, step.after)
 
 
+def given_graph(step: Step) -> bool:
+    """Whether a step leads from a given graph to an exported one."""
+    return concerns_given_graph(step) and step.before is None
+
+
 def taken(start: ConfigPair, chosen: Sequence[Step]) -> ConfigPair:
     """The pair with some steps made; one that comes to the given graph has nothing of an export."""
     pair = take(start, chosen)
     if any(concerns_given_graph(step) and step.after is None for step in chosen):
-        pair = replace(pair, actual=replace(pair.actual, opset=None, constant_folding=None))
+        switches = {name: value for name, value in pair.actual.switches.items() if not of_export(name)}
+        pair = replace(pair, actual=replace(pair.actual, opset=None, constant_folding=None, switches=switches))
     return pair
 
 
+def of_export(name: str) -> bool:
+    """Whether a switch of ONNX Runtime's side is the exporter's: whoever sets it has the graph exported anew."""
+    return lookup("onnxruntime", name).side == "export"
+
+
+def exported_afresh(pair: ConfigPair, exporter: str) -> ConfigPair:
+    """A pair about a given graph, about a fresh export instead, with nothing else said about how it is made."""
+    return replace(pair, actual=replace(pair.actual, exporter=exporter))
+
+
 def nearest_passing(failing: ConfigRun, runs: Sequence[ConfigRun]) -> ConfigRun | None:
-    """The agreeing run that differs in the fewest switches; ``None`` if there is none near enough."""
+    """Of the runs that show how to mend a failing one, that which differs in the fewest switches; ``None`` if there is
+    none near enough.
+    """
     start = pair_of(failing)
-    agreeing = [
-        (len(suspects(start, pair_of(run))), place, run) for place, run in enumerate(runs) if run.status == "agrees"
+    mending = [
+        (len(suspects(start, pair_of(run))), place, run) for place, run in enumerate(runs) if mends(failing, run)
     ]
-    agreeing = [item for item in agreeing if 0 < item[0] <= MOST_STEPS]
-    return min(agreeing, key=lambda item: item[:2])[2] if agreeing else None
+    mending = [item for item in mending if 0 < item[0] <= MOST_STEPS]
+    return min(mending, key=lambda item: item[:2])[2] if mending else None
 
 
 def separate(failing: ConfigRun, passing: ConfigRun, attempt: Try) -> Finding:
@@ -119,7 +156,7 @@ def separate(failing: ConfigRun, passing: ConfigRun, attempt: Try) -> Finding:
 
     Args:
         failing: a run that diverges.
-        passing: a run that agrees.
+        passing: a run that shows how to mend it (:func:`mends`).
         attempt: runs a pair; asked once for each.
     """
     start, goal = pair_of(failing), pair_of(passing)
@@ -132,22 +169,22 @@ def separate(failing: ConfigRun, passing: ConfigRun, attempt: Try) -> Finding:
             known[key] = attempt(taken(start, chosen))
         return known[key]
 
-    def agrees(chosen: Sequence[Step]) -> bool:
-        return made(chosen).status == "agrees"
+    def mended(chosen: Sequence[Step]) -> bool:
+        return mends(failing, made(chosen))
 
     suspicions = []
     for step in differing:
         with_it = made([step])
         rest = [other for other in differing if other != step]
         back = made(rest)
-        mends, breaks = with_it.status == "agrees", back.status == "diverges"
-        suspicions.append(Suspicion(step, _measured(with_it), _measured(back), mends, breaks, with_it))
+        without, alone = _measured(with_it), _measured(back)
+        suspicions.append(Suspicion(step, without, alone, mends(failing, with_it), back.status == "diverges", with_it))
     single = [s.step for s in suspicions if s.mends]
     if single:
         # Of several the most specific one, a key of its own rather than a whole level or device; then the cheapest.
         fix = [min(single, key=lambda step: (lookup(step.side, step.name).home == "field", made([step]).seconds))]
     else:
-        fix = _smallest(list(differing), agrees)
+        fix = _smallest(list(differing), mended)
     return Finding(failing, passing, tuple(fix), made(fix), tuple(suspicions))
 
 

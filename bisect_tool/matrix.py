@@ -104,7 +104,7 @@ def _parse(text: str, where: str) -> tuple[ConfigPair, ...]:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise BisectError(f"{where}: not valid TOML ({error})", hint="configs/matrix has examples") from error
+        raise BisectError(f"{where}: not valid TOML ({error})", hint=_toml_hint(text)) from error
     with _place(where):
         _known(data, ("pair", "defaults"), "")
         defaults = _table(data.get("defaults", {}), "[defaults]")
@@ -124,6 +124,12 @@ def _parse(text: str, where: str) -> tuple[ConfigPair, ...]:
     return tuple(pairs)
 
 
+def _toml_hint(text: str) -> str:
+    """``optimization`` is a key, and without quotes ``optimization.enable_gelu_approximation`` is one inside it."""
+    dotted = re.search(r"^\s*(?:actual\.)?(optimization\.\w+)\s*=", text, re.MULTILINE)
+    return f'put the name in quotes: "{dotted[1]}" = ...' if dotted else "configs/matrix has examples"
+
+
 def _pair(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> ConfigPair:
     _known(table, (*_KEYS, *_TABLES), "[[pair]]")
     name = table.get("name")
@@ -140,6 +146,13 @@ def _pair(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> ConfigPair:
         if not isinstance(gating, bool):
             raise BisectError(f"gating = {gating!r} is not true or false")
         # The graph is exported from the model as PyTorch runs it.
+        if actual.dtype not in (None, expected.dtype):
+            with _place("[pair.actual]", key="actual.dtype"):
+                other = f"[pair.expected] says {expected.dtype}" if expected.dtype else "[pair.expected] says nothing"
+                raise BisectError(
+                    f'dtype = "{actual.dtype}", and {other}: the graph is exported from the model as PyTorch runs it',
+                    hint="set dtype in [pair.expected] alone; for a graph in another dtype than the model give its --onnx",
+                )
         if actual.dtype is None and expected.dtype is not None:
             actual = _config("onnxruntime", {**settings["actual"], **settings["export"], "dtype": expected.dtype})
     pair = ConfigPair(name, expected, actual, gating)
@@ -222,15 +235,25 @@ class _Lines:
         self._parts = list(zip(heads, [*heads[1:], len(self._lines)], strict=True))
 
     def of(self, number: int, key: str | None) -> int | None:
-        """Number of the line, from 1, of a key of the pair with that number, or of the pair's header."""
+        """Number of the line, from 1, of a key of the pair with that number, or of the pair's header.
+
+        A key that begins with the name of a table, ``actual.dtype``, is looked for in that table alone.
+        """
         if number >= len(self._parts):
             return None
         start, stop = self._parts[number]
-        if key is not None:
-            pattern = re.compile(rf"""\s*["']?{re.escape(key)}["']?\s*=""")
-            for i in range(start, stop):
-                if pattern.match(self._lines[i]):
-                    return i + 1
+        if key is None:
+            return start + 1
+        table, _, rest = key.partition(".")
+        name = rest if table in _TABLES else key
+        pattern = re.compile(rf"""\s*(?:(\w+)\.)??["']?{re.escape(name)}["']?\s*=""")
+        here = None
+        for i in range(start, stop):
+            if head := re.match(r"\s*\[\s*pair\.(\w+)\s*\]", self._lines[i]):
+                here = head[1]
+            found = pattern.match(self._lines[i])
+            if found and (table not in _TABLES or (found[1] or here) == table):
+                return i + 1
         return start + 1
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.records import ConfigPair, NumericConfig
-from bisect_tool.switches import EXPORT, ONNXRUNTIME, PASSES, REQUIRED_PASSES, TORCH, Switch, Value, literal
+from bisect_tool.switches import EXPORT, NOT_HERE, ONNXRUNTIME, PASSES, REQUIRED_PASSES, TORCH, Switch, Value, literal
 
 DOCS = "docs/switches.md"
 PASS_SEPARATOR = ";"
@@ -35,6 +35,16 @@ _HOMES: Mapping[str, str] = {
 }
 
 
+_MEANT: Mapping[tuple[str, object], str] = {
+    ("provider", "cuda"): 'to run on CUDA set device = "cuda"',
+    ("provider", "CUDAExecutionProvider"): 'to run on CUDA set device = "cuda"',
+    ("provider", "cpu"): 'device = "cpu" is what runs without it',
+    ("provider", "CPUExecutionProvider"): 'device = "cpu" is what runs without it',
+    ("provider", "TensorrtExecutionProvider"): 'set provider = "tensorrt", with device = "cuda"',
+}
+"""Hints for values that are meant well, and said elsewhere."""
+
+
 # Looking up and checking
 
 
@@ -48,6 +58,9 @@ def lookup(side: str, name: str) -> Switch:
     for each in sides:
         if (each, name) in _TABLE:
             return _TABLE[each, name]
+    for owner, known, reason in NOT_HERE:
+        if known == name and owner in sides:
+            raise BisectError(f"{name} cannot be set by a pair", hint=reason)
     others = sorted({s for s, n in _TABLE if n == name})
     if others:
         raise BisectError(f"{name} is a switch of {' and '.join(others)}, not of {side}", hint=f"see {DOCS}")
@@ -87,6 +100,8 @@ def check(side: str, name: str, value: object, *, passes: Iterable[str] | None =
         fits = values.minimum <= value and (values.maximum is None or value <= values.maximum)
     else:
         fits = False
+    if not fits and (name, value) in _MEANT:
+        raise BisectError(f"{name} = {literal(value)}: {switch.side} knows no such value", hint=_MEANT[name, value])
     if not fits:
         near = nearest(value, [str(choice) for choice in values.choices]) if isinstance(value, str) else []
         hint = f"did you mean {literal(near[0])}? valid: {values}" if near else f"valid: {values}"
@@ -146,6 +161,12 @@ def check_config(config: NumericConfig, *, passes: Iterable[str] | None = None) 
                 f"{name} acts on {device} only, and this side runs on {config.device}",
                 hint=f"leave it out, or set device to {device}",
             )
+    if "float32_matmul_precision" in config.switches:
+        double = {"matmul_tf32", "mkldnn_matmul_fp32_precision"} & config.switches.keys()
+        if double:
+            raise BisectError(
+                f"float32_matmul_precision sets what {' and '.join(sorted(double))} sets", hint="give one of them"
+            )
     if "emulate" in config.switches and config.dtype not in (None, "float32"):
         raise InconclusiveError(
             f"emulate rounds float32 operands, and the model runs in {config.dtype}", hint='set dtype = "float32" too'
@@ -201,6 +222,46 @@ def sticky_switches(pair: ConfigPair) -> tuple[str, ...]:
 
 # Suspects
 
+_FINEST = 100
+"""Stands for "whatever the model is in", which nothing here makes coarser."""
+
+_BITS: Mapping[tuple[str, str], Mapping[Value | None, int]] = {
+    ("torch", "dtype"): {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7},
+    ("torch", "autocast"): {"off": _FINEST, "float16": 10, "bfloat16": 7},
+    ("torch", "emulate"): {None: _FINEST, "tf32": 10, "fp16": 10, "bf16": 7},
+    ("torch", "float32_matmul_precision"): {"highest": _FINEST, "high": 10, "medium": 7},
+    **{
+        ("torch", f"mkldnn_{kind}_fp32_precision"): {"ieee": _FINEST, "tf32": 10, "bf16": 7}
+        for kind in ("matmul", "conv", "rnn")
+    },
+    **{
+        ("torch", name): {False: _FINEST, True: 10}
+        for name in (
+            "matmul_tf32",
+            "cudnn_conv_tf32",
+            "cudnn_rnn_tf32",
+            "fp16_reduced_precision_reduction",
+            "bf16_reduced_precision_reduction",
+            "fp16_accumulation",
+            "fp16_bf16_reduction_math_sdp",
+        )
+    },
+    **{
+        ("onnxruntime", name): {False: _FINEST, True: 10}
+        for name in (
+            "use_tf32",
+            "trt_fp16_enable",
+            "trt_bf16_enable",
+            "trt_int8_enable",
+            "mlas.enable_gemm_fastmath_arm64_bfloat16",
+            "mlas.use_lut_gemm",
+        )
+    },
+    ("onnxruntime", "mlas.qnbit.force_fp32"): {False: 10, True: _FINEST},
+    **{(side, "NVIDIA_TF32_OVERRIDE"): {"0": _FINEST, None: 23, "1": 10} for side in ("torch", "onnxruntime")},
+}
+"""Bits of a mantissa that are left under a setting, as far as one can say: only their order matters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -219,9 +280,9 @@ class Step:
     after: Value | None
     title: str
 
-    def code(self) -> str | None:
+    def code(self, device: str = "cpu") -> str | None:
         """The line of Python that makes this step; ``None`` where it only leaves something unset."""
-        return None if self.after is None else code_for(self.side, self.name, self.after)
+        return None if self.after is None else code_for(self.side, self.name, self.after, device)
 
     @property
     def idle(self) -> bool:
@@ -232,6 +293,16 @@ class Step:
         before, after = (default if value is None else value for value in (self.before, self.after))
         return before == after
 
+    @property
+    def coarser(self) -> bool:
+        """Whether it leads to less precision: what fails in more precision is not mended by that, only hidden."""
+        bits = _BITS.get((self.side, self.name))
+        if bits is None:
+            return False
+        default = default_of(lookup(self.side, self.name))
+        before, after = (bits.get(default if value is None else value) for value in (self.before, self.after))
+        return before is not None and after is not None and after < before
+
 
 def steps(start: ConfigPair, goal: ConfigPair) -> tuple[Step, ...]:
     """What has to change to come from one pair to the other, one switch each, in the order of the table."""
@@ -240,8 +311,16 @@ def steps(start: ConfigPair, goal: ConfigPair) -> tuple[Step, ...]:
         old, new = _settings(before), _settings(after)
         for side, name in _TABLE:
             if side in _sides(before.backend) and old.get(name) != new.get(name):
-                found.append(Step(side, name, old.get(name), new.get(name), _TABLE[side, name].title))
+                found.append(Step(side, name, old.get(name), new.get(name), title_of(side, name)))
     return tuple(found)
+
+
+def title_of(side: str, name: str) -> str:
+    """A switch as a suspect; one that either side has comes with the side."""
+    title = lookup(side, name).title
+    owners = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+    both = all((each, name) in _TABLE for each in owners)
+    return f"{owners[side]}'s {title}" if both and side in owners else title
 
 
 def default_of(switch: Switch) -> Value | None:
@@ -289,9 +368,9 @@ def text_of(side: str, name: str, value: Value) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-def code_for(side: str, name: str, value: Value) -> str:
-    """The line of Python that sets a switch by hand."""
-    return lookup(side, name).code.format(value=repr(value), text=text_of(side, name, value))
+def code_for(side: str, name: str, value: Value, device: str = "cpu") -> str:
+    """The line of Python that sets a switch by hand, for a model on a device."""
+    return lookup(side, name).code.format(value=repr(value), text=text_of(side, name, value), device=device)
 
 
 def nearest(word: str, known: Iterable[str]) -> list[str]:
@@ -336,6 +415,8 @@ def switches_markdown() -> str:
         lines += ["|---|---|---|---|---|---|---|---|"]
         lines += [_row(switch) for switch in table]
         lines += ["", "By hand:", "", "```python", *(_example(switch) for switch in table), "```"]
+    lines += ["", "## Not in a matrix", "", "These are refused, each for its reason.", ""]
+    lines += ["| name | why |", "|---|---|", *(f"| `{name}` | {reason} |" for _, name, reason in NOT_HERE)]
     lines += [
         "",
         "## Optimiser passes",

@@ -687,6 +687,9 @@ class _Bisection:
         # The measurements are kept under the values of the run that was aligned.
         there = _same_stages(trace, run.trace) if run is not reference else {value: value for value in matches}
         here = {value: known for known, value in there.items()}
+        if run is not reference:
+            # Another kernel of attention runs other operations: what this run does not have can't be handed over.
+            cuts = {layer: _within(cut, there, matches) for layer, cut in cuts.items()}
         pairs = {matches[value].onnx: there[value] for value in wanted if value in there}
         orders = _permutations(matches.values())
         lanes: list[tuple[ConfigPair, Lane]] = []
@@ -1037,6 +1040,12 @@ def _same_stages(trace: TorchTrace, other: TorchTrace) -> dict[int, int]:
     inputs = dict(other.inputs)
     found.update({value: inputs[key] for key, value in trace.inputs if key in inputs})
     return found
+
+
+def _within(cut: Cut, there: Mapping[int, int], matches: Mapping[int, Match]) -> Cut:
+    """A cut without the values that another run does not have."""
+    values = cut.values & there.keys()
+    return Cut(values, cut.known & there.keys(), frozenset(matches[value].onnx for value in values))
 
 
 def _error(expected: Array, actual: Array | None) -> float:

@@ -438,12 +438,15 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
+    """Why something diverges. ``gating``: a configuration that counts; else it explains what was only explored."""
+
     code: str
     title: str
     evidence: tuple[str, ...]
     remedy: str
     remedy_verified: bool | None
     cost: str | None
+    gating: bool = True
 
 
 @dataclass(frozen=True, slots=True)

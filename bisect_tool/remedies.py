@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bisect_tool.hypotheses import Finding, Suspicion, concerns_given_graph, error_of
+from bisect_tool.hypotheses import Finding, Suspicion, concerns_given_graph, error_of, mends
 from bisect_tool.numerics import Step, code_for, default_of, lookup, text_of
 from bisect_tool.records import Conclusion, ConfigRun, Diagnosis, Hypothesis, RuledOut, Side
 from bisect_tool.switches import Value, literal
 
 CODE = "BD301"
 """A switch of PyTorch, ONNX Runtime or the exporter separates failing from passing configurations."""
+
+NO_SWITCH = "the graph or the model differs, not how it is run"
 
 _EMULATED: dict[str, tuple[tuple[str, str, Value], ...]] = {
     "tf32": (
@@ -54,6 +56,15 @@ def describe(
     return [_together(found) for found in alike.values()], list(ruled_out.values()), sides
 
 
+def explored(diagnoses: Sequence[Diagnosis], runs: Sequence[ConfigRun]) -> list[str]:
+    """One line for all that diverges without counting, since nobody asks why something does that was made to."""
+    titles = [diagnosis.title for diagnosis in diagnoses if not diagnosis.gating]
+    names = [run.name for run in runs if run.status == "diverges" and not run.gating]
+    if not titles:
+        return []
+    return [f"explored only, and not counted: {', '.join(names)}; what separates them ({CODE}): {', '.join(titles)}"]
+
+
 def hypotheses(findings: Sequence[Finding]) -> tuple[Hypothesis, ...]:
     """Every suspect of every finding with its numbers, culprits first, then as the table of switches has them."""
     order = ("culprit", "contributes", "ruled out", "no answer")
@@ -91,16 +102,29 @@ def _hypothesis(finding: Finding, suspicion: Suspicion) -> Hypothesis:
     )
 
 
-def no_switch(strict: ConfigRun) -> RuledOut:
-    """What it means that even the configuration diverges in which everything known to align both sides is set."""
-    evidence = (
+def no_switch(strict: ConfigRun, fresh: ConfigRun | None = None) -> RuledOut:
+    """What it means that even the configuration diverges in which everything known to align both sides is set.
+
+    Args:
+        strict: the run of that configuration.
+        fresh: of a given file's pair about a fresh export, where that diverges too.
+    """
+    evidence = [
         f"{strict.name}: {_errors(strict)}, with no optimisation, no TF32 and deterministic kernels on both sides"
-    )
-    return RuledOut(CODE, "all switches: the graph or the model differs, not how it is run", (evidence,))
+    ]
+    if fresh is not None:
+        evidence.append(f"{fresh.name}: {_errors(fresh)}, with a fresh export in place of the given file")
+    return RuledOut(CODE, f"all switches: {NO_SWITCH}", tuple(evidence))
+
+
+_OF_BOTH = frozenset([("torch", "dtype")])
+"""What moves both sides: the graph is exported from the model in the dtype that PyTorch runs it in."""
 
 
 def _side(finding: Finding) -> Side | None:
-    """The side that the fix changes, if it is one alone."""
+    """The side that the fix changes, if it is one alone, and if that mends."""
+    if not mends(finding.failing, finding.fixed) or any((step.side, step.name) in _OF_BOTH for step in finding.fix):
+        return None
     sides: set[Side] = {"expected" if step.side == "torch" else "actual" for step in finding.fix}
     return sides.pop() if len(sides) == 1 else None
 
@@ -121,11 +145,12 @@ def _diagnosis(finding: Finding, runs: Sequence[ConfigRun]) -> Diagnosis:
                 f"{finding.passing.name} with {_setting(suspicion.step, back=True)} alone diverges"
                 + (f": relative L2 {suspicion.alone:.1e}" if suspicion.alone is not None else "")
             )
-    lines = [line for step in finding.fix for line in _lines(step)]
+    lines = [line for step in finding.fix for line in _lines(step, failing)]
     if emulated:
         evidence.append("emulated on the CPU: says what this precision would do, not that a GPU run used it")
-        return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), None, None)
-    return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), fixed.status == "agrees", _cost(failing, fixed))
+        return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), None, None, failing.gating)
+    mended, cost = mends(failing, fixed), _cost(failing, fixed)
+    return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), mended, cost, failing.gating)
 
 
 def _together(found: Mapping[str, Diagnosis]) -> Diagnosis:
@@ -141,16 +166,18 @@ def _together(found: Mapping[str, Diagnosis]) -> Diagnosis:
         evidence=(f"{len(found)} pairs: {', '.join(found)}", *dict.fromkeys(lines)),
         remedy_verified=None if None in verified else all(verified),
         cost="; ".join(costs) or None,
+        gating=any(diagnosis.gating for diagnosis in found.values()),
     )
 
 
-def _lines(step: Step) -> list[str]:
-    """What to write to make a step."""
+def _lines(step: Step, run: ConfigRun) -> list[str]:
+    """What to write to make a step in the configuration of a run."""
     if step.name == "emulate" and step.before is not None:
-        return [code_for(side, name, value) for side, name, value in _EMULATED.get(str(step.before), ())]
+        return [code_for(side, name, value, "cuda") for side, name, value in _EMULATED.get(str(step.before), ())]
     if concerns_given_graph(step) and step.after is None:
         return ["take the given graph"]
-    return [step.code() or f"leave {step.name} unset ({step.side})"]
+    device = run.expected.device if step.side == "torch" else run.actual.device
+    return [step.code(device) or f"leave {step.name} unset ({step.side})"]
 
 
 def _pattern(finding: Finding, runs: Sequence[ConfigRun]) -> list[str]:
@@ -191,8 +218,8 @@ def _setting(step: Step, *, back: bool = False) -> str:
     side = {"torch": "PyTorch's", "onnxruntime": "ONNX Runtime's", "export": "the export's"}[step.side]
     if value is None:
         return f"{side} {step.name} left as it is"
-    # Flags of Python are True and False; how the exporter is called with a name is no word for it.
-    plain = step.side == "export" or (step.side == "torch" and isinstance(value, bool))
+    # Flags of Python are True and False; arguments of a call are no words for what it does.
+    plain = step.side == "export" or (step.side == "torch" and (isinstance(value, bool) or step.name == "autocast"))
     return f"{side} {step.name} = {value if plain else text_of(step.side, step.name, value)}"
 
 

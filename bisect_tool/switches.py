@@ -108,7 +108,9 @@ class Pass:
 FLAG = Values("flag")
 
 _FLAG_READ = "the flag, read after it was set"
-_GRAPH = "nodes of the optimised graph"
+GRAPH = "nodes of the optimised graph"
+"""Beginning of ``Switch.read_back`` where nothing but that graph tells whether a switch did anything."""
+
 _LOG = "passes in the session's log"
 _ECHO = "the key, as the session has it; its effect only from the values"
 _PROPERTY = "property of the session's options"
@@ -247,6 +249,14 @@ TORCH: tuple[Switch, ...] = (
           "torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp({value})"),
     _torch("preferred_blas_library", "library of matrix products", _choice("cublas", "cublaslt"), "cublas",
            "which library multiplies matrices", "torch.backends.cuda.preferred_blas_library({value})", devices=("cuda",)),
+    _torch("preferred_linalg_library", "library of linear algebra", _choice("default", "cusolver", "magma"), "default",
+           "which library factorises and solves (torch.linalg)",
+           "torch.backends.cuda.preferred_linalg_library({value})", devices=("cuda",)),
+    _torch("float32_matmul_precision", "precision of float32 matrix products",
+           _choice("highest", "high", "medium"), "highest",
+           "high: TF32 on CUDA, in oneDNN where the processor has it; medium: bfloat16 in oneDNN. Sets what"
+           " matmul_tf32 and mkldnn_matmul_fp32_precision say apart, and excludes them",
+           "torch.set_float32_matmul_precision({value})"),
     _torch("mkldnn", "oneDNN", FLAG, "true", "false: PyTorch's own convolutions and LSTMs in place of oneDNN's",
            "torch.backends.mkldnn.enabled = {value}", devices=("cpu",)),
     _torch("mkldnn_deterministic", "deterministic oneDNN", FLAG, "false", "oneDNN keeps to deterministic forms",
@@ -266,8 +276,8 @@ TORCH: tuple[Switch, ...] = (
            "torch.set_flush_denormal({value})", devices=("cpu",), read_back=_DENORMAL),
     _torch("autocast", "autocast", _choice("off", "bfloat16", "float16"), "off",
            "matrix products, convolutions and attention run in this dtype, whatever the weights are",
-           "with torch.autocast(device_type, dtype={text}):", home="context", read_back="`torch.is_autocast_enabled()`",
-           spelling={"off": "None, enabled=False", "bfloat16": "torch.bfloat16", "float16": "torch.float16"}),
+           "with torch.autocast(\"{device}\", {text}):", home="context", read_back="`torch.is_autocast_enabled()`",
+           spelling={"off": "enabled=False", "bfloat16": "dtype=torch.bfloat16", "float16": "dtype=torch.float16"}),
     _torch("emulate", "reduced precision of operands, emulated on the CPU", _choice("tf32", "bf16", "fp16"), "off",
            "operands of matrix products, convolutions and attention are rounded, sums stay float32; no real CUDA run",
            "with bisect_tool.backends.emulation.Emulation({value}):", home="context", devices=("cpu",),
@@ -300,7 +310,7 @@ ONNXRUNTIME: tuple[Switch, ...] = (
          home="field", read_back="types of the graph's weights, or of its inputs"),
     _ort("optimization", "graph optimisation", _choice("off", "basic", "extended", "layout", "all"), "all",
          "which passes rewrite the graph; layout needs onnxruntime 1.23",
-         "options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.{text}", home="field", read_back=_GRAPH,
+         "options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.{text}", home="field", read_back=GRAPH,
          spelling={"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED",
                    "layout": "ORT_ENABLE_LAYOUT", "all": "ORT_ENABLE_ALL"}),
     _ort("threads", "number of threads", _integer(), "0: the library's own number",
@@ -309,36 +319,52 @@ ONNXRUNTIME: tuple[Switch, ...] = (
     _ort("disabled_passes", "optimiser passes", Values("passes"), "none",
          "passes that are left out; names are case-sensitive",
          'options.add_session_config_entry("optimization.disable_specified_optimizers", "{text}")',
-         home="session", read_back=f"{_GRAPH}, {_LOG}"),
+         home="session", read_back=f"{GRAPH}, {_LOG}"),
     _ort("use_deterministic_compute", "deterministic kernels", FLAG, "false",
          "CUDA reductions in a fixed order; the session key of this name does nothing from Python",
          "options.use_deterministic_compute = {value}", home="property", read_back=_PROPERTY),
     _session("optimization.enable_gelu_approximation", "GELU by tanh", "false",
-             "com.microsoft Gelu and BiasGelu become FastGelu; the Gelu of opset 20 is left alone", _GRAPH),
+             "com.microsoft Gelu and BiasGelu become FastGelu; the Gelu of opset 20 is left alone", GRAPH),
     _session("optimization.enable_cast_chain_elimination", "removal of casts that round", "false",
-             "float32 → float16 → float32 disappears, and with it the rounding", _GRAPH, since="1.23"),
+             "float32 → float16 → float32 disappears, and with it the rounding", GRAPH, since="1.23"),
     _session("session.set_denormal_as_zero", "denormals flushed to zero", "false",
              "numbers below 1.2e-38 become zero. The first session of the process decides for the thread that makes it,"
              " and PyTorch's and numpy's numbers on that thread change too", _DENORMAL, sticky=True),
     _session("session.disable_prepacking", "weights not packed", "false",
              "weights stay as they are in the file, which selects other kernels of the CPU", devices=("cpu",)),
     _session("session.disable_quant_qdq", "quantised kernels", "false",
-             "true: QuantizeLinear and DequantizeLinear are computed as written, in floating point between them", _GRAPH),
+             "true: QuantizeLinear and DequantizeLinear are computed as written, in floating point between them", GRAPH),
     _session("session.disable_double_qdq_remover", "removal of double QDQ pairs", "false",
-             "true: two quantisations in a row stay two", _GRAPH),
+             "true: two quantisations in a row stay two", GRAPH),
     _session("session.enable_quant_qdq_cleanup", "removal of left-over QDQ pairs", "false",
-             "a QuantizeLinear with its DequantizeLinear disappears, and with it the rounding", _GRAPH),
+             "a QuantizeLinear with its DequantizeLinear disappears, and with it the rounding", GRAPH),
     _session("session.disable_qdq_constant_folding", "folding of constants through QDQ pairs", "false",
-             "true: quantised constants are not computed ahead", _GRAPH, since="1.26"),
+             "true: quantised constants are not computed ahead", GRAPH, since="1.26"),
     _session("session.qdqisint8allowed", "signed 8-bit kernels", "true on ARM, else false",
              "true: int8 activations stay int8 in place of a conversion to uint8", _LOG, devices=("cpu",)),
     _session("session.x64quantprecision", "saturation of 8-bit products", "false",
              "true: on x86 without VNNI weights become unsigned, so that sums in 16 bits do not saturate", _LOG,
              devices=("cpu",)),
     _session("session.disable_aot_function_inlining", "early inlining of functions", "false",
-             "true: functions of the model are inlined late, and the first passes do not see into them", _GRAPH),
+             "true: functions of the model are inlined late, and the first passes do not see into them", GRAPH),
     _session("session.graph_optimizations_loop_level", "repeated optimisation", "1",
              "how often passes of higher levels run again", values=_integer(0, 2), since="1.23"),
+    _session("optimization.constant_folding_max_output_size_in_bytes", "size of folded constants",
+             "the library's own number", "nodes of constants with a larger result are computed in each run", GRAPH,
+             values=_integer(), since="1.27"),
+    _session("session.qdq_matmulnbits_accuracy_level", "precision inside 4-bit products", "4",
+             "what activations are rounded to in products with block-quantised weights: 0 and 1 float32, 2 float16,"
+             " 3 bfloat16, 4 int8", values=_integer(0, 4)),
+    _session("mlas.use_lut_gemm", "products from tables", "false",
+             "products with 2-bit weights are looked up, with activations in 8 bits", devices=("cpu",), since="1.24"),
+    _session("mlas.qnbit.force_fp32", "float32 inside products of few bits", "false",
+             "true: activations are not rounded in products with block-quantised weights", devices=("cpu",),
+             since="1.31"),
+    _session("mlas.disable_kleidiai", "KleidiAI kernels", "false",
+             "true: the library's own kernels in place of KleidiAI's; 64-bit Arm only", devices=("cpu",), since="1.30"),
+    _session("ep.cuda.enable_gemm_auto_tune", "choice of matrix kernels by measuring", "false",
+             "true: a product takes the kernel that measured fastest, which may differ from run to run",
+             devices=("cuda",), since="1.31"),
     _session("mlas.enable_gemm_fastmath_arm64_bfloat16", "bfloat16 inside float32 products", "false",
              "operands of float32 matrix products are rounded to bfloat16; 64-bit Arm only", devices=("cpu",)),
     _session("mlas.nchwc_pointwise_conv_max_input_channel_batch", "channels of a 1x1 convolution in one go",
@@ -359,6 +385,8 @@ ONNXRUNTIME: tuple[Switch, ...] = (
             "sum of 1 flash, 2 memory-efficient, 4 TensorRT fused, 8 cuDNN flash, 16 math, 32 TensorRT flash,"
             " 64 TensorRT cross, 128 TensorRT causal, 256 lean", _integer(0, 511)),
     _option("do_copy_in_default_stream", "stream of copies", "true", "false: copies run beside the kernels, and may race"),
+    _option("use_ep_level_unified_stream", "one stream for all", "false",
+            "true: kernels of all nodes run on one stream, one after the other"),
     _option("enable_skip_layer_norm_strict_mode", "float32 sums in SkipLayerNormalization", "false",
             "float16 layer normalisation with float32 sums; newer versions always do so"),
     _option("tunable_op_enable", "tunable operators", "false", "kernels chosen by measured results"),
@@ -475,6 +503,17 @@ PASSES: tuple[Pass, ...] = (
     Pass("DQMatMulNBitsFusion", "opt-in", "DequantizeLinear + MatMul → MatMulNBits"),
 )
 """Names that onnxruntime 1.20 to 1.31 have; ``ort_options.known_passes`` asks the installed one."""
+
+NOT_HERE: tuple[tuple[str, str, str], ...] = (
+    ("onnxruntime", "session.disable_cpu_ep_fallback",
+     "refuses a session rather than changing a number, and any that lists the CPU too; each pair on CUDA is checked for"
+     " nodes on the CPU anyway"),
+    ("onnxruntime", "enable_cuda_graph",
+     "records the same kernels once and replays them; it needs inputs and outputs that stay at one address"),
+    ("onnxruntime", "ORT_LOAD_CONFIG_FROM_MODEL",
+     "lets the file's metadata set any option: what a pair asks for would no longer be what it has"),
+)
+"""Side, name and reason of switches that have a name elsewhere, and that no pair can set."""
 
 # fmt: on
 

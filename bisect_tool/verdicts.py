@@ -217,4 +217,8 @@ def _inconclusive(runs: Sequence[ConfigRun], alignment: Alignment, min_coverage:
         for run in runs
         if run.gating and run.status not in ("agrees", "skipped")
     )
+    agreeing = sum(run.gating and run.status == "agrees" for run in runs)
+    if agreeing and troubled:
+        verb = "configuration agrees" if agreeing == 1 else "configurations agree"
+        return f"{agreeing} {verb}, and not all gave an answer: {troubled}"
     return f"no configuration gave an answer: {troubled or 'none ran'}"

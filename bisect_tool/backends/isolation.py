@@ -31,6 +31,15 @@ class CrashedError(InconclusiveError):
     """The process ended without a result: killed by a signal, out of memory, or an exit deep inside a library."""
 
 
+class InternalError(RuntimeError):
+    """What no part of the tool expects was raised in the process; the message ends with the traceback from there."""
+
+    @property
+    def reason(self) -> str:
+        """The exception in one line."""
+        return str(self).strip().splitlines()[-1]
+
+
 def run_isolated(
     function: Callable[..., T],
     *arguments: Any,
@@ -49,8 +58,8 @@ def run_isolated(
 
     Raises:
         CrashedError: the process died.
-        BisectError: whatever of this kind the function raised; other exceptions come as a ``RuntimeError`` with their
-            traceback.
+        BisectError: whatever of this kind the function raised; other exceptions come as an
+            :class:`InternalError` with their traceback.
     """
     # What a library reads as it is loaded has to be there before that: then nothing may be imported beforehand.
     context = _context(fresh=bool(environment))
@@ -79,7 +88,7 @@ def run_isolated(
     if kind == "error":
         raise payload
     if kind == "traceback":
-        raise RuntimeError(f"in a process of its own:\n{payload}")
+        raise InternalError(f"in a process of its own:\n{payload}")
     raise CrashedError(_ending(process.exitcode))
 
 

@@ -17,17 +17,17 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from bisect_tool.errors import BisectError, InconclusiveError
-from bisect_tool.numerics import check_config, lookup, text_of
+from bisect_tool.numerics import check_config, default_of, lookup, text_of
 from bisect_tool.records import NumericConfig, OnnxGraph
-from bisect_tool.switches import ONNXRUNTIME, PASSES, REQUIRED_PASSES, Switch, Value
+from bisect_tool.switches import GRAPH, ONNXRUNTIME, PASSES, REQUIRED_PASSES, Switch, Value
 
 try:
     import onnxruntime as ort
@@ -126,7 +126,7 @@ def _require(switch: Switch, value: Value) -> None:
         raise InconclusiveError(
             f"{switch.name} needs onnxruntime {switch.since}, and this is {ort.__version__}", hint="leave it out"
         )
-    if "arm64" in switch.name and platform.machine().lower() not in ("aarch64", "arm64"):
+    if ("arm64" in switch.name or "kleidiai" in switch.name) and platform.machine().lower() not in ("aarch64", "arm64"):
         raise InconclusiveError(f"{switch.name} acts on 64-bit Arm only, and this is {platform.machine()}")
     text = text_of("onnxruntime", switch.name, value) if switch.side == "onnxruntime" else ""
     if switch.home == "environment" and os.environ.get(switch.name) != text:
@@ -428,6 +428,38 @@ def op_changes(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str,
     names = sorted({*before, *after})
     pairs = {name: (before.get(name, 0), after.get(name, 0)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def without_effect(config: NumericConfig, optimized: Path, make: Callable[[NumericConfig, Path], Any]) -> list[str]:
+    """Switches that arrived in the session and changed nothing: without them the optimised graph is the same.
+
+    A session has a key as it was set, whether anything in the graph answers to it or not.
+
+    Args:
+        config: that the session was made with.
+        optimized: the file of its optimised graph.
+        make: makes another session, and has its optimised graph written to a file.
+    """
+    found: list[str] = []
+    for name, value in config.switches.items():
+        switch = lookup("onnxruntime", name)
+        if switch.side != "onnxruntime" or not switch.read_back.startswith(GRAPH) or value == default_of(switch):
+            continue
+        others = {key: other for key, other in config.switches.items() if key != name}
+        plain = optimized.with_name(f"without-{len(found)}.onnx")
+        make(replace(config, switches=others), plain)
+        if _form(plain) == _form(optimized):
+            found.append(name)
+    return found
+
+
+def _form(path: Path) -> list[tuple[str, int, int, bytes]]:
+    """A graph's nodes, apart from the names in it, which may change from one session to the next."""
+    model = onnx.load(os.fspath(path), load_external_data=False)
+    return [
+        (f"{n.domain}.{n.op_type}", len(n.input), len(n.output), b"".join(a.SerializeToString() for a in n.attribute))
+        for n in model.graph.node
+    ]
 
 
 def confirm(session: Any, config: NumericConfig) -> None:

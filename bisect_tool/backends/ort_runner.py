@@ -25,6 +25,7 @@ from bisect_tool.backends.ort_options import (
     placed_nodes,
     placed_nodes_of_profile,
     read_back,
+    without_effect,
 )
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.records import NumericConfig
@@ -207,6 +208,12 @@ class UntouchedRun:
                 )
                 given = program.path if small else None
                 self.effective = read_back(session, config, graph=program.graph, optimized=optimized, given=given)
+                if optimized is not None:
+                    self.effective["without_effect"] = without_effect(
+                        config,
+                        optimized,
+                        lambda other, path: make_session(program.untouched(), other, self._folder, optimized=path),
+                    )
         else:
             session = make_session(program.untouched(), config, self._folder, placement=placement)
             self.effective = {"providers": list(session.get_providers())}

@@ -288,6 +288,26 @@ def _read_blas() -> str:
     return str(torch.backends.cuda.preferred_blas_library()).rpartition(".")[2].lower()
 
 
+def _read_linalg() -> str:
+    return str(torch.backends.cuda.preferred_linalg_library()).rpartition(".")[2].lower()
+
+
+def _write_linalg(value: str) -> None:
+    try:
+        torch.backends.cuda.preferred_linalg_library(value)
+    except RuntimeError as error:
+        raise InconclusiveError(f"this PyTorch has no {value}: {error}", hint="leave it out") from error
+
+
+def _read_matmul_precision() -> str | None:
+    found = _old(torch.get_float32_matmul_precision)
+    return None if found is None else str(found)
+
+
+def _write_matmul_precision(value: str) -> None:
+    _quietly(torch.set_float32_matmul_precision, value)
+
+
 def _write_blas(value: str) -> None:
     try:
         torch.backends.cuda.preferred_blas_library(value)
@@ -424,6 +444,8 @@ _FLAGS: Mapping[str, _Flag] = {
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp,
     ),
     "preferred_blas_library": _Flag(_read_blas, _write_blas),
+    "preferred_linalg_library": _Flag(_read_linalg, _write_linalg),
+    "float32_matmul_precision": _Flag(_read_matmul_precision, _write_matmul_precision),
     "mkldnn": _attribute("mkldnn", "enabled"),
     "mkldnn_deterministic": _attribute("mkldnn", "deterministic"),
     "mkldnn_matmul_fp32_precision": _mkldnn_precision("matmul"),
@@ -432,7 +454,7 @@ _FLAGS: Mapping[str, _Flag] = {
     "flush_denormal": _Flag(_read_flush, _write_flush),
 }
 _CUDNN_TF32 = {"cudnn_conv_tf32": "conv", "cudnn_rnn_tf32": "rnn"}
-_OF_PRECISION = frozenset(name for name in _FLAGS if "tf32" in name or "fp32" in name)
+_OF_PRECISION = frozenset(name for name in _FLAGS if "tf32" in name or "fp32" in name or "float32" in name)
 _VARIABLES = tuple(switch.name for switch in TORCH if switch.home == "environment")
 
 

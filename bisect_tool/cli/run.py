@@ -18,6 +18,7 @@ from bisect_tool.cli.process import load_libraries, no_collection
 from bisect_tool.cli.settings import parse_size, read_case_file
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
 from bisect_tool.matrix import read_matrix
+from bisect_tool.tolerances import make_tolerance
 
 if TYPE_CHECKING:
     from bisect_tool.pipeline import Options
@@ -99,7 +100,8 @@ def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all
     if settings["keep_onnx"]:
         _check_kept_file(Path(settings["keep_onnx"]), force)
     reports: list[Report] = []
-    for report, folder in _run_samples(settings, folders, force, say):
+    detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)
+    for report, folder in _run_samples(settings, folders, force, say, detail):
         reports.append(report)
         if form == "text":
             from bisect_tool.reporters.terminal import print_report
@@ -190,9 +192,19 @@ def _check_kept_file(file: Path, force: bool) -> None:
         raise BisectError(f"--keep-onnx {file}: cannot be written ({reason})", hint="choose another place") from error
 
 
-def _run_samples(settings: Mapping[str, Any], folder: Path, force: bool, say: Callable[[str], None]) -> Any:
+def _run_samples(
+    settings: Mapping[str, Any],
+    folder: Path,
+    force: bool,
+    say: Callable[[str], None],
+    detail: Callable[[str], None],
+) -> Any:
     """Yields each sample's report and its folder; the model is loaded once."""
     matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
+    # Told before the model is loaded, which may take long.
+    make_tolerance(settings["max_abs"], settings["atol"], settings["rtol"])
+    parse_size(str(settings["memory_budget"]))
+    _check_share(settings["min_coverage"])
     say("loading the model")
     load_libraries()
 
@@ -213,10 +225,15 @@ def _run_samples(settings: Mapping[str, Any], folder: Path, force: bool, say: Ca
             from bisect_tool.experiments import run_matrix
 
             given = {**settings, "command": case.description["command"]}
-            report = run_matrix(functools.partial(load_case, given, number), chosen, matrix, say)
+            report = run_matrix(functools.partial(load_case, given, number), chosen, matrix, say, detail)
         target = folder if len(bound) == 1 else folder / f"{number:03d}-{Path(sample.source).stem}"
         _write(report, target, force, say)
         yield report, target
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise BisectError(f"--min-coverage {share}: a share from 0 to 1", hint="for example 0.9")
 
 
 def _options(settings: Mapping[str, Any], module: Any) -> Options:
@@ -224,10 +241,7 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
 
     from bisect_tool.backends.exporting import ExportSettings
     from bisect_tool.pipeline import Options
-    from bisect_tool.tolerances import make_tolerance
 
-    if not 0 <= settings["min_coverage"] <= 1:
-        raise BisectError(f"--min-coverage {settings['min_coverage']}: a share from 0 to 1", hint="for example 0.9")
     # Scripted modules are no Python any more: only the older exporter takes them.
     default: Literal["dynamo", "torchscript"] = (
         "torchscript" if isinstance(module, torch.jit.ScriptModule) else "dynamo"

@@ -208,7 +208,8 @@ def matrix_text(report: Report) -> str:
     """How many pairs ran, with which result, and how many of them count, in one sentence."""
     own = [run for run in report.configs if not is_trial(run, report)]
     trials = len(report.configs) - len(own)
-    gating = sum(run.gating for run in own)
+    # What was skipped counts for nothing.
+    gating = sum(run.gating and run.status != "skipped" for run in own)
     count = f"{gating} of them {'counts' if gating == 1 else 'count'}" if gating < len(own) else "all count"
     text = f"{plural(len(own), 'pair')}: {results_text(own)}; {count} for the exit code"
     return f"{text}; {trials} more tried to explain failing ones." if trials else f"{text}."

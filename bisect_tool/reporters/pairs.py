@@ -90,6 +90,7 @@ def in_effect_text(run: ConfigRun) -> str:
         return "-"
     devices = _devices(expected, actual)
     words = [
+        *([str(run.effective["graph"])] if "graph" in run.effective else []),
         *_switches_in_effect(run, expected, actual),
         *_torch_in_effect(run, expected),
         *_dtype_in_effect(run, actual),
@@ -135,6 +136,7 @@ def _switches_in_effect(run: ConfigRun, expected: Mapping[str, Any], actual: Map
         (run.expected.switches, {name: value for name, value in expected.items() if name in run.expected.switches}),
         (run.actual.switches, found if isinstance(found, Mapping) else {}),
     )
+    idle = actual.get("without_effect") or ()
     confirmed, words = 0, []
     for side, config, read in (("PyTorch", run.expected, expected), ("ONNX Runtime", run.actual, actual)):
         if config.threads and "threads" in read:
@@ -142,7 +144,9 @@ def _switches_in_effect(run: ConfigRun, expected: Mapping[str, Any], actual: Map
             words += [f"{side} {plural(read['threads'], 'thread')}"] if read["threads"] != config.threads else []
     for asked, read in sides:
         for name, value in read.items():
-            if name in asked and _same_setting(asked[name], value):
+            if name in idle and asked is run.actual.switches:
+                words.append(f"{setting_text(name, asked[name])} without effect")
+            elif name in asked and _same_setting(asked[name], value):
                 confirmed += name != "emulate"  # it has words of its own
             else:
                 words.append(f"{setting_text(name, 'unknown' if value is None else value)} instead")

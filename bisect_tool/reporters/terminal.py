@@ -476,7 +476,8 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
         )
     if common.is_matrix(report):
         _separation(page, report)
-    for diagnosis in verdict.diagnoses:
+    # What only explores has its line in the summary.
+    for diagnosis in (each for each in verdict.diagnoses if each.gating):
         page.line()
         _diagnosis(page, diagnosis)
     if verdict.hypotheses:
@@ -535,7 +536,7 @@ def _place(
 def _separation(page: Page, report: Report) -> None:
     """The head over the diagnoses of a matrix, or why there are none."""
     text = common.separation_text(report)
-    if text or report.verdict.diagnoses or report.verdict.ruled_out:
+    if text or any(each.gating for each in report.verdict.diagnoses) or report.verdict.ruled_out:
         page.line()
         page.line(("What separates failing from passing pairs", "bold"))
     if text:

@@ -241,6 +241,18 @@ def test_force_replaces_the_kept_file(tmp_path: Path) -> None:
     assert onnx.load(kept).graph.node
 
 
+@pytest.mark.parametrize(
+    "given", [("--atol", "1"), ("--max-abs", "-1"), ("--min-coverage", "2"), ("--memory-budget", "x")]
+)
+def test_limits_are_checked_before_the_model_is_loaded(
+    given: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading may take minutes."""
+    monkeypatch.setattr("bisect_tool.cli.run.load", lambda settings: pytest.fail("loaded"))
+    outcome = command(*GIVEN, *given, folder=tmp_path / "new")
+    assert 2 == outcome.code and given[0] in outcome.err or "not a size" in outcome.err
+
+
 def test_pickle_is_not_run(tmp_path: Path, material: Path) -> None:
     """A checkpoint that is refused has run none of its code."""
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import onnx
 import pytest
 import torch
 from commands import ROOT, Outcome, command
 
 from bisect_tool import experiments
-from bisect_tool.backends.exporting import ExportSettings
+from bisect_tool.backends.isolation import InternalError, run_isolated
 from bisect_tool.backends.torch_switches import snapshot
-from bisect_tool.pipeline import LoadedCase
+from bisect_tool.matrix import PRESETS
+from bisect_tool.reporters import pairs
+from bisect_tool.store import read_report
 from bisect_tool.switches import ONNXRUNTIME, TORCH
 
 SCHEMA = jsonschema.Draft202012Validator(
@@ -67,6 +72,45 @@ class Mortal(Activated):
         if os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x)
+
+
+class Fragile(Activated):
+    def forward(self, x):
+        if self.first.weight.dtype == torch.float16:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().forward(x)
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 4)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(2, 4, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(8, 16))
+
+
+class Random(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.table = nn.Linear(16, 4), torch.randn(4)
+
+    def forward(self, x):
+        return self.layer(x) * self.table
+
+
+class Unrepeatable(Random):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.frombuffer(bytearray(os.urandom(4)), dtype=torch.uint8).float()
+
+
+class Unwritable(nn.Module):
+    def forward(self, x):
+        return torch.linalg.eigvals(x @ x.T).real
 
 
 def half():
@@ -171,6 +215,30 @@ def test_gelu_approximation_is_named(run: Run) -> None:
     assert "com.microsoft.FastGelu" not in configs(outcome)["plain"]["effective"]["actual"]["nodes"]
 
 
+NEWER_GELU = """
+[[pair]]
+name = "left-alone"
+[pair.actual]
+"optimization.enable_gelu_approximation" = true
+[pair.export]
+exporter = "dynamo"
+opset = 20
+"""
+
+
+def test_switch_without_effect_is_told(run: Run) -> None:
+    """The session has the key as it was set, and the GELU of opset 20 does not answer to it."""
+    outcome = run("Activated", NEWER_GELU)
+    (config,) = configs(outcome).values()
+    assert "com.microsoft.FastGelu" not in config["effective"]["actual"]["nodes"]
+    assert ["optimization.enable_gelu_approximation"] == config["effective"]["actual"]["without_effect"]
+    text = pairs.in_effect_text(read_report(outcome.folder / "report.json").configs[0])
+    assert "enable_gelu_approximation on without effect" in text and "set as requested" not in text
+    approximated = run("Activated", GELU)
+    found = configs(approximated)["approximated"]["effective"]["actual"]
+    assert [] == found["without_effect"]
+
+
 # Emulated precision
 
 TF32 = """
@@ -256,7 +324,12 @@ def test_emulated_tf32_of_a_preset_only_explains(example_data: None, tmp_path: P
     for name in ("ort-cuda-off", "ort-cuda-all"):
         assert "CUDA" in found[name]["skipped_reason"]
     verdict = outcome.report["verdict"]
-    assert ("agrees", ["BD301"]) == (verdict["status"], [d["code"] for d in verdict["diagnoses"]])
+    assert ("agrees", [("BD301", False)]) == (
+        verdict["status"],
+        [(d["code"], d["gating"]) for d in verdict["diagnoses"]],
+    )
+    (line,) = [line for line in verdict["summary"] if "BD301" in line]
+    assert line.startswith("explored only, and not counted: tf32-emulated; what separates them")
     assert [] == verdict["origins"]
 
 
@@ -408,6 +481,98 @@ def test_crash_of_a_pair_that_counts(run: Run) -> None:
     outcome = run("Mortal", FAULT.replace("gating = false", "gating = true"))
     assert (3, {"before": "agrees", "segfault": "crashed"}) == (outcome.code, statuses(outcome))
     assert "SIGSEGV" in " ".join(outcome.report["verdict"]["summary"])
+
+
+CRASHING_EXPORT = """
+[[pair]]
+name = "before"
+[[pair]]
+name = "half"
+expected.dtype = "float16"
+"""
+
+
+def test_crash_while_exporting(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporters run the model too: the pair is crashed, the other one has its result, and no folder is left."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    outcome = run("Fragile", CRASHING_EXPORT)
+    assert (3, {"before": "agrees", "half": "crashed"}) == (outcome.code, statuses(outcome))
+    assert "the process was killed by SIGSEGV" == configs(outcome)["half"]["skipped_reason"]
+    assert [] == list(tmp_path.glob("bisect-divergence-*"))
+
+
+def test_log_of_a_failed_export_outlives_its_process(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names a file that is there."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    outcome = run("Unwritable", '[[pair]]\nname = "a"')
+    assert 3 == outcome.code
+    (log,) = tmp_path.glob("bisect-divergence-export-*.log")
+    assert str(log) in outcome.err and log.read_text(encoding="utf-8")
+
+
+# One and the same model
+
+
+def test_random_weights_are_the_same_in_every_process(run: Run) -> None:
+    """A model without a checkpoint is made in each process anew, and has one set of weights all the same."""
+    outcome = run("Random", HALF)
+    assert (0, {"off": "agrees", "all": "agrees"}) == (outcome.code, statuses(outcome)), outcome.err
+
+
+def test_model_that_comes_out_otherwise_each_time(run: Run) -> None:
+    """Nothing that is measured on two of them says anything: refused, with what to do."""
+    outcome = run("Unrepeatable", HALF)
+    assert (2, "") == (outcome.code, outcome.out)
+    assert "other weights each time" in outcome.err and "torch.save(model.state_dict()" in outcome.err
+
+
+# Another kernel, other operations
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_attention_kernel_that_runs_other_operations(run: Run, exporter: str) -> None:
+    """Stages that a run does not have are left out of it; a healthy model agrees, with local errors for the others."""
+    outcome = run(
+        "Attending", '[[pair]]\nname = "math"\nexpected.sdpa_kernel = "math"\nactual.optimization = "off"',
+        "--exporter", exporter,
+    )  # fmt: skip
+    assert (0, {"math": "agrees"}) == (outcome.code, statuses(outcome)), outcome.err
+    rows = {row["stage"]: row["results"].get("math") for row in outcome.report["stages"]}
+    assert rows["out"]["local"] is not None
+
+
+# Faults of the tool
+
+
+BEFORE_AND_FAULTY = """
+[[pair]]
+name = "before"
+[[pair]]
+name = "faulty"
+actual.optimization = "off"
+"""
+
+
+@pytest.mark.parametrize(
+    ("matrix", "code"), [(BEFORE_AND_FAULTY, 3), (BEFORE_AND_FAULTY.replace("before", "faulty-too"), 70)]
+)
+def test_fault_of_the_tool_in_a_process(run: Run, matrix: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pair failed, with the reason; where no pair gave an answer it is an internal error, no inconclusive result."""
+
+    def broken(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if function is experiments.run_pair and arguments[1].pairs[0].name.startswith("faulty"):
+            raise InternalError("in a process of its own:\nTraceback ...\nKeyError: 'x'")
+        return run_isolated(function, *arguments, **options)
+
+    monkeypatch.setattr(experiments, "run_isolated", broken)
+    outcome = run("Activated", matrix, "--verbose")
+    assert code == outcome.code, outcome.err
+    assert "Traceback ..." in outcome.err
+    if code == 3:
+        assert {"before": "agrees", "faulty": "failed"} == statuses(outcome)
+        assert "internal error: KeyError: 'x'" == configs(outcome)["faulty"]["skipped_reason"]
+    else:
+        assert "internal error: this is a fault of the tool" in outcome.err
 
 
 # Nothing leaks
@@ -565,9 +730,9 @@ def test_exports_come_together_in_the_same_rows(exported: Outcome) -> None:
     everyone = {"dynamo", "no-folding", "torchscript", "dynamic"}
     assert {"norm": everyone, "relu": everyone, "head": everyone} == {n: rows[n] for n in ("norm", "relu", "head")}
     assert {"no-folding"} == rows["conv"], "elsewhere it is one with its normalisation"
-    # The alignment is that of the graph which has most stages.
+    # The alignment is that of the plain export, whatever other graphs show.
     alignment = exported.report["alignment"]
-    assert (4, 4, []) == (alignment["stages"], alignment["aligned"], alignment["unaligned"])
+    assert (4, 3, ["conv"]) == (alignment["stages"], alignment["aligned"], [u["stage"] for u in alignment["unaligned"]])
 
 
 def test_opset_that_the_exporter_does_not_write(exported: Outcome) -> None:
@@ -639,12 +804,14 @@ expected.channels_last = true
 
 def test_request_that_the_export_does_not_fulfil(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph with fixed shapes, or in another dtype, is none of what was asked for; the layout is seen in the run."""
-    write = experiments.export_case
 
-    def stubborn(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
-        write(experiments.in_dtype(case, "float32"), path, replace(settings, dynamic_shapes=False))
+    def stubborn(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if function is experiments.export_graph:
+            load, _, path, settings, logs = arguments
+            arguments = load, "float32", path, replace(settings, dynamic_shapes=False), logs
+        return run_isolated(function, *arguments, **options)
 
-    monkeypatch.setattr(experiments, "export_case", stubborn)
+    monkeypatch.setattr(experiments, "run_isolated", stubborn)
     outcome = run("Convolved", FIXED)
     assert 3 == outcome.code
     assert {"plain": "agrees", "half": "failed", "dynamic": "failed", "last": "agrees"} == statuses(outcome)
@@ -681,3 +848,151 @@ def test_given_graph_is_used_by_pairs_without_export_settings(run: Run, tmp_path
     (diagnosis,) = outcome.report["verdict"]["diagnoses"]
     assert ("the given graph", True) == (diagnosis["title"], diagnosis["remedy_verified"])
     assert "2 pairs: given, given-off" == diagnosis["evidence"][0]
+    assert "the given file differs from what the model exports to" in " ".join(outcome.report["verdict"]["summary"])
+    effective = {name: config["effective"].get("graph") for name, config in configs(outcome).items()}
+    assert {"given": None, "given-off": None, "own": "exported afresh"} == {
+        name: effective[name] for name in statuses(outcome)
+    }
+
+
+OTHER_GRAPHS = """
+[defaults.actual]
+optimization = "off"
+[[pair]]
+name = "unfolded"
+gating = false
+export.keep_stages = true
+[[pair]]
+name = "given"
+"""
+
+
+def test_rows_are_those_of_the_judged_graph(run: Run, scaled: Path) -> None:
+    """Another export shows more stages; alignment, counts and nodes are those of the graph that is judged all the same."""
+    outcome = run("Convolved", OTHER_GRAPHS, "--onnx", scaled)
+    report = outcome.report
+    assert {"unfolded": "agrees", "given": "diverges"} == statuses(outcome)
+    assert ["conv"] == [item["stage"] for item in report["alignment"]["unaligned"]], "it is folded into the norm"
+    rows = {row["stage"]: row for row in report["stages"]}
+    assert None is rows["conv"]["onnx_value"] and {"unfolded"} == rows["conv"]["results"].keys() & {"unfolded", "given"}
+    nodes = {node.name for node in onnx.load(str(scaled)).graph.node}
+    assert {node for row in rows.values() for node in row["onnx_nodes"]} <= nodes
+    (origin,) = report["verdict"]["origins"]
+    assert ("head", "given") == (origin["stage"], origin["config"]) and set(origin["onnx_nodes"]) <= nodes
+
+
+def test_origins_are_named_as_in_the_graph_of_their_pair(
+    run: Run, scaled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pair about another graph finds its origins there."""
+    named = onnx.load(str(scaled))
+    for node in named.graph.node:
+        node.name = f"other{node.name}"
+
+    def other(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if function is not experiments.export_graph:
+            return run_isolated(function, *arguments, **options)
+        onnx.save(named, str(arguments[2]))
+
+    monkeypatch.setattr(experiments, "run_isolated", other)
+    scope: dict[str, Any] = {}
+    exec(MODELS, scope)
+    healthy = scaled.with_name("healthy.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(scope["Convolved"]().eval(), (torch.zeros(8, 16),), str(healthy), dynamo=False)
+    matrix = OTHER_GRAPHS.replace("gating = false", "").replace("keep_stages = true", "opset = 18")
+    monkeypatch.setattr(experiments, "_check_graph", lambda path, wanted: None)
+    outcome = run("Convolved", matrix, "--onnx", healthy)
+    assert {"unfolded": "diverges", "given": "agrees"} == statuses(outcome)
+    (origin,) = outcome.report["verdict"]["origins"]
+    assert "unfolded" == origin["config"] and all(node.startswith("other") for node in origin["onnx_nodes"])
+    (row,) = (row for row in outcome.report["stages"] if row["stage"] == "head")
+    assert not any(node.startswith("other") for node in row["onnx_nodes"])
+
+
+# A broken graph
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of ``Convolved`` with a weight that is 2 % too large."""
+    scope: dict[str, Any] = {}
+    exec(MODELS, scope)
+    path = tmp_path_factory.mktemp("scaled") / "scaled.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(scope["Convolved"]().eval(), (torch.zeros(8, 16),), str(path), dynamo=False)
+    model = onnx.load(str(path))
+    weight = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [3, 32])
+    array = onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(1.01), weight.name))
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_switch_cures_a_broken_graph(run: Run, scaled: Path, preset: str) -> None:
+    """Half precision allows for the fault, and lowers no error: all that is named is the file."""
+    outcome = run("Convolved", preset, "--onnx", scaled)
+    assert 1 == outcome.code, outcome.err
+    verdict = outcome.report["verdict"]
+    named = [d["title"] for d in verdict["diagnoses"] if "emulated" not in d["title"] and d["title"] != "autocast"]
+    assert ["the given graph"] == named
+    assert "the given file differs from what the model exports to, not how it is run" in verdict["summary"]
+    assert not [d for d in verdict["diagnoses"] if d["title"] != "the given graph" and d["remedy_verified"]]
+    assert not any(
+        item["conclusion"] == "culprit" and item["switch"] in ("autocast", "dtype") for item in verdict["hypotheses"]
+    )
+
+
+BROKEN_EXPORT = """
+[[pair]]
+name = "plain"
+actual.optimization = "off"
+[[pair]]
+name = "half"
+gating = false
+expected.autocast = "bfloat16"
+"""
+
+
+def test_broken_model_is_no_switch(run: Run, scaled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an export of the model is as wrong as the given file, strict is tried, and no switch is blamed."""
+
+    def broken(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if function is not experiments.export_graph:
+            return run_isolated(function, *arguments, **options)
+        shutil.copyfile(scaled, arguments[2])
+
+    monkeypatch.setattr(experiments, "run_isolated", broken)
+    outcome = run("Convolved", BROKEN_EXPORT)
+    assert (1, {"plain": "diverges", "half": "agrees"}) == (outcome.code, statuses(outcome))
+    verdict = outcome.report["verdict"]
+    assert [] == verdict["diagnoses"]
+    assert ["all switches: the graph or the model differs, not how it is run"] == [
+        r["title"] for r in verdict["ruled_out"]
+    ]
+    assert "no switch explains it: the graph or the model differs, not how it is run" in verdict["summary"]
+    assert "expected" not in {origin["side"] for origin in verdict["origins"]}
+
+
+APART = """
+[[pair]]
+name = "given"
+actual.optimization = "off"
+[[pair]]
+name = "apart"
+actual.optimization = "off"
+export.keep_stages = true
+"""
+
+
+def test_file_before_settings_of_the_export(run: Run, scaled: Path) -> None:
+    """A pair with settings of the export is about a fresh export: what separates it from the file is that first."""
+    outcome = run("Convolved", APART, "--onnx", scaled)
+    assert (1, {"given": "diverges", "apart": "agrees"}) == (outcome.code, statuses(outcome))
+    (diagnosis,) = outcome.report["verdict"]["diagnoses"]
+    assert ("the given graph", True) == (diagnosis["title"], diagnosis["remedy_verified"])
+    (tried,) = [config for name, config in configs(outcome).items() if "-try-" in name]
+    assert ({}, "exported afresh") == (tried["actual"]["switches"], tried["effective"]["graph"])

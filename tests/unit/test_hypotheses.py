@@ -16,6 +16,7 @@ from bisect_tool.hypotheses import (
     Finding,
     _smallest,
     error_of,
+    mends,
     nearest_passing,
     pair_of,
     separate,
@@ -312,6 +313,8 @@ def test_nearest_passing_differs_in_fewest_switches() -> None:
 def test_nearest_passing_is_not_too_far(count: int, near: bool) -> None:
     """Beyond ``MOST_STEPS`` it would take too many runs."""
     flags = [s for s in (*TORCH, *ONNXRUNTIME) if s.values.kind == "flag" and "cuda" in s.devices and not s.sticky]
+    # Back to what it is by itself must not cost precision.
+    flags = [s for s in flags if not Step(s.side, s.name, default_of(s) is not True, None, s.title).coarser]
     switches: dict[str, dict[str, Value]] = {"torch": {}, "onnxruntime": {}}
     for switch in flags[:count]:
         switches[switch.side][switch.name] = default_of(switch) is not True
@@ -335,6 +338,103 @@ def test_graph_follows_the_dtype_of_the_model() -> None:
     half = ConfigPair("half", NumericConfig("torch", dtype="float16"), NumericConfig("onnxruntime", dtype="float16"))
     full = ConfigPair("full", NumericConfig("torch", dtype="float32"), NumericConfig("onnxruntime", dtype="float32"))
     assert [("torch", "dtype")] == [(step.side, step.name) for step in suspects(half, full)]
+
+
+def test_suspects_of_both_sides_are_told_apart() -> None:
+    """Either library has a number of threads."""
+    one, more = (
+        run_of(ConfigPair(name, NumericConfig("torch", threads=n), NumericConfig("onnxruntime", threads=n)), status)
+        for name, n, status in (("one", 1, "diverges"), ("more", 2, "agrees"))  # type: ignore[misc]
+    )
+    titles = [step.title for step in suspects(pair_of(one), pair_of(more))]
+    assert ["PyTorch's number of threads", "ONNX Runtime's number of threads"] == titles
+    assert "oneDNN" == suspects(pair({0}), pair(()))[0].title
+
+
+@pytest.mark.parametrize(("value", "line"), [("off", "enabled=False"), ("bfloat16", "dtype=torch.bfloat16")])
+def test_line_of_autocast_can_be_copied(value: str, line: str) -> None:
+    """Nothing in it is left to be filled in."""
+    assert f'with torch.autocast("cpu", {line}):' == Step("torch", "autocast", None, value, "autocast").code()
+
+
+# Less precision mends nothing
+
+
+@pytest.mark.parametrize(
+    ("failing", "passing"),
+    [
+        ({}, {"autocast": "bfloat16"}),
+        ({}, {"emulate": "bf16"}),
+        ({"emulate": "tf32"}, {"emulate": "bf16"}),
+        ({}, {"mkldnn_matmul_fp32_precision": "bf16"}),
+        ({"dtype": "float32"}, {"dtype": "float16"}),
+        ({"dtype": "float16"}, {"dtype": "bfloat16"}),
+    ],
+)
+def test_less_precision_is_no_cure(failing: dict[str, Value], passing: dict[str, Value]) -> None:
+    """More is allowed there, so that a broken graph may agree; the other way round precision is a remedy."""
+    less, more = (
+        ConfigPair(
+            name,
+            NumericConfig(
+                "torch",
+                dtype=str(found["dtype"]) if "dtype" in found else None,
+                switches={key: value for key, value in found.items() if key != "dtype"},
+            ),
+            NumericConfig("onnxruntime"),
+        )
+        for name, found in (("less", passing), ("more", failing))
+    )
+    assert not mends(run_of(more, "diverges"), run_of(less, "agrees"))
+    assert None is nearest_passing(run_of(more, "diverges"), [run_of(less, "agrees")])
+    assert mends(run_of(less, "diverges"), run_of(more, "agrees"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (3.2e-3, 1.9e-2, False),
+        (3e-3, 1.5e-3, False),
+        (3e-3, 1e-3, True),
+        (math.nan, 1e-7, True),
+        (math.nan, math.nan, False),
+    ],
+)
+def test_cure_lowers_the_error(before: float, after: float, expected: bool) -> None:
+    """Agreement alone is none: the error has to be markedly smaller."""
+    failing, tried = run_of(pair({8}), "diverges", before), run_of(pair((), "passing"), "agrees", after)
+    assert expected == mends(failing, tried)
+    assert (tried if expected else None) == nearest_passing(failing, [tried])
+    assert not mends(failing, replace(tried, status="diverges"))
+    # Another output says nothing about this one.
+    assert not mends(failing, replace(tried, outputs=(replace(tried.outputs[0], output="other"),)))
+
+
+def test_step_that_only_agrees_is_not_named() -> None:
+    """A fix that is looked for among several switches lowers the error too, and no side is blamed without one."""
+    failing, passing = run_of(pair({0, 8}), "diverges", 3e-3), run_of(pair((), "passing"), "agrees")
+
+    def attempt(config: ConfigPair) -> ConfigRun:
+        return run_of(config, "agrees", 1e-7 if 8 not in flags_of(config) else 2e-3)
+
+    found = separate(failing, passing, attempt)
+    assert {8} == places(found.fix)
+    assert {0: False, 8: True} == {next(iter(places([s.step]))): s.mends for s in found.suspicions}
+    unmended = replace(found, fixed=run_of(pair({0}), "agrees", 2e-3))
+    (diagnosis,), _, sides = describe([unmended], [failing, passing])
+    assert (False, {}) == (diagnosis.remedy_verified, sides)
+
+
+def test_dtype_moves_both_sides() -> None:
+    """The graph is exported in the dtype that PyTorch runs in, so that neither side is to blame."""
+    half, full = (
+        ConfigPair(name, NumericConfig("torch", dtype=name), NumericConfig("onnxruntime", dtype=name))
+        for name in ("float16", "float32")
+    )
+    found = separate(run_of(half, "diverges"), run_of(full, "agrees"), lambda config: run_of(config, "diverges"))
+    (diagnosis,), _, sides = describe([found], [found.failing, found.passing])
+    assert ({}, True) == (sides, diagnosis.remedy_verified)
+    assert not any("side that is off" in line for line in diagnosis.evidence)
 
 
 # Given and exported graphs
@@ -500,14 +600,14 @@ def test_emulated_precision_names_lines_of_both_sides() -> None:
         (
             "bf16",
             [
-                "with torch.autocast(device_type, dtype=None, enabled=False):",
+                'with torch.autocast("cuda", enabled=False):',
                 'providers=[("TensorrtExecutionProvider", {"trt_bf16_enable": "0"}), "CPUExecutionProvider"]',
             ],
         ),
         (
             "fp16",
             [
-                "with torch.autocast(device_type, dtype=None, enabled=False):",
+                'with torch.autocast("cuda", enabled=False):',
                 'providers=[("TensorrtExecutionProvider", {"trt_fp16_enable": "0"}), "CPUExecutionProvider"]',
             ],
         ),

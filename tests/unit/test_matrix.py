@@ -166,6 +166,26 @@ def test_file_is_read_as_documented(read: Read) -> None:
     assert (2, False) == (found.pairs[1].expected.threads, found.pairs[1].gating)
 
 
+@pytest.mark.parametrize(
+    ("side", "line"),
+    [
+        ("expected", 'float32_matmul_precision = "high"'),
+        ("expected", 'device = "cuda"\npreferred_linalg_library = "magma"'),
+        ("actual", '"mlas.disable_kleidiai" = true'),
+        ("actual", '"mlas.qnbit.force_fp32" = true'),
+        ("actual", '"mlas.use_lut_gemm" = true'),
+        ("actual", '"optimization.constant_folding_max_output_size_in_bytes" = 10'),
+        ("actual", '"session.qdq_matmulnbits_accuracy_level" = 4'),
+        ("actual", 'device = "cuda"\nuse_ep_level_unified_stream = true'),
+        ("actual", 'device = "cuda"\n"ep.cuda.enable_gemm_auto_tune" = true'),
+    ],
+)
+def test_switch_is_known(read: Read, side: str, line: str) -> None:
+    """These change numbers, and a pair may set them."""
+    (pair,) = read(f'[[pair]]\nname = "a"\n[pair.{side}]\n{line}\n').pairs
+    assert 1 == len((pair.expected if side == "expected" else pair.actual).switches)
+
+
 def test_block_in_the_docs_is_valid(read: Read) -> None:
     """docs/matrix.md and the module's own description show files that work."""
     page = (ROOT / "docs" / "matrix.md").read_text(encoding="utf-8")
@@ -227,6 +247,38 @@ def test_emulated_pair_gates_only_when_asked_to(read: Read) -> None:
         ('[[pair]]\nname = "a"\n[pair.expected]\nmatmul_tf32 = true', "matmul_tf32 acts on cuda only", ""),
         ('[[pair]]\nname = "a"\n[pair.expected]\nemulate = "tf32"', "its name does not say so", "tf32-emulated"),
         ('[defaults.expected]\nmkldn = true\n[[pair]]\nname = "a"', "torch has no switch 'mkldn'", "mkldnn"),
+        (
+            '[[pair]]\nname = "a"\n[pair.expected]\ndtype = "float32"\n[pair.actual]\ndtype = "float16"',
+            "line 6: pair 'a': [pair.actual]: dtype = \"float16\", and [pair.expected] says float32",
+            "set dtype in [pair.expected] alone",
+        ),
+        (
+            '[[pair]]\nname = "a"\nactual.dtype = "float16"',
+            "line 3: pair 'a': [pair.actual]: dtype = \"float16\", and [pair.expected] says nothing",
+            "set dtype in [pair.expected] alone",
+        ),
+        (
+            '[[pair]]\nname = "a"\n[pair.actual]\noptimization = "all"\noptimization.enable_gelu_approximation = true',
+            "not valid TOML",
+            'put the name in quotes: "optimization.enable_gelu_approximation" = ...',
+        ),
+        ('[[pair]]\nname = "a"\n[pair.actual]\nprovider = "cuda"', "line 4: pair 'a'", 'device = "cuda"'),
+        (
+            '[[pair]]\nname = "a"\n[pair.actual]\nenable_cuda_graph = true',
+            "line 4: pair 'a': [pair.actual]: enable_cuda_graph cannot be set by a pair",
+            "stay at one address",
+        ),
+        (
+            '[[pair]]\nname = "a"\n[pair.actual]\n"session.disable_cpu_ep_fallback" = true',
+            "session.disable_cpu_ep_fallback cannot be set by a pair",
+            "checked for nodes on the CPU",
+        ),
+        (
+            '[[pair]]\nname = "a"\n[pair.expected]\nfloat32_matmul_precision = "high"\n'
+            'mkldnn_matmul_fp32_precision = "ieee"',
+            "float32_matmul_precision sets what mkldnn_matmul_fp32_precision sets",
+            "give one of them",
+        ),
         ('[defaults]\nexpected = 3\n[[pair]]\nname = "a"', "[pair.expected] is not a table", ""),
     ],
 )

@@ -414,6 +414,23 @@ def test_pairs_are_in_the_table() -> None:
     assert "9 pairs: 3 agree, 2 diverge, 2 skipped, 1 failed, 1 crashed; 3 of them count for" in page(matrix())
 
 
+def test_what_only_explores_is_no_diagnosis() -> None:
+    """Its line is in the summary; the blocks are for what counts."""
+    report = matrix()
+    title = report.verdict.diagnoses[0].title
+    only = tuple(replace(diagnosis, gating=False) for diagnosis in report.verdict.diagnoses)
+    verdict = replace(report.verdict, summary=("nothing",))
+    assert f"BD301 {title}" in page(replace(report, verdict=verdict))
+    assert f"BD301 {title}" not in page(replace(report, verdict=replace(verdict, diagnoses=only)))
+
+
+def test_skipped_pairs_do_not_count() -> None:
+    """What a preset named and the machine lacks decides nothing, gating or not."""
+    report = matrix()
+    skipped = tuple(replace(run, gating=True) if run.status == "skipped" else run for run in report.configs)
+    assert "3 of them count for" in common.matrix_text(replace(report, configs=skipped))
+
+
 @pytest.mark.parametrize("width", [60, 72, 80, 100, 120, 200])
 def test_nothing_of_a_matrix_is_wider_than_the_terminal(width: int) -> None:
     """Only lines of code and paths, which are there to be copied, may be."""

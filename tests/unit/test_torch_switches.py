@@ -30,7 +30,15 @@ CPU = NumericConfig("torch")
 SET_HERE = [switch for switch in TORCH if switch.home != "field"]
 NOT_HERE = {
     # What this build of PyTorch, or any on the CPU, does not have.
-    *([("preferred_blas_library", "cublaslt")] if torch.version.cuda is None else []),
+    *(
+        [
+            ("preferred_blas_library", "cublaslt"),
+            ("preferred_linalg_library", "cusolver"),
+            ("preferred_linalg_library", "magma"),
+        ]
+        if torch.version.cuda is None
+        else []
+    ),
     ("sdpa_kernel", "efficient_attention"),
     ("sdpa_kernel", "cudnn_attention"),
 }

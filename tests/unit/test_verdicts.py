@@ -54,6 +54,17 @@ def test_reason_is_that_of_a_pair_that_counts() -> None:
     )
 
 
+def test_pairs_that_agree_are_not_kept_quiet() -> None:
+    """Beside one without an answer they are counted."""
+    failed = replace(run("f64", "failed", "pass", gating=True), skipped_reason="no kernel")
+    others = [replace(GOOD, name=name) for name in ("f32", "f16")]
+    explored = run("also", "agrees", "pass", gating=False)
+    assert ("2 configurations agree, and not all gave an answer: f64 failed: no kernel",) == (
+        decided(*others, failed, explored).summary
+    )
+    assert decided(GOOD, failed).summary[0].startswith("1 configuration agrees, and not all")
+
+
 def test_wrong_outputs_are_those_of_pairs_that_count() -> None:
     """The summary of a divergence names no output of an exploratory pair."""
     other = run("other", "diverges", "fail", gating=False, output="theirs")
