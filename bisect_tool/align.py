@@ -472,6 +472,21 @@ class _Matcher:
             rest += members[len(chosen) :]
         for value, name, tag in self._by_order(sorted(rest, key=values.index), free, candidates):
             pairs.append((value, name, tag if not alone else ()))
+        return self._in_order(pairs, candidates)
+
+    def _in_order(
+        self, pairs: list[tuple[int, str, tuple[str, ...]]], candidates: Mapping[int, list[str]]
+    ) -> list[tuple[int, str, tuple[str, ...]]]:
+        """Exchanges the names of two values where one is made from the other, here and there the other way round.
+
+        A product and its sum with zeros are alike, and exporters tag the sum with the whole operation.
+        """
+        pairs = sorted(pairs, key=lambda pair: pair[0])
+        for first, second in itertools.combinations(range(len(pairs)), 2):
+            (value, name, tag), (later, other, later_tag) = pairs[first], pairs[second]
+            turned = self.place[other] < self.place[name] and self._reads(name, other)
+            if turned and other in candidates[value] and name in candidates[later] and self._comes_from(later, value):
+                pairs[first], pairs[second] = (value, other, tag), (later, name, later_tag)
         return pairs
 
     def _by_order(

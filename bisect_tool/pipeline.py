@@ -38,8 +38,8 @@ from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
 from bisect_tool.localize import with_shares
-from bisect_tool.metrics import judge, kind_of, relative_difference
-from bisect_tool.noise import SETTLED, is_settled
+from bisect_tool.metrics import beside_fill, judge, kind_of, relative_difference
+from bisect_tool.noise import SETTLED, is_settled, may_hide
 from bisect_tool.outputs import bind_outputs, exchanged
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
@@ -757,8 +757,11 @@ class _Bisection:
         local = self.ledger.locals[lane, value]
         dtype = reference.tape.values[value].dtype
         clean = not local.problem and not local.nonfinite_mismatch
+        where = None
         if clean and (local.differing == 0 or is_settled(local.rel_l2, dtype)):
-            return SETTLED
+            where = beside_fill(expected, forced) if may_hide(local) else None
+            if where is None or is_settled(relative_difference(expected[where], forced[where]), dtype):
+                return SETTLED
 
         def fetch(wanted: int) -> torch.Tensor:
             # What a run starts with is the same in every run, and held by the taped one.
@@ -776,6 +779,7 @@ class _Bisection:
             forced,
             budget=self.options.memory_budget,
             same_run=run is reference,
+            where=where,
         )
         self.floor_seconds += time.perf_counter() - began
         return noise

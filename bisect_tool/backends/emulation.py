@@ -421,6 +421,10 @@ _SINGLE_ONLY = frozenset(["mkldnn_rnn_layer"])
 
 def recompute(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """An operation that has no float64 kernel, from its parts; ``NotImplemented`` for every other one."""
-    if name not in _SINGLE_ONLY:
-        return NotImplemented
-    return _REWRITES[name](_Unrounded("tf32"), *args, **kwargs)
+    return _REWRITES[name](_Unrounded("tf32"), *args, **kwargs) if name in _SINGLE_ONLY else NotImplemented
+
+
+def rewritten(name: str) -> Callable[..., Any] | None:
+    """A fused operation's computation from its parts, with nothing rounded; ``None`` for every other one."""
+    rewrite = _REWRITES.get(name)
+    return None if rewrite is None else functools.partial(rewrite, _Unrounded("tf32"))

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Set
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -38,6 +39,7 @@ def stage_noise(
     *,
     budget: int,
     same_run: bool,
+    where: NDArray[np.bool_] | None = None,
 ) -> Noise:
     """Both sides of one stage against float64.
 
@@ -49,8 +51,14 @@ def stage_noise(
         expected, actual: what both sides made of them, in PyTorch's shape.
         budget: bytes that a replay may hold at once.
         same_run: ``expected`` is of the very run that was taped: then the replay must reproduce it.
+        where: elements that count; ``None``: all.
     """
     dtype = trace.values[value].dtype
+
+    def picked(array: Array) -> Array:
+        return array if where is None else array[where]
+
+    expected, actual = picked(expected), picked(actual)
     try:
         ops = slice_of(trace, value, known)
         needed = replay_bytes(trace, ops)
@@ -58,7 +66,7 @@ def stage_noise(
             raise CannotReplayError(f"float64 needs {needed / 1e6:.0f} MB, more than the memory budget leaves")
 
         def run(arithmetic: Arithmetic) -> Array:
-            return replay_values(trace, {value}, ops, fetch, arithmetic)[value]
+            return picked(replay_values(trace, {value}, ops, fetch, arithmetic)[value])
 
         with strict_products():
             reference = run(EXACT)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bisect_tool.backends.emulation import rewritten
 from bisect_tool.backends.replay import AS_RUN, replay_values, slice_of
 from bisect_tool.backends.torch_runner import FACTORY_OPS, to_numpy
 from bisect_tool.drilldown import Inner
@@ -82,7 +83,7 @@ def _parts_of(op: Op) -> Callable[..., Any] | None:
         return None
     if "scaled_dot_product" in op.name:
         return _attention
-    found: Callable[..., Any] | None = torch._decomp.decomposition_table.get(op.call[0])
+    found: Callable[..., Any] | None = rewritten(op.name) or torch._decomp.decomposition_table.get(op.call[0])
     return found
 
 

@@ -19,6 +19,8 @@ from bisect_tool.metrics import (
     CHUNK,
     SAMPLE,
     THREADED_ABOVE,
+    beside_fill,
+    difference_beside_fill,
     difference_norms,
     judge,
     kind_of,
@@ -871,3 +873,31 @@ def test_the_reference_s_norm_comes_with_the_metrics(dtype: str) -> None:
     assert math.isnan(measure_with_norm(reference, None)[1])
     reference[3] = math.inf
     assert math.isnan(measure_with_norm(reference, first)[1])
+
+
+# -- masks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fill", [-1e4, -65504.0, -1e9, float(np.finfo(np.float32).min)])
+def test_a_masks_filling_hides_nothing(fill: float) -> None:
+    """The rest is 10 % off; over everything that is nothing."""
+    expected = np.array([fill, 1, 2, fill, 3], np.float32)
+    actual = np.array([fill, 1.1, 2.2, fill, 3.3], np.float32)
+    assert relative_difference(expected, actual) < 1e-4
+    assert difference_beside_fill(expected, actual) == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual"),
+    [
+        ([1, 2, 3], [1, 2, 3.3]),  # nothing huge
+        ([1e6, 2e6, 3e6], [1e6, 2e6, 3.3e6]),  # everything huge
+        ([-1e9, 1, 2], [-1.1e9, 1, 2.2]),  # the huge number differs itself
+        ([0, 1e-40, 1], [0, 0, 1]),  # tiny numbers beside usual ones
+        ([], []),
+    ],
+)
+def test_without_a_filling_everything_counts(expected: list[float], actual: list[float]) -> None:
+    first, second = np.array(expected, np.float32), np.array(actual, np.float32)
+    assert beside_fill(first, second) is None
+    assert difference_beside_fill(first, second) == relative_difference(first, second)
