@@ -185,7 +185,7 @@ def judge(name: str, exporter: str, module: Any, args: tuple[Any, ...]) -> Resul
     try:
         report = bisect(LoadedCase(name, module, args, {}), Options(tolerance=tolerance, export=settings, threads=2))
     except BisectError as error:
-        exports = "export" in str(error)
+        exports = "exporter failed" in str(error)
         return dataclasses.replace(blank, status="no export" if exports else "error", why=_line(error))
     except Exception as error:  # anything: that is what is being measured
         return dataclasses.replace(blank, why=f"{type(error).__name__}: {_line(error)}")
