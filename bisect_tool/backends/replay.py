@@ -355,12 +355,15 @@ _LANES = 16
 """Sums that even a plain loop keeps apart: one for each place of a vector register."""
 
 # Computed by differences from 1 or by polynomials, these are accurate against the size given here, not against a result
-# near zero: ONNX Runtime's Sigmoid is 8e-8 beside 0 where 4e-8 were right, its Elu takes 1 from exp(x).
+# near zero: ONNX Runtime's Sigmoid is 8e-8 beside 0 where 4e-8 were right, its Elu takes 1 from exp(x). ONNX defines
+# HardSigmoid as x / 6 + 1 / 2, so that beside -3 it is as accurate as its product; beyond 3 it is exact.
 _SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.ones_like,
     "silu": torch.abs,
     "gelu": torch.abs,
     "mish": torch.abs,
+    "hardsigmoid": lambda x: x.abs() / 6 * (x.abs() < 3.001),
+    "hardswish": lambda x: x.square() / 6 * (x.abs() < 3.001),
     "elu": lambda x: (x < 0).to(x.dtype),
     "celu": lambda x: (x < 0).to(x.dtype),
     "selu": lambda x: 1.76 * (x < 0).to(x.dtype),
