@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 MODELS = ("resnet50", "second-fpn", "vit-b16", "bert-base", "gpt2-medium", "resnet50-8x512")
-SIDES = ("forward", "ort", "totals", "forced", "default")
+SIDES = ("forward", "ort", "totals", "forced", "floors", "default")
 BUDGETED = ("totals-256MiB", "forced-256MiB")
 PEERS = ("naive", "onnx-diagnostic", "polygraphy", "verification")
 
