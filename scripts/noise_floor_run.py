@@ -343,8 +343,23 @@ def every_stage(blank: Callable[..., Stage]) -> Iterator[list[Stage]]:
     settled, original = pipeline.is_settled, pipeline.stage_noise
 
     def stage_noise(
-        trace: Any, value: int, known: Any, fetch: Any, expected: Any, actual: Any, *, budget: int, same_run: bool
+        trace: Any,
+        value: int,
+        known: Any,
+        fetch: Any,
+        expected: Any,
+        actual: Any,
+        *,
+        budget: int,
+        same_run: bool,
+        where: Any,
     ) -> Any:
+        again = functools.partial(original, trace, value, known, fetch, expected, actual, where=where)
+
+        def picked(array: Any) -> Any:
+            return array if where is None else array[where]
+
+        expected, actual = picked(expected), picked(actual)
         dtype, size = trace.values[value].dtype, int(expected.size)
         try:
             ops = slice_of(trace, value, known)
@@ -352,7 +367,7 @@ def every_stage(blank: Callable[..., Stage]) -> Iterator[list[Stage]]:
             local = _relative(expected, actual)
 
             def run(arithmetic: Any) -> Any:
-                return replay_values(trace, {value}, ops, fetch, arithmetic)[value]
+                return picked(replay_values(trace, {value}, ops, fetch, arithmetic)[value])
 
             with strict_products():
                 reference, strict = run(EXACT), run(STRICT)
@@ -365,7 +380,7 @@ def every_stage(blank: Callable[..., Stage]) -> Iterator[list[Stage]]:
             floor = max(sides[2], EPSILONS * unit * norm, *draws[:DRAWS])
             noise = Noise(floor / norm if norm else floor, *(_ratio(side, floor) for side in sides[:2]))
             if noise.ratio is not None and noise.ratio > BEYOND:
-                noise = original(trace, value, known, fetch, expected, actual, budget=budget, same_run=same_run)
+                noise = again(budget=budget, same_run=same_run)
                 if noise.unknown:
                     raise CannotReplayError(noise.unknown)
             found.append(start(False, norm, local, *sides, tuple(draws)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,6 @@ def test_nasty_is_healthy(name: str, exporter: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("BISECT_SLOW" not in os.environ, reason="a second for each; BISECT_SLOW=1 runs them")
 @pytest.mark.parametrize(("name", "exporter"), _SLOW)
 def test_nasty_is_healthy_with_the_other_exporter(name: str, exporter: str) -> None:
     """The same for the slow exporter's graphs."""
