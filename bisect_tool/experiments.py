@@ -160,7 +160,7 @@ class _Matrix:
         base = self._base()
         rows = self._merged(base)
         runs = tuple(self.runs.values())
-        verdict = decide(rows, runs, base.alignment, self.options.min_coverage)
+        verdict = decide(rows, runs, base.alignment, self.options.min_coverage, selected=bool(self.options.stages))
         diagnoses, ruled_out, sides = describe(findings, list(self.runs.values()))
         if self.exhausted is not None:
             ruled_out.append(no_switch(self.exhausted, self.fresh))

@@ -396,7 +396,7 @@ class _Bisection:
         rows = [
             replace(row, results={name: row.results[name] for name in names if name in row.results}) for row in rows
         ]
-        verdict = decide(rows, runs, alignment, self.options.min_coverage)
+        verdict = decide(rows, runs, alignment, self.options.min_coverage, selected=bool(self.options.stages))
         timings["floor"] = self.floor_seconds
         plain = next((name for name in names if name in self.forced and name not in self.failed), None)
         if plain is not None:

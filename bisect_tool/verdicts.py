@@ -25,8 +25,21 @@ LARGE_GROWTH = 10.0
 """An error that grew by less inside a stage came in, as far as the stage makes none of its own."""
 
 
-def decide(rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Alignment, min_coverage: float) -> Verdict:
-    """What all runs together say: a gating run that diverges decides, and nothing compared never reads as agreement."""
+def decide(
+    rows: Sequence[StageRow],
+    runs: Sequence[ConfigRun],
+    alignment: Alignment,
+    min_coverage: float,
+    *,
+    selected: bool = False,
+) -> Verdict:
+    """What all runs together say: a gating run that diverges decides, and nothing compared never reads as agreement.
+
+    Args:
+        rows, runs, alignment: of the report.
+        min_coverage: share of stages that must be aligned.
+        selected: the user asked for certain stages; then the final outputs alone are no answer.
+    """
     judged = [row for row in rows if row.results and row.role != "group"]
     diverging = [run for run in runs if run.gating and run.status == "diverges"]
     found = Localization(None, (), ())
@@ -40,7 +53,7 @@ def decide(rows: Sequence[StageRow], runs: Sequence[ConfigRun], alignment: Align
             if run.gating and run.status == "agrees" and not found.origins:
                 found = replace(localize(judged, run.name), first_over_tolerance=None, amplifiers=())
     status: Status
-    covered = alignment.coverage is not None and alignment.coverage >= min_coverage
+    covered = not selected if alignment.coverage is None else alignment.coverage >= min_coverage
     whole = not _not_compared(runs)
     if diverging:
         status = "diverges"
@@ -180,8 +193,8 @@ def _agreement(runs: Sequence[ConfigRun], alignment: Alignment, rows: Sequence[S
     where = f"; worst relative L2 {worst:.1e} at {name}" if name else ""
     configs = ", ".join(agreeing)
     count = alignment.aligned
-    stages = f"all {count} compared stages" if count > 1 else "the compared stage"
-    return f"{stages} and the final outputs agree under {configs}{where}"
+    stages = "" if not count else "the compared stage and " if count == 1 else f"all {count} compared stages and "
+    return f"{stages}the final outputs agree under {configs}{where}"
 
 
 def _nonfinite_lines(runs: Sequence[ConfigRun]) -> list[str]:
@@ -198,9 +211,9 @@ def _nonfinite_lines(runs: Sequence[ConfigRun]) -> list[str]:
 
 
 def _inconclusive(runs: Sequence[ConfigRun], alignment: Alignment, min_coverage: float) -> str:
-    if alignment.coverage is None:
-        return "nothing was compared: no stage has a value in the graph"
-    if alignment.coverage < min_coverage:
+    if alignment.coverage is None and (_all_agree(runs) or not runs):
+        return "nothing was compared: no stage that was asked for has a value in the graph"
+    if alignment.coverage is not None and alignment.coverage < min_coverage:
         return f"only {alignment.coverage:.0%} of the stages could be aligned, {min_coverage:.0%} are asked for"
     uncompared = _not_compared(runs)
     if _all_agree(runs) and not uncompared:

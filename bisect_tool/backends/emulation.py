@@ -60,7 +60,7 @@ ROUNDINGS: Mapping[str, Callable[[Tensor], Tensor]] = {"tf32": round_tf32, "bf16
 
 # Which operations, and which of their operands
 
-_OPERANDS: Mapping[str, tuple[int, ...]] = {
+PRODUCT_OPERANDS: Mapping[str, tuple[int, ...]] = {
     "mm": (0, 1),
     "addmm": (1, 2),
     "_addmm_activation": (1, 2),
@@ -80,7 +80,7 @@ _OPERANDS: Mapping[str, tuple[int, ...]] = {
     "_slow_conv2d_forward": (0, 1),
     "_conv_depthwise2d": (0, 1),
 }
-"""Operation → places of the operands that are rounded. What is added to the product stays as it is."""
+"""Product or convolution → places of its two factors, which are rounded. What is added to the product is none."""
 
 _FUSED = frozenset(
     [
@@ -149,8 +149,8 @@ class Emulation(TorchDispatchMode):
             if any(_is_float32(t) for t in _tensors(args, kwargs)) and namespace not in ("prim", "prims"):
                 self.unreached[f"{namespace}::{name}".removeprefix("::")] += 1
             return func(*args, **kwargs)
-        base = name[:-1] if name.endswith("_") and name[:-1] in _OPERANDS else name
-        if base in _OPERANDS:
+        base = name[:-1] if name.endswith("_") and name[:-1] in PRODUCT_OPERANDS else name
+        if base in PRODUCT_OPERANDS:
             return self._round(func, base, args, kwargs)
         if (name in _REWRITES or name in _FUSED) and any(_is_float32(t) for t in _tensors(args, kwargs)):
             # Without an overload's name it makes its own results; "out" writes into given ones.
@@ -170,14 +170,14 @@ class Emulation(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _round(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
-        operands = [args[place] for place in _OPERANDS[name] if place < len(args)]
+        operands = [args[place] for place in PRODUCT_OPERANDS[name] if place < len(args)]
         if not any(_is_float32(operand) for operand in operands):
             return func(*args, **kwargs)
         if any(operand.layout is not torch.strided and not operand.is_mkldnn for operand in operands):
             self.unreached[name] += 1
             return func(*args, **kwargs)
         changed = list(args)
-        for place in _OPERANDS[name]:
+        for place in PRODUCT_OPERANDS[name]:
             if place < len(args):
                 changed[place] = self.round(args[place])
         self.rounded[name] += 1

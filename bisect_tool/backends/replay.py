@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bisect_tool.backends.emulation import recompute
+from bisect_tool.backends.emulation import PRODUCT_OPERANDS, recompute
 from bisect_tool.backends.torch_runner import FACTORY_OPS, LAYOUT_OPS, to_numpy
 from bisect_tool.recorder import Op, Ref, Trace
 
@@ -221,13 +221,25 @@ def _epsilons(trace: Trace, op: Op) -> list[float]:
 
 
 def _terms(trace: Trace, op: Op) -> float:
-    """How many numbers are added for one, in a sum."""
+    """How many numbers are added for one, in a sum, a product of matrices or a convolution."""
+    shapes: list[tuple[int, ...]]
+    results: list[tuple[int, ...]]
+    shapes, results = ([trace.values[v].shape or (1,) for v in values] for values in (op.inputs, op.outputs))
+    if op.name in PRODUCT_OPERANDS:
+        first, second = (_shape(trace, op, place) for place in PRODUCT_OPERANDS[op.name])
+        # A weight's numbers are shared out among the channels, also if it is transposed or in groups.
+        return math.prod(second) / max(1, results[0][1]) if op.name in _CONVOLUTIONS else float((first or (1,))[-1])
     if op.name not in _SUMS:
         return 1.0
-    sizes = [[int(np.prod(trace.values[v].shape or (1,))) for v in values] for values in (op.inputs, op.outputs)]
     if "cum" in op.name:
-        return float(max(trace.values[op.inputs[0]].shape or (1,)))
-    return max(sizes[0], default=1) / max(1, min(sizes[1], default=1))
+        return float(max(shapes[0], default=1))
+    return max(map(math.prod, shapes), default=1) / max(1, min(map(math.prod, results), default=1))
+
+
+def _shape(trace: Trace, op: Op, place: int) -> tuple[int, ...]:
+    assert op.call is not None
+    operand = op.call[1][place]
+    return (trace.values[operand.id].shape or ()) if isinstance(operand, Ref) else tuple(operand.shape)
 
 
 # One operation
@@ -351,6 +363,10 @@ _SUMS = {
     "var",
     "var_mean",
 }
+_CONVOLUTIONS = {name for name in PRODUCT_OPERANDS if "convolution" in name or "conv2d" in name}
+# The sums inside are of deviations from the mean, and the result is no sum.
+_NORMALISED = {"native_group_norm", "native_layer_norm", "std", "var", "var_mean"}
+
 _LANES = 16
 """Sums that even a plain loop keeps apart: one for each place of a vector register."""
 
@@ -494,6 +510,8 @@ class _Noise:
         self._epsilons = _epsilons(trace, op)
         # Disturbing each operand by so much disturbs the sum as adding them one after the other does.
         self._longer = max(1.0, math.sqrt(_terms(trace, op) / _LANES))
+        # Where all terms have one sign the partial sums grow too, and so does what each addition rounds off.
+        self._together = 1.0 if op.name in _NORMALISED else self._longer
         self._orders = op.name in _ORDERING
         self.rounds = op.name not in _NO_ROUNDING and op.name not in FACTORY_OPS
         # Functions of one element each have no sums inside.
@@ -522,7 +540,7 @@ class _Noise:
         scale = _SCALES.get(self._name)
         if scale is not None and operand is not None and operand.shape == tensor.shape:
             size = torch.maximum(size, scale(operand))
-        change = size.mul_(self._draw(tensor, self._epsilons[place])).nan_to_num_(0.0, 0.0, 0.0)
+        change = size.mul_(self._draw(tensor, self._epsilons[place] * self._together)).nan_to_num_(0.0, 0.0, 0.0)
         return tensor.add_(change) if any(tensor is other for other in written) else tensor + change
 
     def _draw(self, like: Tensor, epsilon: float) -> Tensor:

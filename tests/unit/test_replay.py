@@ -181,6 +181,30 @@ def test_made_up_rounding_breaks_ties() -> None:
     assert len(orders) > 1
 
 
+@pytest.mark.parametrize(
+    ("module", "shape", "terms"),
+    [
+        (nn.Linear(640, 3), (2, 640), 640),
+        (Net(lambda m, x: x @ x.transpose(1, 2)), (2, 3, 480), 480),
+        (nn.Conv2d(64, 2, 3), (1, 64, 5, 5), 576),
+        (nn.Conv2d(64, 64, 3, groups=64), (1, 64, 5, 5), 9),
+        (nn.ConvTranspose2d(64, 2, 3), (1, 64, 5, 5), 576),
+        (Net(lambda m, x: x.sum(1)), (2, 800), 800),
+        (Net(lambda m, x: x * 2), (2, 800), 1),
+    ],
+)
+def test_long_sums_round_more(module: nn.Module, shape: tuple[int, ...], terms: int) -> None:
+    """Sums, products of matrices and convolutions are disturbed by the root of how many numbers are added for one."""
+    taped = Taped(module, made(shape).abs())
+    value, inputs = taped.last.value, {value for _, value in taped.trace.inputs}
+    exact, *drawn = (
+        replay(taped.tape, value, inputs, taped.fetch, how)[value] for how in [EXACT, *map(rounded, range(30))]
+    )
+    apart = [draw - exact for draw in drawn]
+    error = np.sqrt(np.mean(np.square(apart)) / np.mean(np.square(exact))) / torch.finfo(torch.float32).eps
+    assert 0.3 < error / max(1.0, (terms / 16) ** 0.5) < 1.5
+
+
 def test_random_numbers_cannot_be_replayed() -> None:
     taped = Taped(Net(lambda m, x: x + torch.rand_like(x)), made((2, 3)))
     inputs = {value for _, value in taped.trace.inputs}

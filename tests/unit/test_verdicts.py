@@ -94,3 +94,13 @@ def test_empty_tensors_are_no_agreement() -> None:
     )
     assert verdict.status == "inconclusive"
     assert verdict.summary == ("nothing was compared: every tensor is empty",)
+
+
+def test_a_model_without_a_stage_in_the_graph_is_judged_by_its_outputs() -> None:
+    """All of it may be one operator of ONNX; but whoever asked for a stage has no answer."""
+    folded = Alignment((), (), (), 1, 0, None)
+    assert decide((), [GOOD], folded, 0.9) == Verdict("agrees", ("the final outputs agree under good",), None, (), ())
+    asked = decide((), [GOOD], folded, 0.9, selected=True)
+    assert ("inconclusive", True) == (asked.status, "no stage that was asked for" in asked.summary[0])
+    failed = replace(GOOD, status="failed", skipped_reason="no kernel")
+    assert ("no configuration gave an answer: good failed: no kernel",) == decide((), [failed], folded, 0.9).summary

@@ -171,6 +171,18 @@ _add(
 _add("normalize", "a long norm", lambda: _of(lambda x: F.normalize(x, dim=1), (4, 1000)))
 
 
+class _Products(nn.Module):
+    """Many heads, each with terms of both signs and of one sign."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(width, 1) for _ in range(4))
+
+    def forward(self, x: Tensor, positive: Tensor) -> tuple[Tensor, ...]:
+        found = [head(x) for head in self.heads]
+        return *found, *(F.linear(positive, head.weight.abs()) for head in self.heads)
+
+
 class _Rms(nn.Module):
     """As LLaMA has it: in float32 whatever comes in."""
 
@@ -213,16 +225,26 @@ _add(
     "512 factors to a single number",
     lambda: (nn.Sequential(nn.Linear(512, 1), nn.Tanh(), nn.Linear(1, 1), nn.Sigmoid()), (torch.randn(1, 512),)),
 )
+for _width in (4096, 200_000):
+    _add(
+        f"sum of {_width} products",
+        "one number of each: what rounding did is luck, and ONNX Runtime adds in another order",
+        lambda width=_width: (_Products(width), (torch.randn(1, width), torch.rand(1, width))),
+    )
 _add("single number, cancelled", "one element, all luck", lambda: _of(lambda x: (x - x.mean()).sum(), (1, 7)))
 _add("matrix products in a row", "rounding grows", lambda: _of(lambda x: x @ x.transpose(1, 2) @ x, (2, 30, 16)))
 _add(
     "einsum",
     "several ways to sum",
     lambda: (
-        # A lone einsum has no stage of its own to compare: PyTorch's bmm is not in the graph.
         Part(lambda parts, x: torch.einsum("bij,bkj->bik", parts[0](x), x), nn.Linear(16, 16)),
         (torch.randn(2, 30, 16),),
     ),
+)
+_add(
+    "einsum alone",
+    "no stage at all: PyTorch's bmm is not in the graph, and only the output is compared",
+    lambda: _of(lambda x: torch.einsum("bij,bkj->bik", x, x), (2, 30, 16)),
 )
 _add(
     "distances of near points",
