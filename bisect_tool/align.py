@@ -618,7 +618,7 @@ class _Matcher:
             names = self.scopes.calls(path, kind)
             if all(self.first_stage[value].type in _BIASED for value in values):
                 names = [self._with_bias(name) for name in names]
-            self._match_group(values, names)
+            self._match_group(values, names, operations=True)
 
     def _with_bias(self, name: str) -> str:
         """The sum behind a product, where its other operand is a weight: one operation in PyTorch, two nodes here."""
@@ -631,23 +631,68 @@ class _Matcher:
             return name
         return following.outputs[0]
 
-    def _match_group(self, values: list[int], names: list[str]) -> None:
+    def _match_group(self, values: list[int], names: list[str], *, operations: bool = False) -> None:
+        """Pairs what a scope has in PyTorch with what it has in the graph, where the numbers on both sides are equal.
+
+        A module's value is the last of its scope; ``operations`` of one kind are told apart by what they read.
+        """
         values = sorted(values, key=lambda v: self.first_stage[v].order)
         free = [n for n in names if n not in self.taken]
         sizes = {math.prod(self.first_stage[v].shape) for v in values}
         for size in sizes:
             members = [v for v in values if math.prod(self.first_stage[v].shape) == size]
-            options = [n for n in free if self.fits(members[0], n)]
+            read = set().union(*map(self._parents, members)) if operations else set()
+            usable = [n for n in free if not read or read & self._read_by(n)]
+            options = [n for n in usable if self.fits(members[0], n)]
+            if operations and len(options) > len(members):
+                options = self._most_alike(members, options)
             if len(members) == 1 and len(options) > 1:
                 options = options[-1:]
             if not options and len(members) == 1:
-                self._match_by_axes(members[0], free)
+                self._match_by_axes(members[0], usable)
             if len(options) != len(members):
                 continue
             for value, name in zip(members, options, strict=True):
                 agrees = self.agrees(value, name)
                 evidence = ("scope", self.value_evidence) if agrees else ("scope",)
                 self.take(self._follow_unconfirmed(Match(value, name, evidence, agrees)))
+
+    def _most_alike(self, values: list[int], names: list[str]) -> list[str]:
+        """As many names as values, in their order, if reading and numbers tell; all names otherwise."""
+        chosen: list[str] = []
+        for value in values:
+            parents = self._parents(value)
+            reading = [n for n in names if parents <= self._read_by(n)] if parents else []
+            near = {n: self._apart(value, n) for n in reading or names}
+            clear = min(near.values()) * _CLEARLY_NEARER
+            found = [n for n, apart in near.items() if apart <= clear]
+            if len(found) != 1 or found[0] in chosen:
+                return reading if len(values) == 1 and reading else names
+            chosen += found
+        return chosen
+
+    def _parents(self, value: int) -> set[str]:
+        return {self.matches[v].onnx for v in self.trace.parents.get(value, ()) if v in self.matches}
+
+    def _apart(self, value: int, name: str) -> float:
+        first, second = self.torch.get(value), self.onnx.get(name)
+        return distance(first, second) if first is not None and second is not None else math.inf
+
+    def _read_by(self, name: str) -> set[str]:
+        """Paired values that a node reads, itself or by way of nodes that belong to nobody."""
+        found: set[str] = set()
+        seen: set[str] = set()
+        stack = list(self.graph.nodes[self.place[name]].inputs)
+        while stack:
+            at = stack.pop()
+            if at in seen:
+                continue
+            seen.add(at)
+            if at in self.taken:
+                found.add(at)
+            elif at in self.place:
+                stack.extend(self.graph.nodes[self.place[at]].inputs)
+        return found
 
     def _match_by_axes(self, value: int, names: list[str]) -> None:
         shape = self.first_stage[value].shape
