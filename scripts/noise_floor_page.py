@@ -49,7 +49,8 @@ Without a tolerance, a stage is blamed only for error that rounding does not exp
 - `r` be the stage in float64: PyTorch's operations again, every floating operand and dtype promoted,
 - `s` the stage in *strict* float32 on the CPU: no TF32, nothing narrower,
 - `d1`, `d2`, ... the stage in float64 with *made-up rounding*: each result disturbed at random by as much as rounding may
-  disturb it, and the operands of sums and products too (Monte Carlo arithmetic, D. S. Parker, 1997).
+  disturb it, and the operands of sums and products too (Monte Carlo arithmetic, D. S. Parker, 1997). A sum, a product of
+  matrices or a convolution of n terms is disturbed by max(1, sqrt(n / 16)) units: libraries add in different orders.
 
 The floor has three terms, and the third is asked for only where the first two do not clear the stage:
 
