@@ -211,22 +211,22 @@ def match_values(
     known: Mapping[int, Match],
     permuted: Callable[[int], Mapping[tuple[int, ...], Signature]],
     *,
-    forced: bool = False,
+    fed: Mapping[int, Match] | None = None,
 ) -> dict[int, Match]:
     """Pairs PyTorch values with ONNX values.
 
     Args:
         trace, graph: structure of both sides.
         torch_signatures: by value; a value without one can't be paired.
-        onnx_signatures: by name, from a chained run, or from a forced one where ``forced`` is true.
+        onnx_signatures: by name, from a chained run, or from a forced one.
         known: confirmed pairs of an earlier pass, kept as they are.
         permuted: signatures of a PyTorch value with its axes in other orders; asked only where nothing else fits.
-        forced: what the evidence of agreeing values is called.
+        fed: pairs at which the forced run was given PyTorch's values, confirmed or not; ``None`` for a chained run.
 
     Returns:
         All pairs, the known ones included, by PyTorch value.
     """
-    matcher = _Matcher(trace, graph, torch_signatures, onnx_signatures, FORCED_VALUE if forced else "value")
+    matcher = _Matcher(trace, graph, torch_signatures, onnx_signatures, fed)
     for match in known.values():
         matcher.take(match)
     matcher.match_outputs()
@@ -236,6 +236,24 @@ def match_values(
     return matcher.matches
 
 
+def trusted(trace: TorchTrace, matches: Mapping[int, Match]) -> dict[int, Match]:
+    """Pairs at which a forced run may hand over PyTorch's values: all but operations by name alone behind broken ones.
+
+    A wrong pair, once it is fed, hides the place where the graph has the value. So an operation without a confirmed pair
+    is fed when what it reads is right, and what is behind it gets another chance first.
+    """
+    operations = {stage.value for stage in trace.stages if "#" in stage.ref.stage}
+    doubtful = {v for v, match in matches.items() if not match.confirmed and v in operations}
+    behind: set[int] = set()
+    for value in sorted(trace.parents):
+        if any(p in behind or p in doubtful for p in trace.parents[value]) and not (
+            value in matches and matches[value].confirmed
+        ):
+            behind.add(value)
+    found = {v: match for v, match in matches.items() if v not in doubtful or v not in behind}
+    return found if len(found) > sum(m.confirmed for m in matches.values()) else dict(matches)
+
+
 class _Matcher:
     def __init__(
         self,
@@ -243,30 +261,30 @@ class _Matcher:
         graph: OnnxGraph,
         torch_signatures: Mapping[int, Signature],
         onnx_signatures: Mapping[str, Signature],
-        value_evidence: str,
+        fed: Mapping[int, Match] | None,
     ):
         self.trace = trace
         self.graph = graph
         self.torch = torch_signatures
         self.onnx = onnx_signatures
-        self.value_evidence = value_evidence
+        self.value_evidence = "value" if fed is None else FORCED_VALUE
         self.scopes = _Scopes(graph, trace)
         self.place = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name}
         self.matches: dict[int, Match] = {}
         self.narrow_graph = any(graph.dtypes.get(name) in _NARROW for node in graph.nodes for name in node.outputs)
         self.taken: set[str] = set()
-        self.owners: dict[str, int] = {}
-        self.forced = value_evidence == FORCED_VALUE
+        # What stands in the graph at these names is PyTorch's own for all that comes behind.
+        self.given = {match.onnx: match.value for match in (fed or {}).values()}
         self.taken_by: dict[str, set[str]] = defaultdict(set)
         self.first_stage: dict[int, Stage] = {}
         self.stages_of: dict[int, list[Stage]] = defaultdict(list)
+        self.children = _children(trace)
         for stage in trace.stages:
             self.first_stage.setdefault(stage.value, stage)
             self.stages_of[stage.value].append(stage)
 
     def take(self, match: Match) -> None:
         self.matches[match.value] = match
-        self.owners.setdefault(match.onnx, match.value)
         self.taken.add(match.onnx)
         self.taken_by[self.first_stage[match.value].ref.stage].add(match.onnx)
 
@@ -369,13 +387,20 @@ class _Matcher:
                 buckets[signature.kind, signature.size].append((signature.norm, name))
         for bucket in buckets.values():
             bucket.sort()
+        producers = {self._folded_scope(stage) for stage in self.first_stage.values()}
         found: dict[int, dict[str, float]] = {}
         for value in self.first_stage:
             wanted = self.torch.get(value)
             if wanted is None or value in self.matches or wanted.size == 0:
                 continue
             near = self._near(value, wanted, buckets.get((wanted.kind, wanted.size), []))
-            near = {name: apart for name, apart in near.items() if not self._circular(value, name)}
+            # A fresh BatchNorm scales by 0.999995: behind an error its value and its producer's are equally near.
+            folded = self.first_stage[value].ref.stage in producers
+            near = {
+                name: apart
+                for name, apart in near.items()
+                if not self._circular(value, name) and not (folded and self._same_scope(value, name))
+            }
             if near:
                 found[value] = near
         return self._nearest_on_both_sides(found)
@@ -385,7 +410,7 @@ class _Matcher:
 
         Attention's result, transposed, is given to the graph; what the graph transposes back is no result of its own.
         """
-        if not self.forced:
+        if not self.given:
             return False
         seen: set[str] = set()
         stack = list(self.graph.nodes[self.place[name]].inputs)
@@ -394,10 +419,10 @@ class _Matcher:
             if at in seen or at not in self.place:
                 continue
             seen.add(at)
-            owner = self.owners.get(at)
-            if owner is None:
+            given = self.given.get(at)
+            if given is None:
                 stack.extend(self.graph.nodes[self.place[at]].inputs)
-            elif owner != value and self._comes_from(owner, value):
+            elif self._comes_from(given, value):
                 return True
         return False
 
@@ -617,19 +642,31 @@ class _Matcher:
         for (path, kind), values in calls.items():
             names = self.scopes.calls(path, kind)
             if all(self.first_stage[value].type in _BIASED for value in values):
-                names = [self._with_bias(name) for name in names]
+                following = {family(stage.type) for v in values for stage in self._stages_after(v)}
+                names = [self._with_bias(name, following) for name in names]
             self._match_group(values, names, operations=True)
 
-    def _with_bias(self, name: str) -> str:
-        """The sum behind a product, where its other operand is a weight: one operation in PyTorch, two nodes here."""
-        node = self.graph.nodes[self.place[name]]
-        readers = self.scopes.readers[name]
-        if node.op_type != "MatMul" or len(readers) != 1:
+    def _with_bias(self, name: str, following: Set[str]) -> str:
+        """The sum behind a product: one operation in PyTorch, two nodes here, or three with a factor.
+
+        ``following``: kinds of the operations that come next in PyTorch; a node of their kind is theirs.
+        """
+        if self.graph.nodes[self.place[name]].op_type != "MatMul":
             return name
-        following = self.graph.nodes[readers[0]]
-        if following.op_type != "Add" or not any(other in self.graph.initializers for other in following.inputs):
-            return name
-        return following.outputs[0]
+        at, path = name, self.scopes.path_of(name)
+        while len(readers := set(self.scopes.readers[at])) == 1 and at not in self.scopes.outputs:
+            node = self.graph.nodes[readers.pop()]
+            if node.op_type not in ("Mul", "Add", "Identity") or family(node.op_type) in following:
+                break
+            if self.scopes.path_of(node.outputs[0]) != path or node.outputs[0] in self.taken:
+                break
+            at = node.outputs[0]
+            if node.op_type == "Add":
+                return at
+        return at if self.graph.nodes[self.place[at]].op_type == "Identity" else name
+
+    def _stages_after(self, value: int) -> list[Stage]:
+        return [self.first_stage[child] for child in self.children.get(value, ()) if child in self.first_stage]
 
     def _match_group(self, values: list[int], names: list[str], *, operations: bool = False) -> None:
         """Pairs what a scope has in PyTorch with what it has in the graph, where the numbers on both sides are equal.
@@ -637,7 +674,9 @@ class _Matcher:
         A module's value is the last of its scope; ``operations`` of one kind are told apart by what they read.
         """
         values = sorted(values, key=lambda v: self.first_stage[v].order)
-        free = [n for n in names if n not in self.taken]
+        if operations:
+            values = [v for v in values if not self._computed_otherwise(v)]
+        free = [n for n in names if n not in self.taken and any(self._lies_right(v, n) for v in values)]
         sizes = {math.prod(self.first_stage[v].shape) for v in values}
         for size in sizes:
             members = [v for v in values if math.prod(self.first_stage[v].shape) == size]
@@ -653,7 +692,7 @@ class _Matcher:
             if len(options) != len(members):
                 continue
             for value, name in zip(members, options, strict=True):
-                agrees = self.agrees(value, name)
+                agrees = self.agrees(value, name) and not self._circular(value, name)
                 evidence = ("scope", self.value_evidence) if agrees else ("scope",)
                 self.take(self._follow_unconfirmed(Match(value, name, evidence, agrees)))
 
@@ -670,6 +709,38 @@ class _Matcher:
                 return reading if len(values) == 1 and reading else names
             chosen += found
         return chosen
+
+    def _computed_otherwise(self, value: int) -> bool:
+        """Whether the graph gets to what is made of an operation without it, as far as its operands say."""
+        parents = self.trace.parents.get(value, ())
+        return not all(v in self.matches for v in parents) and _is_passed_by(value, self.children, self.matches)
+
+    def _lies_right(self, value: int, name: str) -> bool:
+        """Whether a name lies behind what its value is made from, and before what is made from it."""
+        at = self.place[name]
+        for other in _nearest(value, self.trace.parents, self.matches):
+            source = self.matches[other].onnx
+            if self.place[source] >= at and self._made_from(source, name):
+                return False
+        for other in _nearest(value, self.children, self.matches):
+            target = self.matches[other].onnx
+            if self.place[target] <= at and self._made_from(name, target):
+                return False
+        return True
+
+    def _made_from(self, name: str, source: str) -> bool:
+        """Whether the graph computes one value from another."""
+        first = self.place[source]
+        seen: set[str] = set()
+        stack = [name]
+        while stack:
+            at = stack.pop()
+            if at == source:
+                return True
+            if at not in seen and self.place.get(at, -1) > first:
+                seen.add(at)
+                stack.extend(self.graph.nodes[self.place[at]].inputs)
+        return False
 
     def _parents(self, value: int) -> set[str]:
         return {self.matches[v].onnx for v in self.trace.parents.get(value, ()) if v in self.matches}
@@ -729,6 +800,40 @@ class _Matcher:
         return producer if producer is not None and self.scopes.by_path.get(producer) else None
 
 
+def _children(trace: TorchTrace) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = defaultdict(list)
+    for value, parents in trace.parents.items():
+        for parent in parents:
+            found[parent].append(value)
+    return found
+
+
+def _nearest(value: int, step: Mapping[int, Sequence[int]], matches: Mapping[int, Match]) -> list[int]:
+    """Values with a confirmed pair that are next in one direction."""
+    found: list[int] = []
+    seen: set[int] = set()
+    stack = list(step.get(value, ()))
+    while stack:
+        at = stack.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        if at in matches and matches[at].confirmed:
+            found.append(at)
+        else:
+            stack.extend(step.get(at, ()))
+    return found
+
+
+def _is_passed_by(value: int, children: Mapping[int, Sequence[int]], matches: Mapping[int, Match]) -> bool:
+    """Whether all that is made of a value came out right in the graph's own run, while nothing there equals the value.
+
+    Cosine similarity: an exporter multiplies first and divides then.
+    """
+    after = _nearest(value, children, matches)
+    return bool(after) and all("value" in matches[v].evidence for v in after)
+
+
 def _components(
     candidates: Mapping[int, list[str]], claims: Mapping[str, list[int]]
 ) -> Iterable[tuple[list[int], list[str]]]:
@@ -764,7 +869,7 @@ def summarize(
     Coverage is aligned outputs over outputs that have a value in the graph at all; the folded ones are left out of both
     and listed with their reason.
     """
-    scopes = _Scopes(graph, trace)
+    scopes, children = _Scopes(graph, trace), _children(trace)
     taken = {match.onnx for match in matches.values()}
     pairs, unaligned = [], []
     counted = aligned = 0
@@ -781,7 +886,10 @@ def summarize(
         if match is not None:
             aligned += 1
         else:
-            unaligned.append(_reason(stage, trace, scopes, taken, torch_signatures))
+            left = _reason(stage, trace, scopes, taken, torch_signatures)
+            if left.in_graph and "#" in stage.ref.stage and _is_passed_by(stage.value, children, matches):
+                left = replace(left, reason="the graph computes what is made of it in another way", in_graph=False)
+            unaligned.append(left)
     in_graph = aligned + sum(left.in_graph for left in unaligned)
     inner = [name for node in graph.nodes for name in node.outputs if name and name not in taken]
     return Alignment(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from bisect_tool.align import VALUE_LIMIT, Match, match_values, summarize
+from bisect_tool.align import VALUE_LIMIT, Match, match_values, summarize, trusted
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
@@ -562,17 +562,18 @@ class _Bisection:
 
         self._probe_chained()
         matches = match_values(trace, self.graph, self.torch_signatures, self.onnx_signatures, {}, permuted)
+        fed: Mapping[int, Match] = {}
+        same = False
         for _ in range(MAX_ALIGNMENT_ROUNDS):
-            if all(match.confirmed for match in matches.values()):
+            if all(match.confirmed for match in matches.values()) or (same and len(fed) == len(matches)):
                 break
-            signatures = self._probe_forced(reference, matches)
+            fed = matches if same else trusted(trace, matches)
+            signatures = self._probe_forced(reference, fed)
             confirmed = {value: match for value, match in matches.items() if match.confirmed}
             # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
             merged = {**self.onnx_signatures, **signatures}
-            again = match_values(trace, self.graph, self.torch_signatures, merged, confirmed, permuted, forced=True)
-            if {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}:
-                matches = again
-                break
+            again = match_values(trace, self.graph, self.torch_signatures, merged, confirmed, permuted, fed=fed)
+            same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
             matches = again
         if not matches:
             raise InconclusiveError(

@@ -80,7 +80,8 @@ class Case:
 
         self.signatures = {v: signature_of(a, kind_of(a.dtype)) for v, a in self.torch.items()}
         onnx = {n: signature_of(a, kind_of(a.dtype)) for n, a in self.onnx.items()}
-        return match_values(self.trace, self.graph, self.signatures, onnx, known or {}, permuted, forced=forced)
+        fed = (known or {}) if forced else None
+        return match_values(self.trace, self.graph, self.signatures, onnx, known or {}, permuted, fed=fed)
 
 
 def names(matches: Mapping[int, Match]) -> dict[int, str]:
