@@ -279,6 +279,7 @@ class _Matcher:
         self.first_stage: dict[int, Stage] = {}
         self.stages_of: dict[int, list[Stage]] = defaultdict(list)
         self.children = _children(trace)
+        self.operations: dict[tuple[str, str], dict[int, str]] = {}
         for stage in trace.stages:
             self.first_stage.setdefault(stage.value, stage)
             self.stages_of[stage.value].append(stage)
@@ -491,6 +492,8 @@ class _Matcher:
                 continue
             # The last value of a scope is the one that leaves it.
             chosen = options if len(options) <= len(members) else options[len(options) - len(members) :]
+            if len(members) == 1 and (counted := self._counted(members[0])) in options:
+                chosen = [counted]
             for value, name in zip(members, chosen, strict=False):
                 pairs.append((value, name, ("scope",) if alone or len(options) == 1 else ("scope", "order")))
                 free.remove(name)
@@ -498,6 +501,28 @@ class _Matcher:
         for value, name, tag in self._by_order(sorted(rest, key=values.index), free, candidates):
             pairs.append((value, name, tag if not alone else ()))
         return self._in_order(pairs, candidates)
+
+    def _counted(self, value: int) -> str | None:
+        """The value of an operation by its number among those of its kind in its scope, if both sides have as many.
+
+        Behind a dropped operand an addition hands on what another one made.
+        """
+        ref = self.first_stage[value].ref.stage
+        path, separator, _ = ref.rpartition("/")
+        if not separator or "#" not in ref:
+            return None
+        kind = family(self.first_stage[value].type)
+        if (path, kind) not in self.operations:
+            names = self.scopes.calls(path, kind)
+            values = [
+                v
+                for v, s in self.first_stage.items()
+                if s.ref.stage.rpartition("/")[:2] == (path, "/") and "#" in s.ref.stage and family(s.type) == kind
+            ]
+            values.sort(key=lambda v: self.first_stage[v].order)
+            equal = len(names) == len(values)
+            self.operations[path, kind] = dict(zip(values, names, strict=True)) if equal else {}
+        return self.operations[path, kind].get(value)
 
     def _in_order(
         self, pairs: list[tuple[int, str, tuple[str, ...]]], candidates: Mapping[int, list[str]]
@@ -645,6 +670,14 @@ class _Matcher:
                 following = {family(stage.type) for v in values for stage in self._stages_after(v)}
                 names = [self._with_bias(name, following) for name in names]
             self._match_group(values, names, operations=True)
+        for value, stages in self.stages_of.items():
+            if value in self.matches or value not in self.torch:
+                continue
+            # One operation of PyTorch's may be all of a module, as in attention's fast path, and many nodes.
+            for path in {s.ref.stage for s in stages if s.level == "container" and s.alias_of is not None}:
+                names = [n for n in self.scopes.leaving(path) if self._lies_right(value, n)]
+                if value not in self.matches and not self.scopes.calls(path, family(self.first_stage[value].type)):
+                    self._match_group([value], names)
 
     def _with_bias(self, name: str, following: Set[str]) -> str:
         """The sum behind a product: one operation in PyTorch, two nodes here, or three with a factor.
@@ -711,9 +744,8 @@ class _Matcher:
         return chosen
 
     def _computed_otherwise(self, value: int) -> bool:
-        """Whether the graph gets to what is made of an operation without it, as far as its operands say."""
-        parents = self.trace.parents.get(value, ())
-        return not all(v in self.matches for v in parents) and _is_passed_by(value, self.children, self.matches)
+        """Whether the graph gets to what is made of an operation without it, and nothing that it reads has a pair."""
+        return not self._parents(value) and _is_passed_by(value, self.children, self.matches)
 
     def _lies_right(self, value: int, name: str) -> bool:
         """Whether a name lies behind what its value is made from, and before what is made from it."""

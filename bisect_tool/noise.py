@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.records import ErrorMetrics, Noise, Side
+from bisect_tool.records import Noise, Side
 
 Array = NDArray[Any]
 
@@ -34,9 +34,6 @@ BEYOND = 3.0
 
 DRAWS = 3
 """Samples of made-up rounding that a stage is given before a side is blamed."""
-
-SUSPICIOUS = 1e-5
-"""Relative error of the element with the largest difference, from which on it is asked what the norm is made of."""
 
 _CHUNK = 1 << 20
 
@@ -66,13 +63,6 @@ def is_settled(local_rel_l2: float, dtype: str) -> bool:
     bound = HALF_BOUND if eps > 1e-4 else CHEAP_BOUND
     # Wider than float32 is what one side alone may have been computed in.
     return local_rel_l2 <= bound * max(eps, epsilon("float32") if eps else 0.0)
-
-
-def may_hide(metrics: ErrorMetrics) -> bool:
-    """Whether a norm over everything may make an error small: the element that is furthest off is far off for its size."""
-    if metrics.worst_expected is None or metrics.worst_actual is None or metrics.max_abs == 0:
-        return False
-    return metrics.max_abs > SUSPICIOUS * max(abs(metrics.worst_expected), abs(metrics.worst_actual))
 
 
 def assess(

@@ -38,8 +38,8 @@ from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
 from bisect_tool.localize import with_shares
-from bisect_tool.metrics import beside_fill, judge, kind_of, relative_difference
-from bisect_tool.noise import SETTLED, is_settled, may_hide
+from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
+from bisect_tool.noise import BEYOND, SETTLED, is_settled
 from bisect_tool.outputs import bind_outputs, exchanged
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
@@ -758,11 +758,6 @@ class _Bisection:
         local = self.ledger.locals[lane, value]
         dtype = reference.tape.values[value].dtype
         clean = not local.problem and not local.nonfinite_mismatch
-        where = None
-        if clean and (local.differing == 0 or is_settled(local.rel_l2, dtype)):
-            where = beside_fill(expected, forced) if may_hide(local) else None
-            if where is None or is_settled(relative_difference(expected[where], forced[where]), dtype):
-                return SETTLED
 
         def fetch(wanted: int) -> torch.Tensor:
             # What a run starts with is the same in every run, and held by the taped one.
@@ -770,19 +765,24 @@ class _Bisection:
             given = None if starts else there.get(wanted)
             return run.activations.tensor(given) if given is not None else reference.activations.tensor(wanted)
 
-        began = time.perf_counter()
-        noise = stage_noise(
-            reference.tape,
-            value,
-            known,
-            fetch,
-            expected,
-            forced,
-            budget=self.options.memory_budget,
-            same_run=run is reference,
-            where=where,
-        )
-        self.floor_seconds += time.perf_counter() - began
+        def measured(where: Array | None) -> Noise:
+            began = time.perf_counter()
+            budget, same_run = self.options.memory_budget, run is reference
+            tape = reference.tape
+            noise = stage_noise(
+                tape, value, known, fetch, expected, forced, budget=budget, same_run=same_run, where=where
+            )
+            self.floor_seconds += time.perf_counter() - began
+            return noise
+
+        settled = clean and (local.differing == 0 or is_settled(local.rel_l2, dtype))
+        noise = SETTLED if settled else measured(None)
+        if local.differing and clean and not (noise.ratio is not None and noise.ratio > BEYOND):
+            for where in hidden_groups(expected, forced, self.torch_signatures[value].total):
+                if not is_settled(relative_difference(expected[where], forced[where]), dtype):
+                    hidden = measured(where)
+                    if hidden.ratio is not None and hidden.ratio > BEYOND:
+                        return hidden
         return noise
 
     def _with_nodes(self, row: StageRow) -> StageRow:

@@ -16,7 +16,7 @@ from bisect_tool.backends.ort_runner import PartRuns
 from bisect_tool.backends.replay import CannotReplayError
 from bisect_tool.backends.stream import in_onnx_form
 from bisect_tool.drilldown import Inside, narrow
-from bisect_tool.metrics import difference_beside_fill
+from bisect_tool.metrics import largest_difference
 from bisect_tool.noise import BEYOND, epsilon, is_settled
 from bisect_tool.recorder import Trace
 from bisect_tool.records import NumericConfig, Origin, Stage
@@ -86,11 +86,11 @@ def look_inside(
     if own.permutation is not None:
         expected = expected.transpose(own.permutation)
 
-    # Without a mask's filling, beside which every error is small.
+    # The error where it is largest: beside a mask's filling, or a huge channel, every other is small.
     made = max(origin.local_rel_l2, (origin.noise_ratio or 0.0) * (floor or 0.0))
 
     def close(first: Array, second: Array) -> bool:
-        apart = difference_beside_fill(first, second.astype(first.dtype, copy=False))
+        apart = largest_difference(first, second.astype(first.dtype, copy=False))
         # A fault may shrink on its way, under a mask for one, and grow again: right is what is far closer than the result.
         near = apart <= max(made / 10, 2 * epsilon(str(first.dtype)))
         return near and (is_settled(apart, str(first.dtype)) or (floor is not None and apart <= BEYOND * floor))

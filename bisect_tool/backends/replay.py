@@ -388,7 +388,7 @@ _SCALES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "erf": torch.zeros_like,
     "erfc": torch.ones_like,
     "tanh": torch.zeros_like,
-    "softplus": torch.zeros_like,
+    "softplus": torch.ones_like,
     "log_sigmoid_forward": torch.ones_like,
 }
 

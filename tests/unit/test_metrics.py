@@ -19,12 +19,12 @@ from bisect_tool.metrics import (
     CHUNK,
     SAMPLE,
     THREADED_ABOVE,
-    beside_fill,
-    difference_beside_fill,
     difference_norms,
+    hidden_groups,
     judge,
     kind_of,
     kind_of_name,
+    largest_difference,
     measure,
     measure_with_norm,
     relative_difference,
@@ -884,7 +884,22 @@ def test_a_masks_filling_hides_nothing(fill: float) -> None:
     expected = np.array([fill, 1, 2, fill, 3], np.float32)
     actual = np.array([fill, 1.1, 2.2, fill, 3.3], np.float32)
     assert relative_difference(expected, actual) < 1e-4
-    assert difference_beside_fill(expected, actual) == pytest.approx(0.1, rel=1e-3)
+    assert largest_difference(expected, actual) == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(64, 40), (2, 40, 6, 6), (3, 20, 40)])
+@pytest.mark.parametrize("scales", [(1e4,), (1e6, 1e3)])
+def test_huge_channels_hide_nothing(shape: tuple[int, ...], scales: tuple[float, ...]) -> None:
+    """One of the quiet channels is 1 % off, and so is each of the louder ones, one after the other."""
+    axis = shape.index(40)
+    expected = make("float32", shape, 3)
+    channels = np.moveaxis(expected, axis, 0)
+    for number, scale in enumerate(scales):
+        channels[number] *= scale
+    for wrong in range(len(scales) + 1):
+        actual = expected.copy()
+        np.moveaxis(actual, axis, 0)[wrong] *= 1.01
+        assert largest_difference(expected, actual) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -894,10 +909,11 @@ def test_a_masks_filling_hides_nothing(fill: float) -> None:
         ([1e6, 2e6, 3e6], [1e6, 2e6, 3.3e6]),  # everything huge
         ([-1e9, 1, 2], [-1.1e9, 1, 2.2]),  # the huge number differs itself
         ([0, 1e-40, 1], [0, 0, 1]),  # tiny numbers beside usual ones
+        ([1e-9] * 20 + [1] * 20, [0] * 20 + [1] * 20),  # an activation's tail
         ([], []),
     ],
 )
-def test_without_a_filling_everything_counts(expected: list[float], actual: list[float]) -> None:
+def test_without_anything_hidden_everything_counts(expected: list[float], actual: list[float]) -> None:
     first, second = np.array(expected, np.float32), np.array(actual, np.float32)
-    assert beside_fill(first, second) is None
-    assert difference_beside_fill(first, second) == relative_difference(first, second)
+    assert list(hidden_groups(first, second, float(np.linalg.norm(first)))) == []
+    assert largest_difference(first, second) == relative_difference(first, second)
