@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from bisect_tool.align import family
 from bisect_tool.metrics import kind_of
-from bisect_tool.records import OnnxNode
+from bisect_tool.records import OnnxNode, Origin
 
 Array = NDArray[Any]
 
@@ -51,6 +51,27 @@ def first_mending(count: int, error_of: Callable[[int], float]) -> tuple[int, fl
 
 LEAST_DROP = 10.0
 """How much smaller the outputs' error must become for a hand-over to count as mending them."""
+
+
+def note_shared(origins: Sequence[Origin]) -> tuple[Origin, ...]:
+    """Says where several origins name the same nodes: a wrong value that PyTorch does not have shows in all its readers."""
+    found = []
+    for origin in origins:
+        others = [
+            other
+            for other in origins
+            if other is not origin
+            and other.config == origin.config
+            and not set(origin.onnx_nodes).isdisjoint(other.onnx_nodes)
+        ]
+        shared = [name for name in origin.onnx_nodes if all(name in other.onnx_nodes for other in others)]
+        if others and shared:
+            readers = ", ".join(dict.fromkeys(str(other.ref) for other in others))
+            text = f"{', '.join(shared[:3])} may be what is wrong in {readers} too: one fault would explain them all"
+            origin = replace(origin, evidence=(*origin.evidence, text))
+        found.append(origin)
+    return tuple(found)
+
 
 _PICKING = {
     family(name)

@@ -131,7 +131,7 @@ def growth_lines(rows: Sequence[StageRow], config: str, tolerance: Tolerance) ->
             continue
         limit = DEFAULT_REL_L2.get(row.dtype, DEFAULT_REL_L2["float32"])
         steps_apart = kind_of_name(row.dtype) == "integer" or row.type in STEPS
-        if steps_apart and result.local is not None and not result.local.differing:
+        if steps_apart and result.local is not None and not result.local.rel_l2 > limit:
             if result.total.differing and result.total.rel_l2 > limit:
                 jumps.append(row)
         elif result.total.rel_l2 > limit:

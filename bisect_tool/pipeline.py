@@ -33,7 +33,7 @@ from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
-from bisect_tool.drilldown import first_mending
+from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
@@ -888,7 +888,7 @@ class _Bisection:
             ops, weights = self.program.reads(origin.onnx_nodes)
             details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
             origins.append(replace(origin, onnx_ops=ops, onnx_weights=weights, onnx_details=details))
-        return replace(verdict, origins=tuple(origins))
+        return replace(verdict, origins=note_shared(origins))
 
     def _hand_over(self, verdict: Verdict, reference: _Reference, matches: Mapping[int, Match]) -> Verdict:
         """Looks for the first stage at which handing PyTorch's values over mends the outputs, on the plain configuration."""

@@ -410,7 +410,7 @@ class Origin:
         side: which side is off against float64, once that was measured.
         operation: PyTorch's operation behind the nodes, with ``file:line`` where that is known, if it is not all of the
             stage.
-        evidence: what showed that other nodes of the stage are right.
+        evidence: what showed that other nodes of the stage are right, and which other origins name the same nodes.
         onnx_details: of the first nodes: attributes, and the line that the exporter says they come from.
     """
 

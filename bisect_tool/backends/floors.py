@@ -71,10 +71,17 @@ def stage_noise(
         with strict_products():
             reference = run(EXACT)
             strict = run(STRICT)
-        noise = assess(reference, expected, actual, dtype, strict, (run(rounded(seed)) for seed in range(DRAWS)))
+        draws: list[Array] = []
+
+        def drawn() -> Iterator[Array]:
+            for seed in range(DRAWS):
+                draws.append(run(rounded(seed)))
+                yield draws[-1]
+
+        noise = assess(reference, expected, actual, dtype, strict, drawn())
         if same_run and noise.expected is not None and noise.expected > BEYOND:
             # Blaming the run for what the replay did otherwise would be worse than not knowing.
-            again = assess(reference, expected, run(AS_RUN), dtype, strict)
+            again = assess(reference, expected, run(AS_RUN), dtype, strict, draws)
             if again.actual is None or not noise.expected / 2 < again.actual < noise.expected * 2:
                 raise CannotReplayError("computed anew the stage is not what it was in the run")
     except CannotReplayError as error:

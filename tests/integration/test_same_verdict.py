@@ -66,7 +66,14 @@ def test_every_way_to_say_it_says_the_same(
     for number, form in enumerate(FORMS):
         monkeypatch.setenv("COLUMNS", str(60 + 40 * number))
         arguments = ["model.py", "model.pth", "--input", "sample.pt", "--onnx", "model.onnx", "-o", f"r{number}", *form]
-        code, _ = outcome(*arguments)
+        code, printed = outcome(*arguments)
         found.append((code, findings(tmp_path / f"r{number}")))
+        # What is printed says it too, in every form.
+        if "json" in form:
+            assert json.loads(printed)["verdict"] == found[-1][1]["verdict"]
+        else:
+            words = " ".join(printed.split())
+            assert all(line in words for line in found[-1][1]["verdict"]["summary"])
+            assert ("DIVERGES" in printed) == (fault is not None)
     assert all(each == found[0] for each in found[1:])
     assert found[0][0] == (0 if fault is None else 1)

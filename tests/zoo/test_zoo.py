@@ -32,6 +32,7 @@ import zoo_run
 import zoo_table
 
 QUICK_FAMILIES = ("residual", "points")
+MOST_NAMED = 8
 GROSS = ("weight: NaN", "weight: transposed", "weight: stale", "result: saturated", "activation: another")
 
 
@@ -190,6 +191,46 @@ def test_gross_faults_are_found_where_they_are(family: str, exporter: str, kind:
     fault = _first(family, exporter, kind)
     result = judging.with_fault(family, exporter, fault, "test", _base(family, exporter))
     assert (result.detected, result.top1, result.error) == (True, True, None), result
+    assert "actual" == result.side
+    assert result.named <= MOST_NAMED
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("family", QUICK_FAMILIES)
+def test_two_faults_are_both_found(family: str, exporter: str) -> None:
+    """Each in an origin of its own."""
+    base = _base(family, exporter)
+    pair = two_faults(base, "test")
+    assert pair is not None
+    result = judging.with_two(family, exporter, pair, "test", base)
+    assert (result.found, result.side, result.error) == (True, "actual", None), result
+    assert result.origins >= 2
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_pytorch_in_tf32_is_the_side_that_is_off(exporter: str) -> None:
+    """At every convolution, and nothing is blamed on ONNX."""
+    result = judging.torch_precision("residual", exporter, "tf32", "test")
+    assert (result.side, result.wrong_side, result.error) == ("expected", 0, None), result
+    assert result.convolutions == result.blamed > 0
+
+
+@pytest.mark.parametrize(
+    ("family", "exporter", "kind"),
+    [
+        ("mixer", "torchscript", "constant: 2 %"),
+        ("mixer", "torchscript", "reduction: another"),
+        ("vit", "dynamo", "residual: dropped"),
+        ("decoder", "dynamo", "residual: dropped"),
+        ("convnext", "torchscript", "order: axes"),
+    ],
+)
+def test_code_outside_modules_is_told_apart(family: str, exporter: str, kind: str) -> None:
+    """Operations of one kind in one scope, one of them broken: no other gets its name, and one origin is all."""
+    base = _base(family, exporter)
+    for fault in faults(base, kind, f"0 {family} {exporter}", 2):
+        result = judging.with_fault(family, exporter, fault, "test", base)
+        assert (result.top1, result.origins, result.error) == (True, 1, None), result
 
 
 def test_an_error_of_the_tool_is_a_miss() -> None:

@@ -1,0 +1,52 @@
+"""Faults that a norm over everything does not see: beside activations a thousand times larger than the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from bisect_tool import LoadedCase, Options, bisect, make_tolerance
+
+
+class Outlier(nn.Module):
+    """One channel is huge, as in residual streams of language models, and what follows scales it down."""
+
+    def __init__(self, size: float):
+        super().__init__()
+        self.first = nn.Linear(32, 64)
+        self.last = nn.Linear(64, 8)
+        self.first.bias.data[3] = size
+        self.register_buffer("scale", self.first.bias.detach().abs().clamp_min(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x) / self.scale))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("size", [1e3, 1e4, 1e6])
+@pytest.mark.parametrize("factor", [1.0, 1.003, 1.05])
+def test_a_fault_beside_a_huge_channel(tmp_path: Path, size: float, factor: float) -> None:
+    """Another channel's weight is wrong: found where it is; and nothing is where none is."""
+    torch.manual_seed(0)
+    module, sample = Outlier(size).eval(), (torch.randn(8, 32),)
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(module, sample, file, dynamo=False)
+    graph = onnx.load(file)
+    (weight,) = [w for w in graph.graph.initializer if w.name == "first.weight"]
+    array = numpy_helper.to_array(weight).copy()
+    array[7] *= np.float32(factor)
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    onnx.save(graph, file)
+    verdict = bisect(
+        LoadedCase("outlier", module, sample, {}), Options(make_tolerance(None, None, None), onnx=file, threads=1)
+    ).verdict
+    if factor == 1:
+        assert ("agrees", ()) == (verdict.status, verdict.origins)
+    else:
+        assert "diverges" == verdict.status
+        assert [("first", "actual")] == [(origin.stage, origin.side) for origin in verdict.origins]
