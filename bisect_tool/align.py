@@ -188,6 +188,21 @@ class _Scopes:
             if name and (name in self.outputs or any(self.paths[r] != path for r in self.readers[name]))
         ]
 
+    def leaving_tree(self, path: str) -> list[str]:
+        """Values made in a scope or in one inside it that nodes outside of it read, in topological order."""
+
+        def inside(place: int) -> bool:
+            own = self.paths[place]
+            return own is not None and f"{own}.".startswith(f"{path}.")
+
+        return [
+            name
+            for i, node in enumerate(self.graph.nodes)
+            if inside(i)
+            for name in node.outputs
+            if name and (name in self.outputs or not all(map(inside, self.readers[name])))
+        ]
+
     def calls(self, path: str, kind: str) -> list[str]:
         """Values of the operations of one family directly in a scope, in topological order."""
         found: dict[str, str] = {}
@@ -675,7 +690,7 @@ class _Matcher:
                 continue
             # One operation of PyTorch's may be all of a module, as in attention's fast path, and many nodes.
             for path in {s.ref.stage for s in stages if s.level == "container" and s.alias_of is not None}:
-                names = [n for n in self.scopes.leaving(path) if self._lies_right(value, n)]
+                names = [n for n in self.scopes.leaving_tree(path) if self._lies_right(value, n)]
                 if value not in self.matches and not self.scopes.calls(path, family(self.first_stage[value].type)):
                     self._match_group([value], names)
 

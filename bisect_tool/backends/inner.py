@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Set
+import functools
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bisect_tool.backends.emulation import rewritten
@@ -83,8 +85,67 @@ def _parts_of(op: Op) -> Callable[..., Any] | None:
         return None
     if "scaled_dot_product" in op.name:
         return _attention
+    if op.name in _FAST_PATHS:
+        return functools.partial(_FAST_PATHS[op.name], rewritten(op.name))
     found: Callable[..., Any] | None = rewritten(op.name) or torch._decomp.decomposition_table.get(op.call[0])
     return found
+
+
+def _multi_head_attention(whole: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> None:
+    """The fast path of ``nn.MultiheadAttention`` as exporters see it, ``[L, N, E]``, and as a whole."""
+    _, heads, in_weight, in_bias, out_weight, out_bias, mask, *others = (*rest, *(None,) * 8)[:11]
+    _slow_path(query, key, value, heads, (in_weight, in_bias, out_weight, out_bias), mask, others[2])
+    whole(query, key, value, *rest)
+
+
+def _encoder_layer(whole: Callable[..., Any], src: Tensor, *rest: Any) -> None:
+    """The fast path of ``nn.TransformerEncoderLayer``: its attention as exporters see it first, and the whole."""
+    width, heads, in_weight, in_bias, out_weight, out_bias, _, norm_first, eps, scale, shift = rest[:11]
+    mask, mask_type = (*rest[17:19], None, None)[:2]
+    x = functional.layer_norm(src, (width,), scale, shift, eps) if norm_first else src
+    _slow_path(x, x, x, heads, (in_weight, in_bias, out_weight, out_bias), mask, mask_type)
+    whole(src, *rest)
+
+
+_FAST_PATHS: Mapping[str, Callable[..., None]] = {
+    "_native_multi_head_attention": _multi_head_attention,
+    "_transformer_encoder_layer_fwd": _encoder_layer,
+}
+
+
+def _slow_path(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    mask: Tensor | None,
+    mask_type: int | None,
+) -> None:
+    in_weight, in_bias, out_weight, out_bias = weights
+    # One order of the axes throughout; what equals the very input stays the same tensor, as self-attention is told by that.
+    turned = {id(t): t.transpose(0, 1) for t in (query, key, value)}
+    query, key, value = (turned[id(t)] for t in (query, key, value))
+    for need_weights in (True, False):
+        functional.multi_head_attention_forward(
+            query,
+            key,
+            value,
+            query.shape[-1],
+            heads,
+            in_weight,
+            in_bias,
+            None,
+            None,
+            False,
+            0.0,
+            out_weight,
+            out_bias,
+            training=False,
+            key_padding_mask=mask if mask_type == 1 else None,
+            attn_mask=mask if mask_type == 0 else None,
+            need_weights=need_weights,
+        )
 
 
 def _attention(
