@@ -224,7 +224,7 @@ class _Matrix:
         target = self.folder / f"pair-{len(self.timings)}.json"
         # In its own process it is all there is; whether it counts is decided here.
         alone = replace(pair, gating=True)
-        options = replace(self.options, onnx=graph, keep_onnx=None, pairs=(alone,), look=True)
+        options = replace(self.options, onnx=graph, keep_onnx=None, pairs=(alone,), look=True, measure=True)
         run_isolated(run_pair, self._load, options, target, folder=self.folder, environment=environment(pair))
         report = read_report(target)
         run = replace(report.configs[0], gating=pair.gating)

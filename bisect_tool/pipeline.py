@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from bisect_tool.align import VALUE_LIMIT, Match, match_values, summarize
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
+from bisect_tool.backends.costs import ort_cost, torch_cost
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
@@ -53,6 +54,7 @@ from bisect_tool.records import (
     OutputKey,
     OutputResult,
     Report,
+    SideCost,
     StageRow,
     Tolerance,
     TorchTrace,
@@ -117,6 +119,7 @@ class Options:
         pairs: configuration pairs to run. Their ``exporter``, ``opset`` and the like say how the given graph was made,
             and ``dtype`` what the given model is in: nothing is exported or converted for them here.
         look: read back what is in effect in ONNX Runtime, its optimised graph too.
+        measure: time plain runs of both sides, after everything else.
         threads: of both sides; 0 is each library's default.
     """
 
@@ -135,6 +138,7 @@ class Options:
     optimizations: tuple[str, ...] = ("off", "all")
     pairs: tuple[ConfigPair, ...] = ()
     look: bool = False
+    measure: bool = False
     threads: int = 0
 
 
@@ -176,6 +180,9 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
             report = comparison.report(timings)
         finally:
             comparison.release()
+        if options.measure:
+            with step("measure", "timing plain runs of both sides"):
+                report = replace(report, configs=tuple(map(comparison.with_costs, report.configs)))
     folded = any(not stage.in_graph for stage in report.alignment.unaligned)
     if options.onnx is None and report.verdict.status == "diverges" and folded and not options.export.keep_stages:
         return _with_kept_stages(report, case, options, progress)
@@ -325,6 +332,20 @@ class _Bisection:
         self.chained.clear()
         self.untouched.clear()
         self.reference = None
+
+    def with_costs(self, run: ConfigRun) -> ConfigRun:
+        """A configuration with what plain runs of its sides cost; call it when all else is done and freed."""
+        if run.status not in ("agrees", "diverges"):
+            return run
+        expected: SideCost | None = None
+        actual: SideCost | None = None
+        # What only serves the cost decides nothing: a side that does not run once more has none.
+        if "emulate" not in run.expected.switches:  # emulation costs what no GPU would
+            with contextlib.suppress(Exception):
+                expected = torch_cost(self.case.module, self.case.args, self.case.kwargs, run.expected)
+        with contextlib.suppress(Exception):
+            actual = ort_cost(self.program, run.actual, self.feeds)
+        return replace(run, expected_cost=expected, actual_cost=actual)
 
     # -- configurations -----------------------------------------------------------------------------------------------
 

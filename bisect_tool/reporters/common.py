@@ -321,9 +321,22 @@ def made_text(made: Sequence[tuple[StageRef, float]]) -> str:
     return f"of the final error {', '.join(parts)}"
 
 
-def seconds_text(seconds: float) -> str:
-    """``0.35 s``, ``12 s``."""
-    return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.0f} s"
+def run_seconds(run: ConfigRun) -> float | None:
+    """One plain run of either side, together; ``None`` where one of them was not measured."""
+    if run.expected_cost is None or run.actual_cost is None:
+        return None
+    return run.expected_cost.seconds + run.actual_cost.seconds
+
+
+def run_time_text(run: ConfigRun) -> str:
+    """``0.35 ms``, ``12 ms``, ``3.1 s``; ``-`` where it was not measured."""
+    seconds = run_seconds(run)
+    if seconds is None:
+        return "-"
+    value, unit = (seconds, "s") if seconds >= 0.995 else (seconds * 1e3, "ms")
+    return (
+        f"{value:.0f} {unit}" if value >= 9.95 else f"{value:.1f} {unit}" if value >= 0.995 else f"{value:.2f} {unit}"
+    )
 
 
 def plural(count: int, noun: str) -> str:

@@ -169,7 +169,8 @@ def _pairs(page: Page, report: Report, all_pairs: bool) -> None:
     words = {
         "rel-L2": "of the worst stage",
         "output": "of the final outputs",
-        "memory": "the peak of the pair's process",
+        "time": "of one plain run of both sides",
+        "memory": "the peak of the pair's process, comparison included",
     }
     legend = "; ".join(f"{title}: {text}" for title, text in words.items() if title in columns)
     if legend:
@@ -229,7 +230,7 @@ def _pair_row(report: Report, run: ConfigRun, requested: str) -> Row:
         "output": common.sci(output.total.rel_l2 if output else None),
         "first divergence": common.first_divergence(report, run) or "-",
         "verdict": common.STATUSES[run.status],
-        "time": common.seconds_text(run.seconds),
+        "time": common.run_time_text(run),
         "memory": f"{run.peak_rss_mb:.0f} MB",
     }
     style = "bold" if run.status == "diverges" else ""

@@ -23,7 +23,7 @@ from bisect_tool.hypotheses import (
     suspects,
 )
 from bisect_tool.numerics import Step, default_of, take
-from bisect_tool.records import ConfigPair, ConfigRun, ConfigStatus, NumericConfig, OutputResult
+from bisect_tool.records import ConfigPair, ConfigRun, ConfigStatus, NumericConfig, OutputResult, SideCost
 from bisect_tool.remedies import describe, hypotheses
 from bisect_tool.switches import ONNXRUNTIME, TORCH, Value
 
@@ -89,6 +89,8 @@ def run_of(
         seconds=seconds,
         peak_rss_mb=mb,
         skipped_reason=None if outputs else "it could not run",
+        expected_cost=SideCost(seconds, seconds, seconds, 5, None) if outputs else None,
+        actual_cost=SideCost(seconds, seconds, seconds, 5, None) if outputs else None,
     )
 
 
@@ -483,7 +485,8 @@ def test_diagnosis_says_what_to_write_and_what_it_costs() -> None:
     found = machine.separate({0, 8})
     (diagnosis,), (ruled,), sides = describe([found], [found.failing, found.passing, found.fixed])
     assert ("BD301", "oneDNN", "leave mkldnn unset (torch)") == (diagnosis.code, diagnosis.title, diagnosis.remedy)
-    assert (True, "+50% time, +0 MB") == (diagnosis.remedy_verified, diagnosis.cost)
+    assert diagnosis.remedy_verified is True
+    assert "PyTorch +50% time (1 s -> 1.5 s), +0 MB peak of the whole process" == diagnosis.cost
     assert "relative L2 1.0e-02" in diagnosis.evidence[0] and "relative L2 1.0e-07" in diagnosis.evidence[0]
     assert {"failing": "expected"} == sides
     assert "weights not packed" == ruled.title
@@ -491,6 +494,18 @@ def test_diagnosis_says_what_to_write_and_what_it_costs() -> None:
         "failing with ONNX Runtime's session.disable_prepacking left as it is still diverges: relative L2 1.0e-02",
     ) == (ruled.evidence[:1])
     assert "passing with ONNX Runtime's session.disable_prepacking = 1 still agrees" in ruled.evidence[1]
+
+
+def test_cost_within_the_spread_has_no_percentage() -> None:
+    """A median that moves by less than the repeats differ among themselves says nothing, nor does the other side's."""
+    found = Machine(lambda on: 0 in on).separate({0})
+    for seconds, time_cost in ((1.19, 0), (1.25, pytest.approx(0.25))):
+        fixed = replace(found.fixed, expected_cost=SideCost(seconds, 1.1, 1.3, 5, None), actual_cost=None)
+        tried = replace(found, fixed=fixed, suspicions=tuple(replace(s, tried=fixed) for s in found.suspicions))
+        (diagnosis,), _, _ = describe([tried], [found.failing, found.passing])
+        (item,) = hypotheses([tried])
+        assert time_cost == item.time_cost
+        assert bool(item.time_cost) == ("%" in str(diagnosis.cost))
 
 
 def test_pairs_with_one_culprit_share_a_diagnosis() -> None:
@@ -504,7 +519,10 @@ def test_pairs_with_one_culprit_share_a_diagnosis() -> None:
     assert "2 pairs: a, b" == both.evidence[0]
     assert {"a", "b"} <= {line.partition(": ")[0] for line in both.evidence}
     assert len(both.evidence) == len(set(both.evidence))
-    assert (True, "a: +0% time, +0 MB; b: +50% time, +0 MB") == (both.remedy_verified, both.cost)
+    assert both.remedy_verified is True
+    assert ["a: PyTorch: no difference", "b: PyTorch +50% time"] == [
+        " ".join(part.split()[:4]) for part in str(both.cost).split("; ")
+    ]
     assert other.evidence[0].startswith("c: diverges")
     assert {"a": "expected", "b": "expected", "c": "actual"} == sides
 
