@@ -27,7 +27,7 @@ from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
-from bisect_tool.backends.preflight import explain_forward_error
+from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
@@ -517,12 +517,12 @@ class _Bisection:
             before(run.recorder)
             return run, {"device": "cpu", "threads": torch.get_num_threads()}, self._start(run)
         module, args, kwargs = placed(module, args, kwargs, config)
+        require_one_device(module, args, kwargs, config.device)
         layout = layout_in_effect(module, args, kwargs, config)
         with applied(config) as effective:
             run = TorchRun(module, args, kwargs, on_value, every_op=self.options.level == "op")
             before(run.recorder)
-            outputs = self._start(run)
-            return run, {**effective, **layout}, outputs
+            return run, {**effective, **layout}, self._start(run)
 
     def _start(self, run: TorchRun) -> list[tuple[OutputKey, Array]]:
         """Runs the model; its outputs."""
@@ -531,7 +531,8 @@ class _Bisection:
         except BisectError:
             raise
         except Exception as error:  # anything may come out of a user's forward
-            raise explain_forward_error(error, self.case.module, self.case.args, self.case.kwargs) from error
+            # What ran may be a copy of the case's model: paths are those of its own modules.
+            raise explain_forward_error(error, run.module, run.args, run.kwargs) from error
         return [(key, to_numpy(tensor).copy()) for key, tensor in flatten_tensors(output)]
 
     def _bind_outputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:
