@@ -51,6 +51,15 @@ def literal(value: object) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Newer:
+    """The Python that sets a switch from a version of its library on."""
+
+    since: str
+    code: str
+    spelling: Mapping[Value, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Switch:
     """One thing that can be set on one side and may change a number.
 
@@ -68,6 +77,7 @@ class Switch:
         since: first version of the side's library that has it; ``None``: all supported ones.
         sticky: needs a process of its own, since it is read once or stays with the process.
         spelling: of values that the library spells otherwise.
+        newer: what sets it in newer versions of the library, with ``{text}``; ``None``: ``code`` does.
     """
 
     name: str
@@ -83,6 +93,7 @@ class Switch:
     since: str | None = None
     sticky: bool = False
     spelling: Mapping[Value, str] = field(default_factory=dict, hash=False)
+    newer: Newer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +200,12 @@ def _export(
     )
 
 
+def _fp32_precision(*paths: str) -> Newer:
+    """What torch 2.9 has in place of ``allow_tf32``; mixing the two raises."""
+    assigned = " = ".join(f"torch.backends.{path}.fp32_precision" for path in paths)
+    return Newer("2.9", f'{assigned} = "{{text}}"', {True: "tf32", False: "ieee"})
+
+
 _DEVICE = _choice("cpu", "cuda")
 _DTYPE = _choice("float32", "float16", "bfloat16", "float64")
 _TF32_OVERRIDE = "0 takes TF32 away from every NVIDIA library of the process, whatever the flags say; 1 forces it"
@@ -210,13 +227,17 @@ TORCH: tuple[Switch, ...] = (
            "torch.set_num_threads({value})", home="field", read_back="`torch.get_num_threads()`"),
     _cuda("matmul_tf32", "TF32 in matrix multiplication", "false",
           "float32 operands of matrix products are rounded to 10 mantissa bits",
-          _MATMUL + "allow_tf32 = {value}", read_back="the flag, and a product whose result tells"),
+          _MATMUL + "allow_tf32 = {value}", read_back="the flag, and a product whose result tells",
+          newer=_fp32_precision("cuda.matmul")),
     _cuda("cudnn_conv_tf32", "TF32 in cuDNN convolutions", "true",
-          "float32 operands of cuDNN convolutions are rounded to 10 mantissa bits",
-          "torch.backends.cudnn.allow_tf32 = {value}", read_back="the flag, and a convolution whose result tells"),
+          "float32 operands of cuDNN convolutions are rounded to 10 mantissa bits; recurrences follow where"
+          " cudnn_rnn_tf32 is not set",
+          "torch.backends.cudnn.allow_tf32 = {value}", read_back="the flag, and a convolution whose result tells",
+          newer=_fp32_precision("cudnn.conv", "cudnn.rnn")),
     _cuda("cudnn_rnn_tf32", "TF32 in cuDNN recurrences", "true",
-          "the same for LSTM, GRU and RNN; apart from convolutions only since torch 2.9 (cudnn.rnn.fp32_precision)",
-          "torch.backends.cudnn.allow_tf32 = {value}"),
+          "the same for LSTM, GRU and RNN; apart from convolutions only since torch 2.9, where code that reads the one old"
+          " flag (cudnn.allow_tf32, cudnn.flags) then raises",
+          "torch.backends.cudnn.allow_tf32 = {value}", newer=_fp32_precision("cudnn.rnn")),
     _cuda("cudnn_enabled", "cuDNN", "true", "false: PyTorch's own convolutions, normalisations and recurrences",
           "torch.backends.cudnn.enabled = {value}"),
     _cuda("cudnn_deterministic", "deterministic cuDNN algorithms", "false",

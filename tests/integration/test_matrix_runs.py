@@ -23,6 +23,7 @@ from bisect_tool import experiments
 from bisect_tool.backends.isolation import InternalError, run_isolated
 from bisect_tool.backends.torch_switches import snapshot
 from bisect_tool.matrix import PRESETS
+from bisect_tool.numerics import code_for
 from bisect_tool.reporters import pairs
 from bisect_tool.store import read_report
 from bisect_tool.switches import ONNXRUNTIME, TORCH
@@ -300,8 +301,7 @@ def test_emulated_tf32_says_what_to_set_on_cuda(tf32: Outcome) -> None:
     (diagnosis,) = tf32.report["verdict"]["diagnoses"]
     assert "tf32-emulated" in diagnosis["title"] and "TF32" not in str(diagnosis["cost"])
     lines = diagnosis["remedy"].splitlines()
-    assert "torch.backends.cuda.matmul.allow_tf32 = False" in lines
-    assert "torch.backends.cudnn.allow_tf32 = False" in lines
+    assert {code_for("torch", name, False) for name in ("matmul_tf32", "cudnn_conv_tf32")} <= set(lines)
     assert any("CUDAExecutionProvider" in line and '"use_tf32": "0"' in line for line in lines)
     assert diagnosis["remedy_verified"] is None
     assert any("emulated on the CPU" in line for line in diagnosis["evidence"])

@@ -22,7 +22,7 @@ from bisect_tool.hypotheses import (
     separate,
     suspects,
 )
-from bisect_tool.numerics import Step, default_of, take
+from bisect_tool.numerics import Step, code_for, default_of, take
 from bisect_tool.records import ConfigPair, ConfigRun, ConfigStatus, NumericConfig, OutputResult, SideCost
 from bisect_tool.remedies import describe, hypotheses
 from bisect_tool.switches import ONNXRUNTIME, TORCH, Value
@@ -599,8 +599,7 @@ def test_emulated_precision_names_lines_of_both_sides() -> None:
         return run_of(config, "diverges")
 
     tf32 = [
-        "torch.backends.cuda.matmul.allow_tf32 = False",
-        "torch.backends.cudnn.allow_tf32 = False",
+        *(code_for("torch", name, False) for name in ("matmul_tf32", "cudnn_conv_tf32")),
         'providers=[("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]',
     ]
     for failing, lines in ((emulated, tf32), (both, [*tf32, "leave session.disable_prepacking unset (onnxruntime)"])):

@@ -463,3 +463,37 @@ def test_pipeline_asks_where_moved_tensors_are(monkeypatch: pytest.MonkeyPatch) 
     runs = bisect(case, Options(make_tolerance(None, None, None), pairs=pairs)).configs
     assert ["agrees", "failed"] == [run.status for run in runs]
     assert "on cpu: scales[0]" in str(runs[1].skipped_reason)
+
+
+@pytest.fixture
+def as_if_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags of CUDA can be set without a GPU."""
+    monkeypatch.setattr(torch_switches, "require_device", lambda device: None)
+    monkeypatch.setattr(torch_switches, "_seen_tf32", dict)
+
+
+@pytest.mark.parametrize("wanted", [{"cudnn_conv_tf32": False}, {"cudnn_conv_tf32": False, "cudnn_rnn_tf32": False}])
+def test_old_flag_of_cudnn_can_be_read_inside(as_if_cuda: None, wanted: dict[str, Value]) -> None:
+    """Models that read it, or use ``cudnn.flags``, go on working."""
+    before = snapshot()
+    with applied(replace(CPU, device="cuda", switches=wanted)) as effective, torch.backends.cudnn.flags(enabled=True):
+        assert wanted.items() <= effective.items()
+    with applied(replace(CPU, device="cuda", switches=wanted)):
+        assert torch.backends.cudnn.allow_tf32 is False
+    assert before == snapshot()
+
+
+@pytest.mark.skipif(not torch_switches._has_fp32_precision(), reason="torch before 2.9")
+def test_old_interface_after_the_new_one_is_explained() -> None:
+    """Who set fp32_precision before cannot set float32_matmul_precision; the message says so, and what to set."""
+    saved = torch_switches._save()
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with (
+            pytest.raises(InconclusiveError, match="fp32_precision was set in this process before") as found,
+            applied(replace(CPU, switches={"float32_matmul_precision": "high"})),
+        ):
+            pass
+    finally:
+        torch_switches._restore(saved)
+    assert "mkldnn_matmul_fp32_precision" in str(found.value.hint)
