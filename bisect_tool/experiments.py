@@ -25,6 +25,7 @@ from bisect_tool.hypotheses import (
     Finding,
     exported_afresh,
     given_graph,
+    lowers,
     mends,
     nearest_passing,
     of_export,
@@ -42,6 +43,7 @@ from bisect_tool.records import (
     NumericConfig,
     Origin,
     Report,
+    StageRef,
     StageRow,
 )
 from bisect_tool.remedies import NO_SWITCH, describe, explored, hypotheses, no_switch
@@ -169,7 +171,8 @@ class _Matrix:
         first = verdict.first_over_tolerance
         hand_over = self.reports[first.config].verdict.hand_over if first is not None else None
         named = [f"{d.code}: {d.title} separates failing from passing" for d in diagnoses if d.gating]
-        summary = (*verdict.summary, *named, *explored(diagnoses, [self.runs[pair.name] for pair in self.matrix.pairs]))
+        own = [self.runs[pair.name] for pair in self.matrix.pairs]
+        summary = (*verdict.summary, *named, *explored(findings, own, {run.name: self._worst(run.name) for run in own}))
         if self.exhausted is not None:
             summary = (*summary, f"no switch explains it: {NO_SWITCH}")
         elif any(given_graph(step) for finding in findings for step in finding.fix):
@@ -373,6 +376,17 @@ class _Matrix:
         row = next(row for row in report.stages if row.ref == origin.ref)
         return replace(origin, onnx_value=row.onnx_value or "", onnx_nodes=row.onnx_nodes)
 
+    def _worst(self, name: str) -> StageRef | None:
+        """Where a pair's error comes from: the stage that makes most of it, or, where the stages' own errors cannot be
+        measured since nodes are fused, the first one over tolerance.
+        """
+        if name not in self.reports:
+            return None
+        verdict = self.reports[name].verdict
+        if verdict.origins:
+            return max(verdict.origins, key=lambda origin: origin.local_rel_l2).ref
+        return verdict.first_over_tolerance.ref if verdict.first_over_tolerance is not None else None
+
     def _merged(self, base: Report) -> list[StageRow]:
         results: dict[Any, dict[str, Any]] = {}
         for name, report in self.reports.items():
@@ -414,6 +428,12 @@ class _Matrix:
             return failing, fresh
         if fresh.status != "diverges":
             return failing, None
+        if lowers(failing, fresh):
+            # The file makes most of it, and a switch the rest: only both of them together mend the pair.
+            better = [run for run in self.runs.values() if not self._is_given(pair_of(run))]
+            passing = nearest_passing(failing, better)
+            if passing is not None:
+                return failing, passing
         self.fresh = fresh
         # It stands for the pair that it was made for.
         fresh = replace(fresh, gating=failing.gating)

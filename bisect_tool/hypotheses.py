@@ -82,8 +82,13 @@ def mends(failing: ConfigRun, run: ConfigRun) -> bool:
     Agreement alone says little. In less precision more is allowed, and a broken graph agrees there with the error that
     it had before, or with a larger one: such a run never mends one in more precision.
     """
+    return run.status == "agrees" and lowers(failing, run)
+
+
+def lowers(failing: ConfigRun, run: ConfigRun) -> bool:
+    """Whether a run has a much smaller error than a failing one, on the same outputs, and not in less precision."""
     before, after = error_of(failing), error_of(run)
-    if run.status != "agrees" or before is None or after is None:
+    if before is None or after is None:
         return False
     if {output.output for output in run.outputs} != {output.output for output in failing.outputs}:
         return False

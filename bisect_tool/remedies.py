@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bisect_tool.hypotheses import Finding, Suspicion, concerns_given_graph, error_of, mends, moved_sides
 from bisect_tool.numerics import Step, code_for, default_of, lookup, text_of
-from bisect_tool.records import Conclusion, ConfigRun, Diagnosis, Hypothesis, RuledOut, Side, SideCost
+from bisect_tool.records import Conclusion, ConfigRun, Diagnosis, Hypothesis, RuledOut, Side, SideCost, StageRef
 from bisect_tool.switches import Value, literal
 
 CODE = "BD301"
@@ -56,13 +57,34 @@ def describe(
     return [_together(found) for found in alike.values()], list(ruled_out.values()), sides
 
 
-def explored(diagnoses: Sequence[Diagnosis], runs: Sequence[ConfigRun]) -> list[str]:
-    """One line for all that diverges without counting, since nobody asks why something does that was made to."""
-    titles = [diagnosis.title for diagnosis in diagnoses if not diagnosis.gating]
-    names = [run.name for run in runs if run.status == "diverges" and not run.gating]
-    if not titles:
-        return []
-    return [f"explored only, and not counted: {', '.join(names)}; what separates them ({CODE}): {', '.join(titles)}"]
+def explored(findings: Sequence[Finding], runs: Sequence[ConfigRun], worst: Mapping[str, StageRef | None]) -> list[str]:
+    """A few lines for all that diverges without counting, since nobody asks why something does that was made to.
+
+    Args:
+        findings: of all pairs.
+        runs: the matrix's own pairs.
+        worst: by pair where its error comes from.
+    """
+    failing = [run for run in runs if run.status == "diverges"]
+    titles = {_own_name(finding): " and ".join(map(_title, finding.fix)) for finding in findings}
+    groups: dict[str, list[str]] = {}
+    for run in failing:
+        if run.gating:
+            continue
+        origin = worst.get(run.name)
+        same = (other.name for other in failing if other.gating and origin is not None and worst[other.name] == origin)
+        first = next(same, None)
+        if run.name in titles:
+            reason = f"; what separates them ({CODE}): {titles[run.name]}"
+        else:
+            reason = f": same origin as {first}" if first is not None else ": no switch was found that separates them"
+        groups.setdefault(reason, []).append(run.name)
+    return [f"explored only, and not counted: {', '.join(names)}{reason}" for reason, names in groups.items()]
+
+
+def _own_name(finding: Finding) -> str:
+    """The pair of the matrix that a finding is about; a fresh export in place of a given file stands for its pair."""
+    return re.sub(r"-try-[0-9]+$", "", finding.failing.name)
 
 
 def hypotheses(findings: Sequence[Finding]) -> tuple[Hypothesis, ...]:

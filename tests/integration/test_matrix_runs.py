@@ -998,3 +998,26 @@ def test_file_before_settings_of_the_export(run: Run, scaled: Path) -> None:
     assert ("the given graph", True) == (diagnosis["title"], diagnosis["remedy_verified"])
     (tried,) = [config for name, config in configs(outcome).items() if "-try-" in name]
     assert ({}, "exported afresh") == (tried["actual"]["switches"], tried["effective"]["graph"])
+
+
+AND_EMULATED = """
+[[pair]]
+name = "given"
+actual.optimization = "off"
+[[pair]]
+name = "tf32-emulated"
+actual.optimization = "off"
+expected.emulate = "tf32"
+"""
+
+
+def test_file_and_switch_are_both_named(run: Run, scaled: Path) -> None:
+    """Most of the error is the file's and the rest that of a switch: neither alone mends the pair."""
+    outcome = run("Convolved", AND_EMULATED, "--onnx", scaled)
+    assert {"given": "diverges", "tf32-emulated": "diverges"} == statuses(outcome)
+    verdict = outcome.report["verdict"]
+    culprits = {(h["failing"], h["switch"]) for h in verdict["hypotheses"] if h["conclusion"] == "culprit"}
+    assert {("given", "exporter"), ("tf32-emulated", "emulate"), ("tf32-emulated", "exporter")} == culprits
+    (line,) = [line for line in verdict["summary"] if "explored only" in line]
+    assert "counted: tf32-emulated; what separates them (BD301): tf32-emulated operands" in line
+    assert line.endswith("and the given graph")

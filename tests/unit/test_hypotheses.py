@@ -16,6 +16,7 @@ from bisect_tool.hypotheses import (
     Finding,
     _smallest,
     error_of,
+    lowers,
     mends,
     nearest_passing,
     pair_of,
@@ -23,8 +24,8 @@ from bisect_tool.hypotheses import (
     suspects,
 )
 from bisect_tool.numerics import Step, code_for, default_of, take
-from bisect_tool.records import ConfigPair, ConfigRun, ConfigStatus, NumericConfig, OutputResult, SideCost
-from bisect_tool.remedies import describe, hypotheses
+from bisect_tool.records import ConfigPair, ConfigRun, ConfigStatus, NumericConfig, OutputResult, SideCost, StageRef
+from bisect_tool.remedies import describe, explored, hypotheses
 from bisect_tool.switches import ONNXRUNTIME, TORCH, Value
 
 # Switches of both sides, each with a value that it has not by itself; the last one is a field of its own.
@@ -641,3 +642,28 @@ def test_emulated_half_precision_names_lines_of_both_sides(emulated: str, lines:
     assert lines == diagnosis.remedy.splitlines()
     assert f"{name} operands of products and convolutions in PyTorch" == diagnosis.title
     assert (None, None, {name: "expected"}) == (diagnosis.remedy_verified, diagnosis.cost, sides)
+
+
+def test_explored_pairs_are_named_with_what_was_found() -> None:
+    """A finding is said of its own pair; the others have the origin of a pair that counts, or no reason at all."""
+    machine = Machine(lambda on: 0 in on)
+    run = replace(run_of(pair({0}, "switched"), "diverges"), gating=False)
+    finding = separate(run, run_of(pair((), "plain"), "agrees"), machine.attempt)
+    gating = run_of(pair({8}, "counts"), "diverges")
+    others = [replace(run_of(pair((), name), "diverges"), gating=False) for name in ("like-it", "other", "too")]
+    fc, norm = StageRef("fc", 0, 0), StageRef("norm", 0, 0)
+    worst = {"counts": fc, "like-it": fc, "too": fc, "other": norm, "switched": None}
+    start = "explored only, and not counted: "
+    assert [
+        f"{start}switched; what separates them (BD301): oneDNN",
+        f"{start}like-it, too: same origin as counts",
+        f"{start}other: no switch was found that separates them",
+    ] == explored([finding], [gating, run, *others], worst)
+
+
+def test_fresh_export_that_helps_most_is_no_mending() -> None:
+    """A third of the error and less is left, and it still diverges: the file is part of it, and not all."""
+    failing = run_of(pair({0}), "diverges", 1e-2)
+    assert lowers(failing, run_of(pair((), "fresh"), "diverges", 4e-4))
+    assert not lowers(failing, run_of(pair((), "fresh"), "diverges", 9e-3))
+    assert not mends(failing, run_of(pair((), "fresh"), "diverges", 4e-4))
