@@ -303,6 +303,7 @@ class _Matrix:
             exporter=actual.exporter or default.exporter,  # type: ignore[arg-type]
             opset=actual.opset if actual.opset is not None else default.opset,
             constant_folding=default.constant_folding if actual.constant_folding is None else actual.constant_folding,
+            batchnorm_folding=bool(actual.switches.get("batchnorm_folding", default.batchnorm_folding)),
             keep_stages=bool(actual.switches.get("keep_stages")),
             dynamic_shapes=bool(actual.switches.get("dynamic_shapes")),
         )
@@ -477,6 +478,7 @@ def _how(wanted: _Graph) -> str:
     settings = wanted.settings
     words = [f"opset {settings.opset}"] if settings.opset is not None else []
     words += [] if settings.constant_folding else ["no constant folding"]
+    words += [] if settings.batchnorm_folding else ["no folding of BatchNorm"]
     words += ["stages kept apart"] if settings.keep_stages else []
     words += ["dynamic shapes"] if settings.dynamic_shapes else []
     words += [wanted.dtype] if wanted.dtype else []

@@ -437,13 +437,20 @@ EXPORT: tuple[Switch, ...] = (
             "version of the operators; from 20 on GELU is one operator, which enable_gelu_approximation leaves alone",
             "the opset in the file", "opset_version={value}"),
     _export("constant_folding", "constant folding at export", FLAG, "true",
-            "constants are computed ahead, BatchNorm goes into its convolution; with dynamo all of its optimisation",
+            "constants are computed ahead; with dynamo this is all of its optimisation. Without it neither exporter folds"
+            " BatchNorm",
             "nodes of the exported graph", "optimize={value}"),
+    _export("batchnorm_folding", "folding of BatchNorm at export", FLAG, "true",
+            "BatchNorm goes into the convolution or product before it. dynamo has no argument for it: onnxscript's rules"
+            " are left out; by hand optimize=False leaves all of them out",
+            "nodes of the exported graph", "training=torch.onnx.TrainingMode.{text}", home="export",
+            spelling={True: "EVAL", False: "PRESERVE"}),
     _export("keep_stages", "stages kept apart", FLAG, "false",
-            "normalisations stay apart from the convolutions before them; not what gets deployed",
+            "neither constants nor BatchNorm are folded, and nothing else is optimised; not what gets deployed",
             "nodes of the exported graph", "optimize=False", home="export"),
     _export("dynamic_shapes", "dynamic shapes", FLAG, "false",
-            "the first dimension of the inputs has no fixed size in the graph",
+            "sizes of the inputs are not fixed in the graph: with dynamo all dimensions that the model allows for,"
+            " with torchscript the first",
             "sizes of the session's inputs that are not fixed", "dynamic_shapes=...", home="export"),
 )
 
