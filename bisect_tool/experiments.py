@@ -4,6 +4,7 @@ from passing ones.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -59,8 +60,23 @@ MOST_FINDINGS = 4
 """Failing pairs that are explained by trying switches; each may take some dozen runs, unless there is one suspect."""
 
 
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|not enough memory|can(?:'t|not) allocate memory|(?:failed|unable) to allocate|bad_alloc"
+    r"|\b(?:\w*MemoryError)\b",
+    re.IGNORECASE,
+)
+"""What Python, numpy, PyTorch, CUDA and ONNX Runtime say when there is no more memory."""
+
+_REFUSAL = re.compile(r"NOT_IMPLEMENTED|INVALID_GRAPH|Could not find an implementation|not implemented", re.IGNORECASE)
+"""What ONNX Runtime says of a graph that it has no kernels for, such as convolutions in bfloat16."""
+
+
 class UnavailableError(InconclusiveError):
     """What a pair asks for is not on this machine, whatever the model is."""
+
+
+class RefusedError(InconclusiveError):
+    """What a pair asks for, and the exporter does not do with this model."""
 
 
 class OtherModelError(BisectError):
@@ -207,21 +223,31 @@ class _Matrix:
             run = self._in_a_process(self._completed(pair), graph)
         except OtherModelError:
             raise
-        except CrashedError as error:
-            run = self._not_run(pair, "crashed", error.message, began)
-        except InconclusiveError as error:
-            # Nobody named this pair: what can't be had here is left out. One that counts and can be had must give an
-            # answer all the same.
-            skipped = self.matrix.preset and (isinstance(error, UnavailableError) or not pair.gating)
-            run = self._not_run(pair, "skipped" if skipped else "failed", error.message, began)
         except BisectError as error:
-            run = self._not_run(pair, "failed", error.message, began)
+            run = self._not_run(pair, self._status_without_answer(pair, error), error.message, began)
         except InternalError as error:
-            self.fault = error
-            self.detail(f"pair {pair.name}: {error}")
+            if not _OUT_OF_MEMORY.search(error.reason):
+                self.fault = error
+                self.detail(f"pair {pair.name}: {error}")
             run = self._not_run(pair, "failed", f"internal error: {error.reason}", began)
+        if run.status == "failed" and _OUT_OF_MEMORY.search(run.skipped_reason or ""):
+            # As if the system had killed it: this says nothing about the pair.
+            reason = (run.skipped_reason or "").removeprefix("internal error: ")
+            run = replace(run, status="crashed", skipped_reason=f"out of memory: {reason}")
         self.timings[f"pair {pair.name}"] = time.perf_counter() - began
         return run
+
+    def _status_without_answer(self, pair: ConfigPair, error: BisectError) -> ConfigStatus:
+        """Whether a pair crashed, is left out, or owes an answer."""
+        if isinstance(error, CrashedError):
+            return "crashed"
+        # Nobody named the pairs of a preset: what can't be had here is left out. One that counts and can be had must
+        # give an answer all the same, and so must one that nothing is known to refuse.
+        refused = isinstance(error, RefusedError) or (
+            isinstance(error, InconclusiveError) and _REFUSAL.search(error.message) is not None
+        )
+        skipped = isinstance(error, UnavailableError) or (refused and not pair.gating)
+        return "skipped" if self.matrix.preset and skipped else "failed"
 
     def _in_a_process(self, pair: ConfigPair, graph: Path) -> ConfigRun:
         target = self.folder / f"pair-{len(self.timings)}.json"
@@ -490,7 +516,7 @@ def _check_graph(path: Path, wanted: _Graph) -> None:
 
     Raises:
         BisectError: another opset.
-        InconclusiveError: another dtype, or fixed shapes.
+        RefusedError: another dtype, or fixed shapes.
     """
     settings, model = wanted.settings, load_onnx(path)
     written = model.opset_imports.get("")
@@ -500,13 +526,13 @@ def _check_graph(path: Path, wanted: _Graph) -> None:
             hint=f"leave it out, or ask for {written}",
         )
     if settings.dynamic_shapes and all(v.shape is not None and v.shape.is_static() for v in model.graph.inputs):
-        raise InconclusiveError(
+        raise RefusedError(
             f"dynamic_shapes: the {settings.exporter} exporter fixed every size of the inputs",
             hint="leave it out: the model allows for one shape only, or ask the other exporter",
         )
     dtype = dtype_in_effect(describe_graph(model))
     if wanted.dtype is not None and dtype not in (None, wanted.dtype):
-        raise InconclusiveError(
+        raise RefusedError(
             f"dtype {wanted.dtype}: the {settings.exporter} exporter wrote a graph in {dtype} instead",
             hint="leave it out, or ask the other exporter",
         )

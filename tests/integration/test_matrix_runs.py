@@ -75,6 +75,13 @@ class Mortal(Activated):
         return super().forward(x)
 
 
+class Greedy(Activated):
+    def forward(self, x):
+        if torch.get_num_threads() == 3:
+            torch.empty(10**15)
+        return super().forward(x)
+
+
 class Fragile(Activated):
     def forward(self, x):
         if self.first.weight.dtype == torch.float16:
@@ -474,6 +481,24 @@ def test_crash_leaves_the_others(run: Run) -> None:
     for row in outcome.report["stages"]:
         assert {"before", "after"} == row["results"].keys()
     assert {"pair before", "pair segfault", "pair killed", "pair after"} <= outcome.report["timings"].keys()
+
+
+GREEDY = """
+[[pair]]
+name = "before"
+[[pair]]
+name = "greedy"
+gating = false
+expected.threads = 3
+"""
+
+
+def test_pair_without_memory_is_crashed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not skipped, in a preset either, and not the model's mistake: the reason says that memory ran out."""
+    monkeypatch.setattr("bisect_tool.matrix.preset_text", lambda name: GREEDY)
+    outcome = run("Greedy", "quick")
+    assert (0, {"before": "agrees", "greedy": "crashed"}) == (outcome.code, statuses(outcome))
+    assert configs(outcome)["greedy"]["skipped_reason"].startswith("out of memory: forward failed")
 
 
 def test_crash_of_a_pair_that_counts(run: Run) -> None:
