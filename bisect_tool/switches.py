@@ -376,6 +376,9 @@ ONNXRUNTIME: tuple[Switch, ...] = (
     _session("session.qdq_matmulnbits_accuracy_level", "precision inside 4-bit products", "4",
              "what activations are rounded to in products with block-quantised weights: 0 and 1 float32, 2 float16,"
              " 3 bfloat16, 4 int8", values=_integer(0, 4)),
+    _session("session.enable_dq_matmulnbits_fusion", "products with few-bit weights from their parts", "false",
+             "DequantizeLinear of block-quantised weights with its product becomes one product, which rounds activations",
+             GRAPH, since="1.31"),
     _session("mlas.use_lut_gemm", "products from tables", "false",
              "products with 2-bit weights are looked up, with activations in 8 bits", devices=("cpu",), since="1.24"),
     _session("mlas.qnbit.force_fp32", "float32 inside products of few bits", "false",
@@ -386,6 +389,13 @@ ONNXRUNTIME: tuple[Switch, ...] = (
     _session("ep.cuda.enable_gemm_auto_tune", "choice of matrix kernels by measuring", "false",
              "true: a product takes the kernel that measured fastest, which may differ from run to run",
              devices=("cuda",), since="1.31"),
+    _session("ep.cuda.fpa_intb_gemm", "kernels of few-bit weights on CUDA", "0",
+             "sum of 1 all, 2 products with a vector, 4 with 4-bit weights, 8 with 8-bit weights: other kernels for"
+             " float16 and bfloat16 products with block-quantised weights", devices=("cuda",), values=_integer(0, 15),
+             since="1.31"),
+    _session("mlas.nchwc_depthwise_sliding", "sliding kernels of depthwise convolutions", "the library's own choice",
+             "which kernel computes a depthwise convolution, and so the order of its sums", devices=("cpu",),
+             since="1.31"),
     _session("mlas.enable_gemm_fastmath_arm64_bfloat16", "bfloat16 inside float32 products", "false",
              "operands of float32 matrix products are rounded to bfloat16; 64-bit Arm only", devices=("cpu",)),
     _session("mlas.nchwc_pointwise_conv_max_input_channel_batch", "channels of a 1x1 convolution in one go",
@@ -426,8 +436,12 @@ ONNXRUNTIME: tuple[Switch, ...] = (
             ("ORT_DISABLE_FUSED_ATTENTION", "TensorRT's fused attention", "true: none of it"),
             ("ORT_DISABLE_TRT_FLASH_ATTENTION", "TensorRT's flash attention", "true: none of it"),
             ("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "cuDNN's flash attention", "true: cuDNN's kernel is taken"),
+            ("ORT_CUDA_GEMM_AUTO_TUNE", "choice of matrix kernels by measuring",
+             "true: as ep.cuda.enable_gemm_auto_tune, for all sessions of the process"),
         )
     ),
+    _env("onnxruntime", "ORT_MLAS_QKGEMM_S8_APPROX_VNNI", "approximate 8-bit products with few-bit weights", FLAG,
+         "true: sums of 8-bit products may be approximated on processors with VNNI", "cpu"),
 )
 
 EXPORT: tuple[Switch, ...] = (
@@ -540,6 +554,12 @@ NOT_HERE: tuple[tuple[str, str, str], ...] = (
      "records the same kernels once and replays them; it needs inputs and outputs that stay at one address"),
     ("onnxruntime", "ORT_LOAD_CONFIG_FROM_MODEL",
      "lets the file's metadata set any option: what a pair asks for would no longer be what it has"),
+    *(
+        ("torch", f"allow_{dtype}_reduced_precision_reduction_split_k",
+         f"PyTorch 2.13 refuses to set it alone: it can only be off together with {dtype}_reduced_precision_reduction,"
+         " as the second of two values")
+        for dtype in ("fp16", "bf16")
+    ),
 )
 """Side, name and reason of switches that have a name elsewhere, and that no pair can set."""
 
