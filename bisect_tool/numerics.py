@@ -46,6 +46,13 @@ _MEANT: Mapping[tuple[str, object], str] = {
 }
 """Hints for values that are meant well, and said elsewhere."""
 
+_SYNONYMS = (
+    frozenset(["float16", "fp16", "half"]),
+    frozenset(["bfloat16", "bf16"]),
+    frozenset(["float32", "fp32", "float", "single"]),
+    frozenset(["float64", "fp64", "double"]),
+)
+
 
 # Looking up and checking
 
@@ -105,10 +112,18 @@ def check(side: str, name: str, value: object, *, passes: Iterable[str] | None =
     if not fits and (name, value) in _MEANT:
         raise BisectError(f"{name} = {literal(value)}: {switch.side} knows no such value", hint=_MEANT[name, value])
     if not fits:
-        near = nearest(value, [str(choice) for choice in values.choices]) if isinstance(value, str) else []
+        near = _meant(switch, value) if isinstance(value, str) else []
         hint = f"did you mean {literal(near[0])}? valid: {values}" if near else f"valid: {values}"
         raise BisectError(f"{name} = {literal(value)}: {switch.side} knows no such value", hint=hint)
     return switch
+
+
+def _meant(switch: Switch, value: str) -> list[str]:
+    """Values that a wrong one may stand for: by another name of it, by the library's own, or by one that comes near."""
+    choices = [str(choice) for choice in switch.values.choices]
+    same = [c for c in choices if any({c, value.lower()} <= group for group in _SYNONYMS)]
+    own = [str(choice) for choice, text in switch.spelling.items() if text == value and str(choice) in choices]
+    return same or own or nearest(value, choices)
 
 
 def check_passes(names: Iterable[str], known: Iterable[str] | None = None) -> None:

@@ -155,6 +155,10 @@ def test_unknown_name_is_refused(side: str, name: str, message: str, hint: str) 
         ("onnxruntime", "optimization", "none", "valid: "),
         ("onnxruntime", "disabled_passes", 3, "valid: names of passes"),
         ("export", "exporter", "script", 'did you mean "torchscript"'),
+        ("torch", "dtype", "fp16", 'did you mean "float16"'),
+        ("torch", "autocast", "BF16", 'did you mean "bfloat16"'),
+        ("torch", "emulate", "half", 'did you mean "fp16"'),
+        ("onnxruntime", "optimization", "ORT_ENABLE_EXTENDED", 'did you mean "extended"'),
     ],
 )
 def test_wrong_value_is_refused(side: str, name: str, value: object, hint: str) -> None:
