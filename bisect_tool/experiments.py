@@ -4,6 +4,7 @@ from passing ones.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -25,6 +26,7 @@ from bisect_tool.hypotheses import (
     Finding,
     exported_afresh,
     given_graph,
+    lowers,
     mends,
     nearest_passing,
     of_export,
@@ -42,6 +44,7 @@ from bisect_tool.records import (
     NumericConfig,
     Origin,
     Report,
+    StageRef,
     StageRow,
 )
 from bisect_tool.remedies import NO_SWITCH, describe, explored, hypotheses, no_switch
@@ -57,8 +60,23 @@ MOST_FINDINGS = 4
 """Failing pairs that are explained by trying switches; each may take some dozen runs, unless there is one suspect."""
 
 
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|not enough memory|can(?:'t|not) allocate memory|(?:failed|unable) to allocate|bad_alloc"
+    r"|\b(?:\w*MemoryError)\b",
+    re.IGNORECASE,
+)
+"""What Python, numpy, PyTorch, CUDA and ONNX Runtime say when there is no more memory."""
+
+_REFUSAL = re.compile(r"NOT_IMPLEMENTED|INVALID_GRAPH|Could not find an implementation|not implemented", re.IGNORECASE)
+"""What ONNX Runtime says of a graph that it has no kernels for, such as convolutions in bfloat16."""
+
+
 class UnavailableError(InconclusiveError):
     """What a pair asks for is not on this machine, whatever the model is."""
+
+
+class RefusedError(InconclusiveError):
+    """What a pair asks for, and the exporter does not do with this model."""
 
 
 class OtherModelError(BisectError):
@@ -169,7 +187,8 @@ class _Matrix:
         first = verdict.first_over_tolerance
         hand_over = self.reports[first.config].verdict.hand_over if first is not None else None
         named = [f"{d.code}: {d.title} separates failing from passing" for d in diagnoses if d.gating]
-        summary = (*verdict.summary, *named, *explored(diagnoses, [self.runs[pair.name] for pair in self.matrix.pairs]))
+        own = [self.runs[pair.name] for pair in self.matrix.pairs]
+        summary = (*verdict.summary, *named, *explored(findings, own, {run.name: self._worst(run.name) for run in own}))
         if self.exhausted is not None:
             summary = (*summary, f"no switch explains it: {NO_SWITCH}")
         elif any(given_graph(step) for finding in findings for step in finding.fix):
@@ -204,27 +223,37 @@ class _Matrix:
             run = self._in_a_process(self._completed(pair), graph)
         except OtherModelError:
             raise
-        except CrashedError as error:
-            run = self._not_run(pair, "crashed", error.message, began)
-        except InconclusiveError as error:
-            # Nobody named this pair: what can't be had here is left out. One that counts and can be had must give an
-            # answer all the same.
-            skipped = self.matrix.preset and (isinstance(error, UnavailableError) or not pair.gating)
-            run = self._not_run(pair, "skipped" if skipped else "failed", error.message, began)
         except BisectError as error:
-            run = self._not_run(pair, "failed", error.message, began)
+            run = self._not_run(pair, self._status_without_answer(pair, error), error.message, began)
         except InternalError as error:
-            self.fault = error
-            self.detail(f"pair {pair.name}: {error}")
+            if not _OUT_OF_MEMORY.search(error.reason):
+                self.fault = error
+                self.detail(f"pair {pair.name}: {error}")
             run = self._not_run(pair, "failed", f"internal error: {error.reason}", began)
+        if run.status == "failed" and _OUT_OF_MEMORY.search(run.skipped_reason or ""):
+            # As if the system had killed it: this says nothing about the pair.
+            reason = (run.skipped_reason or "").removeprefix("internal error: ")
+            run = replace(run, status="crashed", skipped_reason=f"out of memory: {reason}")
         self.timings[f"pair {pair.name}"] = time.perf_counter() - began
         return run
+
+    def _status_without_answer(self, pair: ConfigPair, error: BisectError) -> ConfigStatus:
+        """Whether a pair crashed, is left out, or owes an answer."""
+        if isinstance(error, CrashedError):
+            return "crashed"
+        # Nobody named the pairs of a preset: what can't be had here is left out. One that counts and can be had must
+        # give an answer all the same, and so must one that nothing is known to refuse.
+        refused = isinstance(error, RefusedError) or (
+            isinstance(error, InconclusiveError) and _REFUSAL.search(error.message) is not None
+        )
+        skipped = isinstance(error, UnavailableError) or (refused and not pair.gating)
+        return "skipped" if self.matrix.preset and skipped else "failed"
 
     def _in_a_process(self, pair: ConfigPair, graph: Path) -> ConfigRun:
         target = self.folder / f"pair-{len(self.timings)}.json"
         # In its own process it is all there is; whether it counts is decided here.
         alone = replace(pair, gating=True)
-        options = replace(self.options, onnx=graph, keep_onnx=None, pairs=(alone,), look=True)
+        options = replace(self.options, onnx=graph, keep_onnx=None, pairs=(alone,), look=True, measure=True)
         run_isolated(run_pair, self._load, options, target, folder=self.folder, environment=environment(pair))
         report = read_report(target)
         run = replace(report.configs[0], gating=pair.gating)
@@ -300,6 +329,7 @@ class _Matrix:
             exporter=actual.exporter or default.exporter,  # type: ignore[arg-type]
             opset=actual.opset if actual.opset is not None else default.opset,
             constant_folding=default.constant_folding if actual.constant_folding is None else actual.constant_folding,
+            batchnorm_folding=bool(actual.switches.get("batchnorm_folding", default.batchnorm_folding)),
             keep_stages=bool(actual.switches.get("keep_stages")),
             dynamic_shapes=bool(actual.switches.get("dynamic_shapes")),
         )
@@ -373,6 +403,17 @@ class _Matrix:
         row = next(row for row in report.stages if row.ref == origin.ref)
         return replace(origin, onnx_value=row.onnx_value or "", onnx_nodes=row.onnx_nodes)
 
+    def _worst(self, name: str) -> StageRef | None:
+        """Where a pair's error comes from: the stage that makes most of it, or, where the stages' own errors cannot be
+        measured since nodes are fused, the first one over tolerance.
+        """
+        if name not in self.reports:
+            return None
+        verdict = self.reports[name].verdict
+        if verdict.origins:
+            return max(verdict.origins, key=lambda origin: origin.local_rel_l2).ref
+        return verdict.first_over_tolerance.ref if verdict.first_over_tolerance is not None else None
+
     def _merged(self, base: Report) -> list[StageRow]:
         results: dict[Any, dict[str, Any]] = {}
         for name, report in self.reports.items():
@@ -414,6 +455,12 @@ class _Matrix:
             return failing, fresh
         if fresh.status != "diverges":
             return failing, None
+        if lowers(failing, fresh):
+            # The file makes most of it, and a switch the rest: only both of them together mend the pair.
+            better = [run for run in self.runs.values() if not self._is_given(pair_of(run))]
+            passing = nearest_passing(failing, better)
+            if passing is not None:
+                return failing, passing
         self.fresh = fresh
         # It stands for the pair that it was made for.
         fresh = replace(fresh, gating=failing.gating)
@@ -457,6 +504,7 @@ def _how(wanted: _Graph) -> str:
     settings = wanted.settings
     words = [f"opset {settings.opset}"] if settings.opset is not None else []
     words += [] if settings.constant_folding else ["no constant folding"]
+    words += [] if settings.batchnorm_folding else ["no folding of BatchNorm"]
     words += ["stages kept apart"] if settings.keep_stages else []
     words += ["dynamic shapes"] if settings.dynamic_shapes else []
     words += [wanted.dtype] if wanted.dtype else []
@@ -468,7 +516,7 @@ def _check_graph(path: Path, wanted: _Graph) -> None:
 
     Raises:
         BisectError: another opset.
-        InconclusiveError: another dtype, or fixed shapes.
+        RefusedError: another dtype, or fixed shapes.
     """
     settings, model = wanted.settings, load_onnx(path)
     written = model.opset_imports.get("")
@@ -478,13 +526,13 @@ def _check_graph(path: Path, wanted: _Graph) -> None:
             hint=f"leave it out, or ask for {written}",
         )
     if settings.dynamic_shapes and all(v.shape is not None and v.shape.is_static() for v in model.graph.inputs):
-        raise InconclusiveError(
+        raise RefusedError(
             f"dynamic_shapes: the {settings.exporter} exporter fixed every size of the inputs",
             hint="leave it out: the model allows for one shape only, or ask the other exporter",
         )
     dtype = dtype_in_effect(describe_graph(model))
     if wanted.dtype is not None and dtype not in (None, wanted.dtype):
-        raise InconclusiveError(
+        raise RefusedError(
             f"dtype {wanted.dtype}: the {settings.exporter} exporter wrote a graph in {dtype} instead",
             hint="leave it out, or ask the other exporter",
         )

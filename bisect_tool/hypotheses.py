@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bisect_tool.numerics import Step, lookup, steps, take
-from bisect_tool.records import ConfigPair, ConfigRun
+from bisect_tool.records import ConfigPair, ConfigRun, Side
 
 MOST_STEPS = 16
 """Switches that two pairs may differ in; beyond it too many runs would be needed to tell them apart."""
@@ -82,14 +82,40 @@ def mends(failing: ConfigRun, run: ConfigRun) -> bool:
     Agreement alone says little. In less precision more is allowed, and a broken graph agrees there with the error that
     it had before, or with a larger one: such a run never mends one in more precision.
     """
+    return run.status == "agrees" and lowers(failing, run)
+
+
+def lowers(failing: ConfigRun, run: ConfigRun) -> bool:
+    """Whether a run has a much smaller error than a failing one, on the same outputs, and not in less precision."""
     before, after = error_of(failing), error_of(run)
-    if run.status != "agrees" or before is None or after is None:
+    if before is None or after is None:
         return False
     if {output.output for output in run.outputs} != {output.output for output in failing.outputs}:
         return False
     if any(step.coarser for step in steps(pair_of(failing), pair_of(run))):
         return False
     return after < before and after <= before * MARKED
+
+
+def run_seconds(run: ConfigRun) -> float:
+    """What one run of both sides costs; where that was not measured, what the pair took."""
+    costs = [cost.seconds for cost in (run.expected_cost, run.actual_cost) if cost is not None]
+    return sum(costs) if costs else run.seconds
+
+
+def moved_sides(chosen: Sequence[Step]) -> tuple[Side, ...]:
+    """The sides that steps change: the graph is exported from the model, so that PyTorch's dtype is that of both."""
+    moved = {
+        side
+        for step in chosen
+        for side in (_BOTH if (step.side, step.name) in OF_BOTH else (_BOTH[step.side != "torch"],))
+    }
+    return tuple(side for side in _BOTH if side in moved)
+
+
+_BOTH: tuple[Side, Side] = ("expected", "actual")
+OF_BOTH = frozenset([("torch", "dtype")])
+"""What moves both sides: the graph is exported from the model in the dtype that PyTorch runs it in."""
 
 
 def pair_of(run: ConfigRun) -> ConfigPair:
@@ -182,7 +208,7 @@ def separate(failing: ConfigRun, passing: ConfigRun, attempt: Try) -> Finding:
     single = [s.step for s in suspicions if s.mends]
     if single:
         # Of several the most specific one, a key of its own rather than a whole level or device; then the cheapest.
-        fix = [min(single, key=lambda step: (lookup(step.side, step.name).home == "field", made([step]).seconds))]
+        fix = [min(single, key=lambda step: (lookup(step.side, step.name).home == "field", run_seconds(made([step]))))]
     else:
         fix = _smallest(list(differing), mended)
     return Finding(failing, passing, tuple(fix), made(fix), tuple(suspicions))

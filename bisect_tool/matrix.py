@@ -134,17 +134,19 @@ def _pair(table: Mapping[str, Any], defaults: Mapping[str, Any]) -> ConfigPair:
     _known(table, (*_KEYS, *_TABLES), "[[pair]]")
     name = table.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise BisectError(
+        wrong = BisectError(
             f"name = {name!r} is no name of a pair" if "name" in table else "a pair has no name",
             hint='such as name = "ort-cpu-off": letters, digits, dots, dashes, plus signs, underscores',
         )
+        raise _KeyedError(wrong, wrong.message, "name")
     with _place(f"pair {name!r}"):
         settings = {part: _settings(part, defaults, table) for part in _TABLES}
         expected = _config("torch", settings["expected"])
         actual = _config("onnxruntime", {**settings["actual"], **settings["export"]})
         gating = table.get("gating", defaults.get("gating", "emulate" not in expected.switches))
         if not isinstance(gating, bool):
-            raise BisectError(f"gating = {gating!r} is not true or false")
+            wrong = BisectError(f"gating = {gating!r} is not true or false", hint="without quotes")
+            raise _KeyedError(wrong, wrong.message, "gating")
         # The graph is exported from the model as PyTorch runs it.
         if actual.dtype not in (None, expected.dtype):
             with _place("[pair.actual]", key="actual.dtype"):

@@ -7,6 +7,8 @@ reaches a library.
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,6 +45,13 @@ _MEANT: Mapping[tuple[str, object], str] = {
     ("provider", "TensorrtExecutionProvider"): 'set provider = "tensorrt", with device = "cuda"',
 }
 """Hints for values that are meant well, and said elsewhere."""
+
+_SYNONYMS = (
+    frozenset(["float16", "fp16", "half"]),
+    frozenset(["bfloat16", "bf16"]),
+    frozenset(["float32", "fp32", "float", "single"]),
+    frozenset(["float64", "fp64", "double"]),
+)
 
 
 # Looking up and checking
@@ -103,10 +112,18 @@ def check(side: str, name: str, value: object, *, passes: Iterable[str] | None =
     if not fits and (name, value) in _MEANT:
         raise BisectError(f"{name} = {literal(value)}: {switch.side} knows no such value", hint=_MEANT[name, value])
     if not fits:
-        near = nearest(value, [str(choice) for choice in values.choices]) if isinstance(value, str) else []
+        near = _meant(switch, value) if isinstance(value, str) else []
         hint = f"did you mean {literal(near[0])}? valid: {values}" if near else f"valid: {values}"
         raise BisectError(f"{name} = {literal(value)}: {switch.side} knows no such value", hint=hint)
     return switch
+
+
+def _meant(switch: Switch, value: str) -> list[str]:
+    """Values that a wrong one may stand for: by another name of it, by the library's own, or by one that comes near."""
+    choices = [str(choice) for choice in switch.values.choices]
+    same = [c for c in choices if any({c, value.lower()} <= group for group in _SYNONYMS)]
+    own = [str(choice) for choice, text in switch.spelling.items() if text == value and str(choice) in choices]
+    return same or own or nearest(value, choices)
 
 
 def check_passes(names: Iterable[str], known: Iterable[str] | None = None) -> None:
@@ -272,6 +289,8 @@ class Step:
         name: of the switch.
         before, after: its values; ``None``: not set.
         title: of the switch.
+        along: another switch of the side that goes with it wherever it is set at all: one flag of the library stands
+            for both, and says nothing while they differ.
     """
 
     side: str
@@ -279,6 +298,7 @@ class Step:
     before: Value | None
     after: Value | None
     title: str
+    along: str | None = None
 
     def code(self, device: str = "cpu") -> str | None:
         """The line of Python that makes this step; ``None`` where it only leaves something unset."""
@@ -312,7 +332,20 @@ def steps(start: ConfigPair, goal: ConfigPair) -> tuple[Step, ...]:
         for side, name in _TABLE:
             if side in _sides(before.backend) and old.get(name) != new.get(name):
                 found.append(Step(side, name, old.get(name), new.get(name), title_of(side, name)))
+        if before.backend == "torch":
+            found = _joined(found, old, new)
     return tuple(found)
+
+
+_CONV, _RNN = "cudnn_conv_tf32", "cudnn_rnn_tf32"
+
+
+def _joined(found: list[Step], old: Mapping[str, Value], new: Mapping[str, Value]) -> list[Step]:
+    """Convolutions and recurrences as one step of cuDNN's TF32, unless they are set apart."""
+    if all(each.get(_RNN, each.get(_CONV)) == each.get(_CONV) for each in (old, new)):
+        found = [step for step in found if step.name != _RNN]
+        return [replace(step, title="TF32 in cuDNN", along=_RNN) if step.name == _CONV else step for step in found]
+    return found
 
 
 def title_of(side: str, name: str) -> str:
@@ -336,6 +369,8 @@ def take(pair: ConfigPair, chosen: Iterable[Step], *, back: bool = False) -> Con
         value = step.before if back else step.after
         if step.side == "torch":
             expected = with_setting(expected, step.name, value)
+            if step.along is not None and step.along in expected.switches:
+                expected = with_setting(expected, step.along, value)
         else:
             actual = with_setting(actual, step.name, value)
     return replace(pair, expected=expected, actual=actual)
@@ -368,9 +403,31 @@ def text_of(side: str, name: str, value: Value) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-def code_for(side: str, name: str, value: Value, device: str = "cpu") -> str:
-    """The line of Python that sets a switch by hand, for a model on a device."""
-    return lookup(side, name).code.format(value=repr(value), text=text_of(side, name, value), device=device)
+def code_for(side: str, name: str, value: Value, device: str = "cpu", *, newer: bool | None = None) -> str:
+    """The line of Python that sets a switch by hand, for a model on a device.
+
+    Args:
+        side, name, value: of the switch.
+        device: of the model.
+        newer: as newer versions of the library have it; ``None``: as the installed one does.
+    """
+    switch = lookup(side, name)
+    if switch.newer is not None and (_has_newer(switch.newer.since) if newer is None else newer):
+        return switch.newer.code.format(text=switch.newer.spelling.get(value, value))
+    return switch.code.format(value=repr(value), text=text_of(side, name, value), device=device)
+
+
+def _has_newer(since: str) -> bool:
+    """Whether the installed PyTorch is of a version at least; where there is none, the newest counts."""
+    try:
+        installed = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return True
+    return _version(installed) >= _version(since)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
 
 def nearest(word: str, known: Iterable[str]) -> list[str]:
@@ -414,7 +471,7 @@ def switches_markdown() -> str:
         lines += ["| name | values | default | what it changes | device | since | seen by | set as |"]
         lines += ["|---|---|---|---|---|---|---|---|"]
         lines += [_row(switch) for switch in table]
-        lines += ["", "By hand:", "", "```python", *(_example(switch) for switch in table), "```"]
+        lines += ["", "By hand:", "", "```python", *(line for switch in table for line in _examples(switch)), "```"]
     lines += ["", "## Not in a matrix", "", "These are refused, each for its reason.", ""]
     lines += ["| name | why |", "|---|---|", *(f"| `{name}` | {reason} |" for _, name, reason in NOT_HERE)]
     lines += [
@@ -447,8 +504,8 @@ def _row(switch: Switch) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _example(switch: Switch) -> str:
-    """The switch's line of code with a value that is not the default."""
+def _examples(switch: Switch) -> list[str]:
+    """The switch's lines of code, those of older and newer versions, with a value that is not the default."""
     special: dict[str, Value] = {"opset": 18, "disabled_passes": "ConvBNFusion;GeluFusionL2"}
     value = special.get(switch.name)
     if value is None and switch.values.kind == "flag":
@@ -457,4 +514,8 @@ def _example(switch: Switch) -> str:
         value = next((c for c in switch.values.choices if c != default_of(switch)), switch.values.choices[0])
     elif value is None:
         value = 16 if switch.name == "sdpa_kernel" else max(switch.values.minimum, 1)
-    return code_for(switch.side, switch.name, value)
+    old = code_for(switch.side, switch.name, value, newer=False)
+    if switch.newer is None:
+        return [old]
+    newer = code_for(switch.side, switch.name, value, newer=True)
+    return [f"{newer}  # from torch {switch.newer.since} on", f"{old}  # before"]

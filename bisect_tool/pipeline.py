@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from bisect_tool.align import VALUE_LIMIT, Match, match_values, summarize, trusted
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
+from bisect_tool.backends.costs import ort_cost, torch_cost
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
@@ -26,7 +27,7 @@ from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
-from bisect_tool.backends.preflight import explain_forward_error
+from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
@@ -53,6 +54,7 @@ from bisect_tool.records import (
     OutputKey,
     OutputResult,
     Report,
+    SideCost,
     StageRow,
     Tolerance,
     TorchTrace,
@@ -117,6 +119,7 @@ class Options:
         pairs: configuration pairs to run. Their ``exporter``, ``opset`` and the like say how the given graph was made,
             and ``dtype`` what the given model is in: nothing is exported or converted for them here.
         look: read back what is in effect in ONNX Runtime, its optimised graph too.
+        measure: time plain runs of both sides, after everything else.
         threads: of both sides; 0 is each library's default.
     """
 
@@ -135,6 +138,7 @@ class Options:
     optimizations: tuple[str, ...] = ("off", "all")
     pairs: tuple[ConfigPair, ...] = ()
     look: bool = False
+    measure: bool = False
     threads: int = 0
 
 
@@ -176,6 +180,9 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
             report = comparison.report(timings)
         finally:
             comparison.release()
+        if options.measure:
+            with step("measure", "timing plain runs of both sides"):
+                report = replace(report, configs=tuple(map(comparison.with_costs, report.configs)))
     folded = any(not stage.in_graph for stage in report.alignment.unaligned)
     if options.onnx is None and report.verdict.status == "diverges" and folded and not options.export.keep_stages:
         return _with_kept_stages(report, case, options, progress)
@@ -325,6 +332,20 @@ class _Bisection:
         self.chained.clear()
         self.untouched.clear()
         self.reference = None
+
+    def with_costs(self, run: ConfigRun) -> ConfigRun:
+        """A configuration with what plain runs of its sides cost; call it when all else is done and freed."""
+        if run.status not in ("agrees", "diverges"):
+            return run
+        expected: SideCost | None = None
+        actual: SideCost | None = None
+        # What only serves the cost decides nothing: a side that does not run once more has none.
+        if "emulate" not in run.expected.switches:  # emulation costs what no GPU would
+            with contextlib.suppress(Exception):
+                expected = torch_cost(self.case.module, self.case.args, self.case.kwargs, run.expected)
+        with contextlib.suppress(Exception):
+            actual = ort_cost(self.program, run.actual, self.feeds)
+        return replace(run, expected_cost=expected, actual_cost=actual)
 
     # -- configurations -----------------------------------------------------------------------------------------------
 
@@ -496,12 +517,12 @@ class _Bisection:
             before(run.recorder)
             return run, {"device": "cpu", "threads": torch.get_num_threads()}, self._start(run)
         module, args, kwargs = placed(module, args, kwargs, config)
+        require_one_device(module, args, kwargs, config.device)
         layout = layout_in_effect(module, args, kwargs, config)
         with applied(config) as effective:
             run = TorchRun(module, args, kwargs, on_value, every_op=self.options.level == "op")
             before(run.recorder)
-            outputs = self._start(run)
-            return run, {**effective, **layout}, outputs
+            return run, {**effective, **layout}, self._start(run)
 
     def _start(self, run: TorchRun) -> list[tuple[OutputKey, Array]]:
         """Runs the model; its outputs."""
@@ -510,7 +531,8 @@ class _Bisection:
         except BisectError:
             raise
         except Exception as error:  # anything may come out of a user's forward
-            raise explain_forward_error(error, self.case.module, self.case.args, self.case.kwargs) from error
+            # What ran may be a copy of the case's model: paths are those of its own modules.
+            raise explain_forward_error(error, run.module, run.args, run.kwargs) from error
         return [(key, to_numpy(tensor).copy()) for key, tensor in flatten_tensors(output)]
 
     def _bind_outputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:

@@ -485,7 +485,8 @@ class Hypothesis:
         tried: the run that is the failing pair with this switch alone set otherwise.
         error_before, error_after: of the failing pair, and of ``tried``.
         error_passing, error_back: of the passing pair, and of the passing pair with the failing one's value.
-        time_cost: of ``tried``, relative to the failing pair: 0.04 is 4 % more.
+        time_cost: of the sides that the switch changes, in ``tried`` relative to the failing pair: 0.04 is 4 % more,
+            0 no difference beyond the spread of the repeats.
         conclusion: ``culprit``: in the smallest set of switches that removes the divergence; ``contributes``: changes
             whether a pair agrees, and is not in that set; ``ruled out``: changes it neither way; ``no answer``.
     """
@@ -541,6 +542,22 @@ class OutputResult:
 
 
 @dataclass(frozen=True, slots=True)
+class SideCost:
+    """What one run of one side costs, apart from everything that is done to look into it.
+
+    Attributes:
+        seconds: of one run, the median of ``repeats`` after a warm-up. fastest, slowest: their range.
+        device_mb: peak memory on the GPU, in MB; ``None`` on the CPU.
+    """
+
+    seconds: float
+    fastest: float
+    slowest: float
+    repeats: int
+    device_mb: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigRun:
     """What became of one configuration pair.
 
@@ -548,7 +565,9 @@ class ConfigRun:
         effective: what was read back after the run (node counts of the optimised graph, providers, threads).
         observer_effect: relative L2 difference of the final outputs, exposed against untouched; the largest of them.
         outputs: final outputs of the *untouched* graph against PyTorch; the verdict of the pair rests on them.
-        seconds: wall time of the pair's own runs. peak_rss_mb: of the process so far.
+        seconds: wall time of the pair's own runs, with all that is done to look into them. peak_rss_mb: of the process
+            so far, both sides and the comparison included.
+        expected_cost, actual_cost: of a plain run of either side; ``None`` where it was not measured.
     """
 
     name: str
@@ -562,6 +581,8 @@ class ConfigRun:
     seconds: float
     peak_rss_mb: float
     skipped_reason: str | None = None
+    expected_cost: SideCost | None = None
+    actual_cost: SideCost | None = None
 
 
 @dataclass(frozen=True, slots=True)

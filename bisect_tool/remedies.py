@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bisect_tool.hypotheses import Finding, Suspicion, concerns_given_graph, error_of, mends
+from bisect_tool.hypotheses import Finding, Suspicion, concerns_given_graph, error_of, mends, moved_sides
 from bisect_tool.numerics import Step, code_for, default_of, lookup, text_of
-from bisect_tool.records import Conclusion, ConfigRun, Diagnosis, Hypothesis, RuledOut, Side
+from bisect_tool.records import Conclusion, ConfigRun, Diagnosis, Hypothesis, RuledOut, Side, SideCost, StageRef
 from bisect_tool.switches import Value, literal
 
 CODE = "BD301"
@@ -56,13 +57,34 @@ def describe(
     return [_together(found) for found in alike.values()], list(ruled_out.values()), sides
 
 
-def explored(diagnoses: Sequence[Diagnosis], runs: Sequence[ConfigRun]) -> list[str]:
-    """One line for all that diverges without counting, since nobody asks why something does that was made to."""
-    titles = [diagnosis.title for diagnosis in diagnoses if not diagnosis.gating]
-    names = [run.name for run in runs if run.status == "diverges" and not run.gating]
-    if not titles:
-        return []
-    return [f"explored only, and not counted: {', '.join(names)}; what separates them ({CODE}): {', '.join(titles)}"]
+def explored(findings: Sequence[Finding], runs: Sequence[ConfigRun], worst: Mapping[str, StageRef | None]) -> list[str]:
+    """A few lines for all that diverges without counting, since nobody asks why something does that was made to.
+
+    Args:
+        findings: of all pairs.
+        runs: the matrix's own pairs.
+        worst: by pair where its error comes from.
+    """
+    failing = [run for run in runs if run.status == "diverges"]
+    titles = {_own_name(finding): " and ".join(map(_title, finding.fix)) for finding in findings}
+    groups: dict[str, list[str]] = {}
+    for run in failing:
+        if run.gating:
+            continue
+        origin = worst.get(run.name)
+        same = (other.name for other in failing if other.gating and origin is not None and worst[other.name] == origin)
+        first = next(same, None)
+        if run.name in titles:
+            reason = f"; what separates them ({CODE}): {titles[run.name]}"
+        else:
+            reason = f": same origin as {first}" if first is not None else ": no switch was found that separates them"
+        groups.setdefault(reason, []).append(run.name)
+    return [f"explored only, and not counted: {', '.join(names)}{reason}" for reason, names in groups.items()]
+
+
+def _own_name(finding: Finding) -> str:
+    """The pair of the matrix that a finding is about; a fresh export in place of a given file stands for its pair."""
+    return re.sub(r"-try-[0-9]+$", "", finding.failing.name)
 
 
 def hypotheses(findings: Sequence[Finding]) -> tuple[Hypothesis, ...]:
@@ -82,8 +104,6 @@ def _hypothesis(finding: Finding, suspicion: Suspicion) -> Hypothesis:
         conclusion = "contributes"
     elif suspicion.without is None and suspicion.alone is None:
         conclusion = "no answer"
-    # What emulation costs is no cost of the precision.
-    timed = suspicion.without is not None and failing.seconds and tried.seconds and step.name != "emulate"
     return Hypothesis(
         side=step.side,
         switch=step.name,
@@ -97,7 +117,7 @@ def _hypothesis(finding: Finding, suspicion: Suspicion) -> Hypothesis:
         error_after=suspicion.without,
         error_passing=error_of(finding.passing),
         error_back=suspicion.alone,
-        time_cost=tried.seconds / failing.seconds - 1 if timed else None,
+        time_cost=None if suspicion.without is None else _time_cost(failing, tried, (step,)),
         conclusion=conclusion,
     )
 
@@ -117,16 +137,10 @@ def no_switch(strict: ConfigRun, fresh: ConfigRun | None = None) -> RuledOut:
     return RuledOut(CODE, f"all switches: {NO_SWITCH}", tuple(evidence))
 
 
-_OF_BOTH = frozenset([("torch", "dtype")])
-"""What moves both sides: the graph is exported from the model in the dtype that PyTorch runs it in."""
-
-
 def _side(finding: Finding) -> Side | None:
     """The side that the fix changes, if it is one alone, and if that mends."""
-    if not mends(finding.failing, finding.fixed) or any((step.side, step.name) in _OF_BOTH for step in finding.fix):
-        return None
-    sides: set[Side] = {"expected" if step.side == "torch" else "actual" for step in finding.fix}
-    return sides.pop() if len(sides) == 1 else None
+    sides = moved_sides(finding.fix)
+    return sides[0] if len(sides) == 1 and mends(finding.failing, finding.fixed) else None
 
 
 def _diagnosis(finding: Finding, runs: Sequence[ConfigRun]) -> Diagnosis:
@@ -149,7 +163,7 @@ def _diagnosis(finding: Finding, runs: Sequence[ConfigRun]) -> Diagnosis:
     if emulated:
         evidence.append("emulated on the CPU: says what this precision would do, not that a GPU run used it")
         return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), None, None, failing.gating)
-    mended, cost = mends(failing, fixed), _cost(failing, fixed)
+    mended, cost = mends(failing, fixed), _cost(failing, fixed, finding.fix)
     return Diagnosis(CODE, title, tuple(evidence), "\n".join(lines), mended, cost, failing.gating)
 
 
@@ -231,13 +245,68 @@ def _errors(run: ConfigRun) -> str:
     return f"{run.status}, relative L2 {error:.1e}, largest difference {largest:.2g}"
 
 
-def _cost(failing: ConfigRun, fixed: ConfigRun) -> str | None:
-    if not failing.seconds or not fixed.seconds:
+def _cost(failing: ConfigRun, fixed: ConfigRun, fix: Sequence[Step]) -> str | None:
+    """What a fix costs, side by side as far as it changes them; a percentage only beyond the spread of the repeats."""
+    words = []
+    for side in moved_sides(fix):
+        before, after = _side_cost(failing, side), _side_cost(fixed, side)
+        if before is None or after is None:
+            continue
+        name = "PyTorch" if side == "expected" else "ONNX Runtime"
+        change = _change(before, after)
+        if change:
+            words.append(f"{name} {change:+.0%} time ({milliseconds(before.seconds)} -> {milliseconds(after.seconds)})")
+        else:
+            words.append(f"{name}: no difference in time beyond the spread of {after.repeats} runs")
+        if before.device_mb is not None and after.device_mb is not None:
+            words.append(f"{after.device_mb - before.device_mb:+.0f} MB on the GPU")
+    if words and failing.peak_rss_mb and fixed.peak_rss_mb:
+        words.append(f"{fixed.peak_rss_mb - failing.peak_rss_mb:+.0f} MB peak of the whole process")
+    return ", ".join(words) or None
+
+
+def _time_cost(failing: ConfigRun, tried: ConfigRun, steps: Sequence[Step]) -> float | None:
+    """Relative difference in time of the sides that steps change; 0 within the spread of the repeats."""
+    pairs = [(_side_cost(failing, side), _side_cost(tried, side)) for side in moved_sides(steps)]
+    known = [(before, after) for before, after in pairs if before is not None and after is not None]
+    if not known or len(known) < len(pairs):
         return None
-    time = f"{fixed.seconds / failing.seconds - 1:+.0%} time"
-    if not failing.peak_rss_mb or not fixed.peak_rss_mb:
-        return time
-    return f"{time}, {fixed.peak_rss_mb - failing.peak_rss_mb:+.0f} MB"
+    before, after = (_sum([pair[i] for pair in known]) for i in (0, 1))
+    return _change(before, after)
+
+
+def _side_cost(run: ConfigRun, side: Side) -> SideCost | None:
+    return run.expected_cost if side == "expected" else run.actual_cost
+
+
+def _sum(costs: Sequence[SideCost]) -> SideCost:
+    return SideCost(
+        sum(cost.seconds for cost in costs),
+        sum(cost.fastest for cost in costs),
+        sum(cost.slowest for cost in costs),
+        min(cost.repeats for cost in costs),
+        None,
+    )
+
+
+_LEAST_CHANGE = 0.05
+"""Two processes differ by as much, however little the repeats in each of them do."""
+
+
+def _change(before: SideCost, after: SideCost) -> float:
+    """Relative difference in time; 0 where the repeats alone differ by as much, or the processes may."""
+    spread = max(before.slowest - before.fastest, after.slowest - after.fastest)
+    difference = after.seconds - before.seconds
+    if abs(difference) <= max(spread, _LEAST_CHANGE * before.seconds):
+        return 0.0
+    return difference / before.seconds
+
+
+def milliseconds(seconds: float) -> str:
+    """``0.35 ms``, ``12 ms``, ``3.1 s``."""
+    if seconds >= 1:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    return f"{seconds * 1e3:.2g} ms" if seconds < 9.95e-3 else f"{seconds * 1e3:.0f} ms"
 
 
 def _ruled_out(finding: Finding, suspicion: Suspicion) -> RuledOut:

@@ -51,6 +51,15 @@ def literal(value: object) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Newer:
+    """The Python that sets a switch from a version of its library on."""
+
+    since: str
+    code: str
+    spelling: Mapping[Value, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Switch:
     """One thing that can be set on one side and may change a number.
 
@@ -68,6 +77,7 @@ class Switch:
         since: first version of the side's library that has it; ``None``: all supported ones.
         sticky: needs a process of its own, since it is read once or stays with the process.
         spelling: of values that the library spells otherwise.
+        newer: what sets it in newer versions of the library, with ``{text}``; ``None``: ``code`` does.
     """
 
     name: str
@@ -83,6 +93,7 @@ class Switch:
     since: str | None = None
     sticky: bool = False
     spelling: Mapping[Value, str] = field(default_factory=dict, hash=False)
+    newer: Newer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +200,12 @@ def _export(
     )
 
 
+def _fp32_precision(*paths: str) -> Newer:
+    """What torch 2.9 has in place of ``allow_tf32``; mixing the two raises."""
+    assigned = " = ".join(f"torch.backends.{path}.fp32_precision" for path in paths)
+    return Newer("2.9", f'{assigned} = "{{text}}"', {True: "tf32", False: "ieee"})
+
+
 _DEVICE = _choice("cpu", "cuda")
 _DTYPE = _choice("float32", "float16", "bfloat16", "float64")
 _TF32_OVERRIDE = "0 takes TF32 away from every NVIDIA library of the process, whatever the flags say; 1 forces it"
@@ -210,13 +227,17 @@ TORCH: tuple[Switch, ...] = (
            "torch.set_num_threads({value})", home="field", read_back="`torch.get_num_threads()`"),
     _cuda("matmul_tf32", "TF32 in matrix multiplication", "false",
           "float32 operands of matrix products are rounded to 10 mantissa bits",
-          _MATMUL + "allow_tf32 = {value}", read_back="the flag, and a product whose result tells"),
+          _MATMUL + "allow_tf32 = {value}", read_back="the flag, and a product whose result tells",
+          newer=_fp32_precision("cuda.matmul")),
     _cuda("cudnn_conv_tf32", "TF32 in cuDNN convolutions", "true",
-          "float32 operands of cuDNN convolutions are rounded to 10 mantissa bits",
-          "torch.backends.cudnn.allow_tf32 = {value}", read_back="the flag, and a convolution whose result tells"),
+          "float32 operands of cuDNN convolutions are rounded to 10 mantissa bits; recurrences follow where"
+          " cudnn_rnn_tf32 is not set",
+          "torch.backends.cudnn.allow_tf32 = {value}", read_back="the flag, and a convolution whose result tells",
+          newer=_fp32_precision("cudnn.conv", "cudnn.rnn")),
     _cuda("cudnn_rnn_tf32", "TF32 in cuDNN recurrences", "true",
-          "the same for LSTM, GRU and RNN; apart from convolutions only since torch 2.9 (cudnn.rnn.fp32_precision)",
-          "torch.backends.cudnn.allow_tf32 = {value}"),
+          "the same for LSTM, GRU and RNN; apart from convolutions only since torch 2.9, where code that reads the one old"
+          " flag (cudnn.allow_tf32, cudnn.flags) then raises",
+          "torch.backends.cudnn.allow_tf32 = {value}", newer=_fp32_precision("cudnn.rnn")),
     _cuda("cudnn_enabled", "cuDNN", "true", "false: PyTorch's own convolutions, normalisations and recurrences",
           "torch.backends.cudnn.enabled = {value}"),
     _cuda("cudnn_deterministic", "deterministic cuDNN algorithms", "false",
@@ -355,6 +376,9 @@ ONNXRUNTIME: tuple[Switch, ...] = (
     _session("session.qdq_matmulnbits_accuracy_level", "precision inside 4-bit products", "4",
              "what activations are rounded to in products with block-quantised weights: 0 and 1 float32, 2 float16,"
              " 3 bfloat16, 4 int8", values=_integer(0, 4)),
+    _session("session.enable_dq_matmulnbits_fusion", "products with few-bit weights from their parts", "false",
+             "DequantizeLinear of block-quantised weights with its product becomes one product, which rounds activations",
+             GRAPH, since="1.31"),
     _session("mlas.use_lut_gemm", "products from tables", "false",
              "products with 2-bit weights are looked up, with activations in 8 bits", devices=("cpu",), since="1.24"),
     _session("mlas.qnbit.force_fp32", "float32 inside products of few bits", "false",
@@ -365,6 +389,13 @@ ONNXRUNTIME: tuple[Switch, ...] = (
     _session("ep.cuda.enable_gemm_auto_tune", "choice of matrix kernels by measuring", "false",
              "true: a product takes the kernel that measured fastest, which may differ from run to run",
              devices=("cuda",), since="1.31"),
+    _session("ep.cuda.fpa_intb_gemm", "kernels of few-bit weights on CUDA", "0",
+             "sum of 1 all, 2 products with a vector, 4 with 4-bit weights, 8 with 8-bit weights: other kernels for"
+             " float16 and bfloat16 products with block-quantised weights", devices=("cuda",), values=_integer(0, 15),
+             since="1.31"),
+    _session("mlas.nchwc_depthwise_sliding", "sliding kernels of depthwise convolutions", "the library's own choice",
+             "which kernel computes a depthwise convolution, and so the order of its sums", devices=("cpu",),
+             since="1.31"),
     _session("mlas.enable_gemm_fastmath_arm64_bfloat16", "bfloat16 inside float32 products", "false",
              "operands of float32 matrix products are rounded to bfloat16; 64-bit Arm only", devices=("cpu",)),
     _session("mlas.nchwc_pointwise_conv_max_input_channel_batch", "channels of a 1x1 convolution in one go",
@@ -405,8 +436,12 @@ ONNXRUNTIME: tuple[Switch, ...] = (
             ("ORT_DISABLE_FUSED_ATTENTION", "TensorRT's fused attention", "true: none of it"),
             ("ORT_DISABLE_TRT_FLASH_ATTENTION", "TensorRT's flash attention", "true: none of it"),
             ("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "cuDNN's flash attention", "true: cuDNN's kernel is taken"),
+            ("ORT_CUDA_GEMM_AUTO_TUNE", "choice of matrix kernels by measuring",
+             "true: as ep.cuda.enable_gemm_auto_tune, for all sessions of the process"),
         )
     ),
+    _env("onnxruntime", "ORT_MLAS_QKGEMM_S8_APPROX_VNNI", "approximate 8-bit products with few-bit weights", FLAG,
+         "true: sums of 8-bit products may be approximated on processors with VNNI", "cpu"),
 )
 
 EXPORT: tuple[Switch, ...] = (
@@ -416,13 +451,20 @@ EXPORT: tuple[Switch, ...] = (
             "version of the operators; from 20 on GELU is one operator, which enable_gelu_approximation leaves alone",
             "the opset in the file", "opset_version={value}"),
     _export("constant_folding", "constant folding at export", FLAG, "true",
-            "constants are computed ahead, BatchNorm goes into its convolution; with dynamo all of its optimisation",
+            "constants are computed ahead; with dynamo this is all of its optimisation. Without it neither exporter folds"
+            " BatchNorm",
             "nodes of the exported graph", "optimize={value}"),
+    _export("batchnorm_folding", "folding of BatchNorm at export", FLAG, "true",
+            "BatchNorm goes into the convolution or product before it. dynamo has no argument for it: onnxscript's rules"
+            " are left out; by hand optimize=False leaves all of them out",
+            "nodes of the exported graph", "training=torch.onnx.TrainingMode.{text}", home="export",
+            spelling={True: "EVAL", False: "PRESERVE"}),
     _export("keep_stages", "stages kept apart", FLAG, "false",
-            "normalisations stay apart from the convolutions before them; not what gets deployed",
+            "neither constants nor BatchNorm are folded, and nothing else is optimised; not what gets deployed",
             "nodes of the exported graph", "optimize=False", home="export"),
     _export("dynamic_shapes", "dynamic shapes", FLAG, "false",
-            "the first dimension of the inputs has no fixed size in the graph",
+            "sizes of the inputs are not fixed in the graph: with dynamo all dimensions that the model allows for,"
+            " with torchscript the first",
             "sizes of the session's inputs that are not fixed", "dynamic_shapes=...", home="export"),
 )
 
@@ -512,6 +554,12 @@ NOT_HERE: tuple[tuple[str, str, str], ...] = (
      "records the same kernels once and replays them; it needs inputs and outputs that stay at one address"),
     ("onnxruntime", "ORT_LOAD_CONFIG_FROM_MODEL",
      "lets the file's metadata set any option: what a pair asks for would no longer be what it has"),
+    *(
+        ("torch", f"allow_{dtype}_reduced_precision_reduction_split_k",
+         f"PyTorch 2.13 refuses to set it alone: it can only be off together with {dtype}_reduced_precision_reduction,"
+         " as the second of two values")
+        for dtype in ("fp16", "bf16")
+    ),
 )
 """Side, name and reason of switches that have a name elsewhere, and that no pair can set."""
 

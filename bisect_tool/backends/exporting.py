@@ -33,15 +33,17 @@ class ExportSettings:
     Attributes:
         exporter: ``dynamo`` (through ``torch.export``) or ``torchscript``.
         opset: ``None`` for the exporter's own default.
-        constant_folding: for ``dynamo`` this is all of its graph optimisation.
-        keep_stages: keep normalisations apart from the convolutions before them; not what gets deployed, but what shows
-            every stage.
+        constant_folding: compute constants ahead; for ``dynamo`` this is all of its graph optimisation. Without it
+            neither exporter folds BatchNorm.
+        batchnorm_folding: let BatchNorm go into the convolution or the matrix product before it.
+        keep_stages: neither of the two, and no other optimisation: not what gets deployed, but what shows every stage.
         dynamic_shapes: let every axis of the inputs vary where the exporter can (``dynamo``), or their first axis.
     """
 
     exporter: Exporter = "dynamo"
     opset: int | None = None
     constant_folding: bool = True
+    batchnorm_folding: bool = True
     keep_stages: bool = False
     dynamic_shapes: bool = False
 
@@ -54,12 +56,13 @@ def export_onnx(
     Raises:
         BisectError: the exporter failed; its reason is in the message, its whole output in a log file that is named.
     """
+    rules = contextlib.nullcontext() if settings.batchnorm_folding else _without_batchnorm_fusion()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         try:
             # In the grad mode that users export in: without gradients nn.TransformerEncoder takes a path of its own,
             # which one of the exporters does not know.
             if settings.exporter == "dynamo":
-                with _captured(log), _plain_outputs(module, {}), torch.enable_grad():
+                with _captured(log), _plain_outputs(module, {}), torch.enable_grad(), rules:
                     _export_dynamo(module, args, kwargs, path, settings)
             else:
                 # This exporter would make inputs of numbers and flags, which dynamo takes for constants.
@@ -67,6 +70,8 @@ def export_onnx(
                 tensors = {name: value for name, value in kwargs.items() if name not in constants}
                 with _captured(log), _plain_outputs(module, constants), torch.enable_grad():
                     _export_torchscript(module, args, tensors, path, settings)
+        except BisectError:
+            raise
         except Exception as error:  # exporters raise whatever they come across
             log.seek(0)
             raise _export_error(error, log.read(), settings) from error
@@ -103,11 +108,35 @@ def _export_torchscript(
         dynamo=False,
         opset_version=settings.opset,
         do_constant_folding=settings.constant_folding and not settings.keep_stages,
-        # In eval mode this exporter folds BatchNorm whatever is asked for; PRESERVE takes the module's mode and does not.
-        training=torch.onnx.TrainingMode.PRESERVE if settings.keep_stages else torch.onnx.TrainingMode.EVAL,
+        # With EVAL folding constants folds BatchNorm too; PRESERVE takes the module's mode, which is the same, and does not.
+        training=torch.onnx.TrainingMode.EVAL
+        if settings.batchnorm_folding and not settings.keep_stages
+        else torch.onnx.TrainingMode.PRESERVE,
         input_names=names,
         dynamic_axes={name: {0: f"{name}_axis"} for name in names or ()} if settings.dynamic_shapes else None,
     )
+
+
+@contextlib.contextmanager
+def _without_batchnorm_fusion() -> Iterator[None]:
+    """Leaves BatchNorm's rules out of onnxscript's optimiser, which has one list of rules and no switch for any.
+
+    Raises:
+        BisectError: this version keeps its rules elsewhere.
+    """
+    from onnxscript import __version__, rewriter
+
+    rules = getattr(rewriter, "_DEFAULT_REWRITE_RULES", None)
+    if rules is None:
+        raise BisectError(
+            f"batchnorm_folding = false: onnxscript {__version__} does not let its optimiser be told",
+            hint='take exporter = "torchscript", or constant_folding = false, which leaves out all optimisation',
+        )
+    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if "BatchNorm" not in str(rule.name))
+    try:
+        yield
+    finally:
+        rewriter._DEFAULT_REWRITE_RULES = rules
 
 
 def _all_axes_vary(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

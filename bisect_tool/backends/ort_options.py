@@ -453,13 +453,20 @@ def without_effect(config: NumericConfig, optimized: Path, make: Callable[[Numer
     return found
 
 
-def _form(path: Path) -> list[tuple[str, int, int, bytes]]:
-    """A graph's nodes, apart from the names in it, which may change from one session to the next."""
+def _form(path: Path) -> list[tuple[str, int, int, tuple[bytes, ...]]]:
+    """A graph's nodes, apart from the names in it and from the order in the file and of attributes: all of these change
+    from one session to the next.
+    """
     model = onnx.load(os.fspath(path), load_external_data=False)
-    return [
-        (f"{n.domain}.{n.op_type}", len(n.input), len(n.output), b"".join(a.SerializeToString() for a in n.attribute))
+    return sorted(
+        (
+            f"{n.domain}.{n.op_type}",
+            len(n.input),
+            len(n.output),
+            tuple(sorted(a.SerializeToString(deterministic=True) for a in n.attribute)),
+        )
         for n in model.graph.node
-    ]
+    )
 
 
 def confirm(session: Any, config: NumericConfig) -> None:

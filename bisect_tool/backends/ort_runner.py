@@ -61,6 +61,7 @@ def make_session(
     placement: bool = False,
     optimized: Path | None = None,
     profile: Path | None = None,
+    as_deployed: bool = False,
 ) -> ort.InferenceSession:
     """A session as the configuration wants it, with memory given back after each run and no threads that wait in a loop
     beside PyTorch's own.
@@ -72,6 +73,7 @@ def make_session(
         placement: have the session remember which provider runs which node.
         optimized: where to write the graph as it is after optimisation.
         profile: how the name of a profile begins; ``session.end_profiling()`` writes it.
+        as_deployed: leave memory and waiting threads as ONNX Runtime has them.
 
     Raises:
         InconclusiveError: ONNX Runtime refuses the model, or the configuration cannot be had here; the reason is in the
@@ -80,9 +82,10 @@ def make_session(
     options = ort.SessionOptions()
     # Errors come as exceptions.
     options.log_severity_level = 4
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not as_deployed:
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights_folder)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)

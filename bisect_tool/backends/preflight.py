@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from bisect_tool.backends.files import reason_of, some
 from bisect_tool.backends.samples import describe_inputs
-from bisect_tool.errors import BisectError
+from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.recorder import dtype_name, flatten_tensors
 
 _LISTED = 5
@@ -52,6 +52,33 @@ def preflight(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
         *_non_finite(module),
     ]
     return sorted(findings, key=lambda finding: finding.severity != "error")
+
+
+def require_one_device(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], device: str) -> None:
+    """Does nothing if all tensors of a run are where it is to be.
+
+    What is neither parameter nor buffer stays behind when a model moves.
+
+    Args:
+        module, args, kwargs: after they were moved.
+        device: where to.
+
+    Raises:
+        InconclusiveError: some tensors are elsewhere; they are named.
+    """
+    weights = [*module.named_parameters(), *module.named_buffers()]
+    usable = [(name, tensor) for name, tensor in weights if not torch.nn.parameter.is_lazy(tensor)]
+    elsewhere: dict[str, list[str]] = {}
+    for name, tensor in [*usable, *_plain_attributes(module)[0], *_named_inputs(args, kwargs)]:
+        # Torch lets a bare number on the CPU take part anywhere.
+        if tensor.device.type != device and (tensor.ndim or tensor.device.type != "cpu"):
+            elsewhere.setdefault(str(tensor.device), []).append(name)
+    if elsewhere:
+        listed = "; ".join(f"on {where}: {some(names)}" for where, names in sorted(elsewhere.items()))
+        raise InconclusiveError(
+            f"the model was moved to {device}, and tensors stay behind ({listed})",
+            hint="make them buffers, register_buffer(..., persistent=False), so that model.to(device) reaches them",
+        )
 
 
 def explain_forward_error(

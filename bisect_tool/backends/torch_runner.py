@@ -129,21 +129,21 @@ class TorchRun:
         every_op: bool = False,
         tape: bool = False,
     ):
-        self._module = module
-        self._args = args
-        self._kwargs = kwargs
+        self.module = module
+        self.args = args
+        self.kwargs = kwargs
         self.recorder: Recorder = Recorder(module, on_value, every_op, tape)
         self.every_op = every_op
 
     def start(self) -> Any:
         """Runs the model without gradients, as in deployment. Returns its output."""
         with torch.no_grad(), self.recorder:
-            return self.recorder.run(*self._args, **self._kwargs)
+            return self.recorder.run(*self.args, **self.kwargs)
 
     @property
     def trace(self) -> TorchTrace:
-        first = {id(child): path for path, child in self._module.named_modules()}
-        paths = {path: first[id(child)] for path, child in self._module.named_modules(remove_duplicate=False)}
+        first = {id(child): path for path, child in self.module.named_modules()}
+        paths = {path: first[id(child)] for path, child in self.module.named_modules(remove_duplicate=False)}
         return build_trace(self.recorder.trace, paths, every_op=self.every_op)
 
 

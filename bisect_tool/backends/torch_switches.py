@@ -462,11 +462,19 @@ def _set_flag(name: str, value: Value, config: NumericConfig) -> None:
     flag = _FLAGS[name]
     if name == "sdpa_kernel" and config.device == "cpu" and value in ("efficient_attention", "cudnn_attention"):
         raise InconclusiveError(f"the CPU has no attention kernel {value}", hint="it has math and flash_attention")
+    if name == "float32_matmul_precision" and flag.read() is None:
+        raise InconclusiveError(
+            "float32_matmul_precision cannot be set: fp32_precision was set in this process before, and PyTorch"
+            f" {torch.__version__} refuses to mix the two",
+            hint="set matmul_tf32 or mkldnn_matmul_fp32_precision in its place",
+        )
     if flag.read() is None:
         raise InconclusiveError(f"PyTorch {torch.__version__} has no switch {name}", hint="leave it out")
     if name in _CUDNN_TF32:
-        # Both of them, once for each.
+        # Both of them, once for each. One old flag stands for both: where nothing is said about recurrences they follow.
         wanted = {_CUDNN_TF32[key]: bool(config.switches[key]) for key in _CUDNN_TF32 if key in config.switches}
+        if "conv" in wanted:
+            wanted.setdefault("rnn", wanted["conv"])
         if not _has_fp32_precision() and len(set(wanted.values())) > 1:
             raise InconclusiveError(
                 f"PyTorch {torch.__version__} has one flag for TF32 in convolutions and in recurrences",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -241,6 +242,11 @@ def remedy_code(diagnosis: Diagnosis) -> tuple[str, ...] | None:
     return lines if len(lines) > 1 or (lines and diagnosis.code.startswith(_SWITCH_CODES)) else None
 
 
+def is_emulation(diagnosis: Diagnosis) -> bool:
+    """Whether a switch is blamed that only emulates what a GPU would do."""
+    return "-emulated" in diagnosis.title
+
+
 HEAT_LEVELS = 8
 """Shades of the heat table, from an error of 1e-7 and less to 1 and more."""
 
@@ -260,6 +266,22 @@ def heat_level(rel_l2: float) -> int:
 def rel_limit(tolerance: Tolerance, dtype: str) -> float | None:
     """The limit on the relative L2 error of a stage, where the tolerance is of that form."""
     return tolerance.rel_l2.get(dtype) if tolerance.rel_l2 else None
+
+
+def dtypes_under(report: Report, config: str | None, rows: Sequence[StageRow]) -> list[str]:
+    """Dtypes of rows as they are under a configuration, each of them once.
+
+    Rows of a matrix are those of one pair; another one may run the model in another precision, or parts of it.
+    """
+    found = Counter(row.dtype for row in rows)
+    run = next((run for run in report.configs if run.name == config), None)
+    if run is None or not is_matrix(report):
+        return sorted(found)
+    usual = max((dtype for dtype in found if "float" in dtype), key=lambda dtype: found[dtype], default=None)
+    own = run.expected.dtype or usual
+    names = {own if dtype == usual and own is not None else dtype for dtype in found}
+    autocast = run.expected.switches.get("autocast", "off")
+    return sorted(names if autocast == "off" else {*names, str(autocast)})
 
 
 def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = ()) -> str:
@@ -321,9 +343,22 @@ def made_text(made: Sequence[tuple[StageRef, float]]) -> str:
     return f"of the final error {', '.join(parts)}"
 
 
-def seconds_text(seconds: float) -> str:
-    """``0.35 s``, ``12 s``."""
-    return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.0f} s"
+def run_seconds(run: ConfigRun) -> float | None:
+    """One plain run of either side, together; ``None`` where one of them was not measured."""
+    if run.expected_cost is None or run.actual_cost is None:
+        return None
+    return run.expected_cost.seconds + run.actual_cost.seconds
+
+
+def run_time_text(run: ConfigRun) -> str:
+    """``0.35 ms``, ``12 ms``, ``3.1 s``; ``-`` where it was not measured."""
+    seconds = run_seconds(run)
+    if seconds is None:
+        return "-"
+    value, unit = (seconds, "s") if seconds >= 0.995 else (seconds * 1e3, "ms")
+    return (
+        f"{value:.0f} {unit}" if value >= 9.95 else f"{value:.1f} {unit}" if value >= 0.995 else f"{value:.2f} {unit}"
+    )
 
 
 def plural(count: int, noun: str) -> str:

@@ -207,6 +207,6 @@ def hypothesis_cells(item: Hypothesis) -> tuple[str, ...]:
         item.failing,
         f"{sci(item.error_before)} -> {sci(item.error_after)}",
         f"{sci(item.error_passing)} -> {sci(item.error_back)}",
-        "-" if item.time_cost is None else f"{item.time_cost:+.0%}",
+        "-" if item.time_cost is None else f"{item.time_cost:+.0%}" if item.time_cost else "same",
         item.conclusion,
     )

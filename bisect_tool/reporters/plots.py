@@ -118,7 +118,8 @@ def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | 
     results = [row.results.get(config or "") for row in rows]
     total = _series([result.total.rel_l2 if result else None for result in results])
     local = _series([common.local_rel(result) if result else None for result in results])
-    limits = [common.rel_limit(report.tolerance, row.dtype) for row in rows]
+    dtypes = [common.dtypes_under(report, config, [row]) for row in rows]
+    limits = [max((common.rel_limit(report.tolerance, dtype) or 0.0 for dtype in names), default=0) for names in dtypes]
     low, high = _range([*total.line, *local.line, *(limit for limit in limits if limit)])
     size = _marker_size(len(rows))
     if any(limits):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import IO, Literal
 
 from rich.console import Console
@@ -169,7 +169,8 @@ def _pairs(page: Page, report: Report, all_pairs: bool) -> None:
     words = {
         "rel-L2": "of the worst stage",
         "output": "of the final outputs",
-        "memory": "the peak of the pair's process",
+        "time": "of one plain run of both sides",
+        "memory": "the peak of the pair's process, comparison included",
     }
     legend = "; ".join(f"{title}: {text}" for title, text in words.items() if title in columns)
     if legend:
@@ -229,7 +230,7 @@ def _pair_row(report: Report, run: ConfigRun, requested: str) -> Row:
         "output": common.sci(output.total.rel_l2 if output else None),
         "first divergence": common.first_divergence(report, run) or "-",
         "verdict": common.STATUSES[run.status],
-        "time": common.seconds_text(run.seconds),
+        "time": common.run_time_text(run),
         "memory": f"{run.peak_rss_mb:.0f} MB",
     }
     style = "bold" if run.status == "diverges" else ""
@@ -272,7 +273,7 @@ def _stages(
 ) -> list[str]:
     first = common.first_ref(report, config)
     origins = common.origin_refs(report, config)
-    tolerance = common.tolerance_text(report.tolerance, sorted({row.dtype for row in rows}))
+    tolerance = common.tolerance_text(report.tolerance, common.dtypes_under(report, config, rows))
     page.line((f"{title} under {config}" if config is not None else title, "bold"))
     page.prose(f"tolerance: {tolerance}", style="dim")
     if not all_stages:
@@ -281,6 +282,9 @@ def _stages(
     keep = range(len(rows)) if all_stages else _interesting(rows, config, first, _shown_origins(report, config))
     with_noise = any(r.noise_ratio is not None for row in rows if (r := _result(row, config)))
     with_share = page.width >= SHARES_FROM and common.shows_shares(report, config)
+    with_amplification = common.is_matrix(report) and any(
+        result.amplification is not None for row in rows if (result := _result(row, config))
+    )
     columns = (
         Column("  "),  # the marks; as wide without any, so that sub-headers stand over their rows
         Column("stage", minimum=20 if page.width < 100 else 36),
@@ -292,10 +296,21 @@ def _stages(
         Column("local", right=True),
         *((Column("made here", right=True, drop=7),) if with_share else ()),
         Column("growth", right=True, drop=2),
+        *((Column("amplified", right=True, drop=4),) if with_amplification else ()),
         *((Column("noise", right=True, drop=6),) if with_noise else ()),
         Column(""),
     )
-    return page.table(columns, list(_entries(rows, set(keep), config, first, origins, with_noise, with_share)))
+    extra = _Extra(with_noise, with_share, with_amplification)
+    return page.table(columns, list(_entries(rows, set(keep), config, first, origins, extra)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Extra:
+    """Columns that not every table has."""
+
+    noise: bool
+    share: bool
+    amplification: bool
 
 
 def _result(row: StageRow, config: str | None) -> Comparison | None:
@@ -332,8 +347,7 @@ def _entries(
     config: str | None,
     first: StageRef | None,
     origins: frozenset[StageRef],
-    with_noise: bool,
-    with_share: bool,
+    extra: _Extra,
 ) -> Iterator[Row | Span]:
     group = ""
     left_out: list[StageRow] = []
@@ -348,7 +362,7 @@ def _entries(
             group = row.group
             if group:  # rows of the model itself stand where sub-headers do, and need none
                 yield Span(f"    {common.printable(group)}")
-        yield _stage_row(row, _result(row, config), first, origins, with_noise, with_share)
+        yield _stage_row(row, _result(row, config), first, origins, extra)
     if left_out:
         yield Span(_left_out_text(left_out, config))
 
@@ -369,8 +383,7 @@ def _stage_row(
     result: Comparison | None,
     first: StageRef | None,
     origins: frozenset[StageRef],
-    with_noise: bool,
-    with_share: bool,
+    extra: _Extra,
 ) -> Row:
     judgement: Literal["pass", "fail", "not compared"] = result.judgement if result else "not compared"
     mark = (">" if row.ref == first else "") + ("*" if row.ref in origins else "")
@@ -380,10 +393,11 @@ def _stage_row(
         common.sci(total.mean_abs if total else None),
         common.sci(total.rel_l2 if total else None),
         common.sci(common.local_rel(result) if result else None),
-        *((common.share_text(result.share if result else None),) if with_share else ()),
+        *((common.share_text(result.share if result else None),) if extra.share else ()),
         common.ratio(result.growth if result else None),
+        *((common.ratio(result.amplification if result else None),) if extra.amplification else ()),
     ]
-    if with_noise:
+    if extra.noise:
         numbers.append(common.ratio(result.noise_ratio if result else None))
     indent = "  " if row.group else ""
     cells = (mark, indent + _label(row), row.type, common.shape_text(row.shape), *numbers, common.JUDGEMENTS[judgement])
@@ -427,6 +441,8 @@ def _legend(page: Page, report: Report, config: str | None, columns: Sequence[st
         words.append("made here: share of the final error")
     if "growth" in columns:
         words.append("growth: out / in")
+    if "amplified" in columns:
+        words.append("amplified: handed on / in")
     if "noise" in columns:
         words.append("noise: local / noise floor")
     for parts in (marks, words):
@@ -480,6 +496,9 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
     for diagnosis in (each for each in verdict.diagnoses if each.gating):
         page.line()
         _diagnosis(page, diagnosis)
+    for diagnosis in (each for each in verdict.diagnoses if common.is_emulation(each) and not each.gating):
+        page.line()
+        _lines_for_a_gpu(page, diagnosis)
     if verdict.hypotheses:
         page.line()
         _hypotheses(page, report)
@@ -566,6 +585,14 @@ def _hypotheses(page: Page, report: Report) -> None:
         ],
         indent=2,
     )
+
+
+def _lines_for_a_gpu(page: Page, diagnosis: Diagnosis) -> None:
+    """What keeps a GPU from doing what was emulated, though nothing here counts."""
+    text = f"on a GPU these lines keep both libraries from it ({diagnosis.title}; not tried):"
+    page.prose(text, label=("help: ", "bold green"))
+    for line in common.remedy_code(diagnosis) or ():
+        page.line("      ", line)
 
 
 def _diagnosis(page: Page, diagnosis: Diagnosis) -> None:

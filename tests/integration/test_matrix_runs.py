@@ -23,6 +23,7 @@ from bisect_tool import experiments
 from bisect_tool.backends.isolation import InternalError, run_isolated
 from bisect_tool.backends.torch_switches import snapshot
 from bisect_tool.matrix import PRESETS
+from bisect_tool.numerics import code_for
 from bisect_tool.reporters import pairs
 from bisect_tool.store import read_report
 from bisect_tool.switches import ONNXRUNTIME, TORCH
@@ -71,6 +72,13 @@ class Mortal(Activated):
             os.kill(os.getpid(), signal.SIGSEGV)
         if os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2":
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+class Greedy(Activated):
+    def forward(self, x):
+        if torch.get_num_threads() == 3:
+            torch.empty(10**15)
         return super().forward(x)
 
 
@@ -194,7 +202,7 @@ def test_gelu_approximation_is_named(run: Run) -> None:
     (diagnosis,) = verdict["diagnoses"]
     assert ("BD301", "GELU by tanh") == (diagnosis["code"], diagnosis["title"])
     assert "optimization.enable_gelu_approximation" in diagnosis["remedy"]
-    assert diagnosis["remedy_verified"] is True and "% time" in diagnosis["cost"]
+    assert diagnosis["remedy_verified"] is True and " time" in diagnosis["cost"]
     (ruled_out,) = verdict["ruled_out"]
     assert "weights not packed" == ruled_out["title"]
     assert ["still diverges", "still agrees"] == [
@@ -300,8 +308,7 @@ def test_emulated_tf32_says_what_to_set_on_cuda(tf32: Outcome) -> None:
     (diagnosis,) = tf32.report["verdict"]["diagnoses"]
     assert "tf32-emulated" in diagnosis["title"] and "TF32" not in str(diagnosis["cost"])
     lines = diagnosis["remedy"].splitlines()
-    assert "torch.backends.cuda.matmul.allow_tf32 = False" in lines
-    assert "torch.backends.cudnn.allow_tf32 = False" in lines
+    assert {code_for("torch", name, False) for name in ("matmul_tf32", "cudnn_conv_tf32")} <= set(lines)
     assert any("CUDAExecutionProvider" in line and '"use_tf32": "0"' in line for line in lines)
     assert diagnosis["remedy_verified"] is None
     assert any("emulated on the CPU" in line for line in diagnosis["evidence"])
@@ -474,6 +481,24 @@ def test_crash_leaves_the_others(run: Run) -> None:
     for row in outcome.report["stages"]:
         assert {"before", "after"} == row["results"].keys()
     assert {"pair before", "pair segfault", "pair killed", "pair after"} <= outcome.report["timings"].keys()
+
+
+GREEDY = """
+[[pair]]
+name = "before"
+[[pair]]
+name = "greedy"
+gating = false
+expected.threads = 3
+"""
+
+
+def test_pair_without_memory_is_crashed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not skipped, in a preset either, and not the model's mistake: the reason says that memory ran out."""
+    monkeypatch.setattr("bisect_tool.matrix.preset_text", lambda name: GREEDY)
+    outcome = run("Greedy", "quick")
+    assert (0, {"before": "agrees", "greedy": "crashed"}) == (outcome.code, statuses(outcome))
+    assert configs(outcome)["greedy"]["skipped_reason"].startswith("out of memory: forward failed")
 
 
 def test_crash_of_a_pair_that_counts(run: Run) -> None:
@@ -998,3 +1023,26 @@ def test_file_before_settings_of_the_export(run: Run, scaled: Path) -> None:
     assert ("the given graph", True) == (diagnosis["title"], diagnosis["remedy_verified"])
     (tried,) = [config for name, config in configs(outcome).items() if "-try-" in name]
     assert ({}, "exported afresh") == (tried["actual"]["switches"], tried["effective"]["graph"])
+
+
+AND_EMULATED = """
+[[pair]]
+name = "given"
+actual.optimization = "off"
+[[pair]]
+name = "tf32-emulated"
+actual.optimization = "off"
+expected.emulate = "tf32"
+"""
+
+
+def test_file_and_switch_are_both_named(run: Run, scaled: Path) -> None:
+    """Most of the error is the file's and the rest that of a switch: neither alone mends the pair."""
+    outcome = run("Convolved", AND_EMULATED, "--onnx", scaled)
+    assert {"given": "diverges", "tf32-emulated": "diverges"} == statuses(outcome)
+    verdict = outcome.report["verdict"]
+    culprits = {(h["failing"], h["switch"]) for h in verdict["hypotheses"] if h["conclusion"] == "culprit"}
+    assert {("given", "exporter"), ("tf32-emulated", "emulate"), ("tf32-emulated", "exporter")} == culprits
+    (line,) = [line for line in verdict["summary"] if "explored only" in line]
+    assert "counted: tf32-emulated; what separates them (BD301): tf32-emulated operands" in line
+    assert line.endswith("and the given graph")

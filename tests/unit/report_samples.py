@@ -23,6 +23,7 @@ from bisect_tool.records import (
     Report,
     Role,
     RuledOut,
+    SideCost,
     StageRef,
     StageRow,
     Tolerance,
@@ -154,6 +155,11 @@ def alignment(rows: list[StageRow], unaligned: tuple[Unaligned, ...] = ()) -> Al
     )
 
 
+def cost(seconds: float, device_mb: float | None = None) -> SideCost:
+    """What plain runs of one side cost, with a spread of a tenth."""
+    return SideCost(seconds, seconds * 0.95, seconds * 1.05, 5, device_mb)
+
+
 def config_run(name: str, actual: NumericConfig, rel: float | None, **changes: object) -> ConfigRun:
     """A configuration that ran, with one final output of the given error."""
     outputs: tuple[OutputResult, ...] = ()
@@ -170,6 +176,8 @@ def config_run(name: str, actual: NumericConfig, rel: float | None, **changes: o
         outputs=outputs,
         seconds=0.75,
         peak_rss_mb=512.5,
+        expected_cost=cost(0.020),
+        actual_cost=cost(0.0125),
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 
@@ -347,10 +355,18 @@ def matrix() -> Report:
     plain = replace(off_cuda, dtype=None, threads=0, exporter=None, opset=None)
     missing = "ONNX Runtime's TensorRT provider cannot be loaded: libnvinfer.so.10 is missing"
     none: dict[str, object] = {"outputs": (), "effective": {}, "observer_effect": None, "peak_rss_mb": 0.0}
+    none |= {"expected_cost": None, "actual_cost": None}
     convolutions = read_back(14, {}, device="cuda", matmul_tf32_seen=False, conv_tf32_seen=True)
     configs = (
         config_run("ort-cpu-off", off, 3.0e-7, expected=cpu, effective=read_back(14, {})),
-        config_run("ort-cpu-all", all_, 3.1e-7, expected=cpu, effective=read_back(9, {"Conv": [12, 7]}), seconds=0.5),
+        config_run(
+            "ort-cpu-all",
+            all_,
+            3.1e-7,
+            expected=cpu,
+            effective=read_back(9, {"Conv": [12, 7]}),
+            actual_cost=cost(0.0075),
+        ),
         config_run("ort-cuda-off", off_cuda, 2.4e-3, expected=cuda, effective=convolutions, peak_rss_mb=1830.0),
         config_run(
             "no-conv-tf32",
@@ -361,7 +377,7 @@ def matrix() -> Report:
                 14, {}, device="cuda", cudnn_conv_tf32=False, matmul_tf32_seen=False, conv_tf32_seen=False
             ),
             gating=False,
-            seconds=0.78,
+            expected_cost=cost(0.021),
         ),
         config_run(
             "tf32-emulated",
@@ -372,7 +388,7 @@ def matrix() -> Report:
                 14, {}, emulate="tf32", emulate_rounded={"convolution": 2, "addmm": 1}, emulate_unreached={"rnn": 1}
             ),
             gating=False,
-            seconds=12.25,
+            expected_cost=None,
         ),
         config_run("trt", plain, None, expected=cuda, status="skipped", skipped_reason=missing, gating=False, **none),
         config_run(

@@ -263,7 +263,7 @@ def test_pairs_of_a_matrix() -> None:
     assert "stem.conv of the final error 75.0 % is made in block.conv, 21.0 % in stem.conv, 4.0 % in head.fc" == cuda[5]
     assert "CUDA, optimization off" == cuda[6]
     assert cuda[7].startswith("CUDA, TF32 seen in conv, 14 nodes as given all that was read back expected.device")
-    assert ["0", "yes", "0.75 s", "1830 MB"] == cuda[8:]
+    assert ["0", "yes", "32 ms", "1830 MB"] == cuda[8:]
     assert ["CRASHED", "-", "-", "-", "-"] == by_name["cuda-attention-efficient"][1:6]
     assert "explores only" == by_name["trt"][9]
     assert "ort-cuda-off-try-1 tried, to explain another" in by_name

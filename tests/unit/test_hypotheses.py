@@ -16,15 +16,16 @@ from bisect_tool.hypotheses import (
     Finding,
     _smallest,
     error_of,
+    lowers,
     mends,
     nearest_passing,
     pair_of,
     separate,
     suspects,
 )
-from bisect_tool.numerics import Step, default_of, take
-from bisect_tool.records import ConfigPair, ConfigRun, ConfigStatus, NumericConfig, OutputResult
-from bisect_tool.remedies import describe, hypotheses
+from bisect_tool.numerics import Step, code_for, default_of, take
+from bisect_tool.records import ConfigPair, ConfigRun, ConfigStatus, NumericConfig, OutputResult, SideCost, StageRef
+from bisect_tool.remedies import describe, explored, hypotheses
 from bisect_tool.switches import ONNXRUNTIME, TORCH, Value
 
 # Switches of both sides, each with a value that it has not by itself; the last one is a field of its own.
@@ -89,6 +90,8 @@ def run_of(
         seconds=seconds,
         peak_rss_mb=mb,
         skipped_reason=None if outputs else "it could not run",
+        expected_cost=SideCost(seconds, seconds, seconds, 5, None) if outputs else None,
+        actual_cost=SideCost(seconds, seconds, seconds, 5, None) if outputs else None,
     )
 
 
@@ -483,7 +486,8 @@ def test_diagnosis_says_what_to_write_and_what_it_costs() -> None:
     found = machine.separate({0, 8})
     (diagnosis,), (ruled,), sides = describe([found], [found.failing, found.passing, found.fixed])
     assert ("BD301", "oneDNN", "leave mkldnn unset (torch)") == (diagnosis.code, diagnosis.title, diagnosis.remedy)
-    assert (True, "+50% time, +0 MB") == (diagnosis.remedy_verified, diagnosis.cost)
+    assert diagnosis.remedy_verified is True
+    assert "PyTorch +50% time (1 s -> 1.5 s), +0 MB peak of the whole process" == diagnosis.cost
     assert "relative L2 1.0e-02" in diagnosis.evidence[0] and "relative L2 1.0e-07" in diagnosis.evidence[0]
     assert {"failing": "expected"} == sides
     assert "weights not packed" == ruled.title
@@ -491,6 +495,18 @@ def test_diagnosis_says_what_to_write_and_what_it_costs() -> None:
         "failing with ONNX Runtime's session.disable_prepacking left as it is still diverges: relative L2 1.0e-02",
     ) == (ruled.evidence[:1])
     assert "passing with ONNX Runtime's session.disable_prepacking = 1 still agrees" in ruled.evidence[1]
+
+
+def test_cost_within_the_spread_has_no_percentage() -> None:
+    """A median that moves by less than the repeats differ among themselves says nothing, nor does the other side's."""
+    found = Machine(lambda on: 0 in on).separate({0})
+    for seconds, time_cost in ((1.19, 0), (1.25, pytest.approx(0.25))):
+        fixed = replace(found.fixed, expected_cost=SideCost(seconds, 1.1, 1.3, 5, None), actual_cost=None)
+        tried = replace(found, fixed=fixed, suspicions=tuple(replace(s, tried=fixed) for s in found.suspicions))
+        (diagnosis,), _, _ = describe([tried], [found.failing, found.passing])
+        (item,) = hypotheses([tried])
+        assert time_cost == item.time_cost
+        assert bool(item.time_cost) == ("%" in str(diagnosis.cost))
 
 
 def test_pairs_with_one_culprit_share_a_diagnosis() -> None:
@@ -504,7 +520,10 @@ def test_pairs_with_one_culprit_share_a_diagnosis() -> None:
     assert "2 pairs: a, b" == both.evidence[0]
     assert {"a", "b"} <= {line.partition(": ")[0] for line in both.evidence}
     assert len(both.evidence) == len(set(both.evidence))
-    assert (True, "a: +0% time, +0 MB; b: +50% time, +0 MB") == (both.remedy_verified, both.cost)
+    assert both.remedy_verified is True
+    assert ["a: PyTorch: no difference", "b: PyTorch +50% time"] == [
+        " ".join(part.split()[:4]) for part in str(both.cost).split("; ")
+    ]
     assert other.evidence[0].startswith("c: diverges")
     assert {"a": "expected", "b": "expected", "c": "actual"} == sides
 
@@ -581,8 +600,7 @@ def test_emulated_precision_names_lines_of_both_sides() -> None:
         return run_of(config, "diverges")
 
     tf32 = [
-        "torch.backends.cuda.matmul.allow_tf32 = False",
-        "torch.backends.cudnn.allow_tf32 = False",
+        *(code_for("torch", name, False) for name in ("matmul_tf32", "cudnn_conv_tf32")),
         'providers=[("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]',
     ]
     for failing, lines in ((emulated, tf32), (both, [*tf32, "leave session.disable_prepacking unset (onnxruntime)"])):
@@ -624,3 +642,28 @@ def test_emulated_half_precision_names_lines_of_both_sides(emulated: str, lines:
     assert lines == diagnosis.remedy.splitlines()
     assert f"{name} operands of products and convolutions in PyTorch" == diagnosis.title
     assert (None, None, {name: "expected"}) == (diagnosis.remedy_verified, diagnosis.cost, sides)
+
+
+def test_explored_pairs_are_named_with_what_was_found() -> None:
+    """A finding is said of its own pair; the others have the origin of a pair that counts, or no reason at all."""
+    machine = Machine(lambda on: 0 in on)
+    run = replace(run_of(pair({0}, "switched"), "diverges"), gating=False)
+    finding = separate(run, run_of(pair((), "plain"), "agrees"), machine.attempt)
+    gating = run_of(pair({8}, "counts"), "diverges")
+    others = [replace(run_of(pair((), name), "diverges"), gating=False) for name in ("like-it", "other", "too")]
+    fc, norm = StageRef("fc", 0, 0), StageRef("norm", 0, 0)
+    worst = {"counts": fc, "like-it": fc, "too": fc, "other": norm, "switched": None}
+    start = "explored only, and not counted: "
+    assert [
+        f"{start}switched; what separates them (BD301): oneDNN",
+        f"{start}like-it, too: same origin as counts",
+        f"{start}other: no switch was found that separates them",
+    ] == explored([finding], [gating, run, *others], worst)
+
+
+def test_fresh_export_that_helps_most_is_no_mending() -> None:
+    """A third of the error and less is left, and it still diverges: the file is part of it, and not all."""
+    failing = run_of(pair({0}), "diverges", 1e-2)
+    assert lowers(failing, run_of(pair((), "fresh"), "diverges", 4e-4))
+    assert not lowers(failing, run_of(pair((), "fresh"), "diverges", 9e-3))
+    assert not mends(failing, run_of(pair((), "fresh"), "diverges", 4e-4))

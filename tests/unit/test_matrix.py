@@ -214,7 +214,7 @@ def test_emulated_pair_gates_only_when_asked_to(read: Read) -> None:
         ('[default]\n[[pair]]\nname = "a"', "unknown key 'default'", "did you mean defaults"),
         ('[defaults]\nname = "x"\n[[pair]]\nname = "a"', "unknown key 'name' in [defaults]", "gating"),
         ("[[pair]]\ngating = true", "line 1: a pair has no name", "ort-cpu-off"),
-        ('[[pair]]\nname = "a b"', "line 1: name = 'a b' is no name of a pair", ""),
+        ('[[pair]]\nname = "a b"', "line 2: name = 'a b' is no name of a pair", ""),
         ('[[pair]]\nname = "../a"', "is no name of a pair", ""),
         ('[[pair]]\nname = "a"\n\n[[pair]]\nname = "a"', "line 4: a second pair is called 'a'", ""),
         ('[[pair]]\nname = "a"\ngatin = true', "line 3: unknown key 'gatin' in [[pair]]", "did you mean gating"),

@@ -94,7 +94,8 @@ def test_code_is_python(switch: Switch) -> None:
 
 def test_code_says_the_value_as_the_library_spells_it() -> None:
     """Flags become 1 and 0 for ONNX Runtime, words of ours become the library's."""
-    assert "torch.backends.cudnn.allow_tf32 = False" == code_for("torch", "cudnn_conv_tf32", False)
+    assert "torch.backends.cudnn.allow_tf32 = False" == code_for("torch", "cudnn_conv_tf32", False, newer=False)
+    assert 'torch.backends.cudnn.rnn.fp32_precision = "tf32"' == code_for("torch", "cudnn_rnn_tf32", True, newer=True)
     assert 'providers=[("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]' == code_for(
         "onnxruntime", "use_tf32", False
     )
@@ -154,6 +155,10 @@ def test_unknown_name_is_refused(side: str, name: str, message: str, hint: str) 
         ("onnxruntime", "optimization", "none", "valid: "),
         ("onnxruntime", "disabled_passes", 3, "valid: names of passes"),
         ("export", "exporter", "script", 'did you mean "torchscript"'),
+        ("torch", "dtype", "fp16", 'did you mean "float16"'),
+        ("torch", "autocast", "BF16", 'did you mean "bfloat16"'),
+        ("torch", "emulate", "half", 'did you mean "fp16"'),
+        ("onnxruntime", "optimization", "ORT_ENABLE_EXTENDED", 'did you mean "extended"'),
     ],
 )
 def test_wrong_value_is_refused(side: str, name: str, value: object, hint: str) -> None:
@@ -300,9 +305,35 @@ def test_steps_lead_from_one_pair_to_the_other() -> None:
 def test_step_says_how_to_make_it() -> None:
     """Each step has a title and the line that makes it, if it sets something."""
     (step,) = steps(pair(torch_side("cuda"), ort_side()), pair(torch_side("cuda", cudnn_conv_tf32=False), ort_side()))
-    assert ("TF32 in cuDNN convolutions", "torch.backends.cudnn.allow_tf32 = False") == (step.title, step.code())
+    assert ("TF32 in cuDNN", code_for("torch", "cudnn_conv_tf32", False)) == (step.title, step.code())
     (unset,) = steps(pair(torch_side(mkldnn=False), ort_side()), pair(torch_side(), ort_side()))
     assert unset.code() is None
+
+
+@pytest.mark.parametrize(
+    ("installed", "line"), [("2.8.1", "allow_tf32 = False"), ("2.10.0", 'fp32_precision = "ieee"')]
+)
+def test_code_is_that_of_the_installed_torch(monkeypatch: pytest.MonkeyPatch, installed: str, line: str) -> None:
+    """``fp32_precision`` from 2.9 on, for convolutions and recurrences alike; the one old flag before."""
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"torch": installed}[name])
+    code = code_for("torch", "cudnn_conv_tf32", False)
+    assert code.endswith(line)
+    assert ("cudnn.conv.fp32" in code and "cudnn.rnn.fp32" in code) == ("fp32" in line)
+
+
+def test_cudnn_tf32_is_one_step() -> None:
+    """Convolutions and recurrences change together; those that are set apart are two steps."""
+    on = pair(torch_side("cuda", cudnn_conv_tf32=True, cudnn_rnn_tf32=True), ort_side())
+    off = pair(torch_side("cuda", cudnn_conv_tf32=False, cudnn_rnn_tf32=False), ort_side())
+    (step,) = steps(on, off)
+    assert (off, on) == (take(on, [step]), take(off, [step], back=True))
+    conv = pair(torch_side("cuda", cudnn_conv_tf32=False), ort_side())
+    assert conv == take(pair(torch_side("cuda"), ort_side()), steps(pair(torch_side("cuda"), ort_side()), off))
+    apart = pair(torch_side("cuda", cudnn_conv_tf32=False, cudnn_rnn_tf32=True), ort_side())
+    assert apart == take(on, steps(on, apart))
+    assert ["cudnn_conv_tf32", "cudnn_rnn_tf32"] == [
+        step.name for step in steps(pair(torch_side("cuda"), ort_side()), apart)
+    ]
 
 
 def test_step_that_changes_nothing_is_no_suspect() -> None:

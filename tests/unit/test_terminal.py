@@ -29,6 +29,7 @@ from rich.console import Console
 from bisect_tool.records import ConfigRun, FirstOverTolerance, NumericConfig, Report, StageRef, Tolerance
 from bisect_tool.reporters import common, html, pairs, terminal
 from bisect_tool.reporters.layout import Column, column_widths, fit_text
+from bisect_tool.switches import Value
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 
@@ -405,7 +406,7 @@ def test_pairs_are_in_the_table() -> None:
     """A pair has one line with worst stage, final output, verdict, time and memory, and says below what it asked for."""
     lines = page(matrix()).splitlines()
     [place] = [number for number, line in enumerate(lines) if line.startswith("ort-cuda-off ")]
-    assert ["ort-cuda-off", "2.1e-03", "block.conv", "2.4e-03", "DIVERGES", "0.75", "s", "1830", "MB"] == lines[
+    assert ["ort-cuda-off", "2.1e-03", "block.conv", "2.4e-03", "DIVERGES", "32", "ms", "1830", "MB"] == lines[
         place
     ].split()
     below = " ".join(" ".join(lines[place + 1 : place + 5]).split())
@@ -444,7 +445,7 @@ def test_wide_terminals_have_all_in_one_line() -> None:
     words = re.split(r"  +", line)
     assert "optimization off, emulate tf32" == words[1]
     assert words[2].startswith("tf32 in 3 operations, 1 out of its reach")
-    assert ["1.9e-03", "block.conv", "2.2e-03", "stem.conv", "DIVERGES", "12 s", "512 MB"] == words[3:]
+    assert ["1.9e-03", "block.conv", "2.2e-03", "stem.conv", "DIVERGES", "-", "512 MB"] == words[3:]
     assert "requested: " not in page(matrix(), 200)
 
 
@@ -792,3 +793,35 @@ def test_dtype_of_the_graph_in_words(dtype: str, read: str | None, text: str) ->
 def test_shades_of_errors(error: float, level: int) -> None:
     """One shade for each factor of ten; NaN is as bad as can be."""
     assert level == common.heat_level(error)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "switches", "limits"),
+    [
+        ("float32", {}, "relative L2 1.0e-04 (float32),"),
+        ("float16", {}, "relative L2 2.0e-02 (float16),"),
+        ("float32", {"autocast": "float16"}, "relative L2 1.0e-04 (float32), 2.0e-02 (float16),"),
+    ],
+)
+def test_tolerance_is_that_of_the_pair_shown(dtype: str, switches: dict[str, Value], limits: str) -> None:
+    """Rows of a matrix are those of one pair; another one may be in half precision."""
+    report = matrix()
+    configs = tuple(
+        replace(run, expected=replace(run.expected, dtype=dtype, switches=switches))
+        if run.name == "ort-cuda-off"
+        else run
+        for run in report.configs
+    )
+    assert f"tolerance: {limits}" in page(replace(report, configs=configs))
+
+
+def test_lines_for_a_gpu_are_printed_for_emulated_pairs() -> None:
+    """They count for nothing, and say what to set in both libraries; other explored pairs stay in the report."""
+    report = matrix()
+    (gating, *_) = report.verdict.diagnoses
+    emulated = replace(gating, title="tf32-emulated operands in PyTorch", remedy="one = 1\ntwo = 2", gating=False)
+    other = replace(emulated, title="oneDNN", remedy="three = 3\nfour = 4")
+    text = page(replace(report, verdict=replace(report.verdict, diagnoses=(emulated, other))))
+    assert "keep both libraries from it (tf32-emulated operands in PyTorch" in " ".join(text.split())
+    assert "      one = 1\n      two = 2\n" in text
+    assert "three = 3" not in text

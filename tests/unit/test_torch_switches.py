@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bisect_tool.backends import torch_switches
+from bisect_tool.backends.preflight import require_one_device
 from bisect_tool.backends.torch_switches import (
     applied,
     layout_in_effect,
@@ -23,8 +24,10 @@ from bisect_tool.backends.torch_switches import (
 )
 from bisect_tool.errors import EXIT_INCONCLUSIVE, BisectError, InconclusiveError
 from bisect_tool.numerics import code_for
-from bisect_tool.records import NumericConfig
+from bisect_tool.pipeline import LoadedCase, Options, bisect
+from bisect_tool.records import ConfigPair, NumericConfig
 from bisect_tool.switches import TORCH, Switch, Value
+from bisect_tool.tolerances import make_tolerance
 
 CPU = NumericConfig("torch")
 SET_HERE = [switch for switch in TORCH if switch.home != "field"]
@@ -422,3 +425,75 @@ def test_entering_is_quiet() -> None:
         warnings.simplefilter("error")
         with applied(CPU), neutral():
             pass
+
+
+class Loose(nn.Linear):
+    """Keeps a tensor that does not move with it."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.scales = [torch.ones(3)]
+        self.factor = torch.tensor(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scales[0] * self.factor  # type: ignore[no-any-return]
+
+
+def test_tensors_that_stay_behind_are_named_before_the_run() -> None:
+    """A plain attribute does not move with the model; bare numbers on the CPU may take part anywhere."""
+    config = replace(CPU, device="meta")
+    moved = placed(Loose().eval(), (torch.ones(2, 3),), {}, config)
+    with pytest.raises(
+        InconclusiveError, match=r"moved to meta, and tensors stay behind \(on cpu: scales\[0\]\)$"
+    ) as found:
+        require_one_device(*moved, "meta")
+    assert "register_buffer" in str(found.value.hint)
+    require_one_device(*placed(nn.Linear(3, 3), (torch.ones(2, 3),), {}, config), "meta")
+
+
+def test_pipeline_asks_where_moved_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair whose model does not move as a whole fails with the names, and the other one has its answer."""
+    monkeypatch.setattr("bisect_tool.backends.torch_switches.require_device", lambda device: None)
+    monkeypatch.setattr("bisect_tool.pipeline.require_device", lambda device: None)
+    pairs = tuple(
+        ConfigPair(device, replace(CPU, device=device), NumericConfig("onnxruntime", optimization="off"))
+        for device in ("cpu", "meta")
+    )
+    case = LoadedCase("loose", Loose().eval(), (torch.ones(2, 3),), {})
+    runs = bisect(case, Options(make_tolerance(None, None, None), pairs=pairs)).configs
+    assert ["agrees", "failed"] == [run.status for run in runs]
+    assert "on cpu: scales[0]" in str(runs[1].skipped_reason)
+
+
+@pytest.fixture
+def as_if_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags of CUDA can be set without a GPU."""
+    monkeypatch.setattr(torch_switches, "require_device", lambda device: None)
+    monkeypatch.setattr(torch_switches, "_seen_tf32", dict)
+
+
+@pytest.mark.parametrize("wanted", [{"cudnn_conv_tf32": False}, {"cudnn_conv_tf32": False, "cudnn_rnn_tf32": False}])
+def test_old_flag_of_cudnn_can_be_read_inside(as_if_cuda: None, wanted: dict[str, Value]) -> None:
+    """Models that read it, or use ``cudnn.flags``, go on working."""
+    before = snapshot()
+    with applied(replace(CPU, device="cuda", switches=wanted)) as effective, torch.backends.cudnn.flags(enabled=True):
+        assert wanted.items() <= effective.items()
+    with applied(replace(CPU, device="cuda", switches=wanted)):
+        assert torch.backends.cudnn.allow_tf32 is False
+    assert before == snapshot()
+
+
+@pytest.mark.skipif(not torch_switches._has_fp32_precision(), reason="torch before 2.9")
+def test_old_interface_after_the_new_one_is_explained() -> None:
+    """Who set fp32_precision before cannot set float32_matmul_precision; the message says so, and what to set."""
+    saved = torch_switches._save()
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with (
+            pytest.raises(InconclusiveError, match="fp32_precision was set in this process before") as found,
+            applied(replace(CPU, switches={"float32_matmul_precision": "high"})),
+        ):
+            pass
+    finally:
+        torch_switches._restore(saved)
+    assert "mkldnn_matmul_fp32_precision" in str(found.value.hint)
