@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from bisect_tool.cli import interrupts
 from bisect_tool.cli.loading import case_name, load, load_case, make_case
 from bisect_tool.cli.process import load_libraries, no_collection
 from bisect_tool.cli.settings import parse_size, read_case_file
@@ -147,6 +148,8 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
 
 def _progress(quiet: bool) -> Callable[[str], None]:
     def say(text: str) -> None:
+        # Called whenever a step begins: libraries may have caught a Ctrl-C in the one before.
+        interrupts.check()
         if not quiet:
             click.echo(click.style(f"· {text}", dim=True), err=True)
 
@@ -206,7 +209,10 @@ def _run_samples(
     parse_size(str(settings["memory_budget"]))
     _check_share(settings["min_coverage"])
     say("loading the model")
+    began = time.perf_counter()
     load_libraries()
+    detail(f"{time.perf_counter() - began:8.2f} s  imports")
+    interrupts.work_begins()
 
     from bisect_tool.backends.samples import bind_sample
     from bisect_tool.pipeline import bisect
@@ -273,7 +279,9 @@ def _write(report: Report, folder: Path, force: bool, say: Callable[[str], None]
         "amplification.svg": plot.light,
         "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
     }
+    interrupts.check()
     write_report_folder(report, folder, force=force, files=files)
+    interrupts.wrote(folder)
 
 
 def _print_json(reports: list[Report]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,13 @@ def test_force_replaces_the_kept_file(tmp_path: Path) -> None:
     outcome = command("model.py", *SAMPLE, "--keep-onnx", kept, "--force", folder=tmp_path / "new")
     assert 0 == outcome.code, outcome.err
     assert onnx.load(kept).graph.node
+
+
+def test_verbose_has_the_time_of_the_imports(tmp_path: Path) -> None:
+    """It is a large part of a short run, and no step of the comparison."""
+    outcome = command(*GIVEN, "--verbose", folder=tmp_path / "new")
+    assert 0 == outcome.code, outcome.err
+    assert re.search(r"^ +\d+\.\d\d s  imports$", outcome.err, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
