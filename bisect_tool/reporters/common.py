@@ -92,7 +92,7 @@ def origin_refs(report: Report, config: str | None) -> frozenset[StageRef]:
 
 
 def first_ref(report: Report, config: str | None) -> StageRef | None:
-    """The first stage over tolerance, if it was found under ``config``."""
+    """The first diverging stage, if it was found under ``config``."""
     first = report.verdict.first_over_tolerance
     return first.ref if first is not None and first.config == config else None
 
@@ -130,12 +130,35 @@ def badness(value: float) -> float:
 
 
 def first_divergence(report: Report, config: ConfigRun) -> str | None:
-    """The first stage that is over tolerance under a configuration, or the first final output that is."""
+    """The first stage that fails under a configuration, or the first final output that does."""
     for row in stage_rows(report):
         if config.name in row.results and row.results[config.name].judgement == "fail":
             return str(row.ref)
     failing = (output for output in config.outputs if output.judgement == "fail")
     return next((f"final output {output.output}" for output in failing), None)
+
+
+def judged_by_outputs(report: Report) -> str | None:
+    """Why optimised configurations agree beside another one that diverges with the same numbers; ``None`` if none does."""
+    gating = [run for run in report.configs if run.gating]
+    located = {
+        (run.expected, run.actual.device)
+        for run in gating
+        if run.status == "diverges" and run.actual.optimization == "off"
+    }
+    names = [
+        run.name
+        for run in gating
+        if run.status == "agrees" and run.outputs and run.actual.optimization not in (None, "off")
+        if (run.expected, run.actual.device) in located
+    ]
+    if not names:
+        return None
+    its = "its" if len(names) == 1 else "their"
+    return (
+        f"{names_text(names)}: judged by {its} final outputs, which are within the limit; "
+        "stages are judged with optimisation off"
+    )
 
 
 def made_most(report: Report, config: str, limit: int = 3) -> tuple[tuple[StageRef, float], ...]:
@@ -263,10 +286,13 @@ def rel_limit(tolerance: Tolerance, dtype: str) -> float | None:
 
 
 def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = ()) -> str:
-    """The tolerance in words, for the dtypes that occur (all of them if none is named)."""
+    """What stages are judged by in words, for the dtypes that occur (all of them if none is named)."""
     if tolerance.rel_l2 is not None:
         limits = {name: limit for name, limit in tolerance.rel_l2.items() if not dtypes or name in dtypes}
         text = "relative L2 " + (", ".join(f"{sci(limit)} ({name})" for name, limit in limits.items()) or "-")
+        if tolerance.source == "default":
+            # A stage under this limit fails all the same if it makes more error than rounding does.
+            return f"the noise floor, and {text}, the defaults"
     elif tolerance.max_abs is not None:
         text = f"max abs {sci(tolerance.max_abs)}"
     else:

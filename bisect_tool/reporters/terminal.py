@@ -121,6 +121,9 @@ def _configs(page: Page, report: Report) -> None:
     page.table(columns, [_config_row(report, config) for config in report.configs])
     if not report.configs:
         page.line(("  no configuration was run", "dim"))
+    explanation = common.judged_by_outputs(report)
+    if explanation:
+        page.prose(explanation, indent="  ", style="dim")
     for config in report.configs:
         if config.skipped_reason:
             page.prose(config.skipped_reason, label=(f"{page.clean(config.name)}: ", "dim"), indent="  ")
@@ -159,6 +162,9 @@ def _pairs(page: Page, report: Report, all_pairs: bool) -> None:
     if shown:
         page.line()
         columns = _pair_table(page, report, shown, all_pairs)
+    explanation = common.judged_by_outputs(report)
+    if explanation:
+        page.prose(explanation, indent="  ", style="dim")
     missing = common.no_answers(report)
     if missing:
         page.line()
@@ -274,7 +280,8 @@ def _stages(
     origins = common.origin_refs(report, config)
     tolerance = common.tolerance_text(report.tolerance, sorted({row.dtype for row in rows}))
     page.line((f"{title} under {config}" if config is not None else title, "bold"))
-    page.prose(f"tolerance: {tolerance}", style="dim")
+    by = "judged by" if report.tolerance.source == "default" else "tolerance:"
+    page.prose(f"{by} {tolerance}", style="dim")
     if not all_stages:
         # Folded stages have no numbers; the head line counts them, and --all-stages shows them.
         rows = [row for row in rows if _result(row, config) is not None] or rows
@@ -414,7 +421,7 @@ def _legend(page: Page, report: Report, config: str | None, columns: Sequence[st
     results = [_result(row, config) for row in report.stages]
     marks = []
     if common.first_ref(report, config) in refs:
-        marks.append("> first over tolerance")
+        marks.append("> first diverging stage")
     if common.origin_refs(report, config) & refs:
         marks.append("* the error is made here")
     without = [result is None or result.judgement == "not compared" for result in results]
@@ -450,7 +457,7 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
     first = verdict.first_over_tolerance
     if first is not None and first.ref not in shown:
         page.line()
-        _place(page, "first over tolerance", first.ref, rows.get(first.ref), first.config)
+        _place(page, "first diverging stage", first.ref, rows.get(first.ref), first.config)
     strongest = common.strongest(here)
     detailed = [*here[:ORIGINS_IN_DETAIL], *(origin for origin in here[ORIGINS_IN_DETAIL:] if origin is strongest)]
     for origin in detailed:
@@ -471,7 +478,7 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
         page.line()
         names = common.names_text(verdict.amplifiers)
         page.prose(
-            f"{names}: over tolerance, hand on error from before (amplifiers where growth > 1)",
+            f"{names}: diverge by error handed on from before (amplifiers where growth > 1)",
             label=("handed on: ", ""),
         )
     if common.is_matrix(report):

@@ -80,13 +80,13 @@ def test_folded_stages_are_left_out_unless_asked_for() -> None:
 
 
 def test_marks_are_text() -> None:
-    """The first stage over tolerance and the origin are marked without colour, and the marks are explained."""
+    """The first diverging stage and the origin are marked without colour, and the marks are explained."""
     text = page(diverging())
     [line] = re.findall(r"^>\*.*$", text, re.MULTILINE)
     assert line.split()[:2] == [">*", "upsample"]
     assert line.endswith("FAIL")
-    assert "> first over tolerance; * the error is made here" in text
-    assert "first over tolerance" not in page(healthy())
+    assert "> first diverging stage; * the error is made here" in text
+    assert "first diverging stage" not in page(healthy())
 
 
 def test_columns_of_a_row() -> None:
@@ -198,14 +198,34 @@ def test_the_first_gating_config_that_diverges_is_shown() -> None:
 @pytest.mark.parametrize(
     ("tolerance", "words"),
     [
-        (Tolerance("default", rel_l2={"float16": 2e-2, "float32": 1e-4}), "relative L2 1.0e-04 (float32), the default"),
-        (Tolerance("user", max_abs=1e-3), "max abs 1.0e-03, given by the user"),
-        (Tolerance("user", atol=1e-5, rtol=0.0), "atol 1.0e-05 + rtol 0 * |expected|, given by the user"),
+        (
+            Tolerance("default", rel_l2={"float16": 2e-2, "float32": 1e-4}),
+            "judged by the noise floor, and relative L2 1.0e-04 (float32), the defaults",
+        ),
+        (Tolerance("user", max_abs=1e-3), "tolerance: max abs 1.0e-03, given by the user"),
+        (Tolerance("user", atol=1e-5, rtol=0.0), "tolerance: atol 1.0e-05 + rtol 0 * |expected|, given by the user"),
     ],
 )
 def test_tolerance_is_named(tolerance: Tolerance, words: str) -> None:
     """The table says which tolerance judged it, of which kind, and whose it is."""
-    assert f"tolerance: {words}\n" in page(replace(healthy(), tolerance=tolerance))
+    assert f"{words}\n" in page(replace(healthy(), tolerance=tolerance))
+
+
+def test_optimised_configs_that_agree_beside_a_divergence_say_why() -> None:
+    """The same numbers stand in both lines: only one of the two is judged by its stages."""
+    fine = config_run("ort-all", replace(ORT_OFF, optimization="all"), 9e-5)
+    words = "ort-all: judged by its final outputs, which are within the limit; stages are judged with optimisation off"
+    report = replace(diverging(), configs=(diverging().configs[0], fine))
+    assert words == common.judged_by_outputs(report)
+    assert words in " ".join(page(report).split())
+    assert words in " ".join(html.html_text(report).split())
+    other = replace(fine, name="ort-basic", actual=replace(ORT_OFF, optimization="basic"))
+    text = common.judged_by_outputs(replace(report, configs=(*report.configs, other)))
+    assert text is not None and text.startswith("ort-all, ort-basic: judged by their final outputs")
+    cuda = replace(fine, actual=replace(fine.actual, device="cuda"))
+    for configs in ((report.configs[0], cuda), (report.configs[0], replace(fine, gating=False)), (fine,)):
+        assert common.judged_by_outputs(replace(report, configs=configs)) is None
+    assert common.judged_by_outputs(diverging()) is None
 
 
 def test_skipped_configs_give_their_reason() -> None:
@@ -227,7 +247,7 @@ def test_verdict_names_source_nodes_and_worst_element() -> None:
     assert "4.8e+05 times the noise floor; ONNX Runtime is the side that is off against float64" in " ".join(
         text.split()
     )
-    assert "handed on: layer3.conv, head.fc: over tolerance, hand on error from before" in text
+    assert "handed on: layer3.conv, head.fc: diverge by error handed on from before" in text
     assert "ruled out BD101: TF32; both sides ran on the CPU" in text
     assert "(tried: it removes the divergence)" in " ".join(text.split())
 
@@ -236,7 +256,7 @@ def test_first_over_tolerance_that_is_no_origin() -> None:
     """A first stage that only shows the error is described as well, apart from the origin."""
     verdict = replace(diverging().verdict, first_over_tolerance=FirstOverTolerance("head.fc", 0, 0, "ort-off"))
     text = page(replace(diverging(), verdict=verdict))
-    assert "first over tolerance head.fc (Linear) under ort-off\n  --> model.py:27\n" in text
+    assert "first diverging stage head.fc (Linear) under ort-off\n  --> model.py:27\n" in text
     assert "origin layer3.upsample" in text
 
 
