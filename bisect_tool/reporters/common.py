@@ -161,11 +161,18 @@ def judged_by_outputs(report: Report) -> str | None:
     )
 
 
+LEAST_SHARE = 0.001
+"""Of the final error; stages that make less of it are not named."""
+
+
 def made_most(report: Report, config: str, limit: int = 3) -> tuple[tuple[StageRef, float], ...]:
-    """The stages that make the largest shares of the final error, the largest first; () where none was measured."""
+    """The stages that make the largest shares of the final error, the largest first; () where none was measured.
+
+    Shares that would read as nothing are left out.
+    """
     results = [(row.ref, row.results[config]) for row in stage_rows(report) if config in row.results]
     # What was not run on PyTorch's inputs has not been seen to make anything.
-    shares = [(ref, result.share) for ref, result in results if result.share and result.local is not None]
+    shares = [(ref, r.share) for ref, r in results if r.share and r.share >= LEAST_SHARE and r.local is not None]
     return tuple(sorted(shares, key=lambda item: -item[1])[:limit])
 
 
@@ -321,18 +328,24 @@ def ratio(value: float | None) -> str:
     return f"{value:.1f}" if abs(value) >= 0.995 else f"{value:.2g}"
 
 
-def value_text(value: float | None) -> str:
-    """One element of a tensor, to six digits."""
-    return "-" if value is None else f"{value:.6g}"
+def value_texts(expected: float | None, actual: float | None) -> tuple[str, str]:
+    """One element of either tensor, to six digits, or to as many as show that the two differ."""
+    for digits in range(6, 18):
+        texts = tuple("-" if value is None else f"{value:.{digits}g}" for value in (expected, actual))
+        if texts[0] != texts[1] or expected == actual:
+            break
+    return texts[0], texts[1]
 
 
 def percent(part: float, whole: float) -> str:
-    """A share that says 0 % and 100 % only when it is so."""
+    """A share that says 0 % and 100 % only when it is so, and 0.1 % only when it is as much."""
     if whole == 0:
         return "0 %"
     share = 100 * part / whole
+    if 0 < share < 0.1:
+        return "< 0.1 %"
     if 0 < part < whole:
-        share = min(max(share, 0.1), 99.9)
+        share = min(share, 99.9)
     return f"{share:.0f} %" if part in (0, whole) else f"{share:.1f} %"
 
 
@@ -452,6 +465,15 @@ def telling_nodes(origin: Origin) -> list[str]:
     return [name for name in names if name]
 
 
+def node_texts(origin: Origin, limit: int | None = None) -> list[str]:
+    """An origin's most telling nodes with their types, in the graph's order, and how many more there are."""
+    ops = dict(zip(origin.onnx_nodes, origin.onnx_ops, strict=False))
+    telling = telling_nodes(origin)[:limit]
+    texts = [f"{name} ({ops[name]})" if name in ops else name for name in origin.onnx_nodes if name in telling]
+    left = sum(map(bool, origin.onnx_nodes)) - len(texts)
+    return [*texts, f"{left} more"] if left else texts
+
+
 def detail_texts(origin: Origin) -> list[str]:
     """The few nodes of an origin with their attributes and lines; nothing where there are many, or nothing to say."""
     if len(origin.onnx_details) > DETAILED_NODES:
@@ -513,7 +535,7 @@ def worst_element_lines(metrics: ErrorMetrics, spread: Spread | None = None) -> 
         return (f"values could not be compared: {printable(metrics.problem)}",)
     if metrics.differing == 0:
         return (f"all {metrics.count} elements are equal",)
-    number, more = metrics.differing, " in any bit"
+    number, more = metrics.differing, ""
     if spread is not None:
         number = spread.beyond
         more = f" by more than {sci(spread.limit)}" if spread.limit is not None else " by more than atol and rtol allow"
@@ -526,8 +548,8 @@ def worst_element_lines(metrics: ErrorMetrics, spread: Spread | None = None) -> 
     if metrics.nonfinite_mismatch:
         text += f", {metrics.nonfinite_mismatch} of them NaN or infinite on one side"
         what = "the first of these"
-    values = f"expected {value_text(metrics.worst_expected)}, actual {value_text(metrics.worst_actual)}"
-    return f"{text}; {what} at {index_text(metrics.worst_index)}:", values
+    expected, actual = value_texts(metrics.worst_expected, metrics.worst_actual)
+    return f"{text}; {what} at {index_text(metrics.worst_index)}:", f"expected {expected}, actual {actual}"
 
 
 def noise_text(noise_ratio: float | None, side: str | None) -> str:

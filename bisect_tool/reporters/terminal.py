@@ -22,6 +22,7 @@ NEIGHBOURS = 4
 EDGE = 3
 ORIGINS_IN_TABLE = 5
 ORIGINS_IN_DETAIL = 3
+NODES_IN_DETAIL = 3
 TRIALS_IN_TABLE = 8
 """More runs than these that only serve to explain others are counted, not listed."""
 SHARES_FROM = 120
@@ -219,7 +220,7 @@ def _pair_table(page: Page, report: Report, shown: Sequence[ConfigRun], all_pair
         entries += [row, *(Span(f"    {line}", style, fold=True) for line, style in details)]
     if counted:
         text = f"{common.plural(len(counted), 'trial')} left out, {common.results_text(counted)}"
-        entries.append(Span(f"... {text}; --all-stages shows them"))
+        entries.append(Span(f"... {text}; --all-stages shows them", fold=True))
     return page.table(columns, entries)
 
 
@@ -349,7 +350,7 @@ def _entries(
             left_out.append(row)
             continue
         if left_out:
-            yield Span(_left_out_text(left_out, config))
+            yield Span(_left_out_text(left_out, config), fold=True)
             left_out = []
         if row.group != group:
             group = row.group
@@ -357,7 +358,7 @@ def _entries(
                 yield Span(f"    {common.printable(group)}")
         yield _stage_row(row, _result(row, config), first, origins, with_noise, with_share)
     if left_out:
-        yield Span(_left_out_text(left_out, config))
+        yield Span(_left_out_text(left_out, config), fold=True)
 
 
 def _left_out_text(rows: Sequence[StageRow], config: str | None) -> str:
@@ -505,10 +506,11 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
 
 def _origin(page: Page, origin: Origin, row: StageRow | None, origins: Sequence[Origin]) -> None:
     _place(page, "origin", origin.ref, row, origin.config, source=origin.source, kind=origin.type)
-    page.line("  onnx: ", common.names_text(common.telling_nodes(origin)) or "no node")
+    page.prose(", ".join(common.node_texts(origin, NODES_IN_DETAIL)) or "no node", label=("onnx: ", ""), indent="  ")
     page.line("  value: ", origin.onnx_value)
     if origin.onnx_weights:
-        page.line("  weights: ", common.names_text(common.weight_texts(origin, origins)))
+        names = common.names_text(common.weight_texts(origin, origins))
+        page.prose(names, label=("weights: ", ""), indent="  ")
     for text in common.detail_texts(origin):
         page.prose(text, indent="  ", style="dim")
     if origin.operation:

@@ -57,6 +57,23 @@ def test_golden_page(name: str, width: int) -> None:
     assert golden.read_text(encoding="utf-8") == text
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_many_names_are_folded(width: int) -> None:
+    """Nodes and weights of an origin, and what a long table leaves out, stay within the terminal."""
+    origin = replace(
+        long().verdict.origins[0],
+        onnx_nodes=tuple(f"node_conv_with_a_name_{number}" for number in range(9)),
+        onnx_ops=("Conv",) * 9,
+        onnx_weights=tuple(f"backbone.stages.{number}.convolution.weight" for number in range(9)),
+    )
+    text = page(replace(long(), verdict=replace(long().verdict, origins=(origin,))), width)
+    names = re.findall(r"^  (?:onnx|weights): .*\n(?:   .*\n)*", text, re.MULTILINE)
+    assert 2 == len(names)
+    left_out = re.findall(r"^    \.\.\. .*\n.*", text, re.MULTILINE)
+    assert left_out and all("--all-stages shows them" in " ".join(lines.split()) for lines in left_out)
+    assert all(len(line) <= width for lines in (*names, *left_out) for line in lines.splitlines())
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_no_row_is_wider_than_the_terminal(name: str, width: int) -> None:
@@ -311,6 +328,10 @@ def test_the_node_that_makes_the_value_comes_first() -> None:
     origin = replace(diverging().verdict.origins[0], onnx_nodes=nodes, onnx_ops=ops)
     assert ["resize", "mul", "shape", "slice", "concat"] == common.telling_nodes(origin)
     assert [] == common.telling_nodes(replace(origin, onnx_nodes=(), onnx_ops=()))
+    assert ["shape (Shape)", "mul (Mul)", "resize (Resize)", "2 more"] == common.node_texts(origin, 3)
+    assert [f"{name} ({op})" for name, op in zip(nodes, ops, strict=True)] == common.node_texts(origin)
+    assert ["shape", "mul"] == common.node_texts(replace(origin, onnx_nodes=nodes[:2], onnx_ops=()))
+    assert [] == common.node_texts(replace(origin, onnx_nodes=(), onnx_ops=()))
 
 
 def test_weights_of_an_origin_and_of_others_too() -> None:
@@ -525,6 +546,16 @@ def test_shares_need_room_and_a_divergence() -> None:
     assert page(healthy(), 160) == page(replace(healthy(), stages=rows), 160)
 
 
+def test_tiny_shares_are_not_named() -> None:
+    """Of the final error less than 0.1 % is made there, and it would read as more."""
+    rows = list(matrix().stages)
+    result = rows[2].results["ort-cuda-off"]
+    rows[2] = replace(rows[2], results={"ort-cuda-off": replace(result, share=0.0009)})
+    report = replace(matrix(), stages=tuple(rows))
+    assert rows[2].ref not in [ref for ref, _ in common.made_most(report, "ort-cuda-off", 9)]
+    assert "< 0.1 %" == common.share_text(0.0009)
+
+
 def test_what_was_not_forced_made_nothing() -> None:
     """A stage without an error of its own is not named as the place where the error is made."""
     rows = list(matrix().stages)
@@ -614,7 +645,8 @@ def test_factors(value: float, text: str) -> None:
     [
         (0, 9, "0 %"),
         (9, 9, "100 %"),
-        (1, 10**6, "0.1 %"),
+        (1, 10**6, "< 0.1 %"),
+        (1, 1000, "0.1 %"),
         (10**6 - 1, 10**6, "99.9 %"),
         (1, 4, "25.0 %"),
         (0, 0, "0 %"),
