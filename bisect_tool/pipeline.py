@@ -232,8 +232,8 @@ def _check_opset(written: int | None, settings: ExportSettings) -> None:
     """Exporters may write another opset than was asked for, and say so in a log at most."""
     if settings.opset is not None and written != settings.opset:
         raise BisectError(
-            f"--opset {settings.opset}: the {settings.exporter} exporter wrote opset {written} instead",
-            hint=f"leave --opset out, or ask for {written}",
+            f"--opset {settings.opset}: the {settings.exporter} exporter cannot convert to it, and wrote {written} instead",
+            hint=f"leave --opset out for the exporter's default, or ask for one nearer to {written}",
         )
 
 
@@ -446,6 +446,8 @@ class _Bisection:
             self._check_placement(pair, run)
         except InconclusiveError as error:
             if pair is self.base:
+                # Exporters trace without computing: what PyTorch would refuse may get as far as here.
+                _check_forward(self.case)
                 raise
             # The others still have an answer to give.
             self.failed[pair.name] = error.message

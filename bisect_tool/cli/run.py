@@ -143,7 +143,28 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
         raise BisectError("--preprocess and --raw go together", hint="--preprocess module:function --raw FILE")
     if settings["onnx"] and settings["keep_onnx"]:
         raise BisectError("--keep-onnx keeps an export, and --onnx makes none", hint="give one of the two")
+    _check_export_options(given, settings)
     return settings
+
+
+def _check_export_options(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuses options of an export that nobody makes; in a case file they may wait for a run without --onnx.
+
+    Pairs of a matrix may be about exports of their own beside the given file.
+    """
+    if not settings["onnx"] or settings["matrix"]:
+        return
+    options = {
+        "exporter": "--exporter",
+        "opset": "--opset",
+        "constant_folding": "--constant-folding" if given["constant_folding"] else "--no-constant-folding",
+    }
+    useless = [option for name, option in options.items() if given[name] is not None]
+    if useless:
+        raise BisectError(
+            f"{', '.join(useless)}: for an export, and --onnx makes none",
+            hint=f"leave {'it' if len(useless) == 1 else 'them'} out, or --onnx",
+        )
 
 
 def _progress(quiet: bool) -> Callable[[str], None]:
@@ -227,6 +248,8 @@ def _run_samples(
         chosen = options if number == 0 else replace(options, keep_onnx=None)
         if matrix is None:
             report = bisect(case, chosen, say)
+            if chosen.keep_onnx is not None:
+                say(f"the exported file is kept at {chosen.keep_onnx}")
         else:
             from bisect_tool.experiments import run_matrix
 
