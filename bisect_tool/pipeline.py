@@ -74,6 +74,8 @@ MAX_DRILLED = 24
 MAX_DETAILED = 12
 """Nodes of an origin whose attributes go into the report."""
 
+_NO_REPEAT = "PyTorch does not repeat itself"
+
 MAX_ALIGNMENT_ROUNDS = 6
 """Forced passes at most while looking for the pairs behind broken stages; each one settles at least one stage."""
 
@@ -237,8 +239,8 @@ def _check_opset(written: int | None, settings: ExportSettings) -> None:
     """Exporters may write another opset than was asked for, and say so in a log at most."""
     if settings.opset is not None and written != settings.opset:
         raise BisectError(
-            f"--opset {settings.opset}: the {settings.exporter} exporter wrote opset {written} instead",
-            hint=f"leave --opset out, or ask for {written}",
+            f"--opset {settings.opset}: the {settings.exporter} exporter cannot convert to it, and wrote {written} instead",
+            hint=f"leave --opset out for the exporter's default, or ask for one nearer to {written}",
         )
 
 
@@ -429,8 +431,19 @@ class _Bisection:
                 verdict = self._hand_over(verdict, reference, matches)
         if verdict.status == "diverges":
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
-                verdict = self._without_chance(verdict, trace, rows)
-            verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged))
+                chance = self._chance(trace, rows)
+            if chance is None:
+                verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged))
+            else:
+                # One run against another tells nothing then: neither where error is made, nor that a file is wrong.
+                line = f"{_NO_REPEAT}: {chance}"
+                verdict = Verdict("inconclusive", (line,), None, (), ())
+                # Pairs of a matrix have nothing but their reason; elsewhere the verdict stands below.
+                reason = line if self.options.pairs else _NO_REPEAT
+                runs = tuple(
+                    replace(run, status="failed", skipped_reason=reason) if run.status == "diverges" else run
+                    for run in runs
+                )
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
@@ -454,6 +467,8 @@ class _Bisection:
             self._check_placement(pair, run)
         except InconclusiveError as error:
             if pair is self.base:
+                # Exporters trace without computing: what PyTorch would refuse may get as far as here.
+                _check_forward(self.case)
                 raise
             # The others still have an answer to give.
             self.failed[pair.name] = error.message
@@ -1012,8 +1027,8 @@ class _Bisection:
                     self.notes.append(note)
         return tuple(results)
 
-    def _without_chance(self, verdict: Verdict, trace: TorchTrace, rows: Sequence[StageRow]) -> Verdict:
-        """A model that differs from itself when run twice can't be judged by one run against another."""
+    def _chance(self, trace: TorchTrace, rows: Sequence[StageRow]) -> str | None:
+        """Where a model differs from itself when run twice; ``None`` if it does not in what failed or is put out."""
         stages = first_stage_by_value(trace)
         differing: list[int] = []
         limit = VALUE_LIMIT / 10
@@ -1030,10 +1045,9 @@ class _Bisection:
         reaching = upstream(trace, rows)
         differing = [value for value in differing if value in reaching]
         if not differing:
-            return verdict
+            return None
         where = next((stages[value].ref for value in differing if value in stages), "the model")
-        line = f"PyTorch does not repeat itself: {where} differs from one run to the next (random numbers in forward?)"
-        return Verdict("inconclusive", (line, *verdict.summary), verdict.first_over_tolerance, (), ())
+        return f"{where} differs from one run to the next (random numbers in forward?)"
 
 
 @dataclass(eq=False, slots=True)

@@ -158,7 +158,8 @@ class NumericConfig:
         dtype: the dtype the model is run in, as declared by its weights.
         optimization: ONNX Runtime's graph optimisation level (``off``, ``basic``, ``extended``, ``layout``, ``all``).
         threads: intra-op threads; 0 is the library's default.
-        exporter, opset, constant_folding: how the graph was made; ``None`` for a given file.
+        exporter, opset, constant_folding: how the graph was made. For a given file ``exporter`` is what its producer
+            entry tells, and the others are ``None`` unless they were asked for.
         switches: everything else that is set, by the names in ``numerics.py``; what is not here is left as it is.
     """
 

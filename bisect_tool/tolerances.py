@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from bisect_tool.errors import BisectError
 from bisect_tool.records import Tolerance
 
@@ -13,12 +15,13 @@ def make_tolerance(max_abs: float | None, atol: float | None, rtol: float | None
     """The tolerance in force: ``max_abs`` alone, ``atol`` and ``rtol`` together, or the default.
 
     Raises:
-        BisectError: both forms at once, one of ``atol``/``rtol`` alone, or a negative or NaN limit.
+        BisectError: both forms at once, one of ``atol``/``rtol`` alone, or a limit that is negative, NaN or infinite.
     """
     for name, limit in (("--max-abs", max_abs), ("--atol", atol), ("--rtol", rtol)):
-        if limit is not None and not limit >= 0:
+        if limit is not None and not 0 <= limit < math.inf:
+            # Everything agrees under an infinite one, NaN and infinities excepted.
             raise BisectError(
-                f"{name} {limit}: a tolerance is a number not below zero", hint=f"for example {name} 0.01"
+                f"{name} {limit}: a tolerance is a finite number not below zero", hint=f"for example {name} 0.01"
             )
     if max_abs is not None and (atol is not None or rtol is not None):
         raise BisectError("--max-abs and --atol/--rtol exclude each other", hint="give one of the two forms")

@@ -104,7 +104,7 @@ def summarize_verdict(
     first = found.first_over_tolerance
     diverging = [run.name for run in runs if run.gating and run.status == "diverges"]
     if first is not None:
-        lines.append(f"first stage over tolerance: {first.ref} ({first.config}); diverging: {', '.join(diverging)}")
+        lines.append(f"first diverging stage: {first.ref} ({first.config}); diverging: {', '.join(diverging)}")
     elif wrong := _wrong_outputs(runs):
         lines.append(f"the final outputs diverge under {', '.join(diverging)} after the last stage: {wrong}")
     else:
@@ -119,13 +119,15 @@ def summarize_verdict(
             f"the error comes into the selection from before {first.ref}: widen --stages, or judge all with --level leaf"
         )
     elif first is not None and _is_measured(rows, first.config):
-        lines.append("no stage makes more error than rounding does: it grows from stage to stage (see amplification)")
+        lines.append(
+            "no stage makes more error than rounding does: it grows from stage to stage (see the column growth)"
+        )
     elif first is not None:
         lines.append("where the error is made was not measured under this configuration")
     if found.amplifiers:
         count = len(found.amplifiers)
         lines.append(
-            f"{count} {'stage is' if count == 1 else 'stages are'} over tolerance with errors handed on from before"
+            f"{count} {'stage diverges' if count == 1 else 'stages diverge'} with errors handed on from before"
         )
     return tuple(lines)
 
@@ -173,7 +175,7 @@ def kept_stages_line(kept: Verdict) -> str:
     if kept.origins:
         return "an export with stages kept apart makes it in: " + ", ".join(_made(o) for o in kept.origins[:LISTED])
     if kept.first_over_tolerance is not None:
-        return f"an export with stages kept apart is first over tolerance at {kept.first_over_tolerance.ref}"
+        return f"an export with stages kept apart first diverges at {kept.first_over_tolerance.ref}"
     return "an export with stages kept apart gave no answer"
 
 

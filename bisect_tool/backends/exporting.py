@@ -275,8 +275,12 @@ def _export_error(error: Exception, log: str, settings: ExportSettings) -> Bisec
     while cause.__cause__ is not None:
         cause = cause.__cause__
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
+    message = f"the {settings.exporter} exporter failed: {type(cause).__name__}: {lines[0][:300]}"
+    if settings.opset is not None and "opset" in lines[0].lower():
+        hint = f"leave --opset {settings.opset} out for the exporter's default, or ask for another"
+        return BisectError(f"{message}\n  whole log: {file.name}", hint=hint)
     other = "torchscript" if settings.exporter == "dynamo" else "dynamo"
     return BisectError(
-        f"the {settings.exporter} exporter failed: {type(cause).__name__}: {lines[0][:300]}\n  whole log: {file.name}",
+        f"{message}\n  whole log: {file.name}",
         hint=f"try --exporter {other}, or export yourself and give the file with --onnx",
     )

@@ -14,8 +14,10 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,7 +70,7 @@ def run_isolated(
         target=_work, args=(sender, str(folder), quiet, pickle.dumps((function, arguments))), daemon=True
     )
     with _variables(environment or {}):
-        process.start()
+        _start(context, process)
     sender.close()
     try:
         kind, payload = _receive(receiver, process)
@@ -127,6 +129,25 @@ def _variables(environment: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _start(context: Any, process: Any) -> None:
+    """Starts a process that never sees the terminal's Ctrl-C, which goes to all processes, not even while it imports."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        process.start()
+        return
+    _start_tracker()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        if context.get_start_method() == "forkserver":
+            # It is enough if the server is protected: what it forks has its mask. Its imports take long.
+            forkserver.ensure_running()
+        else:
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if context.get_start_method() == "forkserver":
+        process.start()
+
+
 def _context(*, fresh: bool) -> Any:
     if fresh or "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
@@ -138,6 +159,7 @@ def _context(*, fresh: bool) -> Any:
 def _work(sender: Connection, folder: str, quiet: bool, job: bytes) -> None:
     # The terminal sends Ctrl-C to the whole group; the parent ends this process itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     tempfile.tempdir = folder
     if quiet:
         _silence()
@@ -152,6 +174,25 @@ def _work(sender: Connection, folder: str, quiet: bool, job: bytes) -> None:
         answer = ("traceback", traceback.format_exc())
     sender.send(answer)
     sender.close()
+
+
+def _start_tracker() -> None:
+    """multiprocessing's helper, which protects itself and would end the protection of others that start with it."""
+    # It removes what processes leave that are ended from outside, and would tell the user about it.
+    option = "ignore:resource_tracker"
+    sys.warnoptions.append(option)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(option)
+
+
+def _end_with_parent() -> None:
+    """Where the parent could not end this process any more: it was killed, or Ctrl-C came while this one started."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _silence() -> None:

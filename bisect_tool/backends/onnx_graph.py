@@ -23,8 +23,12 @@ def load_onnx(path: Path) -> ir.Model:
     """Loads a file, without its weights, names every node, and sorts the nodes topologically.
 
     Raises:
-        BisectError: the file is missing, no ONNX file, truncated, or its external data is not there.
+        BisectError: the file is missing, a folder, no ONNX file, truncated, or its external data is not there.
     """
+    if path.is_dir():
+        inside = sorted(file.name for file in path.glob("*.onnx"))
+        there = f": {', '.join(inside[:3])}{' ...' if len(inside) > 3 else ''}" if inside else ""
+        raise BisectError(f"ONNX file {path}: is a folder", hint=f"name the .onnx file in it{there}")
     if not path.is_file():
         raise BisectError(f"ONNX file {path}: no such file", hint="give the path of an .onnx file to --onnx")
     if path.stat().st_size == 0:

@@ -278,12 +278,29 @@ class OnnxProgram:
         return tuple(self.graph.nodes[i].name for i in sorted(found))
 
     def reads(self, nodes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Types of the named nodes, and the initialisers that they read, floating ones first: sizes and axes tell less."""
+        """Types of the named nodes, and the initialisers that they read, floating ones first.
+
+        Whole numbers that only say how to shape or pick (sizes, axes, starts) are left out where there are floating ones.
+        """
         found = [self._by_name[name] for name in nodes]
         weights = dict.fromkeys(name for node in found for name in node.inputs if name in self.graph.initializers)
         dtypes = self.graph.dtypes
         floating = [name for name in weights if "float" in dtypes.get(name, "")]
-        return tuple(node.op_type for node in found), tuple(dict.fromkeys([*floating, *weights]))
+        data = {
+            name
+            for node in found
+            for place, name in enumerate(node.inputs)
+            if place == 0 or node.op_type not in _SHAPED_BY_INPUTS
+        }
+        rest = [name for name in weights if name in data or not floating]
+        return tuple(node.op_type for node in found), tuple(dict.fromkeys([*floating, *rest]))
+
+
+_SHAPED_BY_INPUTS = {
+    *("Expand", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "TopK", "Unsqueeze"),
+    *("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"),
+}
+"""Operators whose inputs behind the first are sizes, axes and the like."""
 
 
 def _text_of(attribute: ir.Attr) -> str:

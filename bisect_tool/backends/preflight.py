@@ -148,10 +148,20 @@ def _forward_hint(
             "not implemented for",
         )
     ):
-        return "convert the sample to the dtype that the model takes"
+        return _whole_inputs(module, args, kwargs) or "convert the sample to the dtype that the model takes"
     if any(word in text for word in ("shape", "size", "dimension", "channels", "must match", "index out of range")):
         return "check the sample's shapes and values, and the sizes that the model was built with (--entry-args)"
     return "check that the model runs on this sample by itself: model(*args, **kwargs) in eval mode"
+
+
+def _whole_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Names inputs of whole numbers, which may well be right, where the model has weights that are none."""
+    names = [f"{name} is {dtype_name(t.dtype)}" for name, t in _named_inputs(args, kwargs) if not t.is_floating_point()]
+    weights = [(name, w) for name, w in module.named_parameters() if w.is_floating_point()]
+    if not names or not weights:
+        return None
+    name, weight = weights[0]
+    return f"{some(names)}, and the weights are {dtype_name(weight.dtype)} (such as {name}); convert the sample"
 
 
 # -- weights and inputs -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Entry points, and the one place where errors become exit codes."""
+"""Entry points, and the one place where errors become exit codes. Light, so that Ctrl-C is taken over early."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import click
-
-from bisect_tool.cli.process import end_without_collection, let_idle_threads_sleep, use_huge_pages
-from bisect_tool.cli.run import run
+from bisect_tool.cli import interrupts
 from bisect_tool.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_INTERNAL,
@@ -20,33 +17,43 @@ from bisect_tool.errors import (
     BisectError,
 )
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="bisect-divergence")
-def tool() -> None:
-    """Everything around bisect-divergence; `run` is the same command."""
-
-
-tool.add_command(run, "run")
+if TYPE_CHECKING:
+    import click
 
 
 def bisect_divergence() -> None:
     """Console script ``bisect-divergence``."""
-    _process(run, "bisect-divergence")
+    _process("bisect-divergence")
 
 
 def bisect_tool() -> None:
     """Console script ``bisect-tool``."""
-    _process(tool, "bisect-tool")
+    _process("bisect-tool")
 
 
-def _process(command: click.Command, name: str) -> NoReturn:
+def _process(name: str) -> NoReturn:
     """A command as a whole process, from its start to its end."""
+    # First of all: what is imported below takes a while already.
+    interrupts.install()
+    from bisect_tool.cli.process import end_without_collection, let_idle_threads_sleep, use_huge_pages
+
     let_idle_threads_sleep()
     use_huge_pages()
-    code = execute(command, name, sys.argv[1:])
+    code = execute(_command(name), name, sys.argv[1:])
+    if code != EXIT_INTERRUPTED:
+        interrupts.work_is_done(code)
     end_without_collection()
     sys.exit(code)
+
+
+def _command(name: str) -> click.Command:
+    from bisect_tool.cli.run import run
+
+    if name == "bisect-divergence":
+        return run
+    from bisect_tool.cli.tool import tool
+
+    return tool
 
 
 def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:
@@ -55,12 +62,10 @@ def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:
     click exits 1 on Ctrl-C and on a closed pipe, and Python exits 1 on an uncaught exception; all three would read as
     "divergence", so that none of them is left to click.
     """
+    import click
+
     try:
-        # Not command.main(): it turns a closed pipe into exit code 1 by itself.
-        with command.make_context(name, list(arguments)) as context:
-            code = command.invoke(context)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return _invoke(command, name, arguments)
     except BisectError as error:
         print_error(error)
         return error.exit_code
@@ -70,7 +75,7 @@ def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:
         error.show()
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; no report was written", err=True)
+        click.echo(interrupts.text(), err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more when it ends, and would complain again.
@@ -82,8 +87,24 @@ def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:
         return EXIT_INTERNAL
 
 
+def _invoke(command: click.Command, name: str, arguments: Sequence[str]) -> int:
+    """Runs a command; Ctrl-C is told before any result and any error, for the error may be all that came of it."""
+    try:
+        # Not command.main(): it turns a closed pipe into exit code 1 by itself.
+        with command.make_context(name, list(arguments)) as context:
+            code = command.invoke(context)
+        sys.stdout.flush()
+    except Exception:
+        interrupts.check()
+        raise
+    interrupts.check()
+    return code if isinstance(code, int) else 0
+
+
 def print_error(error: BisectError) -> None:
     """What is wrong, and the remedy, on stderr."""
+    import click
+
     click.echo(f"{click.style('error', fg='red', bold=True)}: {error.message}", err=True)
     if error.hint:
         click.echo(f"{click.style('help', fg='cyan', bold=True)}: {error.hint}", err=True)

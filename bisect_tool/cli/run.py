@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from bisect_tool.cli import interrupts
 from bisect_tool.cli.loading import case_name, load, load_case, make_case
 from bisect_tool.cli.process import load_libraries, no_collection
 from bisect_tool.cli.settings import parse_size, read_case_file
@@ -142,11 +143,34 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
         raise BisectError("--preprocess and --raw go together", hint="--preprocess module:function --raw FILE")
     if settings["onnx"] and settings["keep_onnx"]:
         raise BisectError("--keep-onnx keeps an export, and --onnx makes none", hint="give one of the two")
+    _check_export_options(given, settings)
     return settings
+
+
+def _check_export_options(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuses options of an export that nobody makes; in a case file they may wait for a run without --onnx.
+
+    Pairs of a matrix may be about exports of their own beside the given file.
+    """
+    if not settings["onnx"] or settings["matrix"]:
+        return
+    options = {
+        "exporter": "--exporter",
+        "opset": "--opset",
+        "constant_folding": "--constant-folding" if given["constant_folding"] else "--no-constant-folding",
+    }
+    useless = [option for name, option in options.items() if given[name] is not None]
+    if useless:
+        raise BisectError(
+            f"{', '.join(useless)}: for an export, and --onnx makes none",
+            hint=f"leave {'it' if len(useless) == 1 else 'them'} out, or --onnx",
+        )
 
 
 def _progress(quiet: bool) -> Callable[[str], None]:
     def say(text: str) -> None:
+        # Called whenever a step begins: libraries may have caught a Ctrl-C in the one before.
+        interrupts.check()
         if not quiet:
             click.echo(click.style(f"· {text}", dim=True), err=True)
 
@@ -206,7 +230,10 @@ def _run_samples(
     parse_size(str(settings["memory_budget"]))
     _check_share(settings["min_coverage"])
     say("loading the model")
+    began = time.perf_counter()
     load_libraries()
+    detail(f"{time.perf_counter() - began:8.2f} s  imports")
+    interrupts.work_begins()
 
     from bisect_tool.backends.samples import bind_sample
     from bisect_tool.pipeline import bisect
@@ -221,6 +248,8 @@ def _run_samples(
         chosen = options if number == 0 else replace(options, keep_onnx=None)
         if matrix is None:
             report = bisect(case, chosen, say)
+            if chosen.keep_onnx is not None:
+                say(f"the exported file is kept at {chosen.keep_onnx}")
         else:
             from bisect_tool.experiments import run_matrix
 
@@ -273,7 +302,9 @@ def _write(report: Report, folder: Path, force: bool, say: Callable[[str], None]
         "amplification.svg": plot.light,
         "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
     }
+    interrupts.check()
     write_report_folder(report, folder, force=force, files=files)
+    interrupts.wrote(folder)
 
 
 def _print_json(reports: list[Report]) -> None:

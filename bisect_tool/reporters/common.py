@@ -93,7 +93,7 @@ def origin_refs(report: Report, config: str | None) -> frozenset[StageRef]:
 
 
 def first_ref(report: Report, config: str | None) -> StageRef | None:
-    """The first stage over tolerance, if it was found under ``config``."""
+    """The first diverging stage, if it was found under ``config``."""
     first = report.verdict.first_over_tolerance
     return first.ref if first is not None and first.config == config else None
 
@@ -131,7 +131,7 @@ def badness(value: float) -> float:
 
 
 def first_divergence(report: Report, config: ConfigRun) -> str | None:
-    """The first stage that is over tolerance under a configuration, or the first final output that is."""
+    """The first stage that fails under a configuration, or the first final output that does."""
     for row in stage_rows(report):
         if config.name in row.results and row.results[config.name].judgement == "fail":
             return str(row.ref)
@@ -139,11 +139,41 @@ def first_divergence(report: Report, config: ConfigRun) -> str | None:
     return next((f"final output {output.output}" for output in failing), None)
 
 
+def judged_by_outputs(report: Report) -> str | None:
+    """Why optimised configurations agree beside another one that diverges with the same numbers; ``None`` if none does."""
+    gating = [run for run in report.configs if run.gating]
+    located = {
+        (run.expected, run.actual.device)
+        for run in gating
+        if run.status == "diverges" and run.actual.optimization == "off"
+    }
+    names = [
+        run.name
+        for run in gating
+        if run.status == "agrees" and run.outputs and run.actual.optimization not in (None, "off")
+        if (run.expected, run.actual.device) in located
+    ]
+    if not names:
+        return None
+    its = "its" if len(names) == 1 else "their"
+    return (
+        f"{names_text(names)}: judged by {its} final outputs, which are within the limit; "
+        "stages are judged with optimisation off"
+    )
+
+
+LEAST_SHARE = 0.001
+"""Of the final error; stages that make less of it are not named."""
+
+
 def made_most(report: Report, config: str, limit: int = 3) -> tuple[tuple[StageRef, float], ...]:
-    """The stages that make the largest shares of the final error, the largest first; () where none was measured."""
+    """The stages that make the largest shares of the final error, the largest first; () where none was measured.
+
+    Shares that would read as nothing are left out.
+    """
     results = [(row.ref, row.results[config]) for row in stage_rows(report) if config in row.results]
     # What was not run on PyTorch's inputs has not been seen to make anything.
-    shares = [(ref, result.share) for ref, result in results if result.share and result.local is not None]
+    shares = [(ref, r.share) for ref, r in results if r.share and r.share >= LEAST_SHARE and r.local is not None]
     return tuple(sorted(shares, key=lambda item: -item[1])[:limit])
 
 
@@ -285,10 +315,13 @@ def dtypes_under(report: Report, config: str | None, rows: Sequence[StageRow]) -
 
 
 def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = ()) -> str:
-    """The tolerance in words, for the dtypes that occur (all of them if none is named)."""
+    """What stages are judged by in words, for the dtypes that occur (all of them if none is named)."""
     if tolerance.rel_l2 is not None:
         limits = {name: limit for name, limit in tolerance.rel_l2.items() if not dtypes or name in dtypes}
         text = "relative L2 " + (", ".join(f"{sci(limit)} ({name})" for name, limit in limits.items()) or "-")
+        if tolerance.source == "default":
+            # A stage under this limit fails all the same if it makes more error than rounding does.
+            return f"the noise floor, and {text}, the defaults"
     elif tolerance.max_abs is not None:
         text = f"max abs {sci(tolerance.max_abs)}"
     else:
@@ -317,18 +350,24 @@ def ratio(value: float | None) -> str:
     return f"{value:.1f}" if abs(value) >= 0.995 else f"{value:.2g}"
 
 
-def value_text(value: float | None) -> str:
-    """One element of a tensor, to six digits."""
-    return "-" if value is None else f"{value:.6g}"
+def value_texts(expected: float | None, actual: float | None) -> tuple[str, str]:
+    """One element of either tensor, to six digits, or to as many as show that the two differ."""
+    for digits in range(6, 18):
+        texts = tuple("-" if value is None else f"{value:.{digits}g}" for value in (expected, actual))
+        if texts[0] != texts[1] or expected == actual:
+            break
+    return texts[0], texts[1]
 
 
 def percent(part: float, whole: float) -> str:
-    """A share that says 0 % and 100 % only when it is so."""
+    """A share that says 0 % and 100 % only when it is so, and 0.1 % only when it is as much."""
     if whole == 0:
         return "0 %"
     share = 100 * part / whole
+    if 0 < share < 0.1:
+        return "< 0.1 %"
     if 0 < part < whole:
-        share = min(max(share, 0.1), 99.9)
+        share = min(share, 99.9)
     return f"{share:.0f} %" if part in (0, whole) else f"{share:.1f} %"
 
 
@@ -461,6 +500,15 @@ def telling_nodes(origin: Origin) -> list[str]:
     return [name for name in names if name]
 
 
+def node_texts(origin: Origin, limit: int | None = None) -> list[str]:
+    """An origin's most telling nodes with their types, in the graph's order, and how many more there are."""
+    ops = dict(zip(origin.onnx_nodes, origin.onnx_ops, strict=False))
+    telling = telling_nodes(origin)[:limit]
+    texts = [f"{name} ({ops[name]})" if name in ops else name for name in origin.onnx_nodes if name in telling]
+    left = sum(map(bool, origin.onnx_nodes)) - len(texts)
+    return [*texts, f"{left} more"] if left else texts
+
+
 def detail_texts(origin: Origin) -> list[str]:
     """The few nodes of an origin with their attributes and lines; nothing where there are many, or nothing to say."""
     if len(origin.onnx_details) > DETAILED_NODES:
@@ -522,7 +570,7 @@ def worst_element_lines(metrics: ErrorMetrics, spread: Spread | None = None) -> 
         return (f"values could not be compared: {printable(metrics.problem)}",)
     if metrics.differing == 0:
         return (f"all {metrics.count} elements are equal",)
-    number, more = metrics.differing, " in any bit"
+    number, more = metrics.differing, ""
     if spread is not None:
         number = spread.beyond
         more = f" by more than {sci(spread.limit)}" if spread.limit is not None else " by more than atol and rtol allow"
@@ -535,8 +583,8 @@ def worst_element_lines(metrics: ErrorMetrics, spread: Spread | None = None) -> 
     if metrics.nonfinite_mismatch:
         text += f", {metrics.nonfinite_mismatch} of them NaN or infinite on one side"
         what = "the first of these"
-    values = f"expected {value_text(metrics.worst_expected)}, actual {value_text(metrics.worst_actual)}"
-    return f"{text}; {what} at {index_text(metrics.worst_index)}:", values
+    expected, actual = value_texts(metrics.worst_expected, metrics.worst_actual)
+    return f"{text}; {what} at {index_text(metrics.worst_index)}:", f"expected {expected}, actual {actual}"
 
 
 def noise_text(noise_ratio: float | None, side: str | None) -> str:

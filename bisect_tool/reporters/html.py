@@ -68,6 +68,7 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         judgements=common.JUDGEMENTS,
         main_config=config,
         alignment_text=common.alignment_text(report.alignment),
+        judged_by_outputs=common.judged_by_outputs(report),
         tolerance_text=common.tolerance_text(report.tolerance),
         command=common.command_text(report.case.get("command")),
         configs=[
@@ -89,7 +90,7 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         worst_element_lines=common.worst_element_lines,
         deciding=common.deciding,
         deciding_text=common.deciding_text(report.tolerance),
-        telling_nodes=common.telling_nodes,
+        node_texts=common.node_texts,
         weight_texts=common.weight_texts,
         detail_texts=common.detail_texts,
         hand_over_text=common.hand_over_text,
@@ -199,7 +200,7 @@ def _plot_text(report: Report, config: str | None) -> str:
     largest = common.sci(worst.results[config].total.rel_l2)
     text = f"Plot of the error by stage under {config}: relative L2 error is largest at {worst.ref}, {largest}."
     first = common.first_ref(report, config)
-    return text + (f" The first stage over tolerance is {first}." if first else " No stage is marked as first.")
+    return text + (f" The first diverging stage is {first}." if first else " No stage is marked as first.")
 
 
 def _data_uri(svg: str) -> str:

@@ -144,7 +144,7 @@ def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | 
             axes.axvline(index, color=_LIGHT.first, linestyle=":", linewidth=2, zorder=1)
             left = index < len(rows) / 2
             axes.annotate(
-                "first over tolerance: " + _text(str(rows[index].ref), 60),
+                "first diverging stage: " + _text(str(rows[index].ref), 60),
                 (index, 1),
                 xycoords=("data", "axes fraction"),
                 xytext=(6 if left else -6, -6),

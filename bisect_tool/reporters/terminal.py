@@ -22,6 +22,7 @@ NEIGHBOURS = 4
 EDGE = 3
 ORIGINS_IN_TABLE = 5
 ORIGINS_IN_DETAIL = 3
+NODES_IN_DETAIL = 3
 TRIALS_IN_TABLE = 8
 """More runs than these that only serve to explain others are counted, not listed."""
 SHARES_FROM = 120
@@ -121,6 +122,9 @@ def _configs(page: Page, report: Report) -> None:
     page.table(columns, [_config_row(report, config) for config in report.configs])
     if not report.configs:
         page.line(("  no configuration was run", "dim"))
+    explanation = common.judged_by_outputs(report)
+    if explanation:
+        page.prose(explanation, indent="  ", style="dim")
     for config in report.configs:
         if config.skipped_reason:
             page.prose(config.skipped_reason, label=(f"{page.clean(config.name)}: ", "dim"), indent="  ")
@@ -159,6 +163,9 @@ def _pairs(page: Page, report: Report, all_pairs: bool) -> None:
     if shown:
         page.line()
         columns = _pair_table(page, report, shown, all_pairs)
+    explanation = common.judged_by_outputs(report)
+    if explanation:
+        page.prose(explanation, indent="  ", style="dim")
     missing = common.no_answers(report)
     if missing:
         page.line()
@@ -214,7 +221,7 @@ def _pair_table(page: Page, report: Report, shown: Sequence[ConfigRun], all_pair
         entries += [row, *(Span(f"    {line}", style, fold=True) for line, style in details)]
     if counted:
         text = f"{common.plural(len(counted), 'trial')} left out, {common.results_text(counted)}"
-        entries.append(Span(f"... {text}; --all-stages shows them"))
+        entries.append(Span(f"... {text}; --all-stages shows them", fold=True))
     return page.table(columns, entries)
 
 
@@ -275,7 +282,8 @@ def _stages(
     origins = common.origin_refs(report, config)
     tolerance = common.tolerance_text(report.tolerance, common.dtypes_under(report, config, rows))
     page.line((f"{title} under {config}" if config is not None else title, "bold"))
-    page.prose(f"tolerance: {tolerance}", style="dim")
+    by = "judged by" if report.tolerance.source == "default" else "tolerance:"
+    page.prose(f"{by} {tolerance}", style="dim")
     if not all_stages:
         # Folded stages have no numbers; the head line counts them, and --all-stages shows them.
         rows = [row for row in rows if _result(row, config) is not None] or rows
@@ -356,7 +364,7 @@ def _entries(
             left_out.append(row)
             continue
         if left_out:
-            yield Span(_left_out_text(left_out, config))
+            yield Span(_left_out_text(left_out, config), fold=True)
             left_out = []
         if row.group != group:
             group = row.group
@@ -364,7 +372,7 @@ def _entries(
                 yield Span(f"    {common.printable(group)}")
         yield _stage_row(row, _result(row, config), first, origins, extra)
     if left_out:
-        yield Span(_left_out_text(left_out, config))
+        yield Span(_left_out_text(left_out, config), fold=True)
 
 
 def _left_out_text(rows: Sequence[StageRow], config: str | None) -> str:
@@ -428,7 +436,7 @@ def _legend(page: Page, report: Report, config: str | None, columns: Sequence[st
     results = [_result(row, config) for row in report.stages]
     marks = []
     if common.first_ref(report, config) in refs:
-        marks.append("> first over tolerance")
+        marks.append("> first diverging stage")
     if common.origin_refs(report, config) & refs:
         marks.append("* the error is made here")
     without = [result is None or result.judgement == "not compared" for result in results]
@@ -466,7 +474,7 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
     first = verdict.first_over_tolerance
     if first is not None and first.ref not in shown:
         page.line()
-        _place(page, "first over tolerance", first.ref, rows.get(first.ref), first.config)
+        _place(page, "first diverging stage", first.ref, rows.get(first.ref), first.config)
     strongest = common.strongest(here)
     detailed = [*here[:ORIGINS_IN_DETAIL], *(origin for origin in here[ORIGINS_IN_DETAIL:] if origin is strongest)]
     for origin in detailed:
@@ -487,7 +495,7 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
         page.line()
         names = common.names_text(verdict.amplifiers)
         page.prose(
-            f"{names}: over tolerance, hand on error from before (amplifiers where growth > 1)",
+            f"{names}: diverge by error handed on from before (amplifiers where growth > 1)",
             label=("handed on: ", ""),
         )
     if common.is_matrix(report):
@@ -517,10 +525,11 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
 
 def _origin(page: Page, origin: Origin, row: StageRow | None, origins: Sequence[Origin]) -> None:
     _place(page, "origin", origin.ref, row, origin.config, source=origin.source, kind=origin.type)
-    page.line("  onnx: ", common.names_text(common.telling_nodes(origin)) or "no node")
+    page.prose(", ".join(common.node_texts(origin, NODES_IN_DETAIL)) or "no node", label=("onnx: ", ""), indent="  ")
     page.line("  value: ", origin.onnx_value)
     if origin.onnx_weights:
-        page.line("  weights: ", common.names_text(common.weight_texts(origin, origins)))
+        names = common.names_text(common.weight_texts(origin, origins))
+        page.prose(names, label=("weights: ", ""), indent="  ")
     for text in common.detail_texts(origin):
         page.prose(text, indent="  ", style="dim")
     if origin.operation:

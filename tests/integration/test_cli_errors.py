@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save({"image": torch.randn(1, 5, 8, 8), "scale": scale}, folder / "shape.pt")
     torch.save({"image": image.double(), "scale": scale.double()}, folder / "dtype.pt")
     torch.save(torch.randn(2, 4), folder / "x.pt")
+    torch.save(torch.arange(8).reshape(2, 4), folder / "whole.pt")
     made = _run(folder, "model.py", "ckpt.pt", "--input", "sample.pt", "--keep-onnx", "model.onnx", "-o", "report")
     assert 0 == made.code, made.err
     content = (folder / "model.onnx").read_bytes()
@@ -186,6 +188,31 @@ TABLE = {
         ("other.py", "--input", "x.pt", "--onnx", "model.onnx"),
         ("ONNX wants: image float32[1, 3, 8, 8], scale float32[1, 4]", "sample has: input float32[2, 4]", "help: "),
     ),
+    "onnx is a folder": (
+        ("model.py", *SAMPLE, "--onnx", "."),
+        ("ONNX file .: is a folder", "help: name the .onnx file"),
+    ),
+    "exporter and onnx": ((*GIVEN, "--exporter", "dynamo"), ("--exporter: for an export", "help: leave it out")),
+    "opset and folding and onnx": (
+        (*GIVEN, "--opset", "18", "--no-constant-folding"),
+        ("--opset, --no-constant-folding: for an export", "help: leave them out"),
+    ),
+    "opset out of reach": (
+        ("model.py", *SAMPLE, "--opset", "99"),
+        ("--opset 99: the dynamo exporter cannot convert to it", "help: leave --opset out for the exporter's default"),
+    ),
+    "opset unknown": (
+        ("model.py", *SAMPLE, "--opset", "99", "--exporter", "torchscript"),
+        ("99", "help: leave --opset 99 out for the exporter's default"),
+    ),
+    "sample of whole numbers": (
+        ("other.py", "--input", "whole.pt"),
+        ("forward failed in the model (Linear", "help: input 0 is int64, and the weights are float32 (such as weight)"),
+    ),
+    "infinite tolerance": (
+        (*GIVEN, "--max-abs", "inf"),
+        ("--max-abs inf: a tolerance is a finite", "help: for example"),
+    ),
     "keep-onnx and onnx": ((*GIVEN, "--keep-onnx", "k.onnx"), ("--keep-onnx", "help: give one of the two")),
     "keep-onnx exists": (
         ("model.py", *SAMPLE, "--keep-onnx", "model.onnx"),
@@ -239,6 +266,37 @@ def test_force_replaces_the_kept_file(tmp_path: Path) -> None:
     outcome = command("model.py", *SAMPLE, "--keep-onnx", kept, "--force", folder=tmp_path / "new")
     assert 0 == outcome.code, outcome.err
     assert onnx.load(kept).graph.node
+
+
+def test_the_kept_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever keeps a file is told where it is."""
+    from bisect_tool.cli.main import execute
+    from bisect_tool.cli.run import run
+
+    kept = tmp_path / "kept.onnx"
+    arguments = ["model.py", *SAMPLE, "--keep-onnx", str(kept), "-o", str(tmp_path / "new")]
+    assert 0 == execute(run, "bisect-divergence", arguments)
+    assert f"the exported file is kept at {kept}\n" in capsys.readouterr().err
+
+
+def test_options_of_an_export_may_stand_in_a_case_file(tmp_path: Path) -> None:
+    """One case file serves with and without a given file; with a matrix there are exports beside it."""
+    from bisect_tool.cli.run import _check_export_options
+
+    config = tmp_path / "case.toml"
+    config.write_text("[export]\nexporter = 'dynamo'\nopset = 18\n")
+    outcome = command(*GIVEN, "--config", config, folder=tmp_path / "new")
+    assert 0 == outcome.code, outcome.err
+    given = {"exporter": "dynamo", "opset": 18, "constant_folding": True}
+    _check_export_options(given, {"onnx": "model.onnx", "matrix": "quick"})
+    _check_export_options(given, {"onnx": None, "matrix": None})
+
+
+def test_verbose_has_the_time_of_the_imports(tmp_path: Path) -> None:
+    """It is a large part of a short run, and no step of the comparison."""
+    outcome = command(*GIVEN, "--verbose", folder=tmp_path / "new")
+    assert 0 == outcome.code, outcome.err
+    assert re.search(r"^ +\d+\.\d\d s  imports$", outcome.err, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

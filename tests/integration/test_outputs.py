@@ -244,3 +244,33 @@ def test_some_nan_on_both_sides_is_said_in_the_verdict(tmp_path: Path) -> None:
     assert report.verdict.status == "agrees"
     assert "output 1 holds" in report.verdict.summary[1] and "of 30, the same" in report.verdict.summary[1]
     assert any("output 1 holds" in note for note in report.notes)
+
+
+class Chance(nn.Module):
+    """Draws other numbers each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 8) -> (B, 8)."""
+        dropped: Tensor = self.fc(nn.functional.dropout(x, 0.5, training=True))
+        return dropped
+
+
+def test_a_model_that_does_not_repeat_itself_accuses_nothing() -> None:
+    """Neither a stage nor a configuration: one run against another says nothing about the graph."""
+    torch.manual_seed(0)
+    case = LoadedCase("chance", Chance().eval(), (torch.randn(4, 8),), {})
+    report = bisect(case, Options(make_tolerance(None, None, None)))
+    (line,) = report.verdict.summary
+    assert "inconclusive" == report.verdict.status
+    assert line.startswith("PyTorch does not repeat itself: /bernoulli")
+    assert (None, (), ()) == (
+        report.verdict.first_over_tolerance,
+        report.verdict.origins,
+        report.verdict.amplifiers,
+    )
+    statuses = {(run.status, run.skipped_reason) for run in report.configs}
+    assert {("failed", "PyTorch does not repeat itself")} == statuses

@@ -477,7 +477,7 @@ def matrix() -> Report:
     verdict = Verdict(
         status="diverges",
         summary=(
-            "first stage over tolerance: stem.conv (ort-cuda-off); diverging: ort-cuda-off",
+            "first diverging stage: stem.conv (ort-cuda-off); diverging: ort-cuda-off",
             "error is made in: stem.conv (local 7.0e-04), block.conv (local 1.4e-03)",
             "BD301: TF32 in cuDNN convolutions separates failing from passing",
         ),

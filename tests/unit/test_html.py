@@ -156,7 +156,7 @@ def test_stage_table_is_complete_without_javascript() -> None:
     heads = ["#", "stage", "judgement", "max abs", "mean abs", "rel-L2", "local", "growth", "amplification"]
     assert [*heads, "made here"] == rows[0][:10]
     [upsample] = [cells for cells in rows if cells[1].startswith("layer3.upsample first") and cells[15] == "ort-off"]
-    assert "layer3.upsample first over tolerance origin" == upsample[1]
+    assert "layer3.upsample first diverging stage origin" == upsample[1]
     assert ["6", "FAIL", "3.8e-01", "2.4e-02", "4.8e-02", "4.8e-02", "2.3e+05"] == [upsample[0], *upsample[2:8]]
     [folded] = [cells for cells in rows if cells[1] == "stem.bn"]
     assert ["n/c", "-"] == folded[2:4]
@@ -228,7 +228,7 @@ def test_the_plot_is_described() -> None:
     [(image, _)] = page(diverging()).all("img")
     assert (
         "Plot of the error by stage under ort-off: relative L2 error is largest at head.fc, 5.2e-02. "
-        "The first stage over tolerance is layer3.upsample."
+        "The first diverging stage is layer3.upsample."
     ) == image["alt"]
     assert "Plot of the error by stage; no stage was compared." == page(empty()).all("img")[0][0]["alt"]
 

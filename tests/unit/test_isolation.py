@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -87,3 +88,67 @@ def test_what_a_killed_process_leaves_lies_in_the_folder(tmp_path: Path) -> None
     with pytest.raises(CrashedError):
         run_isolated(leave_a_file, folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+PARENT = """
+import os, signal, sys
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.path.insert(0, sys.argv[1])
+from test_isolation import wait_long
+from bisect_tool.backends.isolation import run_isolated
+try:
+    run_isolated(wait_long, sys.argv[2], folder=Path(sys.argv[2]), environment=eval(sys.argv[3]), quiet=False)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def wait_long(folder: str) -> None:
+    (Path(folder) / f"pid-{os.getpid()}").touch()
+    time.sleep(60)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a group")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "parent killed"])
+@pytest.mark.parametrize("environment", [{}, {"BISECT_TEST": "7"}], ids=["forked", "fresh"])
+def test_processes_end_quietly_with_their_parent(tmp_path: Path, sent: signal.Signals, environment: object) -> None:
+    """Ctrl-C goes to all processes of the terminal, also to those that still import; only the parent acts on it."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(Path(__file__).parent), str(tmp_path), repr(environment)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for _ in range(600):
+        if list(tmp_path.glob("pid-*")):
+            break
+        time.sleep(0.1)
+    assert 1 == len(list(tmp_path.glob("pid-*")))
+    os.killpg(parent.pid, sent) if sent == signal.SIGINT else parent.kill()
+    # The pipes stay open as long as any of the processes lives.
+    assert ("", "") == parent.communicate(timeout=30)
+    assert (130 if sent == signal.SIGINT else -signal.SIGKILL) == parent.returncode
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a group")
+@pytest.mark.parametrize("delay", [0.2, 0.6, 1.2])
+def test_ctrl_c_while_processes_start_is_quiet(tmp_path: Path, delay: float) -> None:
+    """Their imports are not broken off with a traceback."""
+    script = PARENT.replace("try:", "(Path(sys.argv[2]) / 'ready').touch()\ntry:")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path), "{}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for _ in range(600):
+        if (tmp_path / "ready").exists():
+            break
+        time.sleep(0.1)
+    time.sleep(delay)
+    os.killpg(parent.pid, signal.SIGINT)
+    assert ("", "") == parent.communicate(timeout=30)
+    assert 130 == parent.returncode

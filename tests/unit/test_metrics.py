@@ -35,7 +35,7 @@ from bisect_tool.tolerances import make_tolerance
 Array = NDArray[Any]
 
 DEFAULT = make_tolerance(None, None, None)
-EVERYTHING = make_tolerance(math.inf, None, None)
+EVERYTHING = Tolerance("user", max_abs=math.inf)
 LOOSE = [DEFAULT, EVERYTHING, make_tolerance(1e30, None, None), make_tolerance(None, 1e30, 1e30)]
 
 FLOATS: dict[str, Any] = {

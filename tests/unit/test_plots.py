@@ -134,9 +134,9 @@ def test_tolerance_line() -> None:
 
 
 def test_divergence_and_origins_are_marked() -> None:
-    """The first stage over tolerance is named in the plot, and a star stands at the local error of each origin."""
+    """The first diverging stage is named in the plot, and a star stands at the local error of each origin."""
     [errors, _] = plots.draw(diverging()).axes
-    assert "first over tolerance: layer3.upsample" in [text.get_text() for text in errors.texts]
+    assert "first diverging stage: layer3.upsample" in [text.get_text() for text in errors.texts]
     star = of(errors, "origin")
     assert ([6], [4.8e-2]) == (list(star.get_xdata()), list(star.get_ydata()))
     [errors, _] = plots.draw(long()).axes

@@ -621,3 +621,28 @@ def test_big_outputs_go_where_earlier_ones_were(tmp_path: Path) -> None:
                 assert array is not None and same(array, wanted[name])
                 places.append(array.ctypes.data)
     assert len(set(places)) <= 2
+
+
+def test_weights_that_are_read_are_no_shapes(tmp_path: Path) -> None:
+    """Sizes and axes stand only where nothing else does; whole numbers that are data stay."""
+    whole = {"size": np.array([2, 4]), "axes": np.array([0]), "row": np.array([1])}
+    nodes = [
+        helper.make_node("Reshape", ["x", "size"], ["a"], name="reshape"),
+        helper.make_node("MatMul", ["a", "weight"], ["b"], name="matmul"),
+        helper.make_node("Gather", ["b", "row"], ["c"], name="gather"),
+        helper.make_node("Unsqueeze", ["c", "axes"], ["y"], name="unsqueeze"),
+    ]
+    weights = {**whole, "weight": np.ones((4, 3), np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 3])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    path = tmp_path / "g.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
+    program = OnnxProgram(load_onnx(path), path)
+    assert (("Reshape", "MatMul"), ("weight",)) == program.reads(["reshape", "matmul"])
+    assert ("weight", "row") == program.reads([node.name for node in nodes])[1]
+    assert ("size", "axes") == program.reads(["reshape", "unsqueeze"])[1]

@@ -64,6 +64,14 @@ def test_what_cannot_be_compared_lies_nowhere() -> None:
     assert found(np.full_like(EXPECTED, np.nan)) is None
 
 
-def test_without_a_place_bits_are_counted() -> None:
-    """Then the words say so."""
-    assert "differ in any bit" in worst_element_lines(measure(EXPECTED, EXPECTED + 1))[0]
+def test_without_a_place_all_that_differ_are_counted() -> None:
+    """No limit is named then."""
+    assert worst_element_lines(measure(EXPECTED, EXPECTED + 1))[0].startswith("560 of 560 elements differ (100 %); ")
+
+
+def test_values_that_differ_read_differently() -> None:
+    """Under a tolerance of zero the last digit may be all there is."""
+    one = np.array([1.6998841], np.float32)
+    two = np.nextafter(one, np.float32(2))
+    assert ("expected 1.6998841", "actual 1.6998842") == tuple(worst_element_lines(measure(one, two))[1].split(", "))
+    assert "expected 1, actual 2" == worst_element_lines(measure(one * 0 + 1, one * 0 + 2))[1]

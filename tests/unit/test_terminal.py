@@ -58,6 +58,23 @@ def test_golden_page(name: str, width: int) -> None:
     assert golden.read_text(encoding="utf-8") == text
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_many_names_are_folded(width: int) -> None:
+    """Nodes and weights of an origin, and what a long table leaves out, stay within the terminal."""
+    origin = replace(
+        long().verdict.origins[0],
+        onnx_nodes=tuple(f"node_conv_with_a_name_{number}" for number in range(9)),
+        onnx_ops=("Conv",) * 9,
+        onnx_weights=tuple(f"backbone.stages.{number}.convolution.weight" for number in range(9)),
+    )
+    text = page(replace(long(), verdict=replace(long().verdict, origins=(origin,))), width)
+    names = re.findall(r"^  (?:onnx|weights): .*\n(?:   .*\n)*", text, re.MULTILINE)
+    assert 2 == len(names)
+    left_out = re.findall(r"^    \.\.\. .*\n.*", text, re.MULTILINE)
+    assert left_out and all("--all-stages shows them" in " ".join(lines.split()) for lines in left_out)
+    assert all(len(line) <= width for lines in (*names, *left_out) for line in lines.splitlines())
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_no_row_is_wider_than_the_terminal(name: str, width: int) -> None:
@@ -81,13 +98,13 @@ def test_folded_stages_are_left_out_unless_asked_for() -> None:
 
 
 def test_marks_are_text() -> None:
-    """The first stage over tolerance and the origin are marked without colour, and the marks are explained."""
+    """The first diverging stage and the origin are marked without colour, and the marks are explained."""
     text = page(diverging())
     [line] = re.findall(r"^>\*.*$", text, re.MULTILINE)
     assert line.split()[:2] == [">*", "upsample"]
     assert line.endswith("FAIL")
-    assert "> first over tolerance; * the error is made here" in text
-    assert "first over tolerance" not in page(healthy())
+    assert "> first diverging stage; * the error is made here" in text
+    assert "first diverging stage" not in page(healthy())
 
 
 def test_columns_of_a_row() -> None:
@@ -199,14 +216,34 @@ def test_the_first_gating_config_that_diverges_is_shown() -> None:
 @pytest.mark.parametrize(
     ("tolerance", "words"),
     [
-        (Tolerance("default", rel_l2={"float16": 2e-2, "float32": 1e-4}), "relative L2 1.0e-04 (float32), the default"),
-        (Tolerance("user", max_abs=1e-3), "max abs 1.0e-03, given by the user"),
-        (Tolerance("user", atol=1e-5, rtol=0.0), "atol 1.0e-05 + rtol 0 * |expected|, given by the user"),
+        (
+            Tolerance("default", rel_l2={"float16": 2e-2, "float32": 1e-4}),
+            "judged by the noise floor, and relative L2 1.0e-04 (float32), the defaults",
+        ),
+        (Tolerance("user", max_abs=1e-3), "tolerance: max abs 1.0e-03, given by the user"),
+        (Tolerance("user", atol=1e-5, rtol=0.0), "tolerance: atol 1.0e-05 + rtol 0 * |expected|, given by the user"),
     ],
 )
 def test_tolerance_is_named(tolerance: Tolerance, words: str) -> None:
     """The table says which tolerance judged it, of which kind, and whose it is."""
-    assert f"tolerance: {words}\n" in page(replace(healthy(), tolerance=tolerance))
+    assert f"{words}\n" in page(replace(healthy(), tolerance=tolerance))
+
+
+def test_optimised_configs_that_agree_beside_a_divergence_say_why() -> None:
+    """The same numbers stand in both lines: only one of the two is judged by its stages."""
+    fine = config_run("ort-all", replace(ORT_OFF, optimization="all"), 9e-5)
+    words = "ort-all: judged by its final outputs, which are within the limit; stages are judged with optimisation off"
+    report = replace(diverging(), configs=(diverging().configs[0], fine))
+    assert words == common.judged_by_outputs(report)
+    assert words in " ".join(page(report).split())
+    assert words in " ".join(html.html_text(report).split())
+    other = replace(fine, name="ort-basic", actual=replace(ORT_OFF, optimization="basic"))
+    text = common.judged_by_outputs(replace(report, configs=(*report.configs, other)))
+    assert text is not None and text.startswith("ort-all, ort-basic: judged by their final outputs")
+    cuda = replace(fine, actual=replace(fine.actual, device="cuda"))
+    for configs in ((report.configs[0], cuda), (report.configs[0], replace(fine, gating=False)), (fine,)):
+        assert common.judged_by_outputs(replace(report, configs=configs)) is None
+    assert common.judged_by_outputs(diverging()) is None
 
 
 def test_skipped_configs_give_their_reason() -> None:
@@ -228,7 +265,7 @@ def test_verdict_names_source_nodes_and_worst_element() -> None:
     assert "4.8e+05 times the noise floor; ONNX Runtime is the side that is off against float64" in " ".join(
         text.split()
     )
-    assert "handed on: layer3.conv, head.fc: over tolerance, hand on error from before" in text
+    assert "handed on: layer3.conv, head.fc: diverge by error handed on from before" in text
     assert "ruled out BD101: TF32; both sides ran on the CPU" in text
     assert "(tried: it removes the divergence)" in " ".join(text.split())
 
@@ -237,7 +274,7 @@ def test_first_over_tolerance_that_is_no_origin() -> None:
     """A first stage that only shows the error is described as well, apart from the origin."""
     verdict = replace(diverging().verdict, first_over_tolerance=FirstOverTolerance("head.fc", 0, 0, "ort-off"))
     text = page(replace(diverging(), verdict=verdict))
-    assert "first over tolerance head.fc (Linear) under ort-off\n  --> model.py:27\n" in text
+    assert "first diverging stage head.fc (Linear) under ort-off\n  --> model.py:27\n" in text
     assert "origin layer3.upsample" in text
 
 
@@ -292,6 +329,10 @@ def test_the_node_that_makes_the_value_comes_first() -> None:
     origin = replace(diverging().verdict.origins[0], onnx_nodes=nodes, onnx_ops=ops)
     assert ["resize", "mul", "shape", "slice", "concat"] == common.telling_nodes(origin)
     assert [] == common.telling_nodes(replace(origin, onnx_nodes=(), onnx_ops=()))
+    assert ["shape (Shape)", "mul (Mul)", "resize (Resize)", "2 more"] == common.node_texts(origin, 3)
+    assert [f"{name} ({op})" for name, op in zip(nodes, ops, strict=True)] == common.node_texts(origin)
+    assert ["shape", "mul"] == common.node_texts(replace(origin, onnx_nodes=nodes[:2], onnx_ops=()))
+    assert [] == common.node_texts(replace(origin, onnx_nodes=(), onnx_ops=()))
 
 
 def test_weights_of_an_origin_and_of_others_too() -> None:
@@ -506,6 +547,16 @@ def test_shares_need_room_and_a_divergence() -> None:
     assert page(healthy(), 160) == page(replace(healthy(), stages=rows), 160)
 
 
+def test_tiny_shares_are_not_named() -> None:
+    """Of the final error less than 0.1 % is made there, and it would read as more."""
+    rows = list(matrix().stages)
+    result = rows[2].results["ort-cuda-off"]
+    rows[2] = replace(rows[2], results={"ort-cuda-off": replace(result, share=0.0009)})
+    report = replace(matrix(), stages=tuple(rows))
+    assert rows[2].ref not in [ref for ref, _ in common.made_most(report, "ort-cuda-off", 9)]
+    assert "< 0.1 %" == common.share_text(0.0009)
+
+
 def test_what_was_not_forced_made_nothing() -> None:
     """A stage without an error of its own is not named as the place where the error is made."""
     rows = list(matrix().stages)
@@ -595,7 +646,8 @@ def test_factors(value: float, text: str) -> None:
     [
         (0, 9, "0 %"),
         (9, 9, "100 %"),
-        (1, 10**6, "0.1 %"),
+        (1, 10**6, "< 0.1 %"),
+        (1, 1000, "0.1 %"),
         (10**6 - 1, 10**6, "99.9 %"),
         (1, 4, "25.0 %"),
         (0, 0, "0 %"),
@@ -812,7 +864,7 @@ def test_tolerance_is_that_of_the_pair_shown(dtype: str, switches: dict[str, Val
         else run
         for run in report.configs
     )
-    assert f"tolerance: {limits}" in page(replace(report, configs=configs))
+    assert f"judged by the noise floor, and {limits}" in " ".join(page(replace(report, configs=configs)).split())
 
 
 def test_lines_for_a_gpu_are_printed_for_emulated_pairs() -> None:

@@ -1,0 +1,16 @@
+"""``bisect-tool``: the group of commands around the main one."""
+
+from __future__ import annotations
+
+import click
+
+from bisect_tool.cli.run import run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bisect-divergence")
+def tool() -> None:
+    """Everything around bisect-divergence; `run` is the same command."""
+
+
+tool.add_command(run, "run")

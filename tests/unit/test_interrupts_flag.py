@@ -1,0 +1,137 @@
+"""Ctrl-C is written down, and looked up at every boundary, since libraries may catch its exception."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from bisect_tool.cli import interrupts
+from bisect_tool.cli.main import execute
+from bisect_tool.cli.run import _progress
+from bisect_tool.errors import BisectError
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test begins without a Ctrl-C, in the middle of the work."""
+    monkeypatch.setattr(interrupts, "_requests", 0)
+    monkeypatch.setattr(interrupts, "_at_once", None)
+    monkeypatch.setattr(interrupts, "_written", [])
+
+
+def swallowed_ctrl_c() -> None:
+    """What a library does that catches everything."""
+    with contextlib.suppress(BaseException):
+        interrupts.on_signal(signal.SIGINT, None)
+
+
+def command_of(body: Callable[[], object]) -> click.Command:
+    """A command that does nothing else."""
+    return click.Command("test", callback=body)
+
+
+def test_first_ctrl_c_unwinds() -> None:
+    """As it always does in Python."""
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.on_signal(signal.SIGINT, None)
+
+
+def test_nothing_is_raised_without_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    """The boundaries let everything else pass."""
+    interrupts.check()
+    _progress(quiet=False)("a step")
+    assert "· a step\n" == capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_step_does_not_begin_after_a_swallowed_ctrl_c(quiet: bool) -> None:
+    """Also where no progress is shown."""
+    swallowed_ctrl_c()
+    with pytest.raises(KeyboardInterrupt):
+        _progress(quiet)("a step")
+
+
+@pytest.mark.parametrize("error", [BisectError("the exporter failed"), RecursionError(), click.UsageError("no")])
+def test_what_a_ctrl_c_became_is_not_told(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error that comes of a broken-off library is no error of the user's, nor of the tool's."""
+
+    def body() -> None:
+        swallowed_ctrl_c()
+        raise error
+
+    assert 130 == execute(command_of(body), "test", [])
+    assert "interrupted; no report was written\n" == capsys.readouterr().err
+
+
+def test_a_swallowed_ctrl_c_is_told_instead_of_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever asked to stop gets no answer that looks like any other; a report that is complete is named."""
+
+    def body() -> int:
+        swallowed_ctrl_c()
+        interrupts.wrote(Path("reports/x"))
+        return 0
+
+    assert 130 == execute(command_of(body), "test", [])
+    assert f"interrupted; written before: {Path('reports/x')}\n" == capsys.readouterr().err
+
+
+def in_a_process(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A process that installs the handler, then runs a script; temporary files go below the folder."""
+    # Whoever starts the tests in the background of a shell passes SIGINT on as ignored.
+    start = (
+        "import os, signal, sys, tempfile, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from bisect_tool.cli import interrupts\ninterrupts.install()\n"
+        "def ctrl_c():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0.05)\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-c", start + script], capture_output=True, text=True, env=environment, check=False, timeout=60
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a process")
+@pytest.mark.parametrize(
+    ("script", "code", "told"),
+    [
+        ("try:\n    ctrl_c()\nexcept BaseException:\n    pass\ntime.sleep(60)", 130, True),
+        ("interrupts.work_is_done(1)\nctrl_c()\ntime.sleep(60)", 1, False),
+    ],
+    ids=["while importing", "after the answer"],
+)
+def test_ctrl_c_ends_at_once(script: str, code: int, told: bool, tmp_path: Path) -> None:
+    """Before there is anything to clean up, and when there is an answer already, which stands."""
+    done = in_a_process(script, tmp_path)
+    assert (code, "") == (done.returncode, done.stdout)
+    assert ("interrupted; no report was written\n" if told else "") == done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a process")
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    """Where a library goes on all the same, the second one ends the process, and removes temporary folders."""
+    script = (
+        "interrupts.work_begins()\n"
+        "folder = tempfile.TemporaryDirectory(prefix='bisect-divergence-')\n"
+        "for _ in range(2):\n    try:\n        ctrl_c()\n    except BaseException:\n        pass\n"
+        "time.sleep(60)"
+    )
+    done = in_a_process(script, tmp_path)
+    assert (130, "", "interrupted; no report was written\n") == (done.returncode, done.stdout, done.stderr)
+    assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a process")
+def test_an_ignored_ctrl_c_stays_ignored(tmp_path: Path) -> None:
+    """As for a process in the background of a shell script."""
+    script = (
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\ninterrupts.install()\n"
+        "print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+    )
+    assert "True\n" == in_a_process(script, tmp_path).stdout
