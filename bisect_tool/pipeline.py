@@ -32,6 +32,7 @@ from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
+from bisect_tool.bodies import leave_out_bodies, match_bodies
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.drilldown import first_mending
 from bisect_tool.environment import peak_rss_mb, snapshot
@@ -53,6 +54,7 @@ from bisect_tool.records import (
     OutputKey,
     OutputResult,
     Report,
+    StageRef,
     StageRow,
     Tolerance,
     TorchTrace,
@@ -376,6 +378,7 @@ class _Bisection:
         selection = select(trace, self.options.level, self.options.stages, self.options.groups)
         judged = {stage.ref for stage in selection.judged}
         alignment = summarize(trace, self.graph, matches, self.torch_signatures, lambda stage: stage.ref in judged)
+        alignment = leave_out_bodies(alignment, reference.stages_in_bodies(), self.program.operators_with_bodies())
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
         with self.step("compare", "comparing stage by stage"):
             for expected, pairs in self._by_expected():
@@ -561,7 +564,13 @@ class _Bisection:
             return self.permuted[value]
 
         self._probe_chained()
+        staged = {stage.value for stage in trace.stages}
+
+        def with_bodies(matches: Mapping[int, Match]) -> dict[int, Match]:
+            return match_bodies(matches, self.graph, reference.tape.bodies, staged)
+
         matches = match_values(trace, self.graph, self.torch_signatures, self.onnx_signatures, {}, permuted)
+        matches = with_bodies(matches)
         for _ in range(MAX_ALIGNMENT_ROUNDS):
             if all(match.confirmed for match in matches.values()):
                 break
@@ -570,6 +579,7 @@ class _Bisection:
             # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
             merged = {**self.onnx_signatures, **signatures}
             again = match_values(trace, self.graph, self.torch_signatures, merged, confirmed, permuted, forced=True)
+            again = with_bodies(again)
             if {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}:
                 matches = again
                 break
@@ -1024,6 +1034,11 @@ class _Reference:
     signatures: Mapping[int, Signature]
     outputs: list[tuple[OutputKey, Array]]
     effective: dict[str, Any]
+
+    def stages_in_bodies(self) -> set[StageRef]:
+        """Stages whose value was made in a body, of ``torch.cond`` for one."""
+        made = {value for op in self.tape.ops if op.body is not None for value in op.outputs}
+        return {stage.ref for stage in self.trace.stages if stage.value in made}
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,13 @@ class OnnxProgram:
                     reads[name] = None
         return Segment(number, tuple(nodes), tuple(reads), frozenset(makes))
 
+    def operators_with_bodies(self) -> frozenset[str]:
+        """Operators of the nodes that hold graphs of their own: ``If``, ``Loop``, ``Scan``."""
+        graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        return frozenset(
+            node.op_type for node in self._nodes if any(a.type in graphs for a in node.attributes.values())
+        )
+
     def details(self, names: Sequence[str]) -> tuple[NodeDetail, ...]:
         """Attributes of nodes, and where the exporter says they come from."""
         wanted = set(names)
