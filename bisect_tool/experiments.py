@@ -47,6 +47,7 @@ from bisect_tool.records import (
 from bisect_tool.remedies import NO_SWITCH, describe, explored, hypotheses, no_switch
 from bisect_tool.store import read_report, report_text
 from bisect_tool.verdicts import decide
+from bisect_tool.weights import checkpoint_line
 
 Load = Callable[[], LoadedCase]
 
@@ -168,8 +169,10 @@ class _Matrix:
         origins = tuple(replace(o, side=o.side or sides.get(o.config)) for o in map(self._own, verdict.origins))
         first = verdict.first_over_tolerance
         hand_over = self.reports[first.config].verdict.hand_over if first is not None else None
+        of_weights = self.reports[first.config].verdict.diagnoses if first is not None else ()
         named = [f"{d.code}: {d.title} separates failing from passing" for d in diagnoses if d.gating]
         summary = (*verdict.summary, *named, *explored(diagnoses, [self.runs[pair.name] for pair in self.matrix.pairs]))
+        summary = (*summary, *map(checkpoint_line, of_weights))
         if self.exhausted is not None:
             summary = (*summary, f"no switch explains it: {NO_SWITCH}")
         elif any(given_graph(step) for finding in findings for step in finding.fix):
@@ -184,7 +187,7 @@ class _Matrix:
                 verdict,
                 summary=summary,
                 origins=origins,
-                diagnoses=tuple(diagnoses),
+                diagnoses=(*diagnoses, *of_weights),
                 ruled_out=tuple(ruled_out),
                 hand_over=hand_over,
                 hypotheses=hypotheses(findings),

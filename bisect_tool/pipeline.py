@@ -32,6 +32,7 @@ from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
+from bisect_tool.backends.weights import check_weights
 from bisect_tool.bodies import leave_out_bodies, match_bodies
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.drilldown import first_mending
@@ -64,6 +65,7 @@ from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, up
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
 from bisect_tool.verdicts import decide, kept_stages_line
+from bisect_tool.weights import with_weights
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
@@ -410,6 +412,8 @@ class _Bisection:
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts)
                 verdict = self._hand_over(verdict, reference, matches)
         if verdict.status == "diverges":
+            with self.step("weights", "comparing the graph's weights with the model's"):
+                verdict = with_weights(verdict, check_weights(self.case.module, self.program, rows))
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
                 verdict = self._without_chance(verdict, trace, rows)
             verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged))

@@ -11,13 +11,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from bisect_tool.backends.onnx_graph import describe
 from bisect_tool.records import NodeDetail, OnnxGraph
+
+Array = NDArray[Any]
 
 GIVEN = "__given"
 """Suffix of the input that stands in for a forced value made in the same segment."""
@@ -137,6 +141,21 @@ class OnnxProgram:
         """Size of all initialisers together."""
         tensors = [v.const_value for v in self._model.graph.initializers.values()]
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    def floating_weights(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the floating initialisers, by name, in the file's order."""
+        tensors = [(name, value.const_value) for name, value in self._model.graph.initializers.items()]
+        return {
+            name: tuple(int(size) for size in tensor.shape.numpy())
+            for name, tensor in tensors
+            if tensor is not None and tensor.dtype.is_floating_point() and tensor.dtype.bitwidth >= 16
+        }
+
+    def weight(self, name: str) -> Array:
+        """An initialiser; a big one is mapped from its file, not read."""
+        tensor = self._model.graph.initializers[name].const_value
+        assert tensor is not None
+        return tensor.numpy()
 
     def activation_bytes(self) -> int:
         """Estimated size of all run-time values together."""
