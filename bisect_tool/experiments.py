@@ -35,6 +35,7 @@ from bisect_tool.hypotheses import (
 from bisect_tool.matrix import Matrix, read_matrix
 from bisect_tool.numerics import environment
 from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, check_free, export_case, keep_file
+from bisect_tool.precision import OPENINGS
 from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
@@ -172,7 +173,12 @@ class _Matrix:
         of_weights = self.reports[first.config].verdict.diagnoses if first is not None else ()
         named = [f"{d.code}: {d.title} separates failing from passing" for d in diagnoses if d.gating]
         summary = (*verdict.summary, *named, *explored(diagnoses, [self.runs[pair.name] for pair in self.matrix.pairs]))
-        summary = (*summary, *map(checkpoint_line, of_weights))
+        told = dict.fromkeys(line for report in self.reports.values() for line in report.verdict.summary)
+        summary = (
+            *summary,
+            *(line for line in told if line.startswith(OPENINGS)),
+            *map(checkpoint_line, of_weights),
+        )
         if self.exhausted is not None:
             summary = (*summary, f"no switch explains it: {NO_SWITCH}")
         elif any(given_graph(step) for finding in findings for step in finding.fix):

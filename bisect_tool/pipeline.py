@@ -23,7 +23,7 @@ from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.inside import Surroundings, look_inside
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
-from bisect_tool.backends.onnx_graph import load_onnx
+from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
 from bisect_tool.backends.preflight import explain_forward_error
@@ -43,6 +43,7 @@ from bisect_tool.localize import with_shares
 from bisect_tool.metrics import beside_fill, judge, kind_of, relative_difference
 from bisect_tool.noise import SETTLED, is_settled, may_hide
 from bisect_tool.outputs import bind_outputs, exchanged
+from bisect_tool.precision import precision_lines
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
     ConfigPair,
@@ -407,6 +408,10 @@ class _Bisection:
         if plain is not None:
             lines = growth_lines(rows, plain, self.options.tolerance)
             verdict = replace(verdict, summary=(*verdict.summary, *lines))
+        dtypes = {**self.graph.dtypes, **{name: dtype_name(kind.dtype) for name, kind in self.types.items()}}
+        paired = {value: match.onnx for value, match in matches.items()}
+        other_precision = precision_lines(self.graph, dtypes, trace.stages, paired)
+        verdict = replace(verdict, summary=(*verdict.summary, *other_precision))
         if verdict.origins:
             with self.step("drill", "looking inside the stages that make error"):
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts)

@@ -95,3 +95,28 @@ def test_what_the_exporter_does_to_weights_is_never_blamed(tmp_path: Path, expor
     assert ["layer"] == [origin.stage for origin in report.verdict.origins]
     told = [*report.verdict.summary, *(line for origin in report.verdict.origins for line in origin.evidence)]
     assert [] == [line for line in told if "weight" in line]
+
+
+def test_a_graph_in_another_precision_says_so(tmp_path: Path) -> None:
+    """Weights and arithmetic in float16, inputs and outputs in float32."""
+
+    def to_half(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT:
+                array = numpy_helper.to_array(tensor).astype(np.float16)
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        (given,), (made,) = model.graph.input, model.graph.output
+        for node in model.graph.node:
+            node.input[:] = [f"{name}_half" if name == given.name else name for name in node.input]
+            node.output[:] = [f"{name}_half" if name == made.name else name for name in node.output]
+        half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+        model.graph.node.insert(0, onnx.helper.make_node("Cast", [given.name], [f"{given.name}_half"], to=half))
+        model.graph.node.append(onnx.helper.make_node("Cast", [f"{made.name}_half"], [made.name], to=full))
+        del model.graph.value_info[:]
+
+    report = judged(tmp_path, "dynamo", edit=to_half)
+    told = [line for line in report.verdict.summary if "float16" in line]
+    assert told[0].startswith("the graph computes in float16 in ")
+    assert told[0].endswith(" nodes, PyTorch in float32")
+    assert "are the model's rounded to float16" in told[1]
+    assert () == report.verdict.diagnoses
