@@ -37,6 +37,7 @@ from bisect_tool.hypotheses import (
 from bisect_tool.matrix import Matrix, read_matrix
 from bisect_tool.numerics import environment
 from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, check_free, export_case, keep_file
+from bisect_tool.precision import OPENINGS
 from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
@@ -50,6 +51,7 @@ from bisect_tool.records import (
 from bisect_tool.remedies import NO_SWITCH, describe, explored, hypotheses, no_switch
 from bisect_tool.store import read_report, report_text
 from bisect_tool.verdicts import decide
+from bisect_tool.weights import checkpoint_line
 
 Load = Callable[[], LoadedCase]
 
@@ -186,9 +188,16 @@ class _Matrix:
         origins = tuple(replace(o, side=o.side or sides.get(o.config)) for o in map(self._own, verdict.origins))
         first = verdict.first_over_tolerance
         hand_over = self.reports[first.config].verdict.hand_over if first is not None else None
+        of_weights = self.reports[first.config].verdict.diagnoses if first is not None else ()
         named = [f"{d.code}: {d.title} separates failing from passing" for d in diagnoses if d.gating]
         own = [self.runs[pair.name] for pair in self.matrix.pairs]
         summary = (*verdict.summary, *named, *explored(findings, own, {run.name: self._worst(run.name) for run in own}))
+        told = dict.fromkeys(line for report in self.reports.values() for line in report.verdict.summary)
+        summary = (
+            *summary,
+            *(line for line in told if line.startswith(OPENINGS)),
+            *map(checkpoint_line, of_weights),
+        )
         if self.exhausted is not None:
             summary = (*summary, f"no switch explains it: {NO_SWITCH}")
         elif any(given_graph(step) for finding in findings for step in finding.fix):
@@ -203,7 +212,7 @@ class _Matrix:
                 verdict,
                 summary=summary,
                 origins=origins,
-                diagnoses=tuple(diagnoses),
+                diagnoses=(*diagnoses, *of_weights),
                 ruled_out=tuple(ruled_out),
                 hand_over=hand_over,
                 hypotheses=hypotheses(findings),

@@ -24,7 +24,7 @@ from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.inside import Surroundings, look_inside
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
-from bisect_tool.backends.onnx_graph import load_onnx
+from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
@@ -33,6 +33,8 @@ from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
+from bisect_tool.backends.weights import check_weights
+from bisect_tool.bodies import leave_out_bodies, match_bodies
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb, snapshot
@@ -42,6 +44,7 @@ from bisect_tool.localize import with_shares
 from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
 from bisect_tool.noise import BEYOND, SETTLED, is_settled
 from bisect_tool.outputs import bind_outputs, exchanged
+from bisect_tool.precision import precision_lines
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
     ConfigPair,
@@ -55,6 +58,7 @@ from bisect_tool.records import (
     OutputResult,
     Report,
     SideCost,
+    StageRef,
     StageRow,
     Tolerance,
     TorchTrace,
@@ -64,6 +68,7 @@ from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, up
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
 from bisect_tool.verdicts import decide, kept_stages_line
+from bisect_tool.weights import with_weights
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
@@ -399,6 +404,7 @@ class _Bisection:
         selection = select(trace, self.options.level, self.options.stages, self.options.groups)
         judged = {stage.ref for stage in selection.judged}
         alignment = summarize(trace, self.graph, matches, self.torch_signatures, lambda stage: stage.ref in judged)
+        alignment = leave_out_bodies(alignment, reference.stages_in_bodies(), self.program.operators_with_bodies())
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
         with self.step("compare", "comparing stage by stage"):
             for expected, pairs in self._by_expected():
@@ -425,11 +431,17 @@ class _Bisection:
         if plain is not None:
             lines = growth_lines(rows, plain, self.options.tolerance)
             verdict = replace(verdict, summary=(*verdict.summary, *lines))
+        dtypes = {**self.graph.dtypes, **{name: dtype_name(kind.dtype) for name, kind in self.types.items()}}
+        paired = {value: match.onnx for value, match in matches.items()}
+        other_precision = precision_lines(self.graph, dtypes, trace.stages, paired)
+        verdict = replace(verdict, summary=(*verdict.summary, *other_precision))
         if verdict.origins:
             with self.step("drill", "looking inside the stages that make error"):
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts)
                 verdict = self._hand_over(verdict, reference, matches)
         if verdict.status == "diverges":
+            with self.step("weights", "comparing the graph's weights with the model's"):
+                verdict = with_weights(verdict, check_weights(self.case.module, self.program, rows))
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
                 chance = self._chance(trace, rows)
             if chance is None:
@@ -598,7 +610,13 @@ class _Bisection:
             return self.permuted[value]
 
         self._probe_chained()
+        staged = {stage.value for stage in trace.stages}
+
+        def with_bodies(matches: Mapping[int, Match]) -> dict[int, Match]:
+            return match_bodies(matches, self.graph, reference.tape.bodies, staged)
+
         matches = match_values(trace, self.graph, self.torch_signatures, self.onnx_signatures, {}, permuted)
+        matches = with_bodies(matches)
         fed: Mapping[int, Match] = {}
         same = False
         for _ in range(MAX_ALIGNMENT_ROUNDS):
@@ -610,6 +628,7 @@ class _Bisection:
             # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
             merged = {**self.onnx_signatures, **signatures}
             again = match_values(trace, self.graph, self.torch_signatures, merged, confirmed, permuted, fed=fed)
+            again = with_bodies(again)
             same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
             matches = again
         if not matches:
@@ -1061,6 +1080,11 @@ class _Reference:
     signatures: Mapping[int, Signature]
     outputs: list[tuple[OutputKey, Array]]
     effective: dict[str, Any]
+
+    def stages_in_bodies(self) -> set[StageRef]:
+        """Stages whose value was made in a body, of ``torch.cond`` for one."""
+        made = {value for op in self.tape.ops if op.body is not None for value in op.outputs}
+        return {stage.ref for stage in self.trace.stages if stage.value in made}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ Example:
     ['', '0', '1']
 """
 
+import contextlib
 import os
 import sys
 import weakref
@@ -24,6 +25,14 @@ import weakref
 import torch
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
+
+try:
+    from torch._ops import HigherOrderOperator
+except ImportError:  # torch 1.13
+
+    class HigherOrderOperator:
+        """Stands for what is not there."""
+
 
 _TORCH_DIR = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _THIS_FILE = os.path.abspath(__file__)
@@ -72,12 +81,14 @@ class Op:
 
     ``call``: the operator, its arguments and its keyword arguments, with a ``Ref`` for each tensor; None if no tape is
     kept. An ``alias_update`` is no operation: it says how both tensors lie in their memory, ``(size, stride, offset)``.
+    ``body``: the outermost operator (``cond``, ``while_loop``) in whose body it ran; None outside of any.
     """
 
-    __slots__ = ("index", "name", "frame", "inputs", "outputs", "source", "in_place", "call")
+    __slots__ = ("index", "name", "frame", "inputs", "outputs", "source", "in_place", "call", "body")
 
     def __init__(self, index, name, frame, inputs, outputs, source, in_place):
         self.call = None
+        self.body = None
         self.index = index
         self.name = name
         self.frame = frame
@@ -129,6 +140,7 @@ class Trace:
         self.frames = []
         self.inputs = []  # (key, value id)
         self.outputs = []  # (key, value id)
+        self.bodies = []  # (operator, value ids of its results), for each call outside of any other
 
 
 def dtype_name(dtype):
@@ -280,6 +292,7 @@ class Recorder:
         self._infos = {}
         self._handles = []
         self._mode = None
+        self._bodies = None
         self._busy = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -293,7 +306,9 @@ class Recorder:
             handle = torch_module.register_module_forward_hook(self._after_module)
         self._handles.append(handle)
         self._mode = _Mode(self)
+        self._bodies = _plain_bodies()
         try:
+            self._bodies.__enter__()
             self._mode.__enter__()
         except BaseException:
             self._remove_hooks()
@@ -315,6 +330,7 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._bodies.__exit__(None, None, None)
 
     def run(self, *args, **kwargs):
         """Calls the module; its tensors among ``args`` and ``kwargs`` become the inputs of the trace."""
@@ -410,6 +426,7 @@ class Recorder:
     def _record_op(self, name, inputs, outputs, source, in_place, view=False):
         frame = self._stack[-1] if self._stack else -1
         op = Op(len(self.trace.ops), name, frame, inputs, [], source, in_place)
+        op.body = None if self._mode is None else self._mode.body
         self.trace.ops.append(op)
         dynamic = any(self.trace.values[i].dynamic for i in inputs)
         values = [self._new_value(tensor, op.index, "op", dynamic, view) for tensor in outputs]
@@ -469,6 +486,14 @@ class Recorder:
             return result
         finally:
             self._busy = False
+
+    def _note_body(self, name, result):
+        was_busy, self._busy = self._busy, True
+        try:
+            values = [self._value_of(tensor).id for _, tensor in flatten_tensors(result)]
+        finally:
+            self._busy = was_busy
+        self.trace.bodies.append((name, values))
 
     def _taped(self, item):
         """An argument of an operation with a ``Ref`` in each tensor's place."""
@@ -547,10 +572,94 @@ class Recorder:
             self._busy = was_busy
 
 
+@contextlib.contextmanager
+def _plain_bodies():
+    """Runs the bodies that a model gives to ``torch.cond`` and ``torch.while_loop`` as the Python functions they are.
+
+    torch compiles them before it runs them, and the modules called inside are gone then.
+    """
+    try:
+        from torch._higher_order_ops import utils
+    except ImportError:
+        utils = None
+    own = getattr(utils, "_hop_compile_and_call", None)
+    if own is None:
+        # Without it the compiled bodies run, and their operations belong to the module around them.
+        yield
+        return
+
+    def call(function, args, kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+    utils._hop_compile_and_call = call
+    try:
+        yield
+    finally:
+        utils._hop_compile_and_call = own
+
+
+def _cond(pred, true_fn, false_fn, operands=()):
+    return true_fn(*operands) if pred else false_fn(*operands)
+
+
+def _scan(combine_fn, init, xs, additional_inputs):
+    from torch._higher_order_ops.scan import generic_scan
+
+    return generic_scan(combine_fn, init, xs, additional_inputs=additional_inputs)
+
+
+def _kernel(operator):
+    """What torch itself runs, outside of any mode."""
+    return operator.py_kernels[torch._C.DispatchKey.CompositeExplicitAutograd]
+
+
+def _operator_name(operator):
+    return operator.name() if callable(getattr(operator, "name", None)) else str(operator)
+
+
+def _body_runner(operator):
+    """A function that runs an operator's bodies as plain PyTorch; None for one whose bodies are not to be looked into."""
+    name = _operator_name(operator)
+    if name == "cond":
+        return _cond
+    if name == "scan":
+        return _scan
+    if name in ("while_loop", "map_impl", "associative_scan"):
+        return _kernel(operator)
+    return None
+
+
 class _Mode(TorchDispatchMode):
+    supports_higher_order_operators = True
+
     def __init__(self, recorder):
         super().__init__()
         self._recorder = recorder
+        self.body = None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return self._recorder._operate(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator) and not self._recorder._busy:
+            run = _body_runner(func)
+            if run is not None:
+                return self._run_body(_operator_name(func), run, args, kwargs)
+        elif self.body is not None and not self._recorder._busy:
+            # In a body ``linear`` comes as it is; elsewhere torch has taken it apart before it comes here.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return self._recorder._operate(func, args, kwargs)
+
+    def _run_body(self, name, run, args, kwargs):
+        """With the mode on again: the operations inside are recorded as any others."""
+        outer = self.body
+        self.body = outer or name
+        try:
+            with self:
+                result = run(*args, **kwargs)
+        finally:
+            self.body = outer
+        if outer is None:
+            self._recorder._note_body(name, result)
+        return result

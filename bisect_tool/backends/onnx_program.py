@@ -11,13 +11,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from bisect_tool.backends.onnx_graph import describe
 from bisect_tool.records import NodeDetail, OnnxGraph
+
+Array = NDArray[Any]
 
 GIVEN = "__given"
 """Suffix of the input that stands in for a forced value made in the same segment."""
@@ -138,6 +142,21 @@ class OnnxProgram:
         tensors = [v.const_value for v in self._model.graph.initializers.values()]
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
+    def floating_weights(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the floating initialisers, by name, in the file's order."""
+        tensors = [(name, value.const_value) for name, value in self._model.graph.initializers.items()]
+        return {
+            name: tuple(int(size) for size in tensor.shape.numpy())
+            for name, tensor in tensors
+            if tensor is not None and tensor.dtype.is_floating_point() and tensor.dtype.bitwidth >= 16
+        }
+
+    def weight(self, name: str) -> Array:
+        """An initialiser; a big one is mapped from its file, not read."""
+        tensor = self._model.graph.initializers[name].const_value
+        assert tensor is not None
+        return tensor.numpy()
+
     def activation_bytes(self) -> int:
         """Estimated size of all run-time values together."""
         return sum(self.bytes_of(name) for node in self.graph.nodes for name in node.outputs if name)
@@ -170,6 +189,13 @@ class OnnxProgram:
                 if name and name not in makes and not self._is_constant(name):
                     reads[name] = None
         return Segment(number, tuple(nodes), tuple(reads), frozenset(makes))
+
+    def operators_with_bodies(self) -> frozenset[str]:
+        """Operators of the nodes that hold graphs of their own: ``If``, ``Loop``, ``Scan``."""
+        graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        return frozenset(
+            node.op_type for node in self._nodes if any(a.type in graphs for a in node.attributes.values())
+        )
 
     def details(self, names: Sequence[str]) -> tuple[NodeDetail, ...]:
         """Attributes of nodes, and where the exporter says they come from."""

@@ -133,6 +133,11 @@ def _forward_hint(
         return known
     if isinstance(exc, NotImplementedError) and "forward" in text:
         return "the module has no forward(): name the model itself with --entry"
+    if "fullgraph" in text and "no compiled frames" in text:
+        return (
+            "what the model itself compiles as one graph (torch.compile with fullgraph=True, flex_attention) cannot be "
+            "recorded: let it run uncompiled"
+        )
     if "out of memory" in text or isinstance(exc, MemoryError):
         return "use a smaller sample"
     if isinstance(exc, TypeError) and ("argument" in text or "subscript" in text or "not iterable" in text):

@@ -259,7 +259,8 @@ def results_text(runs: Sequence[ConfigRun]) -> str:
 def separation_text(report: Report) -> str | None:
     """What can be said about failing and passing pairs where no switch was found that separates them."""
     statuses = {run.status for run in report.configs}
-    if report.verdict.diagnoses or "diverges" not in statuses:
+    switches = any(each.code.startswith(_SWITCH_CODES) for each in report.verdict.diagnoses)
+    if switches or "diverges" not in statuses:
         return None
     if "agrees" not in statuses:
         return "No pair agrees: no switch of this matrix removes the divergence."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import gc
+import importlib
 import pathlib
 import warnings
 import weakref
@@ -678,7 +679,7 @@ def test_the_file_is_python_3_8() -> None:
 
 
 def test_the_file_stands_alone() -> None:
-    """It imports os, sys, weakref and torch; nothing of this package, not even inside functions."""
+    """It imports contextlib, os, sys, weakref and torch; nothing of this package, not even inside functions."""
     found = set()
     for node in ast.walk(source()):
         if isinstance(node, ast.Import):
@@ -686,4 +687,72 @@ def test_the_file_stands_alone() -> None:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             found.add((node.module or "").partition(".")[0])
-    assert found == {"os", "sys", "weakref", "torch"}
+    assert found == {"contextlib", "os", "sys", "weakref", "torch"}
+
+
+class Bodies(nn.Module):
+    """Control flow given as functions."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        """(3, 4) -> by kind."""
+        if self.kind == "cond":
+            return torch.cond(x.sum() > 100, torch.sin, lambda t: self.inner(t).relu(), (x,))
+        if self.kind == "nested":
+            once = lambda t: torch.cond(t.sum() > 100, torch.sin, self.inner, (t,))  # noqa: E731
+            return torch.cond(x.sum() > 100, torch.sin, once, (x,))
+        start = torch.zeros((), dtype=torch.int64)
+        if self.kind == "while_loop":
+            return torch.while_loop(lambda i, _: i < 2, lambda i, t: (i + 1, self.inner(t)), (start, x))[1]
+        if self.kind == "map":
+            return importlib.import_module("torch._higher_order_ops.map").map(self.inner, x)
+        scan = importlib.import_module("torch._higher_order_ops.scan").scan
+        return scan(lambda carry, row: (carry + row, carry * row), x[0], x)[1] + self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "calls"),
+    [
+        ("cond", "cond", 1),
+        ("nested", "cond", 1),
+        ("while_loop", "while_loop", 2),
+        ("map", "map_impl", 3),
+        ("scan", "scan", 1),
+    ],
+)
+def test_bodies_of_higher_order_operators(kind: str, body: str, calls: int) -> None:
+    """Modules called in a body are seen, operations come as they do elsewhere, and know the body that they ran in."""
+    module, x = Bodies(kind).eval(), torch.randn(3, 4)
+    expected = plain(module, x)
+    run = Run(module, x)
+    assert torch.equal(expected, run.output)
+    frames = [frame for frame in run.raw.frames if frame.path == "inner"]
+    assert calls == len(frames)
+    linear = [op for op in run.raw.ops if op.frame == frames[0].index]
+    assert "addmm" in [op.name for op in linear]
+    assert {body} == {op.body for op in run.raw.ops} - {None}
+    assert (None if kind == "scan" else body) == linear[0].body
+
+
+def test_bodies_are_compiled_again_afterwards() -> None:
+    """What the recorder replaces in torch is back after the run, also after an error."""
+    utils = importlib.import_module("torch._higher_order_ops.utils")
+    own = utils._hop_compile_and_call
+    with contextlib.suppress(ZeroDivisionError), Recorder(nn.Identity()):
+        assert utils._hop_compile_and_call is not own
+        raise ZeroDivisionError
+    assert utils._hop_compile_and_call is own
+
+
+def test_bodies_that_torch_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch compiles the bodies all the same, their operations are recorded, and the modules inside are not."""
+    monkeypatch.setattr(recorder_file, "_plain_bodies", contextlib.nullcontext)
+    module, x = Bodies("cond").eval(), torch.randn(3, 4)
+    expected = plain(module, x)
+    run = Run(module, x)
+    assert torch.equal(expected, run.output)
+    assert ["addmm", "relu"] == [op.name for op in run.raw.ops if op.body and op.name in ("addmm", "relu")]

@@ -1,0 +1,69 @@
+"""The weights of both sides, as the comparison of :mod:`bisect_tool.weights` wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bisect_tool.backends.onnx_program import OnnxProgram
+from bisect_tool.backends.torch_runner import to_numpy
+from bisect_tool.records import StageRow
+from bisect_tool.weights import Folding, WeightReport, compare_weights, pair_weights
+
+_PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm"}
+
+
+def check_weights(module: torch.nn.Module, program: OnnxProgram, rows: Sequence[StageRow]) -> WeightReport:
+    """Compares the graph's initialisers with the model's parameters and buffers.
+
+    Args:
+        module: the model.
+        program: the graph; its weights are read where they lie.
+        rows: of the report; they say which module a product belongs to.
+    """
+    tensors = _tensors(module)
+    shapes = program.floating_weights()
+    pairs = pair_weights(
+        shapes, {name: tuple(t.shape) for name, t in tensors.items()}, _products(program, rows, module)
+    )
+    return compare_weights(pairs, program.weight, lambda name: to_numpy(tensors[name]), _foldings(module))
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
+    named = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    return {
+        name: tensor
+        for name, tensor in named
+        if tensor.is_floating_point() and not tensor.is_meta and tensor.layout is torch.strided
+    }
+
+
+def _products(program: OnnxProgram, rows: Sequence[StageRow], module: torch.nn.Module) -> Mapping[str, list[str]]:
+    linear = {path for path, child in module.named_modules() if type(child) is torch.nn.Linear}
+    readers: dict[str, list[str]] = {}
+    for row in rows:
+        if row.stage in linear:
+            nodes = set(row.onnx_nodes)
+            for node in program.graph.nodes:
+                if node.name in nodes and node.op_type in _PRODUCTS and len(node.inputs) > 1:
+                    readers.setdefault(node.inputs[1], []).append(row.stage)
+    return readers
+
+
+def _foldings(module: torch.nn.Module) -> list[Folding]:
+    found = []
+    for child in module.modules():
+        if not isinstance(child, _BatchNorm) or child.running_mean is None or child.running_var is None:
+            continue
+        mean, variance = (to_numpy(t).astype(np.float64) for t in (child.running_mean, child.running_var))
+        weight = np.ones_like(mean) if child.weight is None else to_numpy(child.weight).astype(np.float64)
+        shift = np.zeros_like(mean) if child.bias is None else to_numpy(child.bias).astype(np.float64)
+        found.append(Folding(weight / np.sqrt(variance + child.eps), mean, shift))
+    return found

@@ -1,0 +1,410 @@
+"""Whether the graph's weights are those of the model: pairs by name, compared value by value, in blocks.
+
+Exporters keep the names of weights that they leave alone, so a pair of one name should hold one tensor. What exporters
+and converters do to weights on purpose is known here and is no difference: axes swapped for a product, axes of length 1,
+a BatchNorm folded into the layer before it, a cast to a narrower type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from bisect_tool.records import Diagnosis, Origin, Verdict
+
+Array = NDArray[Any]
+
+CODE = "BD201"
+
+SAME = 1e-6
+"""Relative L2 up to which two float32 weights are one; exporters copy bits."""
+
+FOLDED = 1e-4
+"""The same for what is computed anew: the factors of a folded BatchNorm."""
+
+CONCENTRATED = 0.99
+"""Share of the squared difference in one index of an axis, from which on that index is named."""
+
+COARSE = 2e-2
+"""Relative L2 below which a difference may come from storing weights in fewer bits."""
+
+NAMED = 5
+"""Weights that the evidence names."""
+
+_BLOCK = 1 << 20
+_NARROW = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_WRAPPERS = ("module.", "model.", "_orig_mod.", "net.")
+
+
+@dataclass(frozen=True, slots=True)
+class Folding:
+    """What a BatchNorm does to a channel: ``(x - mean) * scale + shift``; one number of each per channel."""
+
+    scale: Array
+    mean: Array
+    shift: Array
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPair:
+    """An initialiser of the graph and the parameter or buffer of the model that it should be.
+
+    ``by_name``: they have one name; else the node that reads it belongs to the parameter's module.
+    """
+
+    onnx: str
+    parameter: str
+    by_name: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WeightDifference:
+    """A weight of the graph that is not the model's.
+
+    Attributes:
+        pair: the two.
+        rel_l2: of the difference, relative to the model's weight.
+        max_abs: largest absolute difference.
+        axis, index: the one index of one axis, of the graph's weight, that holds it; ``None``: it is spread out.
+        rounded: the narrower type whose rounding is all of the difference; ``None``: there is more to it.
+    """
+
+    pair: WeightPair
+    rel_l2: float
+    max_abs: float
+    axis: int | None = None
+    index: int | None = None
+    rounded: str | None = None
+
+    def __str__(self) -> str:
+        if self.rounded is not None:
+            return f"weight {self.pair.onnx} is the model's rounded to {self.rounded}: relative L2 {self.rel_l2:.1e}"
+        place = "" if self.axis is None else f", all of it at index {self.index} of axis {self.axis}"
+        model = "" if self.pair.onnx == self.pair.parameter else f" ({self.pair.parameter})"
+        return (
+            f"weight {self.pair.onnx} differs from the model's{model}: relative L2 {self.rel_l2:.1e}, "
+            f"at most {self.max_abs:.2g}{place}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WeightReport:
+    """All pairs that were compared.
+
+    Attributes:
+        compared: how many pairs.
+        differing: the pairs that differ, in the graph's order.
+        telling: pairs that hold more than one number; fresh norms and biases are the same in every checkpoint.
+        rounded: the pairs that differ by rounding to a narrower type alone.
+    """
+
+    compared: int
+    differing: tuple[WeightDifference, ...]
+    telling: int
+    rounded: tuple[WeightDifference, ...] = ()
+
+    @property
+    def is_another_checkpoint(self) -> bool:
+        """Whether most weights that could differ do."""
+        return len(self.differing) > 1 and 2 * len(self.differing) > self.telling
+
+
+def pair_weights(
+    initializers: Mapping[str, Sequence[int]],
+    parameters: Mapping[str, Sequence[int]],
+    products: Mapping[str, Iterable[str]],
+) -> list[WeightPair]:
+    """Initialisers and parameters that should be one tensor.
+
+    Args:
+        initializers: shapes of the floating ones, by name, in the graph's order.
+        parameters: shapes of floating parameters and buffers, by dotted name.
+        products: matrices that a matrix product reads, with the paths of the modules that the product belongs to:
+            exporters swap the axes of a linear layer's weight and call it something else.
+    """
+    known = _renamed(initializers, parameters)
+    pairs = [WeightPair(name, known[name]) for name in initializers if name in known]
+    taken = {pair.parameter for pair in pairs}
+    named = {pair.onnx for pair in pairs}
+    for name, paths in products.items():
+        free = [f"{path}.weight" for path in dict.fromkeys(paths) if f"{path}.weight" not in taken]
+        found = [other for other in free if other in parameters]
+        if name in initializers and name not in named and len(found) == 1:
+            (parameter,) = found
+            if tuple(initializers[name]) == tuple(reversed(parameters[parameter])):
+                pairs.append(WeightPair(name, parameter, by_name=False))
+                taken.add(parameter)
+    return pairs
+
+
+def _renamed(initializers: Mapping[str, Sequence[int]], parameters: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """Parameters by names of the graph; of a model that was wrapped on one side, with the wrapper's name put on or off."""
+
+    def found(change: Callable[[str], str]) -> dict[str, str]:
+        return {
+            name: change(name)
+            for name, shape in initializers.items()
+            if change(name) in parameters and _alike(shape, parameters[change(name)])
+        }
+
+    best = found(lambda name: name)
+    for wrapper in () if best else _WRAPPERS:
+        off = found(lambda name, wrapper=wrapper: name.removeprefix(wrapper))  # type: ignore[misc]
+        on = found(lambda name, wrapper=wrapper: wrapper + name)  # type: ignore[misc]
+        best = max(best, off, on, key=len)
+    return best
+
+
+def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def _alike(first: Sequence[int], second: Sequence[int]) -> bool:
+    one, other = _squeezed(first), _squeezed(second)
+    return one == other or (len(one) == 2 and one == other[::-1])
+
+
+def compare_weights(
+    pairs: Sequence[WeightPair],
+    onnx_weight: Callable[[str], Array],
+    parameter: Callable[[str], Array],
+    foldings: Sequence[Folding] = (),
+) -> WeightReport:
+    """Compares pairs, one at a time and in blocks, so that weights mapped from a file are never in memory as a whole.
+
+    Args:
+        pairs: from :func:`pair_weights`.
+        onnx_weight: an initialiser by name.
+        parameter: a parameter or buffer by name.
+        foldings: of the model's BatchNorms.
+    """
+    differing: list[WeightDifference] = []
+    rounded: list[WeightDifference] = []
+    telling = 0
+    for pair in pairs:
+        actual, expected = onnx_weight(pair.onnx), parameter(pair.parameter)
+        shape = actual.shape
+        difference, constant = _compare(pair, actual, expected, foldings)
+        telling += not constant or difference is not None
+        if difference is not None:
+            (differing if difference.rounded is None else rounded).append(_unsqueezed(difference, shape))
+    return WeightReport(len(pairs), tuple(differing), telling, tuple(rounded))
+
+
+def _unsqueezed(difference: WeightDifference, shape: tuple[int, ...]) -> WeightDifference:
+    """The axis as the graph counts it: axes of length 1 were left out."""
+    if difference.axis is None:
+        return difference
+    kept = [axis for axis, size in enumerate(shape) if size != 1]
+    return replace(difference, axis=kept[difference.axis])
+
+
+def _compare(
+    pair: WeightPair, actual: Array, expected: Array, foldings: Sequence[Folding]
+) -> tuple[WeightDifference | None, bool]:
+    """The difference if there is one, and whether the model's weight is one number all over."""
+    actual = actual.reshape(_squeezed(actual.shape))
+    expected = expected.reshape(_squeezed(expected.shape))
+    options = [expected] if actual.shape == expected.shape else []
+    if expected.ndim == 2 and actual.shape == expected.T.shape:
+        options.append(expected.T)
+    for option in options:
+        # Nearly all weights are the same to the bit, and that is seen at a glance.
+        if all((one == other).all() for one, other in _rows(actual, option)):
+            first = option[(0,) * option.ndim] if option.size else None
+            return None, all((other == first).all() for _, other in _rows(actual, option))
+    best, sums = options[0], _sums(actual, options[0])
+    for option in options[1:]:
+        other = _sums(actual, option)
+        if other.rel_l2 < sums.rel_l2:
+            best, sums = option, other
+    if sums.rel_l2 <= SAME:
+        return None, sums.constant
+    narrow = _rounded_to(actual, best, sums)
+    if narrow is not None:
+        return WeightDifference(pair, sums.rel_l2, sums.max_abs, rounded=narrow), sums.constant
+    # A weight that goes by another name need not be the parameter itself: models scale all of a weight beforehand.
+    whole = sums.place() == (None, None)
+    scaled = not pair.by_name and whole and any(sums.is_scaled(axis) for axis in range(actual.ndim))
+    if scaled or _is_folded(actual, best, sums, foldings):
+        return None, sums.constant
+    return WeightDifference(pair, sums.rel_l2, sums.max_abs, *sums.place()), sums.constant
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Sums of squares and products over all elements, by index of each axis."""
+
+    differences: list[NDArray[np.float64]]
+    actual: list[NDArray[np.float64]]
+    expected: list[NDArray[np.float64]]
+    products: list[NDArray[np.float64]]
+    max_abs: float = 0.0
+    least: float = math.inf
+    greatest: float = -math.inf
+
+    @property
+    def constant(self) -> bool:
+        return self.least == self.greatest
+
+    @property
+    def rel_l2(self) -> float:
+        error, norm = float(self.differences[0].sum()), float(self.expected[0].sum())
+        if error == 0:
+            return 0.0
+        return math.sqrt(error / norm) if norm > 0 and math.isfinite(error) else math.inf
+
+    def factors(self, axis: int) -> NDArray[np.float64]:
+        """What each index of an axis was multiplied by, by least squares; 1 where there is nothing to tell from."""
+        norm = self.expected[axis]
+        return np.divide(self.products[axis], norm, out=np.ones_like(norm), where=norm > 0)
+
+    def is_scaled(self, axis: int) -> bool:
+        """Whether each index of an axis was multiplied by a number of its own."""
+        left = self.actual[axis] - self.factors(axis) * self.products[axis]
+        return bool(np.abs(left).sum() <= FOLDED**2 * self.actual[axis].sum())
+
+    def place(self) -> tuple[int | None, int | None]:
+        found = [
+            (squares.size, axis, int(squares.argmax()))
+            for axis, squares in enumerate(self.differences)
+            if squares.size > 1 and squares.max() >= CONCENTRATED * squares.sum()
+        ]
+        return max(found)[1:] if found else (None, None)
+
+
+def _rows(actual: Array, expected: Array) -> Iterator[tuple[Array, Array]]:
+    """Both weights in blocks."""
+    rows = max(1, _BLOCK // max(1, math.prod(actual.shape[1:])))
+    for start in range(0, len(actual) if actual.ndim else 1, rows):
+        place = slice(start, start + rows) if actual.ndim else ()
+        yield np.asarray(actual[place]), np.asarray(expected[place])
+
+
+def _blocks(*arrays: Array) -> Iterator[tuple[int, list[Array]]]:
+    """The same rows of several arrays, in float64, and the number of the first of them."""
+    first = arrays[0]
+    if first.ndim == 0:
+        yield 0, [array.reshape(1).astype(np.float64) for array in arrays]
+        return
+    rows = max(1, _BLOCK // max(1, math.prod(first.shape[1:])))
+    for start in range(0, first.shape[0], rows):
+        yield start, [np.asarray(array[start : start + rows]).astype(np.float64) for array in arrays]
+
+
+def _sums(actual: Array, expected: Array) -> _Sums:
+    shape = actual.shape or (1,)
+    made = [[np.zeros(size) for size in shape] for _ in range(4)]
+    sums = _Sums(made[0], made[1], made[2], made[3])
+    for start, (one, other) in _blocks(actual, expected):
+        with np.errstate(all="ignore"):
+            apart = np.where((one == other) | (np.isnan(one) & np.isnan(other)), 0.0, one - other)
+            terms = (apart * apart, one * one, other * other, one * other)
+        for total, term in zip(made, terms, strict=True):
+            for axis in range(term.ndim):
+                part = term.sum(axis=tuple(a for a in range(term.ndim) if a != axis))
+                if axis == 0:
+                    total[0][start : start + len(part)] += part
+                else:
+                    total[axis] += part
+        if apart.size:
+            sums.max_abs = max(sums.max_abs, float(np.abs(apart).max()))
+            sums.least, sums.greatest = min(sums.least, float(other.min())), max(sums.greatest, float(other.max()))
+    return sums
+
+
+def _rounded_to(actual: Array, expected: Array, sums: _Sums) -> str | None:
+    """The narrower type that the model's weight was rounded to, whatever type that is stored in."""
+    if sums.rel_l2 > COARSE or expected.dtype.name in _NARROW:
+        return None
+    for name, dtype in _NARROW.items():
+        eps = float(ml_dtypes.finfo(dtype).eps)
+        worst = 0.0
+        for start, (one, _) in _blocks(actual, actual):
+            part = expected if expected.ndim == 0 else expected[start : start + len(one)]
+            with np.errstate(all="ignore"):
+                there = np.asarray(part).astype(dtype).astype(np.float64).reshape(one.shape)
+                # Converters lift what would become zero to the smallest number they like.
+                apart = np.abs(one - there) - 1.01 * eps * np.abs(there) * (actual.dtype == dtype) - 1e-7
+            worst = max(worst, float(apart.max(initial=0.0)))
+        if worst <= 0:
+            return name
+    return None
+
+
+def _is_folded(actual: Array, expected: Array, sums: _Sums, foldings: Sequence[Folding]) -> bool:
+    """Whether the graph's weight is the model's with a BatchNorm folded in."""
+
+    def near(one: Array, other: Array) -> bool:
+        return bool(np.linalg.norm(one - other) <= FOLDED * max(float(np.linalg.norm(other)), 1e-30))
+
+    for folding in foldings:
+        for axis, size in enumerate(actual.shape[:2]):
+            if size == folding.scale.size and sums.is_scaled(axis) and near(sums.factors(axis), folding.scale):
+                return True
+        if actual.shape == folding.scale.shape:
+            bias = expected.astype(np.float64)
+            if near(actual.astype(np.float64), (bias - folding.mean) * folding.scale + folding.shift):
+                return True
+    return False
+
+
+def with_weights(verdict: Verdict, weights: WeightReport) -> Verdict:
+    """The verdict that says what the weights have to do with it.
+
+    Most weights differ: a line of the summary and a diagnosis. Few do: a line at each origin that reads one of them, and
+    the others in one line of the summary.
+    """
+    if weights.is_another_checkpoint:
+        diagnosis = _other_checkpoint(weights)
+        summary = (*verdict.summary, checkpoint_line(diagnosis))
+        return replace(verdict, summary=summary, diagnoses=(*verdict.diagnoses, diagnosis))
+    told: set[str] = set()
+
+    def told_at(origin: Origin) -> Origin:
+        both = (*weights.differing, *weights.rounded)
+        own = [each for each in both if each.pair.onnx in origin.onnx_weights]
+        told.update(each.pair.onnx for each in own)
+        return replace(origin, evidence=(*origin.evidence, *map(str, own)))
+
+    origins = tuple(told_at(origin) for origin in verdict.origins)
+    rest = [each for each in weights.differing if each.pair.onnx not in told]
+    lines: list[str] = []
+    if rest:
+        lines.append(f"{rest[0]}" + (f", and {len(rest) - 1} more" if len(rest) > 1 else ""))
+    if len(weights.rounded) > 1 or any(each.pair.onnx not in told for each in weights.rounded):
+        types = " and ".join(dict.fromkeys(str(each.rounded) for each in weights.rounded))
+        lines.append(
+            f"{len(weights.rounded)} of {weights.compared} weights in the ONNX file are the model's rounded to {types}"
+        )
+    return replace(verdict, summary=(*verdict.summary, *lines), origins=origins)
+
+
+def checkpoint_line(diagnosis: Diagnosis) -> str:
+    """The verdict's line about weights of another checkpoint."""
+    return f"{diagnosis.evidence[0]}: another checkpoint?"
+
+
+def _other_checkpoint(weights: WeightReport) -> Diagnosis:
+    differing = weights.differing
+    first, largest = differing[0], max(differing, key=lambda each: each.max_abs)
+    head = (
+        f"{len(differing)} of {weights.compared} weights in the ONNX file differ from the model's "
+        f"(first: {first.pair.onnx}; largest difference {largest.max_abs:.2g}, in {largest.pair.onnx})"
+    )
+    coarse = all(each.rel_l2 <= COARSE for each in differing)
+    return Diagnosis(
+        code=CODE,
+        title="the ONNX file holds other weights than the model",
+        evidence=(head, *map(str, differing[:NAMED])),
+        remedy="give the checkpoint that the ONNX file was exported from, or export the file again"
+        + ("; differences this small may also come from weights stored in fewer bits" if coarse else ""),
+        remedy_verified=None,
+        cost=None,
+    )

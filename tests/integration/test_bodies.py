@@ -1,0 +1,171 @@
+"""Models with bodies: torch.cond, torch.while_loop and scripted control flow, which become If and Loop nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.errors import BisectError
+from bisect_tool.pipeline import LoadedCase, Options, bisect
+from bisect_tool.records import Report
+from bisect_tool.tolerances import make_tolerance
+
+
+class Conditional(nn.Module):
+    """One of two branches, with a layer before and a layer behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, 8)
+        self.left = nn.Linear(8, 8)
+        self.right = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 8) -> (B, 2)."""
+        x = torch.tanh(self.stem(x))
+        x = torch.cond(x.sum() > 100, lambda t: self.left(t).relu(), lambda t: self.right(t).sigmoid(), (x,))
+        return self.head(x)
+
+
+class Repeated(nn.Module):
+    """A loop of three rounds, with a layer before and a layer behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, 8)
+        self.right = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 8) -> (B, 2)."""
+        x = self.stem(x)
+        start = torch.zeros((), dtype=torch.int64)
+        _, x = torch.while_loop(lambda i, _: i < 3, lambda i, x: (i + 1, self.right(x).tanh()), (start, x))
+        return self.head(x)
+
+
+@torch.jit.script
+def scripted_rounds(x: Tensor, rounds: int) -> Tensor:
+    """As many rounds as said, of two kinds: a Loop with an If in it."""
+    for number in range(rounds):
+        if x.sum() > 0:
+            x = torch.tanh(x + number)
+        else:
+            x = torch.sigmoid(x)
+    return x
+
+
+class Scripted(nn.Module):
+    """Control flow in a scripted function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 8) -> (B, 2)."""
+        return self.head(scripted_rounds(torch.relu(self.stem(x)), 3))
+
+
+def scripted_whole() -> nn.Module:
+    """A whole scripted module, in which no Python runs."""
+    return torch.jit.script(Scripted().eval())
+
+
+# Scripted modules have no module calls: their operations are the stages.
+NAMES = {"scripted module": {"stem": "/addmm#0", "head": "/addmm#1"}}
+
+KINDS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "cond": (Conditional, "dynamo"),
+    "while_loop": (Repeated, "dynamo"),
+    "scripted function": (Scripted, "torchscript"),
+    "scripted module": (scripted_whole, "torchscript"),
+}
+
+
+def judged(tmp_path: Path, kind: str, weight: str | None = None) -> Report:
+    """The report on a model and its export, in which a channel of a weight was scaled."""
+    build, exporter = KINDS[kind]
+    torch.manual_seed(0)
+    module = build().eval()
+    x = torch.randn(5, 8)
+    path = tmp_path / "model.onnx"
+    export_onnx(module, (x,), {}, path, ExportSettings(exporter))  # type: ignore[arg-type]
+    if weight is not None:
+        model = onnx.load(path)
+        (tensor,) = [t for t in model.graph.initializer if t.name == weight]
+        array = np.array(numpy_helper.to_array(tensor))
+        array[1] *= 1.5
+        tensor.CopyFrom(numpy_helper.from_array(array, weight))
+        onnx.save(model, path)
+    options = Options(make_tolerance(None, None, None), onnx=path)
+    return bisect(LoadedCase("bodies", module, (x,), {}), options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_healthy_model_with_bodies_agrees(tmp_path: Path, kind: str) -> None:
+    """What the graph computes in bodies has no value to compare, and does not count against coverage."""
+    report = judged(tmp_path, kind)
+    assert ("agrees", 1.0) == (report.verdict.status, report.alignment.coverage)
+    paired = {pair.ref.stage for pair in report.alignment.pairs}
+    assert {NAMES.get(kind, {}).get(place, place) for place in ("stem", "head")} <= paired
+
+
+@pytest.mark.parametrize(("kind", "node"), [("cond", "If"), ("while_loop", "Loop")])
+def test_a_stage_inside_a_body_says_so(tmp_path: Path, kind: str, node: str) -> None:
+    """It has no value of its own; what leaves the body is compared."""
+    report = judged(tmp_path, kind)
+    reason = f"computed inside a body of the graph ({node}), which hands out its result alone"
+    found = {left.ref.stage: (left.reason, left.in_graph) for left in report.alignment.unaligned}
+    assert (reason, False) == found["right"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["stem", "head"])
+def test_a_fault_beside_a_body_is_found(tmp_path: Path, kind: str, place: str) -> None:
+    """Before a body and behind it: the origin is the layer, and nothing else."""
+    report = judged(tmp_path, kind, f"{place}.weight")
+    assert "diverges" == report.verdict.status
+    assert [NAMES.get(kind, {}).get(place, place)] == [origin.stage for origin in report.verdict.origins]
+
+
+@pytest.mark.parametrize(("kind", "stage", "node"), [("cond", "/sigmoid#0", "If"), ("while_loop", "/tanh#2", "Loop")])
+def test_a_fault_inside_a_body_is_the_node_with_the_body(tmp_path: Path, kind: str, stage: str, node: str) -> None:
+    """The layer inside has no value; the stage whose value leaves the body is the origin."""
+    report = judged(tmp_path, kind, "right.weight")
+    assert "diverges" == report.verdict.status
+    assert [(stage, (node,))] == [(origin.stage, origin.onnx_ops) for origin in report.verdict.origins]
+    (pair,) = [pair for pair in report.alignment.pairs if pair.ref.stage == stage]
+    assert ("body",) == pair.evidence
+
+
+class Compiled(nn.Module):
+    """Compiles a part of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 8) -> (B, 8)."""
+        part = torch.compile(lambda t: self.stem(t).relu(), backend="eager", fullgraph=True)
+        return part(x)
+
+
+def test_a_part_that_the_model_compiles_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    """Torch refuses to run such a part while it is recorded."""
+    module, x, path = Compiled().eval(), torch.randn(5, 8), tmp_path / "model.onnx"
+    export_onnx(nn.Linear(8, 8).eval(), (x,), {}, path, ExportSettings("torchscript"))
+    with pytest.raises(BisectError, match=r"forward failed in .*fullgraph=True") as caught:
+        bisect(LoadedCase("compiled", module, (x,), {}), Options(make_tolerance(None, None, None), onnx=path))
+    assert "let it run uncompiled" in str(caught.value.hint)

@@ -1,0 +1,122 @@
+"""A graph with other weights than the model's, from both exporters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.pipeline import LoadedCase, Options, bisect
+from bisect_tool.records import Report
+from bisect_tool.tolerances import make_tolerance
+
+
+class Mixture(nn.Module):
+    """Everything that exporters do to weights: folding, swapped axes, and leaving them alone."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.after = nn.BatchNorm2d(8)
+        self.tokens = nn.Linear(8, 8)
+        self.layer = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 5)
+        for norm in (self.norm, self.after):
+            nn.init.uniform_(norm.weight, 0.5, 2)
+            nn.init.normal_(norm.bias)
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, 6, 6) -> (B, 144, 5)."""
+        x = torch.relu(self.norm(self.conv(x)))
+        x = self.after(self.up(x)).flatten(2).transpose(1, 2)
+        return self.head(self.layer(torch.relu(self.tokens(x))))
+
+
+def judged(tmp_path: Path, exporter: str, seed: int = 0, edit: object = None) -> Report:
+    """The report on a model and the export of one with another seed, edited by ``edit(model)``."""
+    x, path = torch.randn(2, 3, 6, 6), tmp_path / "model.onnx"
+    export_onnx(Mixture(seed).eval(), (x,), {}, path, ExportSettings(exporter))  # type: ignore[arg-type]
+    if edit is not None:
+        model = onnx.load(path)
+        edit(model)  # type: ignore[operator]
+        onnx.save(model, path)
+    options = Options(make_tolerance(None, None, None), onnx=path)
+    return bisect(LoadedCase("weights", Mixture(0).eval(), (x,), {}), options)
+
+
+def scale_head(model: onnx.ModelProto) -> None:
+    """Channel 3 of the last layer, under whatever name."""
+    (tensor,) = [t for t in model.graph.initializer if list(t.dims) in ([8, 5], [5, 8])]
+    array = np.array(numpy_helper.to_array(tensor))
+    array[(slice(None), 3) if array.shape == (8, 5) else 3] *= 1.5
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def fault_without_weights(model: onnx.ModelProto) -> None:
+    (node,) = [n for n in model.graph.node if n.op_type == "LayerNormalization"]
+    (epsilon,) = [a for a in node.attribute if a.name == "epsilon"]
+    epsilon.f = 0.1
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_another_seed_is_another_checkpoint(tmp_path: Path, exporter: str) -> None:
+    """The verdict says so, with numbers."""
+    report = judged(tmp_path, exporter, seed=1)
+    assert "diverges" == report.verdict.status
+    assert ["BD201"] == [diagnosis.code for diagnosis in report.verdict.diagnoses]
+    assert "another checkpoint?" in report.verdict.summary[-1]
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_one_other_weight_is_told_at_its_origin(tmp_path: Path, exporter: str) -> None:
+    """With the channel that holds the difference."""
+    report = judged(tmp_path, exporter, edit=scale_head)
+    (origin,) = report.verdict.origins
+    assert ("head", ()) == (origin.stage, report.verdict.diagnoses)
+    assert "differs from the model's (head.weight)" in origin.evidence[-1]
+    assert "all of it at index 3 of axis 1" in origin.evidence[-1]
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_what_the_exporter_does_to_weights_is_never_blamed(tmp_path: Path, exporter: str) -> None:
+    """Folded BatchNorms and swapped axes, beside a fault that has nothing to do with weights."""
+    report = judged(tmp_path, exporter, edit=fault_without_weights)
+    assert ["layer"] == [origin.stage for origin in report.verdict.origins]
+    told = [*report.verdict.summary, *(line for origin in report.verdict.origins for line in origin.evidence)]
+    assert [] == [line for line in told if "weight" in line]
+
+
+def test_a_graph_in_another_precision_says_so(tmp_path: Path) -> None:
+    """Weights and arithmetic in float16, inputs and outputs in float32."""
+
+    def to_half(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT:
+                array = numpy_helper.to_array(tensor).astype(np.float16)
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        (given,), (made,) = model.graph.input, model.graph.output
+        for node in model.graph.node:
+            node.input[:] = [f"{name}_half" if name == given.name else name for name in node.input]
+            node.output[:] = [f"{name}_half" if name == made.name else name for name in node.output]
+        half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+        model.graph.node.insert(0, onnx.helper.make_node("Cast", [given.name], [f"{given.name}_half"], to=half))
+        model.graph.node.append(onnx.helper.make_node("Cast", [f"{made.name}_half"], [made.name], to=full))
+        del model.graph.value_info[:]
+
+    report = judged(tmp_path, "dynamo", edit=to_half)
+    told = [line for line in report.verdict.summary if "float16" in line]
+    assert told[0].startswith("the graph computes in float16 in ")
+    assert told[0].endswith(" nodes, PyTorch in float32")
+    assert "are the model's rounded to float16" in told[1]
+    assert () == report.verdict.diagnoses
