@@ -441,7 +441,7 @@ def test_stages_after_a_caught_exception_are_kept() -> None:
 
 
 def run_input(run: Run) -> Tensor:
-    tensor: Tensor = run.run._args[0]
+    tensor: Tensor = run.run.args[0]
     return tensor
 
 
