@@ -38,6 +38,9 @@ NEAR_LIMIT = 5e-2
 """Up to which a value still counts as handed on by a node that no exporter tagged."""
 
 _CLEARLY_NEARER = 4.0
+
+_ROUNDING = 1e-5
+_GROWTH = 10.0
 _NARROW = {"float16", "bfloat16"}
 
 _BIASED = frozenset(["addmm", "baddbmm", "addmv", "linear"])
@@ -227,6 +230,7 @@ def match_values(
     permuted: Callable[[int], Mapping[tuple[int, ...], Signature]],
     *,
     fed: Mapping[int, Match] | None = None,
+    chained: Mapping[str, Signature] | None = None,
 ) -> dict[int, Match]:
     """Pairs PyTorch values with ONNX values.
 
@@ -237,11 +241,12 @@ def match_values(
         known: confirmed pairs of an earlier pass, kept as they are.
         permuted: signatures of a PyTorch value with its axes in other orders; asked only where nothing else fits.
         fed: pairs at which the forced run was given PyTorch's values, confirmed or not; ``None`` for a chained run.
+        chained: signatures from the chained run, where ``onnx_signatures`` are from a forced one.
 
     Returns:
         All pairs, the known ones included, by PyTorch value.
     """
-    matcher = _Matcher(trace, graph, torch_signatures, onnx_signatures, fed)
+    matcher = _Matcher(trace, graph, torch_signatures, onnx_signatures, fed, chained or onnx_signatures)
     for match in known.values():
         matcher.take(match)
     matcher.match_outputs()
@@ -277,11 +282,13 @@ class _Matcher:
         torch_signatures: Mapping[int, Signature],
         onnx_signatures: Mapping[str, Signature],
         fed: Mapping[int, Match] | None,
+        chained: Mapping[str, Signature],
     ):
         self.trace = trace
         self.graph = graph
         self.torch = torch_signatures
         self.onnx = onnx_signatures
+        self.chained = chained
         self.value_evidence = "value" if fed is None else FORCED_VALUE
         self.scopes = _Scopes(graph, trace)
         self.place = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name}
@@ -760,7 +767,9 @@ class _Matcher:
 
     def _computed_otherwise(self, value: int) -> bool:
         """Whether the graph gets to what is made of an operation without it, and nothing that it reads has a pair."""
-        return not self._parents(value) and _is_passed_by(value, self.children, self.matches)
+        return not self._parents(value) and _is_passed_by(
+            value, self.trace, self.children, self.matches, self.torch, self.chained
+        )
 
     def _lies_right(self, value: int, name: str) -> bool:
         """Whether a name lies behind what its value is made from, and before what is made from it."""
@@ -872,13 +881,31 @@ def _nearest(value: int, step: Mapping[int, Sequence[int]], matches: Mapping[int
     return found
 
 
-def _is_passed_by(value: int, children: Mapping[int, Sequence[int]], matches: Mapping[int, Match]) -> bool:
-    """Whether all that is made of a value came out right in the graph's own run, while nothing there equals the value.
+def _is_passed_by(
+    value: int,
+    trace: TorchTrace,
+    children: Mapping[int, Sequence[int]],
+    matches: Mapping[int, Match],
+    torch_signatures: Mapping[int, Signature],
+    chained: Mapping[str, Signature],
+) -> bool:
+    """Whether all that is made of a value comes out right in the graph's own run, while nothing there equals the value.
 
-    Cosine similarity: an exporter multiplies first and divides then.
+    Cosine similarity: an exporter multiplies first and divides then. *Right* is no further off than what it is made from
+    is, but for rounding; a fault may well be small at the model's outputs.
     """
+
+    def apart(matched: int) -> float:
+        first, second = torch_signatures.get(matched), chained.get(matches[matched].onnx)
+        usable = first is not None and second is not None and matches[matched].permutation is None
+        return distance(first, second) if usable else math.inf  # type: ignore[arg-type]
+
     after = _nearest(value, children, matches)
-    return bool(after) and all("value" in matches[v].evidence for v in after)
+    if not after or not all("value" in matches[v].evidence for v in after):
+        return False
+    before = [apart(v) for v in _nearest(value, trace.parents, matches)]
+    limit = max([_ROUNDING, *(_GROWTH * by for by in before if math.isfinite(by))])
+    return all(apart(v) <= limit for v in after)
 
 
 def _components(
@@ -909,6 +936,7 @@ def summarize(
     graph: OnnxGraph,
     matches: Mapping[int, Match],
     torch_signatures: Mapping[int, Signature],
+    chained: Mapping[str, Signature],
     counts: Callable[[Stage], bool],
 ) -> Alignment:
     """The public view of an alignment: pairs of all stages; left-overs and coverage of those that ``counts``.
@@ -934,7 +962,11 @@ def summarize(
             aligned += 1
         else:
             left = _reason(stage, trace, scopes, taken, torch_signatures)
-            if left.in_graph and "#" in stage.ref.stage and _is_passed_by(stage.value, children, matches):
+            if (
+                left.in_graph
+                and "#" in stage.ref.stage
+                and _is_passed_by(stage.value, trace, children, matches, torch_signatures, chained)
+            ):
                 left = replace(left, reason="the graph computes what is made of it in another way", in_graph=False)
             unaligned.append(left)
     in_graph = aligned + sum(left.in_graph for left in unaligned)

@@ -403,7 +403,9 @@ class _Bisection:
             matches = self._align(reference)
         selection = select(trace, self.options.level, self.options.stages, self.options.groups)
         judged = {stage.ref for stage in selection.judged}
-        alignment = summarize(trace, self.graph, matches, self.torch_signatures, lambda stage: stage.ref in judged)
+        alignment = summarize(
+            trace, self.graph, matches, self.torch_signatures, self.onnx_signatures, lambda stage: stage.ref in judged
+        )
         alignment = leave_out_bodies(alignment, reference.stages_in_bodies(), self.program.operators_with_bodies())
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
         with self.step("compare", "comparing stage by stage"):
@@ -627,7 +629,16 @@ class _Bisection:
             confirmed = {value: match for value, match in matches.items() if match.confirmed}
             # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
             merged = {**self.onnx_signatures, **signatures}
-            again = match_values(trace, self.graph, self.torch_signatures, merged, confirmed, permuted, fed=fed)
+            again = match_values(
+                trace,
+                self.graph,
+                self.torch_signatures,
+                merged,
+                confirmed,
+                permuted,
+                fed=fed,
+                chained=self.onnx_signatures,
+            )
             again = with_bodies(again)
             same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
             matches = again

@@ -504,7 +504,7 @@ def test_a_folded_norm_has_the_convolution_s_value() -> None:
     case = folded()
     matches = case.match()
     assert names(matches) == {2: "vc", 3: "va"}
-    alignment = summarize(case.trace, case.graph, matches, case.signatures, lambda s: s.level == "leaf")
+    alignment = summarize(case.trace, case.graph, matches, case.signatures, {}, lambda s: s.level == "leaf")
     assert (alignment.stages, alignment.aligned, alignment.coverage) == (3, 2, 1.0)
     (left,) = alignment.unaligned
     assert (left.ref.stage, left.in_graph) == ("conv", False)
@@ -590,7 +590,9 @@ def test_the_summary_lists_pairs_aliases_and_left_overs() -> None:
     case.torch = {1: noise(1), 2: noise(2)}
     case.onnx = {"va": noise(1), "extra": noise(5)}
     matches = case.match()
-    alignment = summarize(case.trace, case.graph, matches, case.signatures, lambda s: s.type in ("Linear", "Identity"))
+    alignment = summarize(
+        case.trace, case.graph, matches, case.signatures, {}, lambda s: s.type in ("Linear", "Identity")
+    )
     assert stage_refs(alignment) == {StageRef("a", 0, 0): "va", StageRef("drop", 0, 0): "va"}
     assert alignment.pairs[1].evidence[-1] == "same tensor as a"
     assert [(left.ref.stage, left.in_graph) for left in alignment.unaligned] == [("idle", False), ("lost", False)]
@@ -613,7 +615,7 @@ def test_a_stage_with_a_likely_value_counts_against_coverage() -> None:
     case.torch[1] = noise(1)
     case.onnx = {"v1": noise(2), "v2": noise(3), "end": noise(4)}
     case.match()
-    alignment = summarize(case.trace, case.graph, {}, case.signatures, lambda s: True)
+    alignment = summarize(case.trace, case.graph, {}, case.signatures, {}, lambda s: True)
     assert alignment.coverage == 0.0
     assert alignment.unaligned[0].in_graph
     assert "v1, v2" in alignment.unaligned[0].reason
@@ -623,4 +625,4 @@ def test_nothing_to_count_has_no_coverage() -> None:
     """``None``, never 100 %."""
     case = chain()
     case.match()
-    assert summarize(case.trace, case.graph, {}, case.signatures, lambda s: False).coverage is None
+    assert summarize(case.trace, case.graph, {}, case.signatures, {}, lambda s: False).coverage is None

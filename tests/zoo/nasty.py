@@ -242,6 +242,14 @@ _add(
     ),
 )
 _add(
+    "cosine similarity",
+    "an exporter multiplies first and divides then: no product of the graph is PyTorch's",
+    lambda: (
+        Part(lambda parts, x: F.cosine_similarity(parts[0](x), parts[1](x), -1), nn.Linear(16, 16), nn.Linear(16, 16)),
+        (torch.randn(8, 16),),
+    ),
+)
+_add(
     "einsum alone",
     "no stage at all: PyTorch's bmm is not in the graph, and only the output is compared",
     lambda: _of(lambda x: torch.einsum("bij,bkj->bik", x, x), (2, 30, 16)),

@@ -223,6 +223,7 @@ def test_pytorch_in_tf32_is_the_side_that_is_off(exporter: str) -> None:
         ("vit", "dynamo", "residual: dropped"),
         ("decoder", "dynamo", "residual: dropped"),
         ("convnext", "torchscript", "order: axes"),
+        ("mixer", "torchscript", "weight: int8"),
     ],
 )
 def test_code_outside_modules_is_told_apart(family: str, exporter: str, kind: str) -> None:
