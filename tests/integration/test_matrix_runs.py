@@ -870,9 +870,10 @@ def test_given_graph_is_used_by_pairs_without_export_settings(run: Run, tmp_path
     assert {"given": "diverges", "given-off": "diverges", "own": "agrees"} == statuses(outcome)
     made = {name: config["actual"]["constant_folding"] for name, config in configs(outcome).items()}
     assert {"given": None, "given-off": None, "own": True} == {name: made[name] for name in statuses(outcome)}
-    (diagnosis,) = outcome.report["verdict"]["diagnoses"]
+    diagnosis, weights = outcome.report["verdict"]["diagnoses"]
     assert ("the given graph", True) == (diagnosis["title"], diagnosis["remedy_verified"])
     assert "2 pairs: given, given-off" == diagnosis["evidence"][0]
+    assert "BD201" == weights["code"] and "first.weight" in weights["evidence"][0]
     assert "the given file differs from what the model exports to" in " ".join(outcome.report["verdict"]["summary"])
     effective = {name: config["effective"].get("graph") for name, config in configs(outcome).items()}
     assert {"given": None, "given-off": None, "own": "exported afresh"} == {
