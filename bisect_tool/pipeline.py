@@ -22,7 +22,7 @@ from bisect_tool.backends.costs import ort_cost, torch_cost
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
-from bisect_tool.backends.inside import Surroundings, look_inside
+from bisect_tool.backends.inside import Surroundings, look_inside, open_stage
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
@@ -33,9 +33,12 @@ from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
+from bisect_tool.backends.trials import find_cause, parameter_names
 from bisect_tool.backends.weights import check_weights
 from bisect_tool.bodies import leave_out_bodies, match_bodies
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
+from bisect_tool.diagnose.findings import diagnoses, ledger
+from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
@@ -75,6 +78,12 @@ Progress = Callable[[str], None]
 
 MAX_DRILLED = 24
 """Origins that are looked into, in causal order: beyond that many the graph is broken throughout."""
+
+MAX_EXPLAINED = 8
+"""Origins whose cause is looked for by trying."""
+
+EXPLAIN_SECONDS = 20.0
+"""Time that all trials together may take."""
 
 MAX_DETAILED = 12
 """Nodes of an origin whose attributes go into the report."""
@@ -943,19 +952,36 @@ class _Bisection:
             self.options.memory_budget,
         )
         origins = []
+        outcomes: dict[tuple[StageRef, str], Outcome] = {}
+        names = parameter_names(self.case.module)
+        ends = time.perf_counter() + EXPLAIN_SECONDS
         for number, origin in enumerate(verdict.origins):
             stage, pair = shown[origin.ref], pairs[origin.config]
             cut = layers.get(origin.ref) or cuts.get(MAIN_LAYER)
             if origin.side != "expected" and self._is_plain(pair.expected) and cut is not None and number < MAX_DRILLED:
                 floor = floors.get((origin.ref, origin.config))
                 # The stage's own nodes stay named where nothing can be shown; that is certain too.
+                whole = origin
                 with contextlib.suppress(CannotReplayError, InconclusiveError):
-                    origin = look_inside(around, origin, stage, cut.known, pair.actual, floor)
+                    origin = look_inside(around, whole, stage, cut.known, pair.actual, floor)
+                left = ends - time.perf_counter()
+                with contextlib.suppress(CannotReplayError, InconclusiveError):
+                    if left > 0 and len(outcomes) < MAX_EXPLAINED:
+                        opened = open_stage(around, whole, stage, cut.known, floor)
+                        suspects = origin.onnx_nodes
+                        outcomes[origin.ref, origin.config] = find_cause(
+                            around, opened, stage, suspects, names, pair.actual, min(left, MAX_SECONDS)
+                        )
                 reference.activations.retain(())
             ops, weights = self.program.reads(origin.onnx_nodes)
             details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
             origins.append(replace(origin, onnx_ops=ops, onnx_weights=weights, onnx_details=details))
-        return replace(verdict, origins=note_shared(origins))
+        return replace(
+            verdict,
+            origins=note_shared(origins),
+            diagnoses=(*verdict.diagnoses, *diagnoses(origins, outcomes)),
+            ledger=ledger(origins, outcomes),
+        )
 
     def _hand_over(self, verdict: Verdict, reference: _Reference, matches: Mapping[int, Match]) -> Verdict:
         """Looks for the first stage at which handing PyTorch's values over mends the outputs, on the plain configuration."""

@@ -16,6 +16,7 @@ Judgement = Literal["pass", "fail", "not compared"]
 Status = Literal["agrees", "diverges", "inconclusive"]
 Side = Literal["expected", "actual"]
 Conclusion = Literal["culprit", "contributes", "ruled out", "no answer"]
+TrialConclusion = Literal["cause", "contributes", "ruled out", "no answer"]
 ConfigStatus = Literal["agrees", "diverges", "perturbed", "skipped", "failed", "crashed"]
 OutputKey = int | str
 
@@ -439,7 +440,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Why something diverges. ``gating``: a configuration that counts; else it explains what was only explored."""
+    """Why something diverges. ``gating``: a configuration that counts; else it explains what was only explored.
+
+    ``origin``: the stage that it explains, if it is about one; ``error_before`` and ``error_after`` are relative L2 of that
+    stage's local error without and with the remedy, ``None`` where that was not tried.
+    """
 
     code: str
     title: str
@@ -448,6 +453,33 @@ class Diagnosis:
     remedy_verified: bool | None
     cost: str | None
     gating: bool = True
+    origin: StageRef | None = None
+    error_before: float | None = None
+    error_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One change that was tried in an origin's nodes, and what came of it.
+
+    Attributes:
+        ref, config: of the origin.
+        code: of the cause that it stands for.
+        node: that was changed.
+        change: what would be wrong if it mends, in words.
+        error_before, error_after: relative L2 of the stage's local error; ``None``: ONNX Runtime did not run it.
+        conclusion: ``cause``: only rounding is left; ``contributes``: most of the error goes, and no other change removes
+            all of it; ``ruled out``; ``no answer``.
+    """
+
+    ref: StageRef
+    config: str
+    code: str
+    node: str
+    change: str
+    error_before: float
+    error_after: float | None
+    conclusion: TrialConclusion
 
 
 @dataclass(frozen=True, slots=True)
@@ -530,6 +562,7 @@ class Verdict:
     ruled_out: tuple[RuledOut, ...] = ()
     hand_over: HandOver | None = None
     hypotheses: tuple[Hypothesis, ...] = ()
+    ledger: tuple[LedgerEntry, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

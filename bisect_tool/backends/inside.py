@@ -48,6 +48,59 @@ class Surroundings:
     budget: int
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A stage of the graph with what it takes to run it on PyTorch's inputs.
+
+    Attributes:
+        nodes: between the nearest known values and the stage's own.
+        output: the stage's ONNX value.
+        known: PyTorch values that it starts from.
+        cuts: their pairs, by ONNX name.
+        feeds: what the nodes read, by name: PyTorch's tensors, and inputs of the graph.
+        expected: PyTorch's value of the stage, its axes in the graph's order.
+        made: the stage's local error, relative, where it is largest.
+        floor: its noise floor, relative; ``None`` if not measured.
+    """
+
+    nodes: tuple[str, ...]
+    output: str
+    known: Set[int]
+    cuts: Mapping[str, Match]
+    feeds: Mapping[str, Array]
+    expected: Array
+    made: float
+    floor: float | None
+
+    def close(self, first: Array, second: Array) -> bool:
+        """Whether two tensors of one shape differ by rounding only."""
+        apart = largest_difference(first, second.astype(first.dtype, copy=False))
+        # A fault may shrink on its way, under a mask for one, and grow again: right is what is far closer than the result.
+        near = apart <= max(self.made / 10, 2 * epsilon(str(first.dtype)))
+        settled = is_settled(apart, str(first.dtype))
+        return near and (settled or (self.floor is not None and apart <= BEYOND * self.floor))
+
+
+def open_stage(around: Surroundings, origin: Origin, stage: Stage, known: Set[int], floor: float | None) -> Opened:
+    """The stage of an origin that still names all its nodes; arguments and errors as in :func:`look_inside`."""
+    program, own = around.program, around.matches[stage.value]
+    known = known - {stage.value}
+    cuts = {around.matches[value].onnx: around.matches[value] for value in known if value in around.matches}
+    nodes = origin.onnx_nodes
+    while turned := {name for name in program.part(nodes).reads if name in cuts and cuts[name].permutation}:
+        # Axes in another order may be the exporter's choice or the very fault: the values before them say which.
+        known -= {cuts[name].value for name in turned}
+        cuts = {name: match for name, match in cuts.items() if name not in turned}
+        nodes = program.nodes_between(own.onnx, cuts.keys())
+    feeds = _feeds(around, program.part(nodes).reads, cuts)
+    expected = around.activations.fetch(stage.value)
+    if own.permutation is not None:
+        expected = expected.transpose(own.permutation)
+    # The error where it is largest: beside a mask's filling, or a huge channel, every other is small.
+    made = max(origin.local_rel_l2, (origin.noise_ratio or 0.0) * (floor or 0.0))
+    return Opened(nodes, own.onnx, known, cuts, feeds, expected, made, floor)
+
+
 def look_inside(
     around: Surroundings,
     origin: Origin,
@@ -70,40 +123,19 @@ def look_inside(
         CannotReplayError: PyTorch's side can't be computed again.
         InconclusiveError: ONNX Runtime refuses the stage on its own.
     """
-    program, own = around.program, around.matches[stage.value]
-    known = known - {stage.value}
-    cuts = {around.matches[value].onnx: around.matches[value] for value in known if value in around.matches}
-    nodes = origin.onnx_nodes
-    while turned := {name for name in program.part(nodes).reads if name in cuts and cuts[name].permutation}:
-        # Axes in another order may be the exporter's choice or the very fault: the values before them say which.
-        known -= {cuts[name].value for name in turned}
-        cuts = {name: match for name, match in cuts.items() if name not in turned}
-        nodes = program.nodes_between(own.onnx, cuts.keys())
-    if len(nodes) < 2:
+    opened = open_stage(around, origin, stage, known, floor)
+    if len(opened.nodes) < 2:
         return origin
-    feeds = _feeds(around, program.part(nodes).reads, cuts)
-    expected = around.activations.fetch(stage.value)
-    if own.permutation is not None:
-        expected = expected.transpose(own.permutation)
-
-    # The error where it is largest: beside a mask's filling, or a huge channel, every other is small.
-    made = max(origin.local_rel_l2, (origin.noise_ratio or 0.0) * (floor or 0.0))
-
-    def close(first: Array, second: Array) -> bool:
-        apart = largest_difference(first, second.astype(first.dtype, copy=False))
-        # A fault may shrink on its way, under a mask for one, and grow again: right is what is far closer than the result.
-        near = apart <= max(made / 10, 2 * epsilon(str(first.dtype)))
-        return near and (is_settled(apart, str(first.dtype)) or (floor is not None and apart <= BEYOND * floor))
-
+    program, nodes, cuts, feeds = around.program, opened.nodes, opened.cuts, opened.feeds
     inside = Inside(
         nodes=tuple(node for node in program.graph.nodes if node.name in set(nodes)),
-        output=own.onnx,
+        output=opened.output,
         given=tuple(feeds.values()),
         run=PartRuns(program, config, program.part(nodes), feeds, around.types).run,
         between=lambda name, right: program.nodes_between(name, cuts.keys() | right),
     )
-    inner = inner_values(around.tape, stage.value, known, around.activations.tensor, around.budget)
-    narrowed = narrow(inside, expected, inner, close)
+    inner = inner_values(around.tape, stage.value, opened.known, around.activations.tensor, around.budget)
+    narrowed = narrow(inside, opened.expected, inner, opened.close)
     if not narrowed.nodes or (len(nodes) > len(origin.onnx_nodes) and not narrowed.evidence):
         return origin
     text = None

@@ -1,0 +1,382 @@
+"""An origin's stage as trials need it: PyTorch's calls, the graph's nodes, and runs of the stage with nodes edited."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from bisect_tool.backends.inside import Opened, Surroundings
+from bisect_tool.backends.onnx_program import type_of_array
+from bisect_tool.backends.ort_runner import PartRuns, make_session, run_session
+from bisect_tool.backends.replay import AS_RUN, CannotReplayError, replay_values, slice_of
+from bisect_tool.backends.stream import in_onnx_form
+from bisect_tool.backends.torch_runner import FACTORY_OPS, LAYOUT_OPS, to_numpy
+from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
+from bisect_tool.diagnose.trials import propose
+from bisect_tool.diagnose.trying import Outcome, try_all
+from bisect_tool.diagnose.weight_forms import Static
+from bisect_tool.errors import InconclusiveError
+from bisect_tool.recorder import Op, Ref
+from bisect_tool.records import NumericConfig, Stage
+from bisect_tool.rows import from_here
+
+Array = NDArray[Any]
+
+_NOTHING = np.zeros(0, np.int8)
+
+_FEW = 12
+"""Nodes of a stage up to which those that were shown to be right are tried as well, should the others not be it."""
+
+
+def find_cause(
+    around: Surroundings,
+    opened: Opened,
+    stage: Stage,
+    suspects: Sequence[str],
+    parameters: Mapping[int, str],
+    config: NumericConfig,
+    seconds: float,
+) -> Outcome:
+    """What mends an origin.
+
+    Args:
+        around, opened: the run and the stage.
+        stage: the origin's.
+        suspects: names of the nodes that hold the fault.
+        parameters: names of the model's parameters and buffers by the address of their data.
+        config: of ONNX Runtime's side.
+        seconds: to spend at most.
+
+    Raises:
+        CannotReplayError: PyTorch's side can't be computed again.
+        InconclusiveError: ONNX Runtime refuses the stage on its own.
+    """
+    program = around.program
+    part = program.part(opened.nodes)
+    computed = [name for name in part.makes if name]
+    runs = PartRuns(program, config, part, opened.feeds, around.types)
+    values = {name: array for name, array in runs.run({}, computed).items() if array is not None}
+    values.update(opened.feeds)
+    calls, statics = _calls(around, opened, stage, parameters, values)
+    built = program.build(part, [opened.output], {n: type_of_array(a.dtype, a.shape) for n, a in opened.feeds.items()})
+    model = onnx.load_model_from_string(built.model)
+    opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 17)
+    folder = str(program.weights_folder)
+    feeds = {name: opened.feeds[value] for name, value in built.feeds.items()}
+
+    def run(edit: Edit | None) -> Array | None:
+        edited = model if edit is None else _edited(model, edit)
+        more = {} if edit is None else _new_inputs(around, opened, edited, edit)
+        for name, array in more.items():
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+            edited.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
+        # An edit may be one that no runtime takes; that is an answer too.
+        with contextlib.suppress(InconclusiveError, ValueError, TypeError):
+            session = make_session(edited.SerializeToString(), config, folder)
+            return run_session(session, [opened.output], {**feeds, **more})[0]
+        return None
+
+    nodes = _nodes(around, opened, model, values, opset)
+    first = [node for node in nodes if node.name in set(suspects)]
+    proposals = list(propose(first, calls, statics, opset))
+    if len(nodes) <= _FEW and len(first) < len(nodes):
+        proposals += propose([node for node in nodes if node not in first], calls, statics, opset)
+    return try_all(proposals, run, opened.expected, lambda made: opened.close(opened.expected, made), seconds)
+
+
+def _new_inputs(around: Surroundings, opened: Opened, edited: onnx.ModelProto, edit: Edit) -> dict[str, Array]:
+    """Values at the stage's border that only the edit reads: the graph, as it is, has no use for them there."""
+    graph = edited.graph
+    there = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    there |= {name for node in graph.node for name in node.output}
+    found: dict[str, Array] = {}
+    for name in {given for step in edit.steps for given in step.inputs if isinstance(given, str)} - there:
+        if name in opened.cuts:
+            match = opened.cuts[name]
+            array = around.activations.fetch(match.value)
+            found[name] = in_onnx_form(array, match.permutation, around.types.get(name))
+    return found
+
+
+def parameter_names(module: torch.nn.Module) -> dict[int, str]:
+    """Names of a model's parameters and buffers, by the address of their data."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {tensor.data_ptr(): name for name, tensor in named if tensor.layout is torch.strided and tensor.numel()}
+
+
+# -- PyTorch's side ---------------------------------------------------------------------------------------------------
+
+
+def _calls(
+    around: Surroundings,
+    opened: Opened,
+    stage: Stage,
+    parameters: Mapping[int, str],
+    values: Mapping[str, Array],
+) -> tuple[list[Call], list[Static]]:
+    tape = around.tape
+    ops = slice_of(tape, stage.value, opened.known)
+    arrays: dict[int, Array] = {}
+    left = around.budget
+
+    def keep(value: int, tensor: torch.Tensor) -> None:
+        nonlocal left
+        size = tensor.numel() * tensor.element_size()
+        if value not in arrays and size <= left and tensor.layout is torch.strided:
+            left -= size
+            arrays[value] = to_numpy(tensor.detach().clone())
+
+    def after(op: Op, results: list[torch.Tensor]) -> None:
+        for value, tensor in zip(op.outputs, results, strict=True):
+            keep(value, tensor)
+
+    replay_values(tape, {stage.value}, ops, around.activations.tensor, AS_RUN, None, after)
+    statics: dict[int, Static] = {}
+    names = {match.value: name for name, match in opened.cuts.items() if match.permutation is None}
+    made = {value for op in ops for value in op.outputs}
+    for op in ops:
+        for value in op.inputs if op.name not in FACTORY_OPS else ():
+            if value not in made:
+                tensor = around.activations.tensor(value)
+                keep(value, tensor)
+                if not tape.values[value].dynamic and value in arrays:
+                    name = parameters.get(tensor.data_ptr(), "PyTorch's constant")
+                    statics[value] = Static(name, arrays[value])
+    for op in ops:
+        for value in op.outputs:
+            computed = op.name not in LAYOUT_OPS and arrays.get(value, _NOTHING).dtype.kind == "f"
+            if computed and not tape.values[value].dynamic:
+                known = [statics[each].name for each in op.inputs if each in statics]
+                statics[value] = Static(f"{op.name} of {', '.join(known) or 'constants'}", arrays[value])
+
+    def operand(value: int) -> Operand | None:
+        if value not in arrays:
+            return None
+        static = not tape.values[value].dynamic
+        return Operand(arrays[value], static, None if static else names.get(value) or _same(arrays[value], values))
+
+    calls = [call for op in ops if (call := _call(op, operand, arrays)) is not None]
+    return calls, [*statics.values(), *_folded(calls, statics)]
+
+
+def _same(array: Array, values: Mapping[str, Array]) -> str | None:
+    """The ONNX value that holds a tensor."""
+    if array.dtype.kind != "f" or not array.size:
+        return None
+    for name, value in values.items():
+        if (
+            value.shape == array.shape
+            and value.dtype == array.dtype
+            and np.allclose(value, array, rtol=1e-4, atol=1e-6)
+        ):
+            return name
+    return None
+
+
+def _call(op: Op, operand: Any, arrays: Mapping[int, Array]) -> Call | None:
+    if op.call is None or op.name == "alias_update":
+        return None
+    func, args, kwargs = op.call
+    schema = getattr(func, "_schema", None)
+    if schema is None:
+        return None
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, Ref):
+            return operand(item.id)
+        if isinstance(item, (list, tuple)):
+            return [plain(each) for each in item]
+        return item
+
+    arguments: dict[str, Any] = {}
+    for place, argument in enumerate(schema.arguments):
+        given = args[place] if place < len(args) else kwargs.get(argument.name, inspect.Parameter.empty)
+        if given is inspect.Parameter.empty:
+            given = argument.default_value if argument.has_default_value() else None
+        arguments[argument.name] = plain(given)
+    result = next((arrays[v] for v in op.outputs if v in arrays), None)
+    return Call(op.name, arguments, result, from_here(op.source))
+
+
+def _folded(calls: Sequence[Call], statics: Mapping[int, Static]) -> list[Static]:
+    """Weights with a BatchNorm folded in, and a BatchNorm as one factor and one summand for each channel."""
+    names = {id(static.array): static.name for static in statics.values()}
+    found: list[Static] = []
+    products = [call for call in calls if call.name in ("convolution", "_convolution", "addmm", "mm", "linear")]
+    for call in calls:
+        mean, variance = call.operand("running_mean"), call.operand("running_var")
+        if "batch_norm" not in call.name or mean is None or variance is None:
+            continue
+        eps = float(call.arguments.get("eps", call.arguments.get("epsilon", 1e-5)))
+        weight, bias = call.operand("weight"), call.operand("bias")
+        scale = 1 / np.sqrt(variance.array.astype(np.float64) + eps)
+        scale = scale if weight is None else scale * weight.array
+        shift = -mean.array * scale + (0.0 if bias is None else bias.array)
+        found += [Static("the BatchNorm's factor", scale), Static("the BatchNorm's summand", shift)]
+        for product in products:
+            kernel, summand = product.operand("weight", "mat2"), product.operand("bias")
+            if kernel is None or kernel.array.ndim < 2:
+                continue
+            name = names.get(id(kernel.array), "the weight")
+            axis = 1 if product.arguments.get("transposed") else 0
+            if kernel.array.shape[axis] == scale.size:
+                shape = [1] * kernel.array.ndim
+                shape[axis] = -1
+                folded = kernel.array * scale.reshape(shape)
+                base = 0.0 if summand is None else summand.array
+                found.append(Static(f"{name} with the BatchNorm folded in", folded))
+                found.append(Static(f"the bias of {name} with the BatchNorm folded in", base * scale + shift))
+    return found
+
+
+# -- the graph's side -------------------------------------------------------------------------------------------------
+
+
+def _nodes(
+    around: Surroundings, opened: Opened, model: onnx.ModelProto, values: Mapping[str, Array], opset: int
+) -> list[Node]:
+    """The stage's nodes, in topological order."""
+    program = around.program
+    names = {name: node.name for node in program.graph.nodes for name in node.outputs if name}
+    made = {output: node for node in model.graph.node for output in node.output if output}
+    constants: dict[str, Array] = {}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and not node.domain:
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    constants[node.output[0]] = numpy_helper.to_array(attribute.t)
+    for tensor in model.graph.initializer:
+        constants[tensor.name] = program.weight(tensor.name)
+    shapes = {name: tuple(array.shape) for name, array in {**constants, **values}.items()}
+    floats = {name: array for name, array in values.items() if array.dtype.kind in "fV"}
+    found = []
+    for node in model.graph.node:
+        if node.op_type == "Constant" or not any(node.output):
+            continue
+        output = next(name for name in node.output if name)
+        assert made[output] is node or made[output].output[0] == node.output[0]
+        used = {name: floats[name] for name in [*node.input, *node.output] if name in floats}
+        found.append(
+            Node(
+                name=names[output],
+                op=f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type,
+                attributes=_attributes(node, opset),
+                inputs=tuple(node.input),
+                constants={place: constants[name] for place, name in enumerate(node.input) if name in constants},
+                outputs=tuple(node.output),
+                values=used,
+                shapes={name: shapes[name] for name in [*node.input, *node.output] if name in shapes},
+            )
+        )
+    return found
+
+
+_PLAIN = (
+    onnx.AttributeProto.INT,
+    onnx.AttributeProto.FLOAT,
+    onnx.AttributeProto.STRING,
+    onnx.AttributeProto.INTS,
+    onnx.AttributeProto.FLOATS,
+)
+
+
+def _attributes(node: onnx.NodeProto, opset: int) -> dict[str, Any]:
+    """Attributes as Python values, defaults of the operator's schema filled in."""
+    found: dict[str, Any] = {}
+    # Operators of other domains have no schema here.
+    with contextlib.suppress(onnx.defs.SchemaError):
+        for name, attribute in onnx.defs.get_schema(node.op_type, opset, node.domain).attributes.items():
+            if attribute.default_value.type in _PLAIN[:3]:
+                found[name] = _value(attribute.default_value)
+    for given in node.attribute:
+        if given.type in _PLAIN:
+            found[given.name] = _value(given)
+    return found
+
+
+def _value(attribute: onnx.AttributeProto) -> Any:
+    value = helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return list(value) if attribute.type in _PLAIN[3:] else value
+
+
+def _edited(model: onnx.ModelProto, edit: Edit) -> onnx.ModelProto:
+    """A copy of the model with a node replaced."""
+    edited = onnx.ModelProto()
+    edited.CopyFrom(model)
+    graph = edited.graph
+    place = next(i for i, node in enumerate(graph.node) if edit.output in node.output)
+    old = onnx.NodeProto()
+    old.CopyFrom(graph.node[place])
+    made: list[onnx.NodeProto] = []
+    before = f"{edit.output}__before"
+    for number, step in enumerate(edit.steps):
+        last = number == len(edit.steps) - 1
+        inputs = [_named(graph, given, before, f"{edit.output}__{number}_{i}") for i, given in enumerate(step.inputs)]
+        outputs = list(old.output) if last and not edit.keep else [edit.output] if last else [step.output or ""]
+        made.append(_node(step, inputs, outputs, old))
+    if edit.keep:
+        kept = graph.node[place]
+        kept.output[list(kept.output).index(edit.output)] = before
+        place += 1
+    else:
+        del graph.node[place]
+        if len(old.output) > 1 and edit.steps[-1].op != _op(old):
+            # Another operator has but one result; what reads the others keeps what the node made.
+            made[-1].output[:] = [edit.output]
+    # What the steps read may be made further on.
+    others = list(graph.node)
+    ready = {name for node in others[:place] for name in node.output}
+    later = {name for node in others[place:] for name in node.output}
+    while any(name in later - ready for node in made for name in node.input) and place < len(others):
+        ready |= set(others[place].output)
+        place += 1
+    del graph.node[:]
+    graph.node.extend([*others[:place], *made, *others[place:]])
+    return edited
+
+
+def _op(node: onnx.NodeProto) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+
+
+def _named(graph: onnx.GraphProto, given: str | Array | None, before: str, name: str) -> str:
+    if given is None:
+        return ""
+    if isinstance(given, str):
+        return before if given == BEFORE else given
+    graph.initializer.append(numpy_helper.from_array(np.asarray(given, order="C"), name))
+    return name
+
+
+def _node(step: Step, inputs: Sequence[str], outputs: Sequence[str], old: onnx.NodeProto) -> onnx.NodeProto:
+    while inputs and not inputs[-1]:
+        inputs = inputs[:-1]
+    domain, _, op = step.op.rpartition("::")
+    node = helper.make_node(op, list(inputs), list(outputs), name=f"{old.name}__tried", domain=domain)
+    if step.op == _op(old):
+        known = {attribute.name: attribute for attribute in old.attribute}
+        for name, value in step.attributes.items():
+            if name in known and _value_of(known[name]) == value:
+                continue
+            known[name] = helper.make_attribute(name, value)
+        node.attribute.extend(known.values())
+    else:
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in step.attributes.items())
+    return node
+
+
+def _value_of(attribute: onnx.AttributeProto) -> Any:
+    return _value(attribute) if attribute.type in _PLAIN else None
+
+
+__all__ = ["CannotReplayError", "find_cause", "parameter_names"]

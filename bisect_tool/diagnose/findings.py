@@ -1,0 +1,96 @@
+"""What was tried for the origins, as diagnoses and as a ledger of everything that ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bisect_tool.diagnose.causes import TITLES, UNKNOWN
+from bisect_tool.diagnose.trying import Outcome, Tried
+from bisect_tool.records import Diagnosis, LedgerEntry, Origin, StageRef, TrialConclusion
+
+
+def diagnoses(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Outcome]) -> tuple[Diagnosis, ...]:
+    """One diagnosis for each cause, in the order of the origins; one node that spoils several stages is told once.
+
+    Args:
+        origins: in causal order.
+        outcomes: by the origin's stage and configuration; origins that are not in it were not looked into.
+    """
+    found: dict[tuple[str, str], Diagnosis] = {}
+    for origin in origins:
+        outcome = outcomes.get((origin.ref, origin.config))
+        if outcome is not None:
+            made = _diagnosis(origin, outcome)
+            key = made.code, made.evidence[0] if made.code != UNKNOWN else str(origin.ref)
+            found.setdefault(key, made)
+    return tuple(found.values())
+
+
+def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
+    where = f"{origin.ref} under {origin.config}"
+    count = len(outcome.tried)
+    if outcome.cause is not None:
+        cause = outcome.cause
+        assert cause.error is not None
+        others = f"; {count - 1} other changes did not" if count > 1 else ""
+        return Diagnosis(
+            code=cause.trial.code,
+            title=TITLES[cause.trial.code],
+            evidence=(
+                cause.trial.text,
+                f"tried in {where}: the local error falls from {outcome.before:.1e} to {cause.error:.1e}{others}",
+            ),
+            remedy=cause.trial.remedy,
+            remedy_verified=True,
+            cost=None,
+            origin=origin.ref,
+            error_before=outcome.before,
+            error_after=cause.error,
+        )
+    ended = "" if outcome.complete else ", then time or number of trials ended it"
+    evidence = [f"{count} changes were tried in {where}{ended}: none leaves only rounding of {outcome.before:.1e}"]
+    error = None
+    if outcome.partly is not None:
+        error = outcome.partly.error
+        evidence.append(f"nearest: {outcome.partly.trial.text}; {error:.1e} is left then")
+    return Diagnosis(
+        code=UNKNOWN,
+        title=TITLES[UNKNOWN],
+        evidence=tuple(evidence),
+        remedy="look at the nodes named above beside PyTorch's line; the report has what was ruled out",
+        remedy_verified=None,
+        cost=None,
+        origin=origin.ref,
+        error_before=outcome.before,
+        error_after=error,
+    )
+
+
+def ledger(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Outcome]) -> tuple[LedgerEntry, ...]:
+    """Everything that was tried, in the order in which it ran."""
+    entries = []
+    for origin in origins:
+        outcome = outcomes.get((origin.ref, origin.config))
+        for each in outcome.tried if outcome is not None else ():
+            assert outcome is not None
+            entries.append(
+                LedgerEntry(
+                    ref=origin.ref,
+                    config=origin.config,
+                    code=each.trial.code,
+                    node=each.trial.node,
+                    change=each.trial.text,
+                    error_before=outcome.before,
+                    error_after=each.error,
+                    conclusion=_conclusion(each, outcome),
+                )
+            )
+    return tuple(entries)
+
+
+def _conclusion(tried: Tried, outcome: Outcome) -> TrialConclusion:
+    if tried.error is None:
+        return "no answer"
+    if tried is outcome.cause:
+        return "cause"
+    return "contributes" if tried is outcome.partly else "ruled out"

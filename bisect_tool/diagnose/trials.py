@@ -1,0 +1,509 @@
+"""One thing at a time is changed in an origin's nodes, towards what PyTorch's call had: what mends the stage is the cause.
+
+Nothing here runs anything: trials are proposed as edits of nodes, in the order in which a mend by them is believed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bisect_tool.align import family
+from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
+from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, EXTRA, MISSING, OPERANDS, OPERATOR, PRECISION
+from bisect_tool.diagnose.onnx_forms import Form, forms, gelu_steps
+from bisect_tool.diagnose.weight_forms import Static, weight_forms
+
+Array = NDArray[Any]
+
+MAX_CHAIN = 4
+"""Nodes in a row that are left out together."""
+
+_MAX_ORDERS = 6
+_NARROWING = {"Cast", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "BitCast"}
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A change that may mend a stage.
+
+    Attributes:
+        code: of the cause that it would show.
+        node: name of the node it changes.
+        text: what is wrong if it mends, in words.
+        remedy: what to do then.
+        edit: the change.
+    """
+
+    code: str
+    node: str
+    text: str
+    remedy: str
+    edit: Edit
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A number whose right value is looked for: the one that mends the stage.
+
+    Attributes:
+        start: the value in the graph.
+        trial: what a value other than that makes of it.
+        hints: numbers that PyTorch's calls have, and what they are; a fitted value near one of them is taken to be it.
+    """
+
+    start: float
+    trial: Callable[[float, str | None], Trial]
+    hints: tuple[tuple[str, float], ...]
+
+
+def propose(
+    nodes: Sequence[Node], calls: Sequence[Call], statics: Sequence[Static], opset: int
+) -> Iterator[Trial | Fit]:
+    """Trials for an origin, the most convincing first.
+
+    Args:
+        nodes: of the origin, in topological order.
+        calls: PyTorch's, of the stage.
+        statics: PyTorch's tensors of the stage that do not depend on the inputs, weights among them.
+        opset: of the graph.
+    """
+    for node in nodes:
+        yield from _weights(node, statics)
+    for node in nodes:
+        yield from _towards_calls(node, calls, opset)
+    yield from _left_out(nodes, calls)
+    for node in nodes:
+        yield from _reordered(node)
+    for node in nodes:
+        yield from _replaced(node, calls, opset)
+    for node in nodes:
+        yield from _fitted(node, calls)
+    for node in nodes:
+        yield from _other_settings(node)
+    for node in nodes:
+        yield from _inserted(node, calls, opset)
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def _weights(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
+    for place, have in node.constants.items():
+        if have.size > 1 and have.dtype.kind in "fV":
+            for form in weight_forms(have, statics):
+                yield Trial(
+                    form.code,
+                    node.name,
+                    f"{node.inputs[place]}, which {node.name} reads, {form.text}",
+                    "export the file again from this checkpoint",
+                    _with(node, inputs={place: form.array}),
+                )
+
+
+# -- what the call says -----------------------------------------------------------------------------------------------
+
+
+def _towards_calls(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
+    """The node's own operator with the attributes and constants of PyTorch's call."""
+    for call in calls:
+        for form in forms(call, opset):
+            if form.op != node.op:
+                continue
+            attributes = {
+                name: value
+                for name, value in form.attributes.items()
+                if name in node.attributes and not _equal(node.attributes[name], value)
+            }
+            constants = {
+                place: given
+                for place, given in enumerate(form.inputs)
+                if isinstance(given, np.ndarray)
+                and place in node.constants
+                and not _equal_arrays(node.constants[place], given)
+            }
+            if attributes:
+                text = ", ".join(f"{name} is {_text(node.attributes[name])}" for name in attributes)
+                right = ", ".join(f"{name} {_text(value)}" for name, value in attributes.items())
+                code, text = ATTRIBUTE, f"{node.op} {node.name}: {text}; PyTorch's {call.name} has {right}"
+            elif constants:
+                parts = [
+                    f"{node.inputs[place] or f'input {place}'} is {_text(node.constants[place])}" for place in constants
+                ]
+                right = ", ".join(_text(value) for value in constants.values())
+                code, text = CONSTANT, f"{node.op} {node.name}: {', '.join(parts)}; PyTorch's {call.name} has {right}"
+            else:
+                continue
+            yield Trial(
+                code, node.name, text, f"set it as PyTorch's {call.name} has it", _with(node, attributes, constants)
+            )
+
+
+def _replaced(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
+    """PyTorch's operation in the node's place: first on the node's own inputs, then on PyTorch's operands."""
+    size = _size(node, node.output)
+    own: list[Trial] = []
+    others: list[Trial] = []
+    for call in calls:
+        if call.result is None or (size is not None and call.result.size != size):
+            continue
+        for form in forms(call, opset):
+            if not form.inputs or any(each is None for each in form.inputs[: form.operands]):
+                continue
+            same = form.op == node.op
+            inputs = tuple(_resolved(each, node) for each in form.inputs)
+            reads = [name for name in inputs[: form.operands] if isinstance(name, str)]
+            if same and not _differs(node, inputs, form):
+                continue
+            found = own if reads and set(reads) <= set(node.inputs) else others
+            found.append(_replacement(node, call, form, inputs, opset))
+    yield from own
+    yield from others
+
+
+def _replacement(node: Node, call: Call, form: Form, inputs: tuple[str | Array | None, ...], opset: int) -> Trial:
+    missing = node.op in _PLAIN
+    if form.op == node.op:
+        code = OPERANDS
+        text = f"{node.op} {node.name} reads other operands than PyTorch's {call.name}"
+    elif missing:
+        code = MISSING
+        text = f"PyTorch's {call.name} is missing: {node.name} is a mere {node.op}"
+    else:
+        code = OPERATOR
+        text = f"{node.name} is {_article(node.op)}, where PyTorch computes {call.name}{_numbers(call)}"
+    attributes = dict(form.attributes)
+    remedy = f"the graph needs {_article(form.op)} there: export it again, or with another exporter or opset"
+    return Trial(code, node.name, text, remedy, Edit(node.output, _steps(form.op, inputs, attributes, opset)))
+
+
+_PLAIN = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Dropout"}
+_SINCE = {"Gelu": 20, "HardSwish": 14, "Mish": 18, "Swish": 24, "Celu": 12, "LayerNormalization": 17}
+
+
+def _steps(
+    op: str, inputs: tuple[str | Array | None, ...], attributes: Mapping[str, Any], opset: int
+) -> tuple[Step, ...]:
+    """One node, or several where the operator came later than the graph's opset."""
+    if opset >= _SINCE.get(op, 0):
+        return (Step(op, inputs, attributes),)
+    x = inputs[0]
+    if op == "Gelu":
+        listed = gelu_steps(str(attributes["approximate"]))
+    elif op == "Swish":
+        listed = (("Sigmoid", ("x",)), ("Mul", ("x", "-1")))
+    elif op == "HardSwish":
+        listed = (("Add", ("x", 3.0)), ("Clip", ("-1", 0.0, 6.0)), ("Mul", ("x", "-1")), ("Div", ("-1", 6.0)))
+    elif op == "Mish":
+        listed = (("Softplus", ("x",)), ("Tanh", ("-1",)), ("Mul", ("x", "-1")))
+    else:
+        return (Step(op, inputs, attributes),)
+    steps = []
+    for number, (each, operands) in enumerate(listed):
+        given = tuple(
+            x if part == "x" else f"<step {number - 1}>" if part == "-1" else np.asarray(part, np.float32)
+            for part in operands
+        )
+        steps.append(Step(each, given, {}, f"<step {number}>" if number < len(listed) - 1 else None))
+    return tuple(steps)
+
+
+def _resolved(given: Operand | Array | None, node: Node) -> str | Array | None:
+    """An operand as the graph has it: by its name, by its value among the node's inputs, or else as PyTorch's tensor."""
+    if not isinstance(given, Operand):
+        return given
+    if given.name is not None:
+        return given.name
+    for name in node.inputs:
+        value = node.values.get(name)
+        if (
+            value is not None
+            and value.size == given.array.size
+            and _close(value.reshape(given.array.shape), given.array)
+        ):
+            return name
+    return np.ascontiguousarray(given.array)
+
+
+def _differs(node: Node, inputs: Sequence[str | Array | None], form: Form) -> bool:
+    names = [name for name in inputs[: form.operands] if isinstance(name, str)]
+    return bool(names) and not set(names) <= set(node.inputs)
+
+
+# -- what is too much, what is missing --------------------------------------------------------------------------------
+
+
+def _left_out(nodes: Sequence[Node], calls: Sequence[Call]) -> Iterator[Trial]:
+    """Nodes without which the stage may be right: those first whose operation PyTorch does not have, or not as often."""
+    counted: dict[str, int] = {}
+    for call in calls:
+        counted[family(call.name)] = counted.get(family(call.name), 0) + 1
+    surplus = {
+        node.name
+        for node in nodes
+        if sum(family(other.op) == family(node.op) for other in nodes) > counted.get(family(node.op), 0)
+    }
+    readers: dict[str, list[Node]] = {}
+    for node in nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+    found: list[tuple[int, int, int, Trial]] = []
+    for number, first in enumerate(nodes):
+        chain: list[Node] = []
+        following = [first]
+        while len(following) == 1 and len(chain) < MAX_CHAIN:
+            last = following[0]
+            chain.append(last)
+            for place, source in enumerate(first.inputs):
+                passes = all(each.op == "Identity" for each in chain)
+                # A constant stands for a value only where the node computes with nothing else.
+                given = place in first.constants and len(first.constants) < len(first.inputs)
+                if source and not passes and not given and _fits(first, source, last):
+                    rank = sum(each.name not in surplus for each in chain)
+                    found.append((rank, len(chain), number, _without(chain, source)))
+            following = readers.get(last.output, [])
+    for *_, trial in sorted(found, key=lambda each: each[:3]):
+        yield trial
+
+
+def _fits(first: Node, source: str, last: Node) -> bool:
+    """Whether what the first node reads can stand for what the last one makes."""
+    one, other = first.shapes.get(source), last.shapes.get(last.output)
+    same_kind = (source in first.values) == (last.output in last.values)
+    return one is not None and one == other and same_kind
+
+
+def _without(chain: Sequence[Node], source: str) -> Trial:
+    ops = " → ".join(node.op for node in chain)
+    names = ", ".join(node.name for node in chain)
+    narrow = [node for node in chain if node.op in _NARROWING]
+    if narrow:
+        types = [str(node.attributes["to"]) for node in narrow if "to" in node.attributes]
+        through = f" ({types[0]})" if types else ""
+        code, text = PRECISION, f"the value passes through a narrower type{through}: {ops} ({names})"
+        remedy = "keep the type as it is in PyTorch: leave these nodes out"
+    else:
+        numbers = [
+            f"{_text(array)}"
+            for node in chain
+            for array in node.constants.values()
+            if array.size == 1 and len(chain) == 1
+        ]
+        by = f" by {numbers[0]}" if numbers else ""
+        code, text = EXTRA, f"PyTorch has no {ops}{by} there ({names})"
+        remedy = "leave these nodes out" if len(chain) > 1 else "leave this node out"
+    return Trial(code, chain[0].name, text, remedy, Edit(chain[-1].output, (Step("Identity", (source,), {}),)))
+
+
+def _inserted(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
+    """PyTorch's operation behind the node."""
+    size = _size(node, node.output)
+    for call in calls:
+        first = call.operand("self", "input")
+        if call.result is None or first is None or size not in (None, first.array.size) or call.result.size != size:
+            continue
+        for form in forms(call, opset):
+            if not form.inputs or form.op in ("Transpose", "Concat"):
+                continue
+            inputs = tuple(BEFORE if each is first else _resolved(each, node) for each in form.inputs)
+            if BEFORE not in [each for each in inputs if isinstance(each, str)]:
+                continue
+            yield Trial(
+                MISSING,
+                node.name,
+                f"PyTorch's {call.name}{_numbers(call)} is missing behind {node.name}",
+                f"the graph needs {_article(form.op)} there: export it again, or with another exporter or opset",
+                Edit(node.output, _steps(form.op, inputs, form.attributes, opset), keep=True),
+            )
+
+
+# -- order, numbers, settings -----------------------------------------------------------------------------------------
+
+_ORDERED = {"Sub", "Div", "Pow", "Concat", "MatMul", "Where", "Mod", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
+_ORDERED |= {"PRelu", "BitShift", "Gemm"}
+
+
+def _reordered(node: Node) -> Iterator[Trial]:
+    if node.op not in _ORDERED or len(node.inputs) < 2:
+        return
+    first = 1 if node.op == "Where" else 0
+    places = list(range(first, min(len(node.inputs), 2 if node.op in ("Gemm", "PRelu") else 5)))
+    for order in itertools.islice(itertools.permutations(places), 1, 1 + 4 * _MAX_ORDERS):
+        inputs = list(node.inputs)
+        for place, taken in zip(places, order, strict=True):
+            inputs[place] = node.inputs[taken]
+        text = f"{node.op} {node.name} reads its inputs in the wrong order; right is {', '.join(inputs[first:])}"
+        step = Step(node.op, tuple(name or None for name in inputs), node.attributes)
+        yield Trial(OPERANDS, node.name, text, "put its inputs into that order", Edit(node.output, (step,)))
+
+
+def _fitted(node: Node, calls: Sequence[Call]) -> Iterator[Fit]:
+    hints = _hints(calls)
+    for place, array in node.constants.items():
+        if array.size == 1 and array.dtype.kind == "f":
+            yield Fit(float(array.reshape(())), _constant_trial(node, place, array), hints)
+    for name, value in node.attributes.items():
+        if isinstance(value, float):
+            yield Fit(value, _attribute_trial(node, name, value), hints)
+
+
+def _constant_trial(node: Node, place: int, array: Array) -> Callable[[float, str | None], Trial]:
+    def trial(value: float, hint: str | None) -> Trial:
+        made = np.full(array.shape, value, array.dtype)
+        text = f"{node.op} {node.name}: the constant {node.inputs[place]} is {_text(array)}; {value:.8g} makes it right"
+        return Trial(
+            CONSTANT,
+            node.name,
+            text + (f", PyTorch's {hint}" if hint else ""),
+            f"set {node.inputs[place]} to {value:.8g}",
+            _with(node, inputs={place: made}),
+        )
+
+    return trial
+
+
+def _attribute_trial(node: Node, name: str, value: float) -> Callable[[float, str | None], Trial]:
+    def trial(other: float, hint: str | None) -> Trial:
+        text = f"{node.op} {node.name}: {name} is {value:.8g}; {other:.8g} makes it right"
+        return Trial(
+            ATTRIBUTE,
+            node.name,
+            text + (f", PyTorch's {hint}" if hint else ""),
+            f"set {name} to {other:.8g}",
+            _with(node, {name: other}),
+        )
+
+    return trial
+
+
+def _hints(calls: Sequence[Call]) -> tuple[tuple[str, float], ...]:
+    found: dict[float, str] = {}
+    for call in calls:
+        for name, number in call.numbers().items():
+            found.setdefault(number, f"{call.name} has {name} {number:.8g}")
+    for call in calls:
+        for value in call.arguments.values():
+            if isinstance(value, Operand) and value.array.size == 1 and value.array.dtype.kind == "f":
+                number = float(value.array.reshape(()))
+                found.setdefault(number, f"{call.name} has {number:.8g}")
+    return tuple((text, number) for number, text in found.items())
+
+
+_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "approximate": ("none", "tanh"),
+    "coordinate_transformation_mode": (
+        *("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric"),
+        "tf_half_pixel_for_nn",
+    ),
+    "nearest_mode": ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil"),
+    "padding_mode": ("zeros", "border", "reflection"),
+    "reduction": ("none", "add", "mul", "max", "min"),
+    "auto_pad": ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"),
+    "direction": ("forward", "reverse", "bidirectional"),
+}
+_MODES: Mapping[str, tuple[str, ...]] = {
+    "Pad": ("constant", "reflect", "edge", "wrap"),
+    "Resize": ("nearest", "linear", "cubic"),
+    "GridSample": ("linear", "nearest", "cubic", "bilinear", "bicubic"),
+    "DepthToSpace": ("DCR", "CRD"),
+}
+_FLAGS = {
+    *("align_corners", "ceil_mode", "count_include_pad", "exclude_outside", "exclusive", "keepdims", "largest"),
+    *("linear_before_reset", "reverse", "sorted", "transA", "transB", "transBatchA", "unidirectional", "upper"),
+    *("antialias", "is_causal", "select_last_index", "fmod", "training_mode"),
+}
+
+
+def _other_settings(node: Node) -> Iterator[Trial]:
+    """The other values of attributes that have few; axes and permutations of the same shape."""
+    for name, value in node.attributes.items():
+        for other in _choices(node, name, value):
+            text = f"{node.op} {node.name}: {name} is {_text(value)}; with {_text(other)} it is right"
+            yield Trial(ATTRIBUTE, node.name, text, f"set {name} to {_text(other)}", _with(node, {name: other}))
+
+
+def _choices(node: Node, name: str, value: Any) -> Sequence[Any]:
+    rank = next((len(node.shapes[each]) for each in node.inputs if each in node.shapes), 0)
+    options: Sequence[Any] = ()
+    if name in _CHOICES:
+        options = _CHOICES[name]
+    elif name == "mode":
+        options = _MODES.get(node.op, ())
+    elif name in _FLAGS and value in (0, 1):
+        options = (1 - value,)
+    elif name == "axis" and rank:
+        options = [axis for axis in range(rank) if axis != int(value) % rank]
+    elif name == "perm" and 1 < len(value) <= 5:
+        shape = node.shapes.get(node.inputs[0], ())
+        wanted = [shape[axis] for axis in value] if len(shape) == len(value) else []
+        orders = itertools.permutations(range(len(value)))
+        options = [list(order) for order in orders if wanted and [shape[axis] for axis in order] == wanted][:24]
+    elif name == "pads" and value:
+        half = len(value) // 2
+        ends = [(value[i], value[i + half]) for i in range(half)]
+        swaps = itertools.product(*[{(a, b), (b, a), ((a + b) // 2, (a + b) - (a + b) // 2)} for a, b in ends])
+        options = [[*(a for a, _ in each), *(b for _, b in each)] for each in itertools.islice(swaps, 24)]
+    return [other for other in options if not _equal(other, value)]
+
+
+# -- small things -----------------------------------------------------------------------------------------------------
+
+
+def _with(node: Node, attributes: Mapping[str, Any] | None = None, inputs: Mapping[int, Array] | None = None) -> Edit:
+    """The node with other attributes or constants."""
+    given: list[str | Array | None] = [name or None for name in node.inputs]
+    for place, array in (inputs or {}).items():
+        given[place] = array
+    return Edit(node.output, (Step(node.op, tuple(given), {**node.attributes, **(attributes or {})}),))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, float) or isinstance(other, float):
+        return abs(float(one) - float(other)) <= 1e-6 * max(abs(float(one)), abs(float(other)))
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return list(one) == list(other)
+    return bool(one == other)
+
+
+def _equal_arrays(one: Array, other: Array) -> bool:
+    if one.size != other.size:
+        return False
+    flat, wanted = one.reshape(-1), other.reshape(-1)
+    if one.dtype.kind in "iu":
+        # A slice to the very end is written in many ways.
+        far = 1 << 30
+        return bool((np.clip(flat, -far, far) == np.clip(wanted, -far, far)).all())
+    return bool(np.allclose(flat, wanted, rtol=1e-6, atol=0))
+
+
+def _close(one: Array, other: Array) -> bool:
+    if one.dtype.kind != "f" or other.dtype.kind != "f":
+        return one.dtype.kind == other.dtype.kind and bool(np.array_equal(one, other))
+    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5 * float(np.abs(other).max(initial=0.0)), equal_nan=True))
+
+
+def _size(node: Node, name: str) -> int | None:
+    shape = node.shapes.get(name)
+    return None if shape is None else int(np.prod(shape, dtype=np.int64))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.reshape(()).item():.8g}" if value.size == 1 else str(value.reshape(-1)[:8].tolist())
+    if isinstance(value, float):
+        return f"{value:.8g}"
+    return str(list(value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _numbers(call: Call) -> str:
+    numbers = ", ".join(f"{name} {number:.6g}" for name, number in list(call.numbers().items())[:3])
+    return f" ({numbers})" if numbers else ""
+
+
+def _article(op: str) -> str:
+    return f"{'an' if op[:1] in 'AEIOU' else 'a'} {op}"

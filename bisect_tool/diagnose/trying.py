@@ -1,0 +1,171 @@
+"""Tries what was proposed for an origin, and says which change mends it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bisect_tool.diagnose.calls import Edit
+from bisect_tool.diagnose.trials import Fit, Trial
+
+Array = NDArray[Any]
+
+MAX_TRIALS = 160
+"""Runs for one origin at most."""
+
+MAX_SECONDS = 10.0
+"""Time for one origin; what runs then is finished."""
+
+CONTRIBUTES = 3.0
+"""A change that leaves less than this part of the error, but not only rounding, is told as one of several causes."""
+
+_STEPS = 5
+_NEAR = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A trial that was run.
+
+    Attributes:
+        trial: what was changed.
+        error: relative L2 of the stage's local error with the change; ``None``: ONNX Runtime did not run it.
+        mends: whether that is rounding.
+    """
+
+    trial: Trial
+    error: float | None
+    mends: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What trying showed for one origin.
+
+    Attributes:
+        before: relative L2 of the local error as the graph is.
+        cause: the trial that mends it; ``None`` if none does.
+        partly: the trial that removed most of the error, where none mends it; ``None`` if that is little.
+        tried: all of them, in order.
+        complete: every proposal was tried; else time or number of runs ended it, or the cause was found.
+    """
+
+    before: float
+    cause: Tried | None
+    partly: Tried | None
+    tried: tuple[Tried, ...]
+    complete: bool
+
+
+def try_all(
+    proposals: Iterable[Trial | Fit],
+    run: Callable[[Edit | None], Array | None],
+    expected: Array,
+    right: Callable[[Array], bool],
+    seconds: float = MAX_SECONDS,
+) -> Outcome:
+    """Runs proposals one after the other until one mends the stage.
+
+    Args:
+        proposals: the most convincing first.
+        run: the stage's result on PyTorch's inputs with an edit, or without one; ``None`` where it does not run.
+        expected: PyTorch's result.
+        right: whether a result in the form of ``expected`` differs from it by rounding only.
+        seconds: to spend at most.
+    """
+    end = time.perf_counter() + seconds
+    tried: list[Tried] = []
+
+    def result_of(edit: Edit | None) -> Array | None:
+        made = run(edit)
+        return None if made is None or made.size != expected.size else made.reshape(expected.shape)
+
+    def attempt(trial: Trial) -> Tried:
+        made = result_of(trial.edit)
+        error = None if made is None else _error(expected, made)
+        found = Tried(trial, error, made is not None and right(made))
+        tried.append(found)
+        return found
+
+    original = result_of(None)
+    before = math.inf if original is None else _error(expected, original)
+    complete = True
+    for proposal in proposals:
+        if len(tried) >= MAX_TRIALS or time.perf_counter() > end:
+            complete = False
+            break
+        for found in _attempts(proposal, attempt, result_of, expected, original):
+            if found.mends:
+                return Outcome(before, found, None, tuple(tried), False)
+    measured = [each for each in tried if each.error is not None and math.isfinite(each.error)]
+    best = min(measured, key=lambda each: each.error or 0.0, default=None)
+    partly = best if best is not None and best.error is not None and best.error * CONTRIBUTES <= before else None
+    return Outcome(before, None, partly, tuple(tried), complete)
+
+
+def _attempts(
+    proposal: Trial | Fit,
+    attempt: Callable[[Trial], Tried],
+    result_of: Callable[[Edit | None], Array | None],
+    expected: Array,
+    original: Array | None,
+) -> Iterator[Tried]:
+    if isinstance(proposal, Trial):
+        yield attempt(proposal)
+        return
+    fitted = None if original is None else _fit(proposal, result_of, expected, original)
+    if fitted is None:
+        return
+    # A number that PyTorch's call has is the value; one that was fitted is only near it.
+    for text, number in proposal.hints:
+        if abs(fitted - number) <= _NEAR * max(abs(number), abs(fitted)):
+            yield attempt(proposal.trial(number, text))
+    yield attempt(proposal.trial(fitted, None))
+
+
+def _fit(fit: Fit, result_of: Callable[[Edit | None], Array | None], expected: Array, original: Array) -> float | None:
+    """The number that brings the result nearest to what is expected: Gauss-Newton with a secant for the derivative."""
+    wanted = expected.astype(np.float64)
+    value, residual = fit.start, original.astype(np.float64) - wanted
+    if not np.isfinite(residual).all() or not residual.any():
+        return None
+    step = 0.05 * abs(value) or 0.05
+    best, least = value, float(np.linalg.norm(residual))
+    for _ in range(_STEPS):
+        made = result_of(fit.trial(value + step, None).edit)
+        if made is None:
+            break
+        other = made.astype(np.float64) - wanted
+        slope = (other - residual) / step
+        square = float((slope * slope).sum())
+        if not math.isfinite(square) or square == 0:
+            break
+        size = float(np.linalg.norm(other))
+        if size < least:
+            best, least = value + step, size
+        # From the better of both points.
+        value, residual = (value + step, other) if size < float(np.linalg.norm(residual)) else (value, residual)
+        move = -float((slope * residual).sum()) / square
+        if abs(move) <= 1e-7 * max(abs(value), 1e-30):
+            best = value + move
+            break
+        step = move
+    else:
+        best = value + step
+    return best if best != fit.start and math.isfinite(best) else None
+
+
+def _error(expected: Array, made: Array) -> float:
+    one, two = expected.astype(np.float64), made.astype(np.float64)
+    with np.errstate(all="ignore"):
+        norm = float(np.linalg.norm(one))
+        apart = float(np.linalg.norm(np.where((one == two) | (np.isnan(one) & np.isnan(two)), 0.0, two - one)))
+    if not math.isfinite(apart):
+        return math.inf
+    return apart / norm if norm else (0.0 if apart == 0 else math.inf)

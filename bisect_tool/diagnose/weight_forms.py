@@ -1,0 +1,157 @@
+"""What a weight of the graph should be: PyTorch's tensors of the stage, in every layout that exporters write them in."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from bisect_tool.diagnose.causes import LAYOUT, WEIGHT
+
+Array = NDArray[Any]
+
+SAME = 1e-7
+"""Relative L2 up to which two weights are one."""
+
+MAX_FORMS = 8
+"""Tensors that are tried for one weight, the nearest first, each in its two nearest layouts."""
+
+_NARROW = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    """A tensor of PyTorch's that does not depend on the inputs; ``name``: of the parameter, or how it was made."""
+
+    name: str
+    array: Array
+
+
+@dataclass(frozen=True, slots=True)
+class WeightForm:
+    """What a weight should hold instead: the cause's code, in words what differs, and the array."""
+
+    code: str
+    text: str
+    array: Array
+
+
+def weight_forms(have: Array, statics: Sequence[Static]) -> tuple[WeightForm, ...]:
+    """Arrays that a weight may have to be, the nearest first; nothing if it is one of them already.
+
+    Args:
+        have: the graph's weight.
+        statics: PyTorch's tensors of the stage.
+    """
+    ranked: list[tuple[float, int, str, Array]] = []
+    for static in statics:
+        layouts: list[tuple[float, int, str, Array]] = []
+        for name, array in _layouts(have.shape, static):
+            layouts.append((_distance(have, array), len(ranked) + len(layouts), name, array))
+        if layouts and layouts[0][2] == static.name and layouts[0][0] <= SAME:
+            return ()
+        nearest = sorted(layouts, key=lambda each: each[:2])[:2]
+        if nearest and nearest[0][0] <= SAME:
+            # The very numbers, but turned: as the operator wants them, or the very fault.
+            layouts = [(0.0, *each[1:]) for each in layouts if each[0] > SAME]
+            nearest = layouts[:2]
+        ranked += nearest
+    for name, array in _recurrent(have.shape, statics):
+        ranked.append((_distance(have, array), len(ranked), name, array))
+    ranked.sort(key=lambda each: each[:2])
+    if any(apart <= SAME for apart, _, name, _ in ranked if " and " in name):
+        return ()
+    found = []
+    for _, _, name, array in ranked[:MAX_FORMS]:
+        made = np.ascontiguousarray(array).astype(have.dtype)
+        moved = have.size > 1 and np.array_equal(np.sort(have, axis=None), np.sort(made, axis=None))
+        text = f"holds the numbers of {name} in another order" if moved else f"is not {name}: {difference(have, made)}"
+        found.append(WeightForm(LAYOUT if moved else WEIGHT, text, made))
+    return tuple(found)
+
+
+def _distance(have: Array, other: Array) -> float:
+    one, two = have.astype(np.float64), other.astype(np.float64)
+    with np.errstate(all="ignore"):
+        apart = np.where(np.isfinite(one), one - two, 0.0)
+        norm = float(np.linalg.norm(two))
+        error = float(np.linalg.norm(apart))
+    if not np.isfinite(one).all():
+        # Numbers that are none say nothing; the rest tells which tensor it is.
+        error = max(error, 2 * SAME * max(norm, 1e-30))
+    return error / norm if norm else (0.0 if error == 0 else math.inf)
+
+
+def _layouts(shape: tuple[int, ...], static: Static) -> Iterator[tuple[str, Array]]:
+    """A tensor in the shape of a weight: as it is, if it has that shape, and with its axes in other orders."""
+    array = static.array
+    squeezed = tuple(n for n in shape if n != 1)
+    own = tuple(n for n in array.shape if n != 1)
+    if own == squeezed:
+        yield static.name, array.reshape(shape)
+    if 1 < len(own) <= 4 and sorted(own) == sorted(squeezed):
+        bare = array.reshape(own)
+        for order in itertools.permutations(range(len(own))):
+            turned = bare.transpose(order)
+            if order != tuple(range(len(own))) and turned.shape == squeezed:
+                yield f"{static.name} with its axes as {list(order)}", turned.reshape(shape)
+
+
+_GATES = {4: (0, 3, 1, 2), 3: (1, 0, 2)}
+"""ONNX's order of gates by their number: PyTorch's LSTM has i f g o and ONNX i o f c; a GRU r z n and z r h."""
+
+
+def _recurrent(shape: tuple[int, ...], statics: Sequence[Static]) -> Iterator[tuple[str, Array]]:
+    """Weights of LSTM, GRU and RNN nodes: directions first, gates in ONNX's order, both biases in one."""
+    if len(shape) == 3:
+        tensors = [s for s in statics if s.array.shape == shape[1:]]
+        yield from _stacked(shape, [(s.name, [s.array]) for s in tensors])
+    elif len(shape) == 2 and shape[1] % 2 == 0:
+        biases = [s for s in statics if s.array.shape == (shape[1] // 2,)]
+        pairs = [
+            (f"{one.name} and {two.name}", [one.array, two.array]) for one, two in itertools.permutations(biases, 2)
+        ]
+        yield from _stacked(shape, pairs[:12])
+
+
+def _stacked(shape: tuple[int, ...], parts: Sequence[tuple[str, list[Array]]]) -> Iterator[tuple[str, Array]]:
+    for gates, order in _GATES.items():
+        turned = []
+        for name, arrays in parts:
+            if any(array.shape[0] % gates for array in arrays):
+                continue
+            split = [np.split(array, gates) for array in arrays]
+            turned.append((name, np.concatenate([pieces[i] for pieces in split for i in order])))
+        for chosen in itertools.islice(itertools.permutations(turned, shape[0]), 12):
+            yield " and ".join(name for name, _ in chosen), np.stack([array for _, array in chosen])
+
+
+def difference(have: Array, should: Array) -> str:
+    """In words how one weight differs from another of its shape."""
+    odd = int(np.size(have) - np.isfinite(have.astype(np.float64)).sum())
+    if odd:
+        return f"{odd} of {have.size} numbers are NaN or infinite"
+    one, two = have.astype(np.float64), should.astype(np.float64)
+    norm = float(np.linalg.norm(two))
+    apart = one - two
+    rel = float(np.linalg.norm(apart)) / norm if norm else math.inf
+    head = f"relative L2 {rel:.1e}"
+    for name, dtype in _NARROW.items():
+        if np.array_equal(should.astype(dtype).astype(have.dtype), have):
+            return f"rounded to {name}, {head}"
+    factor = float((one * two).sum() / (norm * norm)) if norm else 1.0
+    if abs(factor - 1) > SAME and float(np.linalg.norm(one - factor * two)) < 0.02 * float(np.linalg.norm(apart)):
+        return f"all of it times {factor:.6g}"
+    squares = apart * apart
+    total = float(squares.sum())
+    for axis in range(squares.ndim):
+        sums = squares.sum(axis=tuple(a for a in range(squares.ndim) if a != axis))
+        if sums.size > 1 and total and float(sums.max()) >= 0.99 * total:
+            return f"{head}, all of it at index {int(sums.argmax())} of axis {axis}"
+    return head
