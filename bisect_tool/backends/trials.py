@@ -61,10 +61,11 @@ def find_cause(
     """
     program = around.program
     part = program.part(opened.nodes)
-    computed = [name for name in part.makes if name]
+    computed = [name for i in part.nodes for name in program.graph.nodes[i].outputs if name]
     runs = PartRuns(program, config, part, opened.feeds, around.types)
-    values = {name: array for name, array in runs.run({}, computed).items() if array is not None}
-    values.update(opened.feeds)
+    made = runs.run({}, computed)
+    # In topological order: of several values that are the same the first one is meant.
+    values = {**opened.feeds, **{name: array for name, array in made.items() if array is not None}}
     calls, statics = _calls(around, opened, stage, parameters, values)
     built = program.build(part, [opened.output], {n: type_of_array(a.dtype, a.shape) for n, a in opened.feeds.items()})
     model = onnx.load_model_from_string(built.model)
@@ -86,9 +87,9 @@ def find_cause(
 
     nodes = _nodes(around, opened, model, values, opset)
     first = [node for node in nodes if node.name in set(suspects)]
-    proposals = list(propose(first, calls, statics, opset))
+    proposals = list(propose(first, calls, statics, opset, nodes))
     if len(nodes) <= _FEW and len(first) < len(nodes):
-        proposals += propose([node for node in nodes if node not in first], calls, statics, opset)
+        proposals += propose([node for node in nodes if node not in first], calls, statics, opset, nodes)
     return try_all(proposals, run, opened.expected, lambda made: opened.close(opened.expected, made), seconds)
 
 

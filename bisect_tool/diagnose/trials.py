@@ -63,21 +63,24 @@ class Fit:
 
 
 def propose(
-    nodes: Sequence[Node], calls: Sequence[Call], statics: Sequence[Static], opset: int
+    nodes: Sequence[Node], calls: Sequence[Call], statics: Sequence[Static], opset: int, stage: Sequence[Node] = ()
 ) -> Iterator[Trial | Fit]:
     """Trials for an origin, the most convincing first.
 
     Args:
         nodes: of the origin, in topological order.
+        stage: all nodes of the stage, if those are more: which of PyTorch's calls have theirs.
         calls: PyTorch's, of the stage.
         statics: PyTorch's tensors of the stage that do not depend on the inputs, weights among them.
         opset: of the graph.
     """
     for node in nodes:
         yield from _weights(node, statics)
+    left_out = _left_out(nodes, calls, stage or nodes)
+    yield from (trial for surplus, trial in left_out if surplus)
     for node in nodes:
         yield from _towards_calls(node, calls, opset)
-    yield from _left_out(nodes, calls)
+    yield from (trial for surplus, trial in left_out if not surplus)
     for node in nodes:
         yield from _reordered(node)
     for node in nodes:
@@ -86,6 +89,7 @@ def propose(
         yield from _fitted(node, calls)
     for node in nodes:
         yield from _other_settings(node)
+        yield from _other_windows(node)
     for node in nodes:
         yield from _inserted(node, calls, opset)
 
@@ -118,13 +122,14 @@ def _towards_calls(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tr
             attributes = {
                 name: value
                 for name, value in form.attributes.items()
-                if name in node.attributes and not _equal(node.attributes[name], value)
+                if name in node.attributes and not _equal(_counted(node, name), value)
             }
             constants = {
                 place: given
                 for place, given in enumerate(form.inputs)
                 if isinstance(given, np.ndarray)
                 and place in node.constants
+                and node.constants[place].size == given.size
                 and not _equal_arrays(node.constants[place], given)
             }
             if attributes:
@@ -159,6 +164,11 @@ def _replaced(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
             inputs = tuple(_resolved(each, node) for each in form.inputs)
             reads = [name for name in inputs[: form.operands] if isinstance(name, str)]
             if same and not _differs(node, inputs, form):
+                continue
+            # A tensor of PyTorch's in place of one that the graph computes would mend any fault before it.
+            given = zip(form.inputs[: form.operands], inputs, strict=False)
+            foreign = any(isinstance(one, Operand) and not one.static and not isinstance(to, str) for one, to in given)
+            if foreign and not (reads and node.op in _PLAIN):
                 continue
             found = own if reads and set(reads) <= set(node.inputs) else others
             found.append(_replacement(node, call, form, inputs, opset))
@@ -238,15 +248,15 @@ def _differs(node: Node, inputs: Sequence[str | Array | None], form: Form) -> bo
 # -- what is too much, what is missing --------------------------------------------------------------------------------
 
 
-def _left_out(nodes: Sequence[Node], calls: Sequence[Call]) -> Iterator[Trial]:
-    """Nodes without which the stage may be right: those first whose operation PyTorch does not have, or not as often."""
+def _left_out(nodes: Sequence[Node], calls: Sequence[Call], stage: Sequence[Node]) -> list[tuple[bool, Trial]]:
+    """Nodes without which the stage may be right, and whether PyTorch has none of these operations, or not as many."""
     counted: dict[str, int] = {}
     for call in calls:
         counted[family(call.name)] = counted.get(family(call.name), 0) + 1
     surplus = {
         node.name
         for node in nodes
-        if sum(family(other.op) == family(node.op) for other in nodes) > counted.get(family(node.op), 0)
+        if sum(family(other.op) == family(node.op) for other in stage) > counted.get(family(node.op), 0)
     }
     readers: dict[str, list[Node]] = {}
     for node in nodes:
@@ -267,8 +277,7 @@ def _left_out(nodes: Sequence[Node], calls: Sequence[Call]) -> Iterator[Trial]:
                     rank = sum(each.name not in surplus for each in chain)
                     found.append((rank, len(chain), number, _without(chain, source)))
             following = readers.get(last.output, [])
-    for *_, trial in sorted(found, key=lambda each: each[:3]):
-        yield trial
+    return [(rank == 0, trial) for rank, *_, trial in sorted(found, key=lambda each: each[:3])]
 
 
 def _fits(first: Node, source: str, last: Node) -> bool:
@@ -427,6 +436,40 @@ def _other_settings(node: Node) -> Iterator[Trial]:
             yield Trial(ATTRIBUTE, node.name, text, f"set {name} to {_text(other)}", _with(node, {name: other}))
 
 
+MAX_WINDOWS = 16
+"""Other places that a slice or an index is moved to, the nearest first."""
+
+
+def _other_windows(node: Node) -> Iterator[Trial]:
+    """A slice of the same length, or an index, at another place of its axis."""
+    shape = node.shapes.get(node.inputs[0]) if node.inputs else None
+    if shape is None:
+        return
+    if node.op == "Slice" and {1, 2, 3} <= node.constants.keys() and node.constants[1].size == 1:
+        size = shape[int(node.constants[3].item())]
+        start, end = (min(max(int(node.constants[i].item()), -size), size) for i in (1, 2))
+        start, end = start % size if start < 0 else start, end % size if end < 0 else end
+        length = end - start
+        for other in _nearest_places(start, size - length + 1):
+            constants = {
+                1: np.full_like(node.constants[1], other),
+                2: np.full_like(node.constants[2], other + length),
+            }
+            text = f"Slice {node.name} begins at {start}; at {other} it is right"
+            yield Trial(CONSTANT, node.name, text, f"let it begin at {other}", _with(node, inputs=constants))
+    elif node.op == "Gather" and 1 in node.constants and node.constants[1].size == 1:
+        size = shape[int(node.attributes.get("axis", 0))]
+        index = int(node.constants[1].item()) % size
+        for other in _nearest_places(index, size):
+            text = f"Gather {node.name} takes index {index}; with {other} it is right"
+            constants = {1: np.full_like(node.constants[1], other)}
+            yield Trial(CONSTANT, node.name, text, f"take index {other}", _with(node, inputs=constants))
+
+
+def _nearest_places(start: int, count: int) -> list[int]:
+    return sorted((n for n in range(count) if n != start), key=lambda n: abs(n - start))[:MAX_WINDOWS]
+
+
 def _choices(node: Node, name: str, value: Any) -> Sequence[Any]:
     rank = next((len(node.shapes[each]) for each in node.inputs if each in node.shapes), 0)
     options: Sequence[Any] = ()
@@ -460,6 +503,13 @@ def _with(node: Node, attributes: Mapping[str, Any] | None = None, inputs: Mappi
     for place, array in (inputs or {}).items():
         given[place] = array
     return Edit(node.output, (Step(node.op, tuple(given), {**node.attributes, **(attributes or {})}),))
+
+
+def _counted(node: Node, name: str) -> Any:
+    """An attribute; an axis as counted from the first."""
+    value = node.attributes[name]
+    rank = next((len(node.shapes[each]) for each in node.inputs if each in node.shapes), 0)
+    return int(value) % rank if name == "axis" and rank else value
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -54,19 +54,21 @@ def weight_forms(have: Array, statics: Sequence[Static]) -> tuple[WeightForm, ..
         layouts: list[tuple[float, int, str, Array]] = []
         for name, array in _layouts(have.shape, static):
             layouts.append((_distance(have, array), len(ranked) + len(layouts), name, array))
-        if layouts and layouts[0][2] == static.name and layouts[0][0] <= SAME:
+        if layouts and layouts[0][2] == static.name and layouts[0][0] <= SAME and (len(layouts) == 1 or have.ndim > 2):
             return ()
-        nearest = sorted(layouts, key=lambda each: each[:2])[:2]
-        if nearest and nearest[0][0] <= SAME:
+        plain = [each for each in layouts if each[2] == static.name]
+        turned = sorted((each for each in layouts if each[2] != static.name), key=lambda each: each[:2])
+        nearest = [*plain, *turned[:1]]
+        if any(each[0] <= SAME for each in layouts):
             # The very numbers, but turned: as the operator wants them, or the very fault.
-            layouts = [(0.0, *each[1:]) for each in layouts if each[0] > SAME]
-            nearest = layouts[:2]
+            nearest = [(0.0, *each[1:]) for each in [*plain, *turned[:2]] if each[0] > SAME]
         ranked += nearest
-    for name, array in _recurrent(have.shape, statics):
-        ranked.append((_distance(have, array), len(ranked), name, array))
+    for name, array in _recurrent(have, statics):
+        apart = _distance(have, array)
+        if apart <= SAME:
+            return ()
+        ranked.append((apart, len(ranked), name, array))
     ranked.sort(key=lambda each: each[:2])
-    if any(apart <= SAME for apart, _, name, _ in ranked if " and " in name):
-        return ()
     found = []
     for _, _, name, array in ranked[:MAX_FORMS]:
         made = np.ascontiguousarray(array).astype(have.dtype)
@@ -107,29 +109,37 @@ _GATES = {4: (0, 3, 1, 2), 3: (1, 0, 2)}
 """ONNX's order of gates by their number: PyTorch's LSTM has i f g o and ONNX i o f c; a GRU r z n and z r h."""
 
 
-def _recurrent(shape: tuple[int, ...], statics: Sequence[Static]) -> Iterator[tuple[str, Array]]:
+def _recurrent(have: Array, statics: Sequence[Static]) -> Iterator[tuple[str, Array]]:
     """Weights of LSTM, GRU and RNN nodes: directions first, gates in ONNX's order, both biases in one."""
-    if len(shape) == 3:
-        tensors = [s for s in statics if s.array.shape == shape[1:]]
-        yield from _stacked(shape, [(s.name, [s.array]) for s in tensors])
-    elif len(shape) == 2 and shape[1] % 2 == 0:
-        biases = [s for s in statics if s.array.shape == (shape[1] // 2,)]
-        pairs = [
-            (f"{one.name} and {two.name}", [one.array, two.array]) for one, two in itertools.permutations(biases, 2)
-        ]
-        yield from _stacked(shape, pairs[:12])
+    halves = 1 if have.ndim == 3 else 2 if have.ndim == 2 and have.shape[1] % 2 == 0 else 0
+    for gates, order in _GATES.items() if halves else ():
+        directions: list[Array] = []
+        names: list[str] = []
+        for direction in have:
+            parts = []
+            for part in np.split(direction, halves):
+                found = _nearest(part, statics, gates, order, names)
+                if found is None:
+                    break
+                names.append(found[0])
+                parts.append(found[1])
+            if len(parts) == halves:
+                directions.append(np.concatenate(parts))
+        if len(directions) == len(have):
+            yield " and ".join(names), np.stack(directions)
 
 
-def _stacked(shape: tuple[int, ...], parts: Sequence[tuple[str, list[Array]]]) -> Iterator[tuple[str, Array]]:
-    for gates, order in _GATES.items():
-        turned = []
-        for name, arrays in parts:
-            if any(array.shape[0] % gates for array in arrays):
-                continue
-            split = [np.split(array, gates) for array in arrays]
-            turned.append((name, np.concatenate([pieces[i] for pieces in split for i in order])))
-        for chosen in itertools.islice(itertools.permutations(turned, shape[0]), 12):
-            yield " and ".join(name for name, _ in chosen), np.stack([array for _, array in chosen])
+def _nearest(
+    part: Array, statics: Sequence[Static], gates: int, order: Sequence[int], taken: Sequence[str]
+) -> tuple[str, Array] | None:
+    """The tensor of a weight's shape that it is nearest to, its gates in ONNX's order."""
+    found: list[tuple[float, str, Array]] = []
+    for static in statics:
+        if static.array.shape == part.shape and len(part) % gates == 0 and static.name not in taken:
+            pieces = np.split(static.array, gates)
+            turned = np.concatenate([pieces[i] for i in order])
+            found.append((_distance(part, turned), static.name, turned))
+    return min(found, key=lambda each: each[0])[1:] if found else None
 
 
 def difference(have: Array, should: Array) -> str:

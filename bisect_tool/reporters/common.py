@@ -273,6 +273,15 @@ def remedy_code(diagnosis: Diagnosis) -> tuple[str, ...] | None:
     return lines if len(lines) > 1 or (lines and diagnosis.code.startswith(_SWITCH_CODES)) else None
 
 
+def tried_text(diagnosis: Diagnosis) -> str:
+    """Whether the remedy was tried, and what came of it."""
+    if diagnosis.remedy_verified is None:
+        return "not tried"
+    if diagnosis.origin is not None and diagnosis.remedy_verified:
+        return "tried: the stage is right then"
+    return "tried: it removes the divergence" if diagnosis.remedy_verified else "tried: it does not help"
+
+
 def is_emulation(diagnosis: Diagnosis) -> bool:
     """Whether a switch is blamed that only emulates what a GPU would do."""
     return "-emulated" in diagnosis.title

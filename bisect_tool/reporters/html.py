@@ -93,6 +93,7 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         node_texts=common.node_texts,
         weight_texts=common.weight_texts,
         detail_texts=common.detail_texts,
+        tried_text=common.tried_text,
         hand_over_text=common.hand_over_text,
         case=list(flat(report.case)),
         environment=list(flat(report.environment)),

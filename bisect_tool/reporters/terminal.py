@@ -608,12 +608,12 @@ def _diagnosis(page: Page, diagnosis: Diagnosis) -> None:
     page.line((diagnosis.code, "bold"), f" {diagnosis.title}")
     for number, line in enumerate(diagnosis.evidence):
         page.prose(line, label=("evidence: " if number == 0 else "          ", ""), indent="  ")
-    tried = {True: " (tried: it removes the divergence)", False: " (tried: it does not help)", None: " (not tried)"}
+    tried = f" ({common.tried_text(diagnosis)})"
     code = common.remedy_code(diagnosis)
     if code is None:
-        page.prose(diagnosis.remedy + tried[diagnosis.remedy_verified], label=("help: ", "bold green"), indent="  ")
+        page.prose(diagnosis.remedy + tried, label=("help: ", "bold green"), indent="  ")
     else:
-        page.line(("  help:", "bold green"), tried[diagnosis.remedy_verified])
+        page.line(("  help:", "bold green"), tried)
         for line in code:  # never broken, so that they can be copied
             page.line("      ", line)
     if diagnosis.cost:

@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx
 import truth
+from causes import right_causes
 from families import FAMILIES, built, exported
 from faults import Fault
 from truth import Healthy
@@ -44,6 +45,9 @@ class Result:
         named: number of nodes of the first origin.
         origins: number of origins.
         side: of the first origin; of ``torch``, what most origins have.
+        cause: code of the diagnosis of the first origin that is explained; ``BD100``: unknown. Of one fault only.
+        cause_right: it is one that fits the kind of fault (``causes.py``).
+        remedy: it was tried, and only rounding was left.
         stage: of the first origin.
         convolutions, blamed: of ``torch``: convolutions, and how many are origins of side ``expected``.
         wrong_side: of ``torch``: origins of side ``actual``.
@@ -67,6 +71,9 @@ class Result:
     named: int = 0
     origins: int = 0
     side: str | None = None
+    cause: str = ""
+    cause_right: bool = False
+    remedy: bool = False
     stage: str = ""
     convolutions: int = 0
     blamed: int = 0
@@ -149,10 +156,15 @@ def _read(blank: Result, report: Report, planted: Sequence[Fault]) -> Result:
     verdict = report["verdict"]
     named = [set(origin["onnx_nodes"]) for origin in verdict["origins"]]
     first = verdict["origins"][0] if named else None
+    explained = [each for each in verdict["diagnoses"] if each["origin"] is not None]
+    cause = explained[0]["code"] if explained else ""
     return replace(
         blank,
         status=verdict["status"],
         detected=verdict["status"] == "diverges",
+        cause=cause,
+        cause_right=len(planted) == 1 and cause in right_causes(planted[0].kind),
+        remedy=bool(explained) and explained[0]["remedy_verified"] is True,
         top1=bool(named) and any(named[0].intersection(fault.nodes) for fault in planted),
         found=all(any(nodes.intersection(fault.nodes) for nodes in named) for fault in planted),
         named=len(named[0]) if named else 0,

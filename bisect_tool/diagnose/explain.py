@@ -1,0 +1,30 @@
+"""The pages behind the codes of diagnoses."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from bisect_tool.errors import BisectError
+
+
+def codes() -> dict[str, str]:
+    """Every code with its title, in order."""
+    found: dict[str, str] = {}
+    for page in sorted(files(__package__).joinpath("pages").iterdir(), key=lambda each: each.name):
+        if page.name.endswith(".md"):
+            code, _, title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ").partition(": ")
+            found[code] = title
+    return found
+
+
+def page(code: str) -> str:
+    """What a code means, how it shows, an example and the remedy, as Markdown.
+
+    Raises:
+        BisectError: there is no such code; those that there are are listed.
+    """
+    known = codes()
+    wanted = code.strip().upper()
+    if wanted not in known:
+        raise BisectError(f"no page for {code!r}", hint=f"codes are: {', '.join(known)}")
+    return files(__package__).joinpath("pages", f"{wanted}.md").read_text(encoding="utf-8")

@@ -1,0 +1,49 @@
+"""Every code that the tool can print has a page, and the titles are the same in both."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import bisect_tool
+from bisect_tool.cli.explain import explain
+from bisect_tool.diagnose.causes import TITLES
+from bisect_tool.diagnose.explain import codes, page
+from bisect_tool.errors import BisectError
+
+PACKAGE = Path(bisect_tool.__file__).parent
+
+
+def test_titles_are_those_of_the_pages() -> None:
+    known = codes()
+    assert TITLES == {code: known[code] for code in TITLES}
+
+
+def test_every_code_in_the_sources_has_a_page() -> None:
+    used = {code for file in PACKAGE.rglob("*.py") for code in re.findall(r'"(BD\d{3})"', file.read_text("utf-8"))}
+    assert used and used <= codes().keys()
+
+
+@pytest.mark.parametrize("code", codes())
+def test_page_says_how_it_shows_and_what_to_do(code: str) -> None:
+    text = page(code.lower())
+    assert text.startswith(f"# {code}: ")
+    assert "How it shows:" in text
+    assert "Remedy:" in text or "What to do:" in text
+    assert max(map(len, text.splitlines())) <= 126
+
+
+def test_unknown_code_lists_those_there_are() -> None:
+    with pytest.raises(BisectError) as caught:
+        page("BD999")
+    assert "no page for 'BD999'" in caught.value.message
+    assert "BD101" in (caught.value.hint or "")
+
+
+def test_command() -> None:
+    assert "BD101  an attribute differs" in CliRunner().invoke(explain, []).output
+    assert CliRunner().invoke(explain, ["BD203"]).output.startswith("# BD203: ")
+    assert '"code": "BD203"' in CliRunner().invoke(explain, ["bd203", "--format", "json"]).output
