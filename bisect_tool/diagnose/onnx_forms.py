@@ -293,6 +293,18 @@ def _spread(numbers: Any, rank: int) -> list[int]:
     return [int(number) for number in (listed * rank if len(listed) == 1 else listed)]
 
 
+def _both_ranks(op: str, inputs: tuple[Operand, ...], attributes: dict[str, Any], rank: int) -> list[Form]:
+    """A window over two axes, and over the last of them alone: PyTorch computes one as the other, exporters do not."""
+    found = [Form(op, inputs, attributes)]
+    if rank == 2:
+        last = {
+            name: ([value[1], value[3]] if name == "pads" else value[1:]) if isinstance(value, list) else value
+            for name, value in attributes.items()
+        }
+        found.append(Form(op, inputs, last))
+    return found
+
+
 def _pool(op: str, rank: int) -> Make:
     def make(call: Call, opset: int) -> Sequence[Form]:
         given = call.arguments
@@ -309,7 +321,7 @@ def _pool(op: str, rank: int) -> Make:
             attributes["count_include_pad"] = int(bool(given["count_include_pad"]))
             if given.get("divisor_override") is not None:
                 return []
-        return [Form(op, (_first(call),), attributes)]
+        return _both_ranks(op, (_first(call),), attributes, rank)
 
     return make
 
@@ -330,8 +342,9 @@ def _convolution(call: Call, opset: int) -> Sequence[Form]:
         "group": int(given.get("groups", 1)),
     }
     if given.get("transposed"):
-        return [Form("ConvTranspose", (), {**attributes, "output_padding": _spread(given["output_padding"], rank)})]
-    return [Form("Conv", (), attributes)]
+        attributes["output_padding"] = _spread(given["output_padding"], rank)
+        return _both_ranks("ConvTranspose", (), attributes, rank)
+    return _both_ranks("Conv", (), attributes, rank)
 
 
 _PAD_MODES = {"constant": "constant", "reflection": "reflect", "replication": "edge"}

@@ -76,13 +76,13 @@ def propose(
     """
     for node in nodes:
         yield from _weights(node, statics)
+    for node in nodes:
+        yield from _reordered(node)
     left_out = _left_out(nodes, calls, stage or nodes)
     yield from (trial for surplus, trial in left_out if surplus)
     for node in nodes:
         yield from _towards_calls(node, calls, opset)
     yield from (trial for surplus, trial in left_out if not surplus)
-    for node in nodes:
-        yield from _reordered(node)
     for node in nodes:
         yield from _replaced(node, calls, opset)
     for node in nodes:
@@ -118,6 +118,8 @@ def _towards_calls(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tr
     for call in calls:
         for form in forms(call, opset):
             if form.op != node.op:
+                continue
+            if _rank_differs(node, form):
                 continue
             attributes = {
                 name: value
@@ -160,6 +162,8 @@ def _replaced(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
         for form in forms(call, opset):
             if not form.inputs or any(each is None for each in form.inputs[: form.operands]):
                 continue
+            if _rank_differs(node, form):
+                continue
             same = form.op == node.op
             inputs = tuple(_resolved(each, node) for each in form.inputs)
             reads = [name for name in inputs[: form.operands] if isinstance(name, str)]
@@ -174,6 +178,12 @@ def _replaced(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
             found.append(_replacement(node, call, form, inputs, opset))
     yield from own
     yield from others
+
+
+def _rank_differs(node: Node, form: Form) -> bool:
+    """Whether a form is for windows of another number of axes than the node's input has."""
+    pads, shape = form.attributes.get("pads"), node.shapes.get(node.inputs[0]) if node.inputs else None
+    return isinstance(pads, list) and shape is not None and len(pads) != 2 * (len(shape) - 2)
 
 
 def _replacement(node: Node, call: Call, form: Form, inputs: tuple[str | Array | None, ...], opset: int) -> Trial:

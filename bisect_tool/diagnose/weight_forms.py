@@ -70,7 +70,11 @@ def weight_forms(have: Array, statics: Sequence[Static]) -> tuple[WeightForm, ..
         ranked.append((apart, len(ranked), name, array))
     ranked.sort(key=lambda each: each[:2])
     found = []
-    for _, _, name, array in ranked[:MAX_FORMS]:
+    # Exporters put neutral numbers where PyTorch has none.
+    neutral = [("zeros", np.zeros_like(have)), ("ones", np.ones_like(have))]
+    if have.ndim > 1 or any((have == array).all() for _, array in neutral):
+        neutral = []
+    for name, array in [*[each[2:] for each in ranked[:MAX_FORMS]], *neutral]:
         made = np.ascontiguousarray(array).astype(have.dtype)
         moved = have.size > 1 and np.array_equal(np.sort(have, axis=None), np.sort(made, axis=None))
         text = f"holds the numbers of {name} in another order" if moved else f"is not {name}: {difference(have, made)}"
@@ -112,21 +116,28 @@ _GATES = {4: (0, 3, 1, 2), 3: (1, 0, 2)}
 def _recurrent(have: Array, statics: Sequence[Static]) -> Iterator[tuple[str, Array]]:
     """Weights of LSTM, GRU and RNN nodes: directions first, gates in ONNX's order, both biases in one."""
     halves = 1 if have.ndim == 3 else 2 if have.ndim == 2 and have.shape[1] % 2 == 0 else 0
-    for gates, order in _GATES.items() if halves else ():
-        directions: list[Array] = []
-        names: list[str] = []
-        for direction in have:
-            parts = []
-            for part in np.split(direction, halves):
-                found = _nearest(part, statics, gates, order, names)
-                if found is None:
-                    break
-                names.append(found[0])
-                parts.append(found[1])
-            if len(parts) == halves:
-                directions.append(np.concatenate(parts))
-        if len(directions) == len(have):
-            yield " and ".join(names), np.stack(directions)
+    if not halves:
+        return
+    wanted = [part for direction in have for part in np.split(direction, halves)]
+    # In PyTorch's order, and each part by what it is nearest to: of several layers the stage has all tensors.
+    fitting = [static for static in statics if static.array.shape == wanted[0].shape]
+    for gates, order in _GATES.items():
+        if len(wanted[0]) % gates:
+            continue
+        chosen: list[tuple[str, Array]] = []
+        for part in wanted:
+            found = _nearest(part, fitting, gates, order, [name for name, _ in chosen])
+            chosen += [found] if found is not None else []
+        in_order = [(static.name, _turned(static.array, gates, order)) for static in fitting]
+        for parts in (chosen, in_order):
+            if len(parts) == len(wanted):
+                stacked = np.concatenate([array for _, array in parts]).reshape(have.shape)
+                yield " and ".join(name for name, _ in parts), stacked
+
+
+def _turned(array: Array, gates: int, order: Sequence[int]) -> Array:
+    pieces = np.split(array, gates)
+    return np.concatenate([pieces[i] for i in order])
 
 
 def _nearest(
@@ -135,9 +146,8 @@ def _nearest(
     """The tensor of a weight's shape that it is nearest to, its gates in ONNX's order."""
     found: list[tuple[float, str, Array]] = []
     for static in statics:
-        if static.array.shape == part.shape and len(part) % gates == 0 and static.name not in taken:
-            pieces = np.split(static.array, gates)
-            turned = np.concatenate([pieces[i] for i in order])
+        if static.name not in taken:
+            turned = _turned(static.array, gates, order)
             found.append((_distance(part, turned), static.name, turned))
     return min(found, key=lambda each: each[0])[1:] if found else None
 
