@@ -252,10 +252,13 @@ def _norm(call: Call, opset: int) -> Sequence[Form]:
 
 
 _REDUCTIONS = {"mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin", "prod": "ReduceProd"}
+_REDUCTIONS |= {"max": "ReduceMax", "min": "ReduceMin"}
 
 
 def _reduction(op: str) -> Make:
     def make(call: Call, opset: int) -> Sequence[Form]:
+        if isinstance(call.arguments.get("other"), Operand):
+            return [Form("Max" if op == "ReduceMax" else "Min", (_first(call), _other(call)), {}, 2)]
         axes, keep = _axes(call), int(bool(call.arguments.get("keepdim", False)))
         found = [_reduce(op, call, axes, keep, opset)]
         if op == "ReduceMean" and keep and axes == list(range(2, _rank(call))):

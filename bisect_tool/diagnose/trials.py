@@ -25,7 +25,12 @@ MAX_CHAIN = 4
 """Nodes in a row that are left out together."""
 
 _MAX_ORDERS = 6
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _NARROWING = {"Cast", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "BitCast"}
+
+
+_TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
+"""Element types of ONNX by number, as ``Cast`` has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ def propose(
 def _weights(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
     for place, have in node.constants.items():
         if have.size > 1 and have.dtype.kind in "fV":
-            for form in weight_forms(have, statics):
+            for form in weight_forms(have, statics, gates=_GATES.get(node.op, 0)):
                 yield Trial(
                     form.code,
                     node.name,
@@ -302,8 +307,8 @@ def _without(chain: Sequence[Node], source: str) -> Trial:
     names = ", ".join(node.name for node in chain)
     narrow = [node for node in chain if node.op in _NARROWING]
     if narrow:
-        types = [str(node.attributes["to"]) for node in narrow if "to" in node.attributes]
-        through = f" ({types[0]})" if types else ""
+        types = [_TYPES.get(node.attributes["to"], "") for node in narrow if "to" in node.attributes]
+        through = f" ({types[0]})" if types and types[0] else ""
         code, text = PRECISION, f"the value passes through a narrower type{through}: {ops} ({names})"
         remedy = "keep the type as it is in PyTorch: leave these nodes out"
     else:
@@ -374,12 +379,12 @@ def _fitted(node: Node, calls: Sequence[Call]) -> Iterator[Fit]:
 def _constant_trial(node: Node, place: int, array: Array) -> Callable[[float, str | None], Trial]:
     def trial(value: float, hint: str | None) -> Trial:
         made = np.full(array.shape, value, array.dtype)
-        text = f"{node.op} {node.name}: the constant {node.inputs[place]} is {_text(array)}; {value:.8g} makes it right"
+        text = f"{node.op} {node.name}: the constant {node.inputs[place]} is {_text(array)}; {value:.7g} makes it right"
         return Trial(
             CONSTANT,
             node.name,
             text + (f", PyTorch's {hint}" if hint else ""),
-            f"set {node.inputs[place]} to {value:.8g}",
+            f"set {node.inputs[place]} to {value:.7g}",
             _with(node, inputs={place: made}),
         )
 
@@ -388,12 +393,12 @@ def _constant_trial(node: Node, place: int, array: Array) -> Callable[[float, st
 
 def _attribute_trial(node: Node, name: str, value: float) -> Callable[[float, str | None], Trial]:
     def trial(other: float, hint: str | None) -> Trial:
-        text = f"{node.op} {node.name}: {name} is {value:.8g}; {other:.8g} makes it right"
+        text = f"{node.op} {node.name}: {name} is {value:.7g}; {other:.7g} makes it right"
         return Trial(
             ATTRIBUTE,
             node.name,
             text + (f", PyTorch's {hint}" if hint else ""),
-            f"set {name} to {other:.8g}",
+            f"set {name} to {other:.7g}",
             _with(node, {name: other}),
         )
 
@@ -404,12 +409,12 @@ def _hints(calls: Sequence[Call]) -> tuple[tuple[str, float], ...]:
     found: dict[float, str] = {}
     for call in calls:
         for name, number in call.numbers().items():
-            found.setdefault(number, f"{call.name} has {name} {number:.8g}")
+            found.setdefault(number, f"{call.name} has {name} {number:.7g}")
     for call in calls:
         for value in call.arguments.values():
             if isinstance(value, Operand) and value.array.size == 1 and value.array.dtype.kind == "f":
                 number = float(value.array.reshape(()))
-                found.setdefault(number, f"{call.name} has {number:.8g}")
+                found.setdefault(number, f"{call.name} has {number:.7g}")
     return tuple((text, number) for number, text in found.items())
 
 
@@ -554,9 +559,9 @@ def _size(node: Node, name: str) -> int | None:
 
 def _text(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        return f"{value.reshape(()).item():.8g}" if value.size == 1 else str(value.reshape(-1)[:8].tolist())
+        return f"{value.reshape(()).item():.7g}" if value.size == 1 else str(value.reshape(-1)[:8].tolist())
     if isinstance(value, float):
-        return f"{value:.8g}"
+        return f"{value:.7g}"
     return str(list(value)) if isinstance(value, (list, tuple)) else str(value)
 
 

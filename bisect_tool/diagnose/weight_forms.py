@@ -42,15 +42,16 @@ class WeightForm:
     array: Array
 
 
-def weight_forms(have: Array, statics: Sequence[Static]) -> tuple[WeightForm, ...]:
+def weight_forms(have: Array, statics: Sequence[Static], *, gates: int = 0) -> tuple[WeightForm, ...]:
     """Arrays that a weight may have to be, the nearest first; nothing if it is one of them already.
 
     Args:
         have: the graph's weight.
         statics: PyTorch's tensors of the stage.
+        gates: of an LSTM (4), GRU (3) or RNN node (1), which have an order of their own; 0 for all others.
     """
     ranked: list[tuple[float, int, str, Array]] = []
-    for static in statics:
+    for static in () if gates else statics:
         layouts: list[tuple[float, int, str, Array]] = []
         for name, array in _layouts(have.shape, static):
             layouts.append((_distance(have, array), len(ranked) + len(layouts), name, array))
@@ -63,7 +64,7 @@ def weight_forms(have: Array, statics: Sequence[Static]) -> tuple[WeightForm, ..
             # The very numbers, but turned: as the operator wants them, or the very fault.
             nearest = [(0.0, *each[1:]) for each in [*plain, *turned[:2]] if each[0] > SAME]
         ranked += nearest
-    for name, array in _recurrent(have, statics):
+    for name, array in _recurrent(have, statics, gates) if gates else ():
         apart = _distance(have, array)
         if apart <= SAME:
             return ()
@@ -72,7 +73,7 @@ def weight_forms(have: Array, statics: Sequence[Static]) -> tuple[WeightForm, ..
     found = []
     # Exporters put neutral numbers where PyTorch has none.
     neutral = [("zeros", np.zeros_like(have)), ("ones", np.ones_like(have))]
-    if have.ndim > 1 or any((have == array).all() for _, array in neutral):
+    if have.ndim > 1 or gates or any((have == array).all() for _, array in neutral):
         neutral = []
     for name, array in [*[each[2:] for each in ranked[:MAX_FORMS]], *neutral]:
         made = np.ascontiguousarray(array).astype(have.dtype)
@@ -109,11 +110,11 @@ def _layouts(shape: tuple[int, ...], static: Static) -> Iterator[tuple[str, Arra
                 yield f"{static.name} with its axes as {list(order)}", turned.reshape(shape)
 
 
-_GATES = {4: (0, 3, 1, 2), 3: (1, 0, 2)}
+_GATES = {4: (0, 3, 1, 2), 3: (1, 0, 2), 1: (0,)}
 """ONNX's order of gates by their number: PyTorch's LSTM has i f g o and ONNX i o f c; a GRU r z n and z r h."""
 
 
-def _recurrent(have: Array, statics: Sequence[Static]) -> Iterator[tuple[str, Array]]:
+def _recurrent(have: Array, statics: Sequence[Static], gates: int) -> Iterator[tuple[str, Array]]:
     """Weights of LSTM, GRU and RNN nodes: directions first, gates in ONNX's order, both biases in one."""
     halves = 1 if have.ndim == 3 else 2 if have.ndim == 2 and have.shape[1] % 2 == 0 else 0
     if not halves:
@@ -121,18 +122,18 @@ def _recurrent(have: Array, statics: Sequence[Static]) -> Iterator[tuple[str, Ar
     wanted = [part for direction in have for part in np.split(direction, halves)]
     # In PyTorch's order, and each part by what it is nearest to: of several layers the stage has all tensors.
     fitting = [static for static in statics if static.array.shape == wanted[0].shape]
-    for gates, order in _GATES.items():
-        if len(wanted[0]) % gates:
-            continue
-        chosen: list[tuple[str, Array]] = []
-        for part in wanted:
-            found = _nearest(part, fitting, gates, order, [name for name, _ in chosen])
-            chosen += [found] if found is not None else []
-        in_order = [(static.name, _turned(static.array, gates, order)) for static in fitting]
-        for parts in (chosen, in_order):
-            if len(parts) == len(wanted):
-                stacked = np.concatenate([array for _, array in parts]).reshape(have.shape)
-                yield " and ".join(name for name, _ in parts), stacked
+    order = _GATES[gates]
+    if len(wanted[0]) % gates:
+        return
+    chosen: list[tuple[str, Array]] = []
+    for part in wanted:
+        found = _nearest(part, fitting, gates, order, [name for name, _ in chosen])
+        chosen += [found] if found is not None else []
+    in_order = [(static.name, _turned(static.array, gates, order)) for static in fitting]
+    for parts in (chosen, in_order):
+        if len(parts) == len(wanted):
+            stacked = np.concatenate([array for _, array in parts]).reshape(have.shape)
+            yield " and ".join(name for name, _ in parts), stacked
 
 
 def _turned(array: Array, gates: int, order: Sequence[int]) -> Array:

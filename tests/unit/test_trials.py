@@ -1,0 +1,243 @@
+"""What is tried for an origin, and how a number is found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from bisect_tool.diagnose.calls import Call, Edit, Node, Operand, Step
+from bisect_tool.diagnose.causes import (
+    ATTRIBUTE,
+    CONSTANT,
+    EXTRA,
+    LAYOUT,
+    MISSING,
+    OPERANDS,
+    OPERATOR,
+    PRECISION,
+    WEIGHT,
+)
+from bisect_tool.diagnose.onnx_forms import forms
+from bisect_tool.diagnose.trials import Fit, Trial, propose
+from bisect_tool.diagnose.trying import try_all
+from bisect_tool.diagnose.weight_forms import Static, difference, weight_forms
+
+Array = NDArray[Any]
+X = np.linspace(-2, 2, 24, dtype=np.float32).reshape(2, 3, 4)
+
+
+def node(op: str, *, attributes: Any = None, constants: dict[int, Array] | None = None, inputs: Any = ("x",)) -> Node:
+    shapes = dict.fromkeys((*inputs, "y"), X.shape)
+    return Node(
+        f"the_{op}",
+        op,
+        attributes or {},
+        tuple(inputs),
+        constants or {},
+        ("y",),
+        dict.fromkeys((*inputs, "y"), X),
+        shapes,
+    )
+
+
+def call(name: str, result: Array = X, **arguments: Any) -> Call:
+    return Call(name, {"self": Operand(X, False, "x"), **arguments}, result)
+
+
+def trials(nodes: list[Node], calls: list[Call], statics: list[Static] | None = None, opset: int = 20) -> list[Trial]:
+    return [each for each in propose(nodes, calls, statics or [], opset) if isinstance(each, Trial)]
+
+
+def first(nodes: list[Node], calls: list[Call], code: str) -> Trial:
+    return next(each for each in trials(nodes, calls) if each.code == code)
+
+
+def test_attribute_is_set_as_the_call_has_it() -> None:
+    found = first([node("LeakyRelu", attributes={"alpha": 0.2})], [call("leaky_relu", negative_slope=0.01)], ATTRIBUTE)
+    assert 0.01 == found.edit.steps[0].attributes["alpha"]
+    assert "alpha is 0.2; PyTorch's leaky_relu has alpha 0.01" in found.text
+
+
+def test_right_attribute_is_left_alone() -> None:
+    found = trials([node("LeakyRelu", attributes={"alpha": 0.01})], [call("leaky_relu", negative_slope=0.01)])
+    assert not [each for each in found if each.code in (ATTRIBUTE, OPERATOR)]
+
+
+def test_axis_is_the_same_from_either_end() -> None:
+    assert not [
+        each
+        for each in trials([node("Softmax", attributes={"axis": -1})], [call("_softmax", dim=2)])
+        if "PyTorch's" in each.text and each.code == ATTRIBUTE
+    ]
+
+
+def test_another_operator() -> None:
+    found = first([node("Elu", attributes={"alpha": 1.0})], [call("relu")], OPERATOR)
+    assert (Step("Relu", ("x",), {}),) == found.edit.steps
+
+
+def test_gelu_of_an_old_opset_is_taken_apart() -> None:
+    found = [
+        each for each in trials([node("Relu")], [call("gelu", approximate="none")], opset=17) if each.code == OPERATOR
+    ]
+    assert ["Mul", "Erf", "Add", "Mul", "Mul"] == [step.op for step in found[0].edit.steps]
+
+
+def test_missing_sum_reads_both_operands() -> None:
+    other = Operand(2 * X, False, "z")
+    found = first([node("Identity")], [call("add", 3 * X, other=other, alpha=1)], MISSING)
+    assert ("x", "z") == found.edit.steps[0].inputs
+
+
+def test_cast_pair_is_left_out_as_one() -> None:
+    first_cast = Node("a", "Cast", {"to": 10}, ("x",), {}, ("h",), {"x": X}, {"x": X.shape, "h": X.shape})
+    second = Node("b", "Cast", {"to": 1}, ("h",), {}, ("y",), {"y": X}, {"h": X.shape, "y": X.shape})
+    found = [each for each in trials([first_cast, second], [call("relu")]) if each.code == PRECISION]
+    assert Edit("y", (Step("Identity", ("x",), {}),)) == found[0].edit
+    assert "Cast → Cast (a, b)" in found[0].text
+
+
+def test_surplus_goes_before_constants() -> None:
+    """Of two sums where PyTorch has one, the one too many is told before its number is."""
+    one = Node("one", "Add", {}, ("x", "e"), {1: np.float32([1e-6])}, ("h",), {"x": X}, {"x": X.shape, "h": X.shape})
+    two = Node("two", "Add", {}, ("h", "o"), {1: np.float32([0.5])}, ("y",), {"h": X}, {"h": X.shape, "y": X.shape})
+    one = Node(**{**{f: getattr(one, f) for f in Node.__slots__}, "values": {"x": X, "h": X}})
+    two = Node(**{**{f: getattr(two, f) for f in Node.__slots__}, "values": {"h": X, "y": X}})
+    codes = [each.code for each in trials([one, two], [call("add", X, other=1e-6, alpha=1)])]
+    assert codes.index(EXTRA) < codes.index(CONSTANT)
+
+
+def test_operands_are_exchanged() -> None:
+    found = first([node("Sub", inputs=("x", "z"))], [], OPERANDS)
+    assert ("z", "x") == found.edit.steps[0].inputs
+
+
+def test_pads_of_a_window() -> None:
+    window = {"kernel_shape": [3, 3], "strides": [1, 1], "pads": [0, 1, 2, 1], "ceil_mode": 0, "dilations": [1, 1]}
+    image = np.zeros((1, 2, 5, 5), np.float32)
+    pool = Node(
+        "pool", "MaxPool", window, ("x",), {}, ("y",), {"x": image, "y": image}, {"x": image.shape, "y": image.shape}
+    )
+    given = {"kernel_size": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "ceil_mode": False}
+    asked = Call("max_pool2d_with_indices", {"self": Operand(image, False, "x"), **given}, image)
+    assert [1, 1, 1, 1] == first([pool], [asked], ATTRIBUTE).edit.steps[0].attributes["pads"]
+
+
+@pytest.mark.parametrize("opset, named", [(17, "axes"), (20, None)])
+def test_reduction_has_its_axes_where_the_opset_wants_them(opset: int, named: str | None) -> None:
+    (form, *_) = forms(call("mean", dim=[-1], keepdim=True), opset)
+    assert (named in form.attributes) if named else (np.array_equal(form.inputs[1], [2]))  # type: ignore[arg-type]
+
+
+def test_unknown_call_has_no_form() -> None:
+    assert () == forms(call("my_own_operator"), 20)
+    assert () == forms(Call("mean", {}, None), 20), "an overload without what is needed"
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+W = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+
+
+def test_right_kernel_needs_no_trial() -> None:
+    kernel = np.random.default_rng(1).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    assert () == weight_forms(kernel, [Static("conv.weight", kernel)])
+
+
+def test_square_weight_that_is_turned() -> None:
+    (found,) = weight_forms(W.T.copy(), [Static("fc.weight", W)])
+    assert (LAYOUT, "holds the numbers of fc.weight in another order") == (found.code, found.text)
+    assert np.array_equal(W, found.array)
+
+
+def test_weight_of_another_checkpoint_names_the_nearest_tensor() -> None:
+    near = W + np.float32(1e-3)
+    found = weight_forms(near, [Static("other.weight", W[::-1].copy()), Static("fc.weight", W)])
+    assert WEIGHT == found[0].code
+    assert "fc.weight" in found[0].text
+
+
+def test_gates_are_put_into_onnx_order() -> None:
+    tensor = np.arange(12 * 5, dtype=np.float32).reshape(12, 5)
+    i, f, g, o = np.split(tensor, 4)
+    right = np.concatenate([i, o, f, g])[None]
+    assert () == weight_forms(right, [Static("weight_ih_l0", tensor)], gates=4)
+    (found, *_) = weight_forms(tensor[None], [Static("weight_ih_l0", tensor)], gates=4)
+    assert LAYOUT == found.code
+    assert np.array_equal(right, found.array)
+
+
+@pytest.mark.parametrize(
+    "have, text",
+    [
+        (W.astype(np.float16).astype(np.float32), "rounded to float16"),
+        (W * np.float32(1.5), "all of it times 1.5"),
+        (np.where(np.arange(4)[:, None] == 2, 0, W).astype(np.float32), "all of it at index 2 of axis 0"),
+        (np.where(W == W.max(), np.nan, W).astype(np.float32), "1 of 16 numbers are NaN or infinite"),
+    ],
+)
+def test_difference_in_words(have: Array, text: str) -> None:
+    assert text in difference(have, W)
+
+
+# -- trying -----------------------------------------------------------------------------------------------------------
+
+
+def scaled(value: float, hint: str | None) -> Trial:
+    edit = Edit("y", (Step("Mul", ("x", np.float32(value)), {}),))
+    return Trial(CONSTANT, "scale", f"{value:.6g} {hint}", "", edit)
+
+
+def run_scale(wrong: float) -> Any:
+    def run(edit: Edit | None) -> Array:
+        number = wrong if edit is None else float(np.asarray(edit.steps[0].inputs[1]))
+        return (X.astype(np.float64) * number).astype(np.float32)
+
+    return run
+
+
+def close_to(expected: Array) -> Any:
+    return lambda made: bool(np.linalg.norm(made - expected) <= 3e-7 * np.linalg.norm(expected))
+
+
+@given(right=st.floats(0.01, 50), factor=st.floats(1.0001, 20))
+def test_constant_is_found_by_its_effect(right: float, factor: float) -> None:
+    expected = (X.astype(np.float64) * right).astype(np.float32)
+    wrong = right * factor
+    outcome = try_all([Fit(wrong, scaled, ())], run_scale(wrong), expected, close_to(expected))
+    assert outcome.cause is not None
+    assert float(np.asarray(outcome.cause.trial.edit.steps[0].inputs[1])) == pytest.approx(right, rel=1e-6)
+
+
+def test_number_of_the_call_is_preferred() -> None:
+    expected = X * np.float32(0.125)
+    hints = (("mul has other 0.125", 0.125),)
+    outcome = try_all([Fit(0.13, scaled, hints)], run_scale(0.13), expected, close_to(expected))
+    assert outcome.cause is not None
+    assert "0.125 mul has other 0.125" == outcome.cause.trial.text
+
+
+def test_nothing_mends_and_the_nearest_is_told() -> None:
+    expected = X * np.float32(2)
+    outcome = try_all([scaled(1.9, None), scaled(5.0, None)], run_scale(1.0), expected, close_to(expected))
+    assert outcome.cause is None and outcome.complete
+    assert outcome.partly is not None and "1.9 None" == outcome.partly.trial.text
+    assert [pytest.approx(0.05, rel=1e-3), pytest.approx(1.5)] == [each.error for each in outcome.tried]
+
+
+def test_a_graph_that_does_not_run_is_no_answer() -> None:
+    outcome = try_all([scaled(2.0, None)], lambda edit: X if edit is None else None, X * 2, close_to(X * 2))
+    assert [None] == [each.error for each in outcome.tried]
+    assert outcome.cause is None and outcome.partly is None
+
+
+def test_time_ends_the_trials() -> None:
+    endless = (scaled(5.0 + i, None) for i in range(10**6))
+    outcome = try_all(endless, run_scale(1.0), X * 2, close_to(X * 2), seconds=0.05)
+    assert not outcome.complete
+    assert len(outcome.tried) <= 160
