@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import shutil
 import tempfile
 import time
@@ -22,13 +23,14 @@ from bisect_tool.backends.costs import ort_cost, torch_cost
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
-from bisect_tool.backends.inside import Surroundings, look_inside, open_stage
+from bisect_tool.backends.inside import Opened, Surroundings, look_inside, open_stage
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
+from bisect_tool.backends.replay_folder import replay_files
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
@@ -57,6 +59,7 @@ from bisect_tool.records import (
     HandOver,
     Noise,
     NumericConfig,
+    Origin,
     OutputKey,
     OutputResult,
     Report,
@@ -70,6 +73,7 @@ from bisect_tool.records import (
 from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, upstream
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
+from bisect_tool.store import REPLAY_FOLDER
 from bisect_tool.verdicts import decide, kept_stages_line
 from bisect_tool.weights import with_weights
 
@@ -81,6 +85,9 @@ MAX_DRILLED = 24
 
 MAX_EXPLAINED = 8
 """Origins whose cause is looked for by trying."""
+
+MAX_REPLAYS = 8
+"""Origins that get a replay folder, in causal order."""
 
 EXPLAIN_SECONDS = 20.0
 """Time that all trials together may take."""
@@ -137,6 +144,7 @@ class Options:
         look: read back what is in effect in ONNX Runtime, its optimised graph too.
         measure: time plain runs of both sides, after everything else.
         threads: of both sides; 0 is each library's default.
+        keep_replay: called with the name of an origin's replay folder and its files; ``None``: none are made.
     """
 
     tolerance: Tolerance
@@ -156,6 +164,7 @@ class Options:
     look: bool = False
     measure: bool = False
     threads: int = 0
+    keep_replay: Callable[[str, Mapping[str, bytes | str]], None] | None = None
 
 
 def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: None) -> Report:
@@ -961,17 +970,15 @@ class _Bisection:
             if origin.side != "expected" and self._is_plain(pair.expected) and cut is not None and number < MAX_DRILLED:
                 floor = floors.get((origin.ref, origin.config))
                 # The stage's own nodes stay named where nothing can be shown; that is certain too.
-                whole = origin
                 with contextlib.suppress(CannotReplayError, InconclusiveError):
-                    origin = look_inside(around, whole, stage, cut.known, pair.actual, floor)
-                left = ends - time.perf_counter()
-                with contextlib.suppress(CannotReplayError, InconclusiveError):
+                    opened = open_stage(around, origin, stage, cut.known, floor)
+                    origin = look_inside(around, opened, origin, stage, pair.actual)
+                    left = ends - time.perf_counter()
                     if left > 0 and len(outcomes) < MAX_EXPLAINED:
-                        opened = open_stage(around, whole, stage, cut.known, floor)
-                        suspects = origin.onnx_nodes
-                        outcomes[origin.ref, origin.config] = find_cause(
-                            around, opened, stage, suspects, names, pair.actual, min(left, MAX_SECONDS)
-                        )
+                        seconds = min(left, MAX_SECONDS)
+                        cause = find_cause(around, opened, stage, origin.onnx_nodes, names, pair.actual, seconds)
+                        outcomes[origin.ref, origin.config] = cause
+                    origin = self._with_replay(around, opened, origin, pair, number)
                 reference.activations.retain(())
             ops, weights = self.program.reads(origin.onnx_nodes)
             details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
@@ -982,6 +989,22 @@ class _Bisection:
             diagnoses=(*verdict.diagnoses, *diagnoses(origins, outcomes)),
             ledger=ledger(origins, outcomes),
         )
+
+    def _with_replay(
+        self, around: Surroundings, opened: Opened, origin: Origin, pair: ConfigPair, number: int
+    ) -> Origin:
+        """The origin with a folder that shows its error without this tool, if they are wanted."""
+        keep = self.options.keep_replay
+        if keep is None or number >= MAX_REPLAYS:
+            return origin
+        details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
+        told = replace(origin, onnx_details=details)
+        files = replay_files(around, opened, told, pair.actual, self.case.name)
+        if files is None:
+            return origin
+        name = f"{REPLAY_FOLDER}/{number + 1:02d}-{re.sub('[^A-Za-z0-9._-]+', '_', str(origin.ref))[:60]}"
+        keep(name, files)
+        return replace(origin, replay=name)
 
     def _hand_over(self, verdict: Verdict, reference: _Reference, matches: Mapping[int, Match]) -> Verdict:
         """Looks for the first stage at which handing PyTorch's values over mends the outputs, on the plain configuration."""

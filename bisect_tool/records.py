@@ -414,6 +414,7 @@ class Origin:
             stage.
         evidence: what showed that other nodes of the stage are right, and which other origins name the same nodes.
         onnx_details: of the first nodes: attributes, and the line that the exporter says they come from.
+        replay: folder beside ``report.json`` that shows the error with ONNX Runtime and numpy alone; ``None``: not made.
     """
 
     stage: str
@@ -432,6 +433,7 @@ class Origin:
     onnx_details: tuple[NodeDetail, ...] = ()
     onnx_ops: tuple[str, ...] = ()
     onnx_weights: tuple[str, ...] = ()
+    replay: str | None = None
 
     @property
     def ref(self) -> StageRef:

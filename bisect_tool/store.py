@@ -30,6 +30,10 @@ REPORT_FILE = "report.json"
 KNOWN_FILES = (REPORT_FILE, "stages.csv", "amplification.png", "amplification.svg", "index.html")
 """Every file that this tool puts into a report folder; with ``force`` these, and nothing else, are replaced."""
 
+REPLAY_FOLDER = "replay"
+REPLAY_FILES = ("README.md", "about.json", "expected.npy", "inputs.npz", "model.onnx", "run.py")
+"""What a replay folder of an origin holds; the folders lie in ``REPLAY_FOLDER``."""
+
 FileContent = bytes | str | Callable[[Path], object]
 """What goes into a file of the folder: its content, or a function that writes it to the path it is given."""
 
@@ -301,7 +305,8 @@ def _move_in(new: Path, old: Path, target: Path) -> None:
     """Exchange the report in ``target`` for the one in ``new``; on any exception everything is put back."""
     fresh = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
     fresh.sort(key=lambda name: name == Path(REPORT_FILE))  # last in: until then the folder is no report
-    stale = sorted({Path(name) for name in KNOWN_FILES} | set(fresh), key=lambda name: name != Path(REPORT_FILE))
+    known = {Path(name) for name in KNOWN_FILES} | set(_replays_of(target)) | set(fresh)
+    stale = sorted(known, key=lambda name: name != Path(REPORT_FILE))
     moved: list[tuple[Path, Path]] = []
     try:
         for source, destination, names in ((target, old, stale), (new, target, fresh)):
@@ -319,6 +324,18 @@ def _move_in(new: Path, old: Path, target: Path) -> None:
             if os.path.lexists(now) and not os.path.lexists(was):
                 os.replace(now, was)
         raise
+
+
+def _replays_of(folder: Path) -> list[Path]:
+    """Files of the replay folders that the report there names; beside a new report they would mislead."""
+    try:
+        origins = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))["verdict"]["origins"]
+        names = [PurePath(str(origin["replay"])) for origin in origins if origin.get("replay")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    # Only what this tool would write: the report may be anybody's.
+    found = [Path(REPLAY_FOLDER) / name.name for name in names if name.parts[:1] == (REPLAY_FOLDER,)]
+    return [name / file for name in found for file in REPLAY_FILES if (folder / name / file).is_file()]
 
 
 def _reason(error: Exception) -> str:

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from bisect_tool.diagnose.causes import LAYOUT, WEIGHT
 from bisect_tool.records import Diagnosis, Origin, Verdict
 
 Array = NDArray[Any]
@@ -366,11 +367,15 @@ def with_weights(verdict: Verdict, weights: WeightReport) -> Verdict:
         summary = (*verdict.summary, checkpoint_line(diagnosis))
         return replace(verdict, summary=summary, diagnoses=(*verdict.diagnoses, diagnosis))
     told: set[str] = set()
+    # A trial says more: what the weight should be, with a BatchNorm folded in for one.
+    explained = {each.origin for each in verdict.diagnoses if each.code in (WEIGHT, LAYOUT)}
 
     def told_at(origin: Origin) -> Origin:
         both = (*weights.differing, *weights.rounded)
         own = [each for each in both if each.pair.onnx in origin.onnx_weights]
         told.update(each.pair.onnx for each in own)
+        if origin.ref in explained:
+            return origin
         return replace(origin, evidence=(*origin.evidence, *map(str, own)))
 
     origins = tuple(told_at(origin) for origin in verdict.origins)

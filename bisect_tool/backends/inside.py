@@ -82,7 +82,18 @@ class Opened:
 
 
 def open_stage(around: Surroundings, origin: Origin, stage: Stage, known: Set[int], floor: float | None) -> Opened:
-    """The stage of an origin that still names all its nodes; arguments and errors as in :func:`look_inside`."""
+    """The stage of an origin, ready to run.
+
+    Args:
+        around: the run.
+        origin: with all nodes of its stage.
+        stage: the origin's.
+        known: values that the forced run was cut at; the stage starts from the nearest of them.
+        floor: the stage's noise floor, relative; ``None`` if not measured.
+
+    Raises:
+        CannotReplayError: the graph reads what has no value there.
+    """
     program, own = around.program, around.matches[stage.value]
     known = known - {stage.value}
     cuts = {around.matches[value].onnx: around.matches[value] for value in known if value in around.matches}
@@ -101,29 +112,19 @@ def open_stage(around: Surroundings, origin: Origin, stage: Stage, known: Set[in
     return Opened(nodes, own.onnx, known, cuts, feeds, expected, made, floor)
 
 
-def look_inside(
-    around: Surroundings,
-    origin: Origin,
-    stage: Stage,
-    known: Set[int],
-    config: NumericConfig,
-    floor: float | None,
-) -> Origin:
+def look_inside(around: Surroundings, opened: Opened, origin: Origin, stage: Stage, config: NumericConfig) -> Origin:
     """The origin with the fewest nodes that certainly hold its fault.
 
     Args:
-        around: the run.
+        around, opened: the run and the stage.
         origin: with all nodes of its stage.
         stage: the origin's.
-        known: values that the forced run was cut at; the stage starts from the nearest of them.
         config: of ONNX Runtime's side.
-        floor: the stage's noise floor, relative; ``None`` if not measured.
 
     Raises:
         CannotReplayError: PyTorch's side can't be computed again.
         InconclusiveError: ONNX Runtime refuses the stage on its own.
     """
-    opened = open_stage(around, origin, stage, known, floor)
     if len(opened.nodes) < 2:
         return origin
     program, nodes, cuts, feeds = around.program, opened.nodes, opened.cuts, opened.feeds

@@ -246,8 +246,9 @@ def _run_samples(
         case = make_case(settings, loaded, sample)
         # Each sample gets an export of its own: shapes are baked in.
         chosen = options if number == 0 else replace(options, keep_onnx=None)
+        replays: dict[str, Any] = {}
         if matrix is None:
-            report = bisect(case, chosen, say)
+            report = bisect(case, replace(chosen, keep_replay=functools.partial(_collect, replays)), say)
             if chosen.keep_onnx is not None:
                 say(f"the exported file is kept at {chosen.keep_onnx}")
         else:
@@ -256,7 +257,7 @@ def _run_samples(
             given = {**settings, "command": case.description["command"]}
             report = run_matrix(functools.partial(load_case, given, number), chosen, matrix, say, detail)
         target = folder if len(bound) == 1 else folder / f"{number:03d}-{Path(sample.source).stem}"
-        _write(report, target, force, say)
+        _write(report, target, force, say, replays)
         yield report, target
 
 
@@ -289,8 +290,12 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
     )
 
 
+def _collect(into: dict[str, Any], folder: str, files: Mapping[str, bytes | str]) -> None:
+    into.update({f"{folder}/{name}": content for name, content in files.items()})
+
+
 @no_collection()
-def _write(report: Report, folder: Path, force: bool, say: Callable[[str], None]) -> None:
+def _write(report: Report, folder: Path, force: bool, say: Callable[[str], None], replays: Mapping[str, Any]) -> None:
     from bisect_tool.reporters import csv_table, html, plots
     from bisect_tool.store import write_report_folder
 
@@ -301,6 +306,7 @@ def _write(report: Report, folder: Path, force: bool, say: Callable[[str], None]
         "amplification.png": plot.png,
         "amplification.svg": plot.light,
         "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
+        **replays,
     }
     interrupts.check()
     write_report_folder(report, folder, force=force, files=files)

@@ -536,6 +536,8 @@ def _origin(page: Page, origin: Origin, row: StageRow | None, origins: Sequence[
         page.line("  PyTorch's operation: ", origin.operation)
     for text in origin.evidence:
         page.prose(text, indent="  ", style="dim")
+    if origin.replay:
+        page.line("  replay: ", f"python {origin.replay}/run.py, in the report's folder")
     noise = common.noise_text(origin.noise_ratio, origin.side)
     page.prose(f"made here: relative L2 {common.sci(origin.local_rel_l2)}, {noise}", indent="  ")
 
