@@ -86,6 +86,9 @@ MAX_DRILLED = 24
 MAX_EXPLAINED = 8
 """Origins whose cause is looked for by trying."""
 
+FEW_ORIGINS = 3
+"""So many origins may come from single casts; more of them are a graph in another precision."""
+
 MAX_REPLAYS = 8
 """Origins that get a replay folder, in causal order."""
 
@@ -457,7 +460,9 @@ class _Bisection:
         verdict = replace(verdict, summary=(*verdict.summary, *other_precision))
         if verdict.origins:
             with self.step("drill", "looking inside the stages that make error"):
-                verdict = self._drill(verdict, rows, reference, matches, selection, cuts)
+                # A graph in another precision throughout needs no cause for each stage; one cast pair is a cause.
+                explain = not other_precision or len(verdict.origins) <= FEW_ORIGINS
+                verdict = self._drill(verdict, rows, reference, matches, selection, cuts, explain=explain)
                 verdict = self._hand_over(verdict, reference, matches)
         if verdict.status == "diverges":
             with self.step("weights", "comparing the graph's weights with the model's"):
@@ -945,8 +950,13 @@ class _Bisection:
         matches: Mapping[int, Match],
         selection: Selection,
         cuts: Mapping[str, Cut],
+        *,
+        explain: bool,
     ) -> Verdict:
-        """Names the fewest nodes of each origin that certainly hold its fault."""
+        """Names the fewest nodes of each origin that certainly hold its fault, and looks for the cause.
+
+        ``explain``: no cause is looked for where the whole graph is in another precision: that is the cause.
+        """
         layers = {stage.ref: cuts.get(name) for name, stages in selection.layers.items() for stage in stages}
         shown = {stage.ref: stage for stage in selection.shown}
         pairs = {pair.name: pair for pair in self.configs}
@@ -974,7 +984,7 @@ class _Bisection:
                     opened = open_stage(around, origin, stage, cut.known, floor)
                     origin = look_inside(around, opened, origin, stage, pair.actual)
                     left = ends - time.perf_counter()
-                    if left > 0 and len(outcomes) < MAX_EXPLAINED:
+                    if explain and left > 0 and len(outcomes) < MAX_EXPLAINED:
                         seconds = min(left, MAX_SECONDS)
                         cause = find_cause(around, opened, stage, origin.onnx_nodes, names, pair.actual, seconds)
                         outcomes[origin.ref, origin.config] = cause

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.diagnose.causes import LAYOUT, WEIGHT
+from bisect_tool.diagnose.causes import LAYOUT, UNKNOWN, WEIGHT
 from bisect_tool.records import Diagnosis, Origin, Verdict
 
 Array = NDArray[Any]
@@ -365,7 +365,9 @@ def with_weights(verdict: Verdict, weights: WeightReport) -> Verdict:
     if weights.is_another_checkpoint:
         diagnosis = _other_checkpoint(weights)
         summary = (*verdict.summary, checkpoint_line(diagnosis))
-        return replace(verdict, summary=summary, diagnoses=(*verdict.diagnoses, diagnosis))
+        # What single stages lack is this.
+        others = [each for each in verdict.diagnoses if each.code not in (UNKNOWN, WEIGHT, LAYOUT)]
+        return replace(verdict, summary=summary, diagnoses=(*others, diagnosis))
     told: set[str] = set()
     # A trial says more: what the weight should be, with a BatchNorm folded in for one.
     explained = {each.origin for each in verdict.diagnoses if each.code in (WEIGHT, LAYOUT)}

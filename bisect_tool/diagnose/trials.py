@@ -103,6 +103,25 @@ def propose(
 
 
 def _weights(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
+    """Each weight as PyTorch has it, and then all of the node together."""
+    nearest: dict[int, Trial] = {}
+    for trial in _each_weight(node, statics):
+        (place,) = (i for i, given in enumerate(trial.edit.steps[0].inputs) if isinstance(given, np.ndarray))
+        nearest.setdefault(place, trial)
+        yield trial
+    if len(nearest) > 1:
+        arrays = {place: trial.edit.steps[0].inputs[place] for place, trial in nearest.items()}
+        texts = [trial.text.replace(f", which {node.name} reads,", "") for trial in nearest.values()]
+        yield Trial(
+            next(iter(nearest.values())).code,
+            node.name,
+            f"weights that {node.name} reads: {'; '.join(texts)}",
+            "export the file again from this checkpoint",
+            _with(node, inputs={place: array for place, array in arrays.items() if isinstance(array, np.ndarray)}),
+        )
+
+
+def _each_weight(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
     for place, have in node.constants.items():
         if have.size > 1 and have.dtype.kind in "fV":
             for form in weight_forms(have, statics, gates=_GATES.get(node.op, 0)):
