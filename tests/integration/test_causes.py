@@ -143,11 +143,7 @@ def test_two_faults_in_one_stage_are_unknown(exported: tuple[Net, torch.Tensor, 
 
     def both(model: ModelProto) -> None:
         weight(model)
-        node = next(node for node in model.graph.node if "fc.weight" in node.input)
-        place, name = list(model.graph.node).index(node), node.output[0]
-        node.output[0] = "before"
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(1.3), "factor"))
-        model.graph.node.insert(place + 1, helper.make_node("Mul", ["before", "factor"], [name], name="extra"))
+        attribute("Gemm", "alpha", 1.3)(model)
 
     report = report_of(exported, tmp_path, both)
     (diagnosis,) = [each for each in report.verdict.diagnoses if each.origin is not None]
