@@ -51,6 +51,8 @@ def commands_of(text: str) -> list[Command]:
 
 def without_numbers(line: str) -> str:
     """A line with its numbers and the width of its columns left open; names and shapes stay."""
+    # A slow machine says seconds where another says milliseconds.
+    line = re.sub(r"(?<=\d) (ms|s|min)(?!\w)", " TIME", line)
     return " ".join(re.sub(r"(?<![\w.@-])-?\d+(\.\d+)?(e[+-]\d+)?(?![\w.]*\w)", "#", line).split())
 
 
