@@ -32,17 +32,17 @@ Written by this command; do not edit by hand.
 $ scripts/big-decoder
 ```
 
-A decoder of GPT's kind ([scripts/big_decoder_model.py](../scripts/big_decoder_model.py)) with random weights, larger than what an
-ONNX file can hold (2 GiB): its weights lie in a file beside it. It is exported with `torch.onnx.export(dynamo=True,
+A decoder of GPT's kind ([scripts/big_decoder_model.py](../scripts/big_decoder_model.py)) with random weights, larger than
+what an ONNX file can hold (2 GiB): its weights lie in a file beside it. It is exported with `torch.onnx.export(dynamo=True,
 external_data=True)`, and then the command is run on the file, as a user does:
 
 ```console
 $ bisect-divergence big_decoder_model.py --input ids.npy --onnx model.onnx
 ```
 
-Every step is a process of its own. *Peak* is the largest resident set that the process ever had (`ru_maxrss`, as `/usr/bin/time -v`
-tells it), in GiB; it counts pages of the weights' file that are mapped, which the system takes back when it needs them. *Own* is
-the largest part of it that is not of any file, read ten times a second.
+Every step is a process of its own. *Peak* is the largest resident set that the process ever had (`ru_maxrss`, as
+`/usr/bin/time -v` tells it), in GiB; it counts pages of the weights' file that are mapped, which the system takes back
+when it needs them. *Own* is the largest part of it that is not of any file, read ten times a second.
 The fault is one row of one weight in the middle of the model, times 1.5, written into the weights' file.
 
 {machine}
@@ -112,7 +112,10 @@ def _steps(folder: Path, options: argparse.Namespace) -> Iterator[Step]:
     ids = np.random.default_rng(0).integers(0, options.vocabulary, (1, options.tokens))
     np.save(folder / "ids.npy", ids)
     python = [sys.executable, "-c"]
-    start = f"import sys; sys.path.insert(0, {str(MODEL.parent)!r}); import torch, big_decoder_model as b; m = b.build_model().eval()"
+    start = (
+        f"import sys; sys.path.insert(0, {str(MODEL.parent)!r}); import torch, big_decoder_model as b; "
+        "m = b.build_model().eval()"
+    )
     forward = f"{start}; torch.set_grad_enabled(False); m(torch.arange({options.tokens})[None])"
     yield measured("PyTorch's forward alone", [*python, forward], folder, options.limit)
     model = folder / "model.onnx"
@@ -163,7 +166,9 @@ def measured(name: str, call: Sequence[str], folder: Path, limit: int) -> Step:
             process.kill()
         time.sleep(0.1)
     step = Step(name, time.perf_counter() - began, peak, own, process.returncode)
-    print(f"  {step.seconds:.0f} s, peak {_gib(peak)} GiB, own {_gib(own)}, code {step.code}", file=sys.stderr, flush=True)
+    print(
+        f"  {step.seconds:.0f} s, peak {_gib(peak)} GiB, own {_gib(own)}, code {step.code}", file=sys.stderr, flush=True
+    )
     return step
 
 
@@ -180,7 +185,7 @@ def _memory(process: int) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def fault(folder: Path, weight: str) -> Iterator[None]:
-    """Multiplies one row (or column, where the file has it transposed) of a weight in its file; afterwards it is as before."""
+    """Multiplies one row of a weight by 1.5 as it lies in its file; afterwards it is as before."""
     import numpy as np
 
     array = _mapped(folder, weight)
@@ -247,7 +252,10 @@ def _facts(options: argparse.Namespace, size: int) -> str:
 
 
 def _table(steps: Sequence[Step]) -> list[str]:
-    lines = ["| process | seconds | peak GiB | own GiB | stages | coverage | answer |", "|---|---:|---:|---:|---:|---:|---|"]
+    lines = [
+        "| process | seconds | peak GiB | own GiB | stages | coverage | answer |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
     for step in steps:
         stages = coverage = answer = ""
         if step.report is not None:
@@ -269,7 +277,10 @@ def _timings(steps: Sequence[Step]) -> list[str]:
     compared = [step for step in steps if step.report is not None]
     names = list(dict.fromkeys(name for step in compared for name in (step.report or {})["timings"]))
     lines = ["## Seconds of the comparisons, by step", ""]
-    lines += [f"| step | {' | '.join(s.name.partition(', ')[2] for s in compared)} |", "|---|" + "---:|" * len(compared)]
+    lines += [
+        f"| step | {' | '.join(s.name.partition(', ')[2] for s in compared)} |",
+        "|---|" + "---:|" * len(compared),
+    ]
     for name in names:
         cells = [f"{(step.report or {})['timings'].get(name, 0.0):.1f}" for step in compared]
         lines.append(f"| {name} | {' | '.join(cells)} |")

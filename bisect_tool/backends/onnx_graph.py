@@ -47,7 +47,7 @@ def load_onnx(path: Path) -> ir.Model:
         model.graph.sort()
     except ValueError as error:
         raise BisectError(f"ONNX file {path}: {_first_line(error)}", hint="the graph is not a valid DAG") from error
-    _name_everything(model.graph)
+    name_everything(model.graph)
     return model
 
 
@@ -84,7 +84,7 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
             )
 
 
-def _name_everything(graph: ir.Graph) -> None:
+def name_everything(graph: ir.Graph) -> None:
     """Gives unnamed nodes the name ``<op>_<place>``; the place in the file makes it stable from run to run."""
     taken = {node.name for node in graph if node.name}
     seen: set[str] = set()

@@ -137,7 +137,9 @@ class TorchRun:
 
     def start(self) -> Any:
         """Runs the model without gradients, as in deployment. Returns its output."""
-        with torch.no_grad(), self.recorder:
+        # TorchScript rewrites its graphs after the first runs: later ones would have other operations.
+        plainly = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+        with torch.no_grad(), plainly, self.recorder:
             return self.recorder.run(*self.args, **self.kwargs)
 
     @property
