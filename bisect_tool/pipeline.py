@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from bisect_tool.align import VALUE_LIMIT, Match, match_values, summarize, trusted
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
+from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.costs import ort_cost, torch_cost
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.floors import stage_noise
@@ -31,7 +32,7 @@ from bisect_tool.backends.preflight import explain_forward_error, require_one_de
 from bisect_tool.backends.replay import CannotReplayError
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
-from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
+from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.backends.unfold import unfold
 from bisect_tool.backends.weights import check_weights
@@ -162,6 +163,13 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
         BisectError: unusable input, a failing export, a graph that does not fit the sample.
         InconclusiveError: nothing could be compared.
     """
+    module, compiled, put_back = original(case.module)
+    if compiled:
+        case = replace(case, module=module, notes=(*case.notes, *compiled_note(compiled)))
+        try:
+            return bisect(case, options, progress)
+        finally:
+            put_back()
     timings: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -401,6 +409,7 @@ class _Bisection:
         with self.step("capture", "running PyTorch"):
             reference = self.reference = self._capture(self.base.expected, tape=self.options.forced)
         trace = reference.trace
+        self.notes += nested_note(reference.tape)
         self._bind_outputs(reference.outputs)
         with self.step("align", "aligning stages with ONNX values"):
             matches = self._align(reference)

@@ -16,6 +16,8 @@ from bisect_tool.records import OnnxGraph, OnnxNode
 
 _TARGET = re.compile(r"target=(?:torch\.ops\.)?([\w.]+?)(?:\.\w+)?\]\(")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+# What torch.compile puts around a module is none of the modules that are compared.
+_COMPILED = re.compile(r"(^|\.)_orig_mod(?=\.|$)")
 _TORCHSCRIPT_NAME = re.compile(r"^/.*")
 
 
@@ -184,7 +186,7 @@ def _dynamo_scopes(text: str | None) -> tuple[tuple[str, ...], str | None]:
         return (), None
     if not isinstance(names, list) or not names:
         return (), None
-    return tuple(str(n) for n in names[:-1]), str(names[-1])
+    return tuple(_COMPILED.sub("", str(n)).removeprefix(".") for n in names[:-1]), str(names[-1])
 
 
 def _inputs(node: ir.Node) -> Iterator[str]:
