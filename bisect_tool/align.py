@@ -961,7 +961,7 @@ def summarize(
         if match is not None:
             aligned += 1
         else:
-            left = _reason(stage, trace, scopes, taken, torch_signatures)
+            left = _reason(stage, trace, scopes, taken, torch_signatures, chained)
             if (
                 left.in_graph
                 and "#" in stage.ref.stage
@@ -982,7 +982,12 @@ def summarize(
 
 
 def _reason(
-    stage: Stage, trace: TorchTrace, scopes: _Scopes, taken: set[str], signatures: Mapping[int, Signature]
+    stage: Stage,
+    trace: TorchTrace,
+    scopes: _Scopes,
+    taken: set[str],
+    signatures: Mapping[int, Signature],
+    chained: Mapping[str, Signature],
 ) -> Unaligned:
     ref = stage.ref
     if stage.alias_of is not None and stage.alias_of.stage == "(input)":
@@ -1001,7 +1006,8 @@ def _reason(
         if names and "#" not in ref.stage:
             what = f"no value of the graph equals it; its node's value {names[-1]} is that of a later stage: folded"
         return Unaligned(ref, what, False)
-    size, shapes = math.prod(stage.shape), scopes.graph.shapes
+    # What the file leaves open, the run has told.
+    size, shapes = math.prod(stage.shape), {**scopes.graph.shapes, **{n: s.shape for n, s in chained.items()}}
     sized = [n for n in free if n not in shapes or math.prod(shapes[n]) == size]
     if not sized:
         return Unaligned(ref, f"the values in its scope ({', '.join(free[:3])}) have other sizes", False)

@@ -104,7 +104,9 @@ def look_inside(
     )
     inner = inner_values(around.tape, stage.value, known, around.activations.tensor, around.budget)
     narrowed = narrow(inside, expected, inner, close)
-    if not narrowed.nodes or (len(nodes) > len(origin.onnx_nodes) and not narrowed.evidence):
+    wider = len(nodes) > len(origin.onnx_nodes)
+    # What was looked at beyond the stage was no use if all of the stage is left.
+    if not narrowed.nodes or (wider and (not narrowed.evidence or {*origin.onnx_nodes} <= {*narrowed.nodes})):
         return origin
     text = None
     if narrowed.operation is not None:

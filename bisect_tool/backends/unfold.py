@@ -34,6 +34,7 @@ MAX_ADDED = 5000
 
 _BODIES = ("If", "Loop", "Scan")
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_NODE, _VALUE = "node", "value"
 _COUNT = "__iterations"
 _AXES_AS_INPUT = 13
 _SCAN_WITHOUT_BATCH = 9
@@ -88,14 +89,14 @@ def _size(graph: ir.Graph) -> int:
     return sum(1 + sum(map(_size, _bodies(node))) for node in graph)
 
 
-def _names(graph: ir.Graph) -> Iterator[str]:
-    """Of all nodes and values in a graph and in the bodies inside."""
+def _names(graph: ir.Graph) -> Iterator[tuple[str, str]]:
+    """Of all nodes and values in a graph and in the bodies inside; a node may be called as a value is."""
     for value in [*graph.inputs, *graph.initializers.values()]:
-        yield value.name or ""
+        yield _VALUE, value.name or ""
     for node in graph:
-        yield node.name or ""
+        yield _NODE, node.name or ""
         for value in node.outputs:
-            yield value.name or ""
+            yield _VALUE, value.name or ""
         for body in _bodies(node):
             yield from _names(body)
 
@@ -359,19 +360,19 @@ class _Unfolding:
             _wire(body, given)
             for value in list(body.initializers.values()):
                 body.initializers.pop(value.name or "")
-                value.name = self._unique(f"{before}{value.name}{behind}")
+                value.name = self._unique(_VALUE, f"{before}{value.name}{behind}")
                 home.register_initializer(value)
             nodes = list(body)
             outputs.append(list(body.outputs))
             body.outputs.clear()
             body.remove(nodes)
             for inner in nodes:
-                inner.name = self._unique(f"{before}{inner.name or inner.op_type}{behind}")
+                inner.name = self._unique(_NODE, f"{before}{inner.name or inner.op_type}{behind}")
                 if behind and _has_body(inner):
                     self.suffixes[inner.name] = behind
                 for value in inner.outputs:
                     if value.name:
-                        value.name = self._unique(f"{before}{value.name}{behind}")
+                        value.name = self._unique(_VALUE, f"{before}{value.name}{behind}")
                 if before:
                     for key, text in outer.items():
                         inner.metadata_props.setdefault(key, text)
@@ -387,7 +388,7 @@ class _Unfolding:
             if not old.uses() and not old.is_graph_output():
                 continue
             if new.producer() not in own or new in handed:
-                copy = ir.Node("", "Identity", [new], name=self._unique(f"{node.name}/{old.name}"))
+                copy = ir.Node("", "Identity", [new], name=self._unique(_NODE, f"{node.name}/{old.name}"))
                 fresh.append(copy)
                 new = copy.outputs[0]
             handed.add(new)
@@ -401,12 +402,12 @@ class _Unfolding:
         home.insert_before(node, fresh)
         home.remove(node, safe=True)
 
-    def _unique(self, name: str) -> str:
+    def _unique(self, kind: str, name: str) -> str:
         found, number = name, 1
-        while self.used[found] > 0:
+        while self.used[kind, found] > 0:
             number += 1
             found = f"{name}_{number}"
-        self.used[found] += 1
+        self.used[kind, found] += 1
         return found
 
 

@@ -13,7 +13,6 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
-from bisect_tool.errors import BisectError
 from bisect_tool.pipeline import LoadedCase, Options, bisect
 from bisect_tool.records import Report
 from bisect_tool.tolerances import make_tolerance
@@ -159,25 +158,3 @@ def test_a_fault_inside_a_body_is_found_there(tmp_path: Path, kind: str, stages:
     assert [(stage, (node,)) for stage, node in zip(stages, nodes, strict=True)] == [
         (origin.stage, origin.onnx_nodes) for origin in report.verdict.origins
     ]
-
-
-class Compiled(nn.Module):
-    """Compiles a part of itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 8) -> (B, 8)."""
-        part = torch.compile(lambda t: self.stem(t).relu(), backend="eager", fullgraph=True)
-        return part(x)
-
-
-def test_a_part_that_the_model_compiles_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    """Torch refuses to run such a part while it is recorded."""
-    module, x, path = Compiled().eval(), torch.randn(5, 8), tmp_path / "model.onnx"
-    export_onnx(nn.Linear(8, 8).eval(), (x,), {}, path, ExportSettings("torchscript"))
-    with pytest.raises(BisectError, match=r"forward failed in .*fullgraph=True") as caught:
-        bisect(LoadedCase("compiled", module, (x,), {}), Options(make_tolerance(None, None, None), onnx=path))
-    assert "let it run uncompiled" in str(caught.value.hint)
