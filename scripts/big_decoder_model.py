@@ -69,17 +69,20 @@ def build_model() -> nn.Module:
         model = model.to_empty(device="cpu")
     finally:
         torch.set_default_dtype(before)
-    generator = torch.Generator().manual_seed(0)
+    # A billion fresh numbers take a minute; windows of one table, at odd distances, are as good.
+    table = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0))
+    at = 0
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 2:
                 # A part of the residual stream for each block: the stream stays of the size of one.
                 deep = math.sqrt(2 * LAYERS) if name.endswith(("out.weight", "down.weight")) else 1.0
                 size = 1.0 if name.startswith(("tokens", "places")) else 1 / math.sqrt(weight.shape[1]) / deep
-                for row in weight.split(1024):
-                    row.copy_(torch.randn(row.shape, generator=generator) * size)
+                for rows in weight.split(max((1 << 22) // weight.shape[1], 1)):
+                    at = (at + 1_000_003) % (table.numel() - rows.numel())
+                    rows.copy_(table[at : at + rows.numel()].view(rows.shape) * size)
             else:
                 weight.copy_(torch.ones_like(weight) if "norm" in name and name.endswith("weight") else weight * 0)
                 if name.endswith("bias"):
-                    weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+                    weight.copy_(table[: weight.numel()].view(weight.shape) * 0.02)
     return model
