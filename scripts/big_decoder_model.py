@@ -82,7 +82,9 @@ def build_model() -> nn.Module:
                     at = (at + 1_000_003) % (table.numel() - rows.numel())
                     rows.copy_(table[at : at + rows.numel()].view(rows.shape) * size)
             else:
-                weight.copy_(torch.ones_like(weight) if "norm" in name and name.endswith("weight") else weight * 0)
+                weight.copy_(
+                    torch.ones_like(weight) if "norm" in name and name.endswith("weight") else torch.zeros_like(weight)
+                )
                 if name.endswith("bias"):
                     weight.copy_(table[: weight.numel()].view(weight.shape) * 0.02)
     return model
