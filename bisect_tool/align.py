@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -302,6 +302,7 @@ class _Matcher:
         self.stages_of: dict[int, list[Stage]] = defaultdict(list)
         self.children = _children(trace)
         self.operations: dict[tuple[str, str], dict[int, str]] = {}
+        self.calls = Counter((stage.ref.stage, stage.ref.output) for stage in trace.stages)
         for stage in trace.stages:
             self.first_stage.setdefault(stage.value, stage)
             self.stages_of[stage.value].append(stage)
@@ -375,15 +376,18 @@ class _Matcher:
 
     def match_permuted(self, permuted: Callable[[int], Mapping[tuple[int, ...], Signature]]) -> None:
         """Values whose axes the exporter put in another order, as for recurrences."""
-        free: dict[tuple[str, int], list[str]] = defaultdict(list)
+        free: dict[tuple[str, int], list[tuple[float, str]]] = defaultdict(list)
         for name, signature in self.onnx.items():
             if name not in self.taken and name in self.place and signature.size > 1:
-                free[signature.kind, signature.size].append(name)
+                free[signature.kind, signature.size].append((signature.norm, name))
+        for bucket in free.values():
+            bucket.sort()
         for value in self.first_stage:
             own = self.torch.get(value)
             if value in self.matches or own is None or own.norm == 0:
                 continue
-            names = free.get((own.kind, own.size), [])
+            # The order of axes leaves the norm as it is.
+            names = sorted(self._of_norm(value, own, free.get((own.kind, own.size), [])), key=lambda n: self.place[n])
             for order, signature in permuted(value).items() if names else ():
                 hits = [
                     n
@@ -483,16 +487,15 @@ class _Matcher:
     def _near(self, value: int, wanted: Signature, bucket: list[tuple[float, str]]) -> dict[str, float]:
         """Values of the bucket that agree, and how far off. Norms are sorted: only neighbours are looked at."""
         limit = self.limit(value)
-        width = 2 * limit * max(wanted.norm, 1e-30)
+        apart = {name: distance(wanted, self.onnx[name]) for name in self._of_norm(value, wanted, bucket)}
+        return {name: far for name, far in apart.items() if far <= limit}
+
+    def _of_norm(self, value: int, wanted: Signature, bucket: Sequence[tuple[float, str]]) -> list[str]:
+        """Names in a bucket, sorted by norms, whose norm is near that of a value."""
+        width = 2 * self.limit(value) * max(wanted.norm, 1e-30)
         low = bisect.bisect_left(bucket, (wanted.norm - width, ""))
-        found = {}
-        for norm, name in itertools.islice(bucket, low, None):
-            if norm > wanted.norm + width:
-                break
-            apart = distance(wanted, self.onnx[name])
-            if apart <= limit:
-                found[name] = apart
-        return found
+        high = bisect.bisect_right(bucket, (wanted.norm + width, "\U0010ffff"))
+        return [name for _, name in bucket[low:high]]
 
     def _resolve(
         self, values: list[int], names: list[str], candidates: Mapping[int, list[str]]
@@ -647,7 +650,7 @@ class _Matcher:
         path = self.scopes.path_of(match.onnx)
         if stage is None or stage.alias_of is not None or path not in (stage.ref.stage, self._folded_scope(stage)):
             return match
-        called_once = sum(s.ref.stage == path and s.ref.output == stage.ref.output for s in self.trace.stages) == 1
+        called_once = path is not None and self.calls[path, stage.ref.output] == 1
         name = match.onnx
         first = self.graph.nodes[self.place[name]]
         while name not in self.scopes.outputs:
@@ -961,7 +964,7 @@ def summarize(
         if match is not None:
             aligned += 1
         else:
-            left = _reason(stage, trace, scopes, taken, torch_signatures)
+            left = _reason(stage, trace, scopes, taken, torch_signatures, chained)
             if (
                 left.in_graph
                 and "#" in stage.ref.stage
@@ -982,7 +985,12 @@ def summarize(
 
 
 def _reason(
-    stage: Stage, trace: TorchTrace, scopes: _Scopes, taken: set[str], signatures: Mapping[int, Signature]
+    stage: Stage,
+    trace: TorchTrace,
+    scopes: _Scopes,
+    taken: set[str],
+    signatures: Mapping[int, Signature],
+    chained: Mapping[str, Signature],
 ) -> Unaligned:
     ref = stage.ref
     if stage.alias_of is not None and stage.alias_of.stage == "(input)":
@@ -1001,7 +1009,8 @@ def _reason(
         if names and "#" not in ref.stage:
             what = f"no value of the graph equals it; its node's value {names[-1]} is that of a later stage: folded"
         return Unaligned(ref, what, False)
-    size, shapes = math.prod(stage.shape), scopes.graph.shapes
+    # What the file leaves open, the run has told.
+    size, shapes = math.prod(stage.shape), {**scopes.graph.shapes, **{n: s.shape for n, s in chained.items()}}
     sized = [n for n in free if n not in shapes or math.prod(shapes[n]) == size]
     if not sized:
         return Unaligned(ref, f"the values in its scope ({', '.join(free[:3])}) have other sizes", False)

@@ -6,31 +6,34 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from bisect_tool.align import Match
-from bisect_tool.records import Alignment, OnnxGraph, StageRef, Unaligned
+from bisect_tool.records import Alignment, StageRef, Unaligned
 
 _OPERATORS = {"cond": "If", "while_loop": "Loop", "map_impl": "Scan", "scan": "Scan"}
 
 
 def match_bodies(
-    matches: Mapping[int, Match], graph: OnnxGraph, calls: Sequence[tuple[str, Sequence[int]]], values: Set[int]
+    matches: Mapping[int, Match],
+    bodies: Sequence[tuple[str, Sequence[str]]],
+    calls: Sequence[tuple[str, Sequence[int]]],
+    values: Set[int],
 ) -> dict[int, Match]:
     """All pairs, and those of what bodies hand out and no value fits: call by call, in the order of both sides.
 
     Args:
         matches: pairs found otherwise.
-        graph: of ONNX.
+        bodies: operator and outputs of each node of the graph that has a body, in the graph's order.
         calls: PyTorch's operators with bodies and the values that they handed out, in order of execution.
         values: that have a stage.
     """
     found = dict(matches)
     taken = {match.onnx for match in matches.values()}
     for kind in sorted(set(_OPERATORS.values())):
-        nodes = [node for node in graph.nodes if node.op_type == kind and not node.domain]
+        nodes = [outputs for operator, outputs in bodies if operator == kind]
         results = [made for name, made in calls if _OPERATORS.get(name) == kind]
         if len(nodes) != len(results):
             continue
-        for node, made in zip(nodes, results, strict=True):
-            pairs = zip(made, node.outputs, strict=True) if len(made) == len(node.outputs) else ()
+        for names, made in zip(nodes, results, strict=True):
+            pairs = zip(made, names, strict=True) if len(made) == len(names) else ()
             for value, name in pairs:
                 if value in values and value not in found and name and name not in taken:
                     found[value] = Match(value, name, ("body",), False)

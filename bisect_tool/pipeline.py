@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from bisect_tool.align import VALUE_LIMIT, Match, match_values, summarize, trusted
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
+from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.costs import ort_cost, torch_cost
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.floors import stage_noise
@@ -33,9 +34,10 @@ from bisect_tool.backends.replay import CannotReplayError
 from bisect_tool.backends.replay_folder import replay_files
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
-from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
+from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.backends.trials import find_cause, parameter_names
+from bisect_tool.backends.unfold import unfold
 from bisect_tool.backends.weights import check_weights
 from bisect_tool.bodies import leave_out_bodies, match_bodies
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
@@ -182,6 +184,13 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
         BisectError: unusable input, a failing export, a graph that does not fit the sample.
         InconclusiveError: nothing could be compared.
     """
+    module, compiled, put_back = original(case.module)
+    if compiled:
+        case = replace(case, module=module, notes=(*case.notes, *compiled_note(compiled)))
+        try:
+            return bisect(case, options, progress)
+        finally:
+            put_back()
     timings: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -322,16 +331,18 @@ class _Bisection:
         self.graph = program.graph
         bound = bind_inputs(self.graph, sample_tensors(case.module, case.args, case.kwargs))
         self.feeds = dict(bound.feeds)
+        self.configs = list(options.pairs) or [self._pair(level) for level in options.optimizations]
+        self.base = self._base()
+        program, unfolded = unfold(program, self.feeds, self.base.actual)
+        self.program = program
         program.assume_shapes({name: array.shape for name, array in self.feeds.items()})
         self.graph = program.graph
-        self.notes = [*case.notes, *bound.notes]
+        self.notes = [*case.notes, *bound.notes, *unfolded]
         # Each value is held on both sides.
         self.in_memory = 2 * program.activation_bytes() <= options.memory_budget
         if not self.in_memory:
             map_big_blocks()
         self.buffers = BufferPool()
-        self.configs = list(options.pairs) or [self._pair(level) for level in options.optimizations]
-        self.base = self._base()
         self.reference: _Reference | None = None
         self.bound_outputs: list[str | None] = []
         self.exchanged: list[str] = []
@@ -419,6 +430,7 @@ class _Bisection:
         with self.step("capture", "running PyTorch"):
             reference = self.reference = self._capture(self.base.expected, tape=self.options.forced)
         trace = reference.trace
+        self.notes += nested_note(reference.tape)
         self._bind_outputs(reference.outputs)
         with self.step("align", "aligning stages with ONNX values"):
             matches = self._align(reference)
@@ -638,7 +650,7 @@ class _Bisection:
         staged = {stage.value for stage in trace.stages}
 
         def with_bodies(matches: Mapping[int, Match]) -> dict[int, Match]:
-            return match_bodies(matches, self.graph, reference.tape.bodies, staged)
+            return match_bodies(matches, self.program.bodies(), reference.tape.bodies, staged)
 
         matches = match_values(trace, self.graph, self.torch_signatures, self.onnx_signatures, {}, permuted)
         matches = with_bodies(matches)
@@ -1119,6 +1131,7 @@ class _Bisection:
     def _chance(self, trace: TorchTrace, rows: Sequence[StageRow]) -> str | None:
         """Where a model differs from itself when run twice; ``None`` if it does not in what failed or is put out."""
         stages = first_stage_by_value(trace)
+        stages_of = {stage.ref: stage.value for stage in trace.stages}
         differing: list[int] = []
         limit = VALUE_LIMIT / 10
 
@@ -1130,8 +1143,18 @@ class _Bisection:
             if known is None or distance(known, again) > limit:
                 differing.append(value.id)
 
-        self._run_torch(self.base.expected, on_value)
+        run, _, outputs = self._run_torch(self.base.expected, on_value)
+        if self.reference is not None and not _same_operations(run.recorder.trace, self.reference.tape):
+            # Values have other numbers then; outputs keep their places.
+            pairs = zip(self.reference.outputs, outputs, strict=False)
+            apart = any(_error(one[1], other[1]) > limit for one, other in pairs)
+            return "the model's output differs from one run to the next" if apart else None
         reaching = upstream(trace, rows)
+        # What failed must differ itself: memory that is written later, or never read, may hold anything before.
+        failing = {stages_of[row.ref] for row in rows if row.role != "group" and row.ref in stages_of and _fails(row)}
+        failing |= {value for _, value in trace.outputs}
+        if not failing & set(differing):
+            return None
         differing = [value for value in differing if value in reaching]
         if not differing:
             return None
@@ -1161,6 +1184,14 @@ class _Reference:
 class _Untouched:
     outputs: Mapping[str, Array | None]
     effective: Mapping[str, Any]
+
+
+def _same_operations(one: Trace, other: Trace) -> bool:
+    return [op.name for op in one.ops] == [op.name for op in other.ops]
+
+
+def _fails(row: StageRow) -> bool:
+    return any(result.judgement == "fail" for result in row.results.values())
 
 
 def _holds_nothing(metrics: ErrorMetrics) -> bool:

@@ -68,6 +68,7 @@ whole process's after the first call, imports and model included.
 {machine}
 
 Times of one machine say little; the ratios of one run are what counts.
+[size.md](size.md) has a model of a billion parameters.
 """
 
 TARGETS = """\

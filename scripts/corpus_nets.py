@@ -46,25 +46,34 @@ _STUBS = ("torchvision", "torchaudio", "librosa", "resampy", "scipy", "webrtcvad
 
 @dataclass(frozen=True)
 class Net:
-    """A network: ``build()`` gives it in eval mode, with its positional arguments."""
+    """A network: ``build()`` gives it in eval mode, with its positional arguments.
+
+    Attributes:
+        file: gives the ONNX file that the package ships of it; ``None``: it is exported.
+        expected: the right verdict, established outside of this tool: by the weights, and by plain runs of both sides.
+    """
 
     name: str
     source: str
     build: Callable[[], Built]
     trained: bool
+    file: Callable[[], Path] | None = None
+    expected: str = "agrees"
 
 
 NETS: dict[str, Net] = {}
 
 
-def _net(name: str, source: str, trained: bool) -> Callable[[Callable[[], Built]], Callable[[], Built]]:
+def _net(
+    name: str, source: str, trained: bool, file: Callable[[], Path] | None = None, expected: str = "agrees"
+) -> Callable[[Callable[[], Built]], Callable[[], Built]]:
     def enter(build: Callable[[], Built]) -> Callable[[], Built]:
         def built() -> Built:
             torch.manual_seed(0)
             module, args = build()
             return module.eval(), args
 
-        NETS[name] = Net(name, source, built, trained)
+        NETS[name] = Net(name, source, built, trained, file, expected)
         return build
 
     return enter
@@ -317,6 +326,63 @@ def _silero() -> Built:
     return model, (torch.from_numpy(sound(4000)[-1000:-424].copy())[None], state)
 
 
+class SileroStep(nn.Module):
+    """Silero VAD with the inputs of most of the shipped files; what the rate chooses is the network for 16 kHz, this one."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input: Tensor, state: Tensor, sr: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, 576) and (2, B, 128) -> (B, 1) and the next state."""
+        probability, state = self.model(input, state)
+        return probability, state
+
+
+class SileroSequence(SileroStep):
+    """Silero VAD with the inputs and outputs of the file for sequences, here of length 1."""
+
+    def forward(self, input: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        """(1, 576) and twice (1, 1, 128) -> (1,) and the next state's halves."""
+        probability, state = self.model(input, torch.cat([h, c]))
+        return probability.squeeze(1), state[:1], state[1:]
+
+
+SILERO_FILES = {
+    # file: its inputs, and whether it holds the weights of silero_vad.jit (none holds those of the safetensors file)
+    "silero_vad": ("state rate", True),
+    "silero_vad_16k_op15": ("state rate", True),
+    "silero_vad_16k_sequence": ("sequence", True),
+    "silero_vad_half": ("state", False),
+    "silero_vad_op18_ifless": ("state rate", True),
+    "silero_vad_openvino_16k": ("state", True),
+}
+
+
+def _silero_data(name: str) -> Path:
+    return _folder("silero_vad") / "data" / name
+
+
+def _silero_file(weights: str, form: str) -> Built:
+    model, (x, state) = _silero()
+    if weights == "jit":
+        model = torch.jit.load(str(_silero_data("silero_vad.jit"))).eval()._model
+    if form == "sequence":
+        return SileroSequence(model), (x, state[:1], state[1:])
+    return SileroStep(model), (x, state, torch.tensor(16000)) if "rate" in form else (x, state)
+
+
+for _file, (_form, _same) in SILERO_FILES.items():
+    for _weights in ("jit", "safetensors"):
+        _net(
+            f"{_file}.onnx+{_weights}",
+            "silero-vad",
+            True,
+            functools.partial(_silero_data, f"{_file}.onnx"),
+            "agrees" if _same and _weights == "jit" else "diverges",
+        )(functools.partial(_silero_file, _weights, _form))
+
+
 # -- random weights ---------------------------------------------------------------------------------------------------
 
 
@@ -429,6 +495,38 @@ RANDOM: dict[str, tuple[str, str, dict[str, Any], str]] = {
         },
         "input_features",
     ),
+    "albert": ("AlbertModel", "AlbertConfig", {**_TEXT, "embedding_size": 32, "intermediate_size": 128}, "input_ids"),
+    "opt": (
+        "OPTModel",
+        "OPTConfig",
+        {**_TEXT, "ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 64},
+        "input_ids",
+    ),
+    "dinov2": (
+        "Dinov2Model",
+        "Dinov2Config",
+        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 64, "patch_size": 16},
+        "pixel_values",
+    ),
+    "regnet": (
+        "RegNetModel",
+        "RegNetConfig",
+        {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [2, 2], "groups_width": 8},
+        "pixel_values",
+    ),
+    "clip-vision": (
+        "CLIPVisionModel",
+        "CLIPVisionConfig",
+        {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 128,
+            "image_size": 64,
+            "patch_size": 16,
+        },
+        "pixel_values",
+    ),
     "wav2vec2": (
         "Wav2Vec2Model",
         "Wav2Vec2Config",
@@ -462,9 +560,9 @@ def _random(name: str) -> Built:
         x = torch.randn(1, 80, 100)
     else:
         x = torch.from_numpy(sound(4000))[None]
-    settings = {"use_cache": False} if name in ("gpt2", "llama", "qwen2", "mamba") else {}
+    settings = {"use_cache": False} if name in ("gpt2", "llama", "qwen2", "mamba", "opt") else {}
     # Without a mask they look for packed sequences, with an operator that one exporter has not.
-    masked = name in ("gpt2", "llama", "qwen2")
+    masked = name in ("gpt2", "llama", "qwen2", "opt")
     return Keyword(model, given, masked, **settings), (x,)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, TextIO
 
 import torch
 
+from bisect_tool.backends.compiled import eagerly, original
 from bisect_tool.errors import BisectError
 from bisect_tool.recorder import flatten_tensors
 
@@ -56,6 +57,7 @@ def export_onnx(
     Raises:
         BisectError: the exporter failed; its reason is in the message, its whole output in a log file that is named.
     """
+    module, _, put_back = original(module)
     rules = contextlib.nullcontext() if settings.batchnorm_folding else _without_batchnorm_fusion()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         try:
@@ -68,13 +70,15 @@ def export_onnx(
                 # This exporter would make inputs of numbers and flags, which dynamo takes for constants.
                 constants = {name: value for name, value in kwargs.items() if not flatten_tensors(value)}
                 tensors = {name: value for name, value in kwargs.items() if name not in constants}
-                with _captured(log), _plain_outputs(module, constants), torch.enable_grad():
+                with _captured(log), _plain_outputs(module, constants), torch.enable_grad(), eagerly():
                     _export_torchscript(module, args, tensors, path, settings)
         except BisectError:
             raise
         except Exception as error:  # exporters raise whatever they come across
             log.seek(0)
             raise _export_error(error, log.read(), settings) from error
+        finally:
+            put_back()
 
 
 def _export_dynamo(

@@ -38,8 +38,10 @@ def inner_values(
 
     def keep(op: Op, name: str, tensor: Tensor) -> None:
         nonlocal left
+        if tensor.is_nested or not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            return
         size = tensor.numel() * tensor.element_size()
-        if tensor.is_floating_point() and tensor.layout is torch.strided and size <= left:
+        if size <= left:
             left -= size
             found.append(Inner(name, op.source, to_numpy(tensor.detach().clone())))
 

@@ -137,7 +137,9 @@ def look_inside(around: Surroundings, opened: Opened, origin: Origin, stage: Sta
     )
     inner = inner_values(around.tape, stage.value, opened.known, around.activations.tensor, around.budget)
     narrowed = narrow(inside, opened.expected, inner, opened.close)
-    if not narrowed.nodes or (len(nodes) > len(origin.onnx_nodes) and not narrowed.evidence):
+    wider = len(nodes) > len(origin.onnx_nodes)
+    # What was looked at beyond the stage was no use if all of the stage is left.
+    if not narrowed.nodes or (wider and (not narrowed.evidence or {*origin.onnx_nodes} <= {*narrowed.nodes})):
         return origin
     text = None
     if narrowed.operation is not None:

@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 
 import torch
 
+from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.files import USER_MODULE_PREFIX, kind_of_file, reason_of, require_file, wrong_kind
 from bisect_tool.backends.samples import require_forward
 from bisect_tool.errors import BisectError
@@ -49,12 +50,14 @@ class LoadedModel:
         name: short, for the report.
         source_file: the Python file or the archive; None if the code lies in no file.
         kind: what it was made from.
+        notes: on what was done to it, for the report.
     """
 
     module: torch.nn.Module
     name: str
     source_file: Path | None
     kind: Kind
+    notes: tuple[str, ...] = ()
 
 
 def load_model(model: str, entry: str | None = None, entry_args: Mapping[str, Any] | None = None) -> LoadedModel:
@@ -159,7 +162,8 @@ def _load_exported(file: Path) -> torch.nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = torch.export.load(str(file)).module()
+            program = torch.export.load(str(file))
+            module = _in_modules(program)
     except Exception as error:  # the reader raises nearly everything on files of other versions
         raise BisectError(
             f"exported program {file} cannot be loaded: {reason_of(error)}",
@@ -168,11 +172,21 @@ def _load_exported(file: Path) -> torch.nn.Module:
     return _without_modes(module)
 
 
+def _in_modules(program: torch.export.ExportedProgram) -> torch.nn.Module:
+    """A program as the modules it was traced from, so that stages have their names; flat where that is not possible."""
+    try:
+        return torch.export.unflatten(program)
+    except Exception:  # it knows fewer programs than can be written
+        return program.module()
+
+
 def _without_modes(module: torch.nn.Module) -> torch.nn.Module:
     """Makes ``eval()`` of an exported program do nothing instead of raise: its mode was fixed when it was traced."""
     for child in module.modules():
         child.training = False
     module.eval = lambda: module  # type: ignore[method-assign]
+    # One of the exporters puts the module into the mode that it has anyway.
+    module.train = lambda mode=True: module  # type: ignore[method-assign]
     return module
 
 
@@ -193,7 +207,7 @@ def _load_file(file: Path, entry: str | None, entry_args: Mapping[str, Any] | No
         else:
             name, found = entry, _lookup(namespace, entry, str(file))
         module = _build(found, name, str(file), entry_args)
-    return LoadedModel(to_eval(module), file.stem, file, "python")
+    return _uncompiled(module, file.stem, file)
 
 
 def _load_importable(target: str, entry_args: Mapping[str, Any] | None) -> LoadedModel:
@@ -208,7 +222,12 @@ def _load_importable(target: str, entry_args: Mapping[str, Any] | None) -> Loade
         raise _code_error(f"module {module_name} raised on import", error, None) from error
     file = getattr(namespace, "__file__", None)
     module = _build(_lookup(namespace, name, module_name), name, module_name, entry_args)
-    return LoadedModel(to_eval(module), name.rpartition(".")[2], Path(file) if file else None, "python")
+    return _uncompiled(module, name.rpartition(".")[2], Path(file) if file else None)
+
+
+def _uncompiled(module: torch.nn.Module, name: str, file: Path | None) -> LoadedModel:
+    module, compiled, _ = original(module)
+    return LoadedModel(to_eval(module), name, file, "python", compiled_note(compiled))
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from bisect_tool.records import OnnxGraph, OnnxNode
 
 _TARGET = re.compile(r"target=(?:torch\.ops\.)?([\w.]+?)(?:\.\w+)?\]\(")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+# What torch.compile puts around a module is none of the modules that are compared.
+_COMPILED = re.compile(r"(^|\.)_orig_mod(?=\.|$)")
 _TORCHSCRIPT_NAME = re.compile(r"^/.*")
 
 
@@ -47,7 +49,7 @@ def load_onnx(path: Path) -> ir.Model:
         model.graph.sort()
     except ValueError as error:
         raise BisectError(f"ONNX file {path}: {_first_line(error)}", hint="the graph is not a valid DAG") from error
-    _name_everything(model.graph)
+    name_everything(model.graph)
     return model
 
 
@@ -84,7 +86,7 @@ def _check_external_data(model: ir.Model, path: Path) -> None:
             )
 
 
-def _name_everything(graph: ir.Graph) -> None:
+def name_everything(graph: ir.Graph) -> None:
     """Gives unnamed nodes the name ``<op>_<place>``; the place in the file makes it stable from run to run."""
     taken = {node.name for node in graph if node.name}
     seen: set[str] = set()
@@ -184,7 +186,7 @@ def _dynamo_scopes(text: str | None) -> tuple[tuple[str, ...], str | None]:
         return (), None
     if not isinstance(names, list) or not names:
         return (), None
-    return tuple(str(n) for n in names[:-1]), str(names[-1])
+    return tuple(_COMPILED.sub("", str(n)).removeprefix(".") for n in names[:-1]), str(names[-1])
 
 
 def _inputs(node: ir.Node) -> Iterator[str]:

@@ -70,11 +70,21 @@ class OnnxProgram:
     Args:
         model: as loaded by :func:`bisect_tool.backends.onnx_graph.load_onnx`.
         path: where it was loaded from.
+        given: the file's own graph, serialised, where ``model`` is made of it; see :mod:`bisect_tool.backends.unfold`.
+        former_bodies: operator and outputs of each node with a body that was taken apart there.
     """
 
-    def __init__(self, model: ir.Model, path: Path):
+    def __init__(
+        self,
+        model: ir.Model,
+        path: Path,
+        given: bytes | None = None,
+        former_bodies: Sequence[tuple[str, tuple[str, ...]]] = (),
+    ):
         self.path = path
         self._model = model
+        self._given = given
+        self._former_bodies = former_bodies
         # Where external data lies, by locations relative to the model: the only place ONNX Runtime accepts.
         self.weights_folder = path.resolve().parent
         self.graph: OnnxGraph = describe(model)
@@ -89,6 +99,11 @@ class OnnxProgram:
         self.makers = {name: i for i, node in enumerate(self.graph.nodes) for name in node.outputs if name}
         self._constant = {
             i for i, node in enumerate(self.graph.nodes) if node.op_type == "Constant" and not node.domain
+        }
+        self._constants = {
+            self.graph.nodes[i].outputs[0]: self._nodes[i].attributes["value"].as_tensor()
+            for i in self._constant
+            if "value" in self._nodes[i].attributes
         }
 
     # -- preparation --------------------------------------------------------------------------------------------------
@@ -143,8 +158,10 @@ class OnnxProgram:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def floating_weights(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the floating initialisers, by name, in the file's order."""
+        """Shapes of the floating initialisers and constants, by name, in the file's order."""
         tensors = [(name, value.const_value) for name, value in self._model.graph.initializers.items()]
+        # A body that was taken out of an ``If`` holds its weights as constants.
+        tensors += [(name, tensor) for name, tensor in self._constants.items() if tensor.size > 1]
         return {
             name: tuple(int(size) for size in tensor.shape.numpy())
             for name, tensor in tensors
@@ -152,7 +169,9 @@ class OnnxProgram:
         }
 
     def weight(self, name: str) -> Array:
-        """An initialiser; a big one is mapped from its file, not read."""
+        """An initialiser or a constant; a big initialiser is mapped from its file, not read."""
+        if name in self._constants:
+            return self._constants[name].numpy()
         tensor = self._model.graph.initializers[name].const_value
         assert tensor is not None
         return tensor.numpy()
@@ -196,6 +215,28 @@ class OnnxProgram:
         return frozenset(
             node.op_type for node in self._nodes if any(a.type in graphs for a in node.attributes.values())
         )
+
+    def bodies(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Operator and outputs of every node that has or had a body of its own, in the graph's order."""
+        kinds = self.operators_with_bodies()
+        there = [(node.op_type, node.outputs) for node in self.graph.nodes if node.op_type in kinds and not node.domain]
+
+        def place(found: tuple[str, tuple[str, ...]]) -> int:
+            return min((self.makers.get(name, -1) for name in found[1] if name), default=-1)
+
+        return sorted([*there, *self._former_bodies], key=place)
+
+    def functions(self) -> frozenset[str]:
+        """Names of the model's own functions."""
+        return frozenset(function.name for function in self._model.functions.values())
+
+    def take_model(self) -> ir.Model:
+        """The model, for whoever changes it: this program is of no use then."""
+        return self._model
+
+    def is_weight(self, name: str) -> bool:
+        """Whether :meth:`weight` has it."""
+        return name in self.graph.initializers or name in self._constants
 
     def details(self, names: Sequence[str]) -> tuple[NodeDetail, ...]:
         """Attributes of nodes, and where the exporter says they come from."""
@@ -286,6 +327,8 @@ class OnnxProgram:
 
     def untouched(self) -> bytes:
         """The whole graph as it was given, with references to its weights."""
+        if self._given is not None:
+            return self._given
         return bytes(ir.to_proto(self._model).SerializeToString())
 
     def nodes_between(self, value: str, cuts: Set[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bisect_tool.backends.compiled import eagerly
 from bisect_tool.recorder import Frame, Op, Recorder, Trace, Value
 from bisect_tool.records import Stage, StageRef, TorchTrace
 
@@ -137,7 +138,9 @@ class TorchRun:
 
     def start(self) -> Any:
         """Runs the model without gradients, as in deployment. Returns its output."""
-        with torch.no_grad(), self.recorder:
+        # TorchScript rewrites its graphs after the first runs: later ones would have other operations.
+        plainly = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+        with torch.no_grad(), plainly, eagerly(), self.recorder:
             return self.recorder.run(*self.args, **self.kwargs)
 
     @property
@@ -246,6 +249,17 @@ class _Stages:
             alias = StageRef("(input)", 0, next(k for k, v in self.trace.inputs if v == value))
         self.found.append(Stage(ref, level, type_name, source, known.shape, known.dtype, value, inputs, order, alias))
         self.by_value.setdefault(value, ref)
+
+
+def nested_note(trace: Trace) -> tuple[str, ...]:
+    """What the report says about a run that worked on nested tensors; nothing for others."""
+    if all(value.shape is not None for value in trace.values):
+        return ()
+    return (
+        "PyTorch worked on nested tensors, as nn.TransformerEncoder's fast path does where there is padding: inside there "
+        "are no stages to compare, and padded places are zero behind it, while a graph computes them. Compare other places "
+        "only, or build the encoder with enable_nested_tensor=False",
+    )
 
 
 def float_dtype_of(module: torch.nn.Module) -> str | None:

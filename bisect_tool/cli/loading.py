@@ -43,7 +43,7 @@ def load(settings: Mapping[str, Any]) -> Loaded:
 
         torch.set_num_threads(settings["threads"])
     loaded = load_model(settings["model"], settings["entry"], arguments)
-    notes: tuple[str, ...] = ()
+    notes = loaded.notes
     if settings["checkpoint"]:
         state = load_checkpoint(settings["checkpoint"], allow_pickle=settings["allow_pickle"])
         notes += apply_checkpoint(
