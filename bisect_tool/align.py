@@ -645,7 +645,9 @@ class _Matcher:
         """
         stage = next((s for s in self.stages_of[match.value] if s.level == "leaf" and "#" not in s.ref.stage), None)
         path = self.scopes.path_of(match.onnx)
-        if stage is None or stage.alias_of is not None or path not in (stage.ref.stage, self._folded_scope(stage)):
+        if stage is None or stage.alias_of is not None or path is None:
+            return match
+        if path not in (stage.ref.stage, self._folded_scope(stage)):
             return match
         called_once = sum(s.ref.stage == path and s.ref.output == stage.ref.output for s in self.trace.stages) == 1
         name = match.onnx
