@@ -21,9 +21,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
+from bisect_tool.layouts import axis_order
 from bisect_tool.outputs import bind_outputs, exchanged
 from bisect_tool.records import Alignment, OnnxGraph, OnnxNode, Pair, Stage, StageRef, TorchTrace, Unaligned
 from bisect_tool.signatures import Signature, distance
+
+Permuted = Callable[[int], Mapping[tuple[int, ...], Signature]]
+"""Signatures of a PyTorch value with its axes in other orders."""
 
 VALUE_LIMIT = 1e-3
 """Relative difference up to which two tensors count as the same value; exports are off by 1e-6, TF32 by 1e-3."""
@@ -137,15 +141,6 @@ def same_data_order(first: Sequence[int], second: Sequence[int]) -> bool:
     return ends(first) <= ends(second) or ends(second) <= ends(first)
 
 
-def axis_order(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...] | None:
-    """The only order of ``first``'s axes that gives ``second``, axes of length 1 left out; ``None`` if there are several."""
-    kept, wanted = [d for d in first if d != 1], [d for d in second if d != 1]
-    if sorted(kept) != sorted(wanted) or len(set(kept)) != len(kept):
-        return None
-    ones = [axis for axis, d in enumerate(first) if d == 1]
-    return (*ones, *(list(first).index(d) for d in wanted))
-
-
 class _Scopes:
     """Module paths of the graph's nodes, and which values leave a scope."""
 
@@ -227,7 +222,7 @@ def match_values(
     torch_signatures: Mapping[int, Signature],
     onnx_signatures: Mapping[str, Signature],
     known: Mapping[int, Match],
-    permuted: Callable[[int], Mapping[tuple[int, ...], Signature]],
+    permuted: Permuted,
     *,
     fed: Mapping[int, Match] | None = None,
     chained: Mapping[str, Signature] | None = None,
@@ -249,7 +244,7 @@ def match_values(
     matcher = _Matcher(trace, graph, torch_signatures, onnx_signatures, fed, chained or onnx_signatures)
     for match in known.values():
         matcher.take(match)
-    matcher.match_outputs()
+    matcher.match_outputs(permuted)
     matcher.match_by_value()
     matcher.match_permuted(permuted)
     matcher.match_by_scope()
@@ -330,7 +325,7 @@ class _Matcher:
 
     # -- outputs ------------------------------------------------------------------------------------------------------
 
-    def match_outputs(self) -> None:
+    def match_outputs(self, permuted: Permuted) -> None:
         outputs = [(key, value) for key, value in self.trace.outputs if value in self.first_stage]
         names = [name for name in self.graph.outputs if name in self.place]
         if len(self.trace.outputs) != len(self.graph.outputs):
@@ -355,10 +350,24 @@ class _Matcher:
                 if values[place] in known and name in names and place not in swapped
             ]
         for value, name in pairs:
-            if value not in self.matches and name not in self.taken and self.fits(value, name):
+            if value in self.matches or name in self.taken:
+                continue
+            if self.fits(value, name):
                 agrees = self.agrees(value, name)
                 evidence = ("graph output", self.value_evidence) if agrees else ("graph output",)
                 self.take(Match(value, name, evidence, agrees))
+            elif (order := self._order_of(value, name, permuted)) is not None:
+                self.take(Match(value, name, ("graph output", self.value_evidence, "permuted"), True, order))
+
+    def _order_of(self, value: int, name: str, permuted: Permuted) -> tuple[int, ...] | None:
+        """The order of axes in which a name holds a value."""
+        other = self.onnx.get(name)
+        if other is None or other.shape == self.first_stage[value].shape or value not in self.torch:
+            return None
+        for order, signature in permuted(value).items():
+            if signature.shape == other.shape and distance(signature, other) <= self.limit(value):
+                return order
+        return None
 
     # -- values -------------------------------------------------------------------------------------------------------
 
@@ -373,7 +382,7 @@ class _Matcher:
                 agreed = (self.value_evidence, *evidence)
                 self.take(self._to_the_end(self._follow(Match(value, name, agreed, True)), candidates.keys()))
 
-    def match_permuted(self, permuted: Callable[[int], Mapping[tuple[int, ...], Signature]]) -> None:
+    def match_permuted(self, permuted: Permuted) -> None:
         """Values whose axes the exporter put in another order, as for recurrences."""
         free: dict[tuple[str, int], list[str]] = defaultdict(list)
         for name, signature in self.onnx.items():

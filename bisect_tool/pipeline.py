@@ -40,11 +40,19 @@ from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
+from bisect_tool.layouts import describe_order, in_layout, layout_of
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
-from bisect_tool.noise import BEYOND, SETTLED, is_settled
+from bisect_tool.noise import BEYOND, SETTLED, epsilon, is_settled
 from bisect_tool.outputs import bind_outputs, exchanged
-from bisect_tool.precision import precision_lines
+from bisect_tool.precision import (
+    half_precision,
+    held_line,
+    held_values,
+    precision_lines,
+    saturated,
+    tolerance_for,
+)
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
     ConfigPair,
@@ -301,8 +309,13 @@ class _Bisection:
         self.graph = program.graph
         bound = bind_inputs(self.graph, sample_tensors(case.module, case.args, case.kwargs))
         self.feeds = dict(bound.feeds)
+        self.other_layout = bool(bound.orders)
         program.assume_shapes({name: array.shape for name, array in self.feeds.items()})
         self.graph = program.graph
+        # The half precision that the graph is in while PyTorch is not, and the stages that it computes in it.
+        self.half = half_precision(self.graph, self.graph.dtypes, float_dtype_of(case.module))
+        self.held: Set[int] = frozenset()
+        self.options = options = replace(options, tolerance=tolerance_for(options.tolerance, self.half))
         self.notes = [*case.notes, *bound.notes]
         # Each value is held on both sides.
         self.in_memory = 2 * program.activation_bytes() <= options.memory_budget
@@ -401,6 +414,9 @@ class _Bisection:
         self._bind_outputs(reference.outputs)
         with self.step("align", "aligning stages with ONNX values"):
             matches = self._align(reference)
+        if self.half is not None:
+            paired = {value: match.onnx for value, match in matches.items()}
+            self.held = held_values(self.graph, self._dtypes(), paired, self.half)
         selection = select(trace, self.options.level, self.options.stages, self.options.groups)
         judged = {stage.ref for stage in selection.judged}
         alignment = summarize(
@@ -433,9 +449,10 @@ class _Bisection:
         if plain is not None:
             lines = growth_lines(rows, plain, self.options.tolerance)
             verdict = replace(verdict, summary=(*verdict.summary, *lines))
-        dtypes = {**self.graph.dtypes, **{name: dtype_name(kind.dtype) for name, kind in self.types.items()}}
         paired = {value: match.onnx for value, match in matches.items()}
-        other_precision = precision_lines(self.graph, dtypes, trace.stages, paired)
+        other_precision = precision_lines(self.graph, self._dtypes(), trace.stages, paired)
+        if self.half is not None and self.options.tolerance.source == "default":
+            other_precision = (*other_precision, held_line(self.half))
         verdict = replace(verdict, summary=(*verdict.summary, *other_precision))
         if verdict.origins:
             with self.step("drill", "looking inside the stages that make error"):
@@ -470,6 +487,10 @@ class _Bisection:
             notes=tuple(self.notes),
         )
 
+    def _dtypes(self) -> dict[str, str]:
+        """Of the graph's values, by name: as the file says, and as they were in the run."""
+        return {**self.graph.dtypes, **{name: dtype_name(kind.dtype) for name, kind in self.types.items()}}
+
     # -- running ------------------------------------------------------------------------------------------------------
 
     def _run_untouched(self, pair: ConfigPair) -> None:
@@ -487,7 +508,7 @@ class _Bisection:
             # The others still have an answer to give.
             self.failed[pair.name] = error.message
             return
-        self.untouched[pair.name] = _Untouched(outputs, run.effective)
+        self.untouched[pair.name] = _Untouched(dict(outputs), run.effective)
         del run
         return_free_memory()
         self._spend(pair.name, began)
@@ -566,6 +587,23 @@ class _Bisection:
 
     def _bind_outputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:
         """Which graph output is which output of the model. None: the graph has no such output."""
+        self._name_outputs(outputs)
+        if not self.other_layout:
+            return
+        # A graph whose inputs are in another layout has its outputs in it too.
+        for (key, array), name in zip(outputs, self.bound_outputs, strict=True):
+            given = [run.outputs.get(name) for run in self.untouched.values()] if name else []
+            shown = next((found for found in given if found is not None), None)
+            order = None if shown is None else layout_of(array, shown)
+            if name is not None and shown is not None and order is not None:
+                self.notes.append(
+                    f"the graph's output {name} {list(shown.shape)} was compared with {key} {list(array.shape)}, "
+                    f"its axes in the order {describe_order(order)}"
+                )
+                for run in self.untouched.values():
+                    run.outputs[name] = in_layout(run.outputs[name], array.shape, order)
+
+    def _name_outputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:
         names = list(self.graph.outputs)
         keys = [key for key, _ in outputs]
         if len(names) != len(keys):
@@ -787,6 +825,8 @@ class _Bisection:
 
         def on_pair(lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
             value = here[value]
+            if self.half is not None and value in self.held:
+                expected = saturated(expected, self.half)
             self.ledger.record(lane, value, expected, chained, forced)
             if forced is not None and value in shown:
                 known = starts[lane].known - {value}
@@ -823,7 +863,9 @@ class _Bisection:
         reference = self.reference
         assert reference is not None
         local = self.ledger.locals[lane, value]
-        dtype = reference.tape.values[value].dtype
+        held = self.half if value in self.held else None
+        own = reference.tape.values[value].dtype
+        dtype = held if held is not None and epsilon(own) else own
         clean = not local.problem and not local.nonfinite_mismatch
 
         def fetch(wanted: int) -> torch.Tensor:
@@ -837,13 +879,22 @@ class _Bisection:
             budget, same_run = self.options.memory_budget, run is reference
             tape = reference.tape
             noise = stage_noise(
-                tape, value, known, fetch, expected, forced, budget=budget, same_run=same_run, where=where
+                tape,
+                value,
+                known,
+                fetch,
+                expected,
+                forced,
+                budget=budget,
+                same_run=same_run,
+                where=where,
+                held=held,
             )
             self.floor_seconds += time.perf_counter() - began
             return noise
 
         settled = clean and (local.differing == 0 or is_settled(local.rel_l2, dtype))
-        noise = SETTLED if settled else measured(None)
+        noise = replace(SETTLED, dtype=held) if settled else measured(None)
         if local.differing and clean and not (noise.ratio is not None and noise.ratio > BEYOND):
             for where in hidden_groups(expected, forced, self.torch_signatures[value].total):
                 if not is_settled(relative_difference(expected[where], forced[where]), dtype):
@@ -1100,7 +1151,7 @@ class _Reference:
 
 @dataclass(frozen=True, slots=True)
 class _Untouched:
-    outputs: Mapping[str, Array | None]
+    outputs: dict[str, Array | None]
     effective: Mapping[str, Any]
 
 

@@ -24,7 +24,7 @@ import onnx
 import onnxruntime as ort
 import torch
 import truth
-from families import FAMILIES, built, built_with, export_to, exported, name_nodes
+from families import FAMILIES, built_with, export_to, exported, name_nodes
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
@@ -34,8 +34,8 @@ Named = tuple[str, int, "int | str"]
 OTHER_SEEDS = (101, 202)
 """Of weights and inputs that the tool never sees."""
 
-ROUNDING = {False: 2e-4, True: 6e-2}
-"""Relative L2 up to which two tensors are one value, by whether the graph computes in half precision."""
+ROUNDING = 2e-4
+"""Relative L2 up to which two tensors are one value."""
 
 
 # -- conversions ------------------------------------------------------------------------------------------------------
@@ -149,10 +149,6 @@ def _converted(model: ModelProto, conversion: str) -> ModelProto:
     return found
 
 
-def is_narrow(model: ModelProto) -> bool:
-    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
-
-
 # -- the truth --------------------------------------------------------------------------------------------------------
 
 
@@ -208,11 +204,21 @@ def draws_of(
     """
     found = []
     for seed in OTHER_SEEDS:
-        model = _converted(_other_file(family, exporter, seed, folder), conversion)
+        file = _other_file(family, exporter, seed, folder)
+        model = _converted(file, conversion)
         assert _structure(model) == _structure(like), f"{family} {exporter} {conversion}: names depend on the weights"
-        feeds = feeds_of(model, FAMILIES[family].inputs(seed))
-        names = [name for node in model.graph.node for name in node.output if name]
-        found.append(Draw(_other_stages(family, seed), {**feeds, **truth.values_of(model, names, feeds)}))
+        # Half precision picks other neighbours where two are equally near: what a name stood for before tells what it is.
+        shown = file if conversion == "float16" else model
+        feeds = feeds_of(shown, FAMILIES[family].inputs(seed))
+        names = [name for node in shown.graph.node for name in node.output if name]
+        values = {**feeds, **truth.values_of(shown, names, feeds)}
+        # The converter's own casts have the old name on one of their sides.
+        casts = [(node.input[0], node.output[0]) for node in model.graph.node if node.op_type == "Cast"]
+        for one, other in [*casts, *reversed(casts)]:
+            for known, new in ((one, other), (other, one)):
+                if known in values and new not in values:
+                    values[new] = values[known]
+        found.append(Draw(_other_stages(family, seed), values))
     return tuple(found)
 
 
@@ -234,14 +240,14 @@ def is_value(stage: Array, value: Array, order: Sequence[int] | None, limit: flo
     return stage.size == value.size and truth.relative(stage.reshape(-1), value.reshape(-1)) <= limit
 
 
-def wrong_pairs(report: Mapping[str, Any], draws: Sequence[Draw], *, narrow: bool) -> list[str]:
+def wrong_pairs(report: Mapping[str, Any], draws: Sequence[Draw]) -> list[str]:
     """Pairs whose two tensors are not one and the same with other weights and inputs, and how far apart they are."""
     found = []
     for pair in report["alignment"]["pairs"]:
         name = (pair["stage"], pair["call"], pair["output"])
         for draw in draws:
             stage, value = draw.stages[name], draw.values[pair["onnx_value"]]
-            if not is_value(stage, value, pair["permutation"], ROUNDING[narrow]):
+            if not is_value(stage, value, pair["permutation"], ROUNDING):
                 found.append(f"{name} = {pair['onnx_value']} by {', '.join(pair['evidence'])}")
                 break
     return found
@@ -259,14 +265,14 @@ class Covered:
         return 1 - len(self.missed) / self.there if self.there else 1.0
 
 
-def coverage(report: Mapping[str, Any], draws: Sequence[Draw], *, narrow: bool) -> Covered:
+def coverage(report: Mapping[str, Any], draws: Sequence[Draw]) -> Covered:
     """How many of the stages whose value the graph holds have a pair, whatever the tool says of the others."""
     paired = {(pair["stage"], pair["call"], pair["output"]) for pair in report["alignment"]["pairs"]}
     counted = [(row["stage"], row["call"], row["output"]) for row in report["stages"] if row["role"] == "judged"]
     missed = []
     for name in counted:
         if name not in paired:
-            holders = [_holders(draw, name, ROUNDING[narrow]) for draw in draws]
+            holders = [_holders(draw, name, ROUNDING) for draw in draws]
             both = [value for value in holders[0] if value in holders[1]]
             if both:
                 missed.append(f"{name} is {', '.join(both[:4])}")
@@ -295,7 +301,3 @@ def _same_kind(one: Array, other: Array) -> bool:
 def healthy(model: ModelProto, family: str) -> truth.Healthy:
     """The converted graph with all values that it computes from the family's own sample."""
     return truth.healthy(model, feeds_of(model, FAMILIES[family].inputs(0)))
-
-
-def model_of(family: str) -> torch.nn.Module:
-    return built(family)
