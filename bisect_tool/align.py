@@ -35,6 +35,15 @@ VALUE_LIMIT = 1e-3
 NARROW_VALUE_LIMIT = 3e-2
 """The same where a side computes in half precision or less."""
 
+SecondDraw = tuple[Mapping[int, Signature], Mapping[str, Signature]]
+"""Signatures of both sides on another input: by PyTorch value, and by name."""
+
+SECOND = "second input"
+"""Evidence of a pair that another input told from look-alikes."""
+
+AMBIGUOUS = "ambiguous"
+"""Evidence of a pair whose value others have too, which neither names nor the order of computation tell from it."""
+
 FORCED_VALUE = "forced value"
 """Evidence of a pair whose values agree in a run that reads PyTorch's tensors."""
 
@@ -42,6 +51,9 @@ NEAR_LIMIT = 5e-2
 """Up to which a value still counts as handed on by a node that no exporter tagged."""
 
 _CLEARLY_NEARER = 4.0
+
+_SHAPING = frozenset(["Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast"])
+"""Operators that hand their input on in another shape or type."""
 
 _ROUNDING = 1e-5
 _GROWTH = 10.0
@@ -226,6 +238,7 @@ def match_values(
     *,
     fed: Mapping[int, Match] | None = None,
     chained: Mapping[str, Signature] | None = None,
+    second: SecondDraw | None = None,
 ) -> dict[int, Match]:
     """Pairs PyTorch values with ONNX values.
 
@@ -237,11 +250,12 @@ def match_values(
         permuted: signatures of a PyTorch value with its axes in other orders; asked only where nothing else fits.
         fed: pairs at which the forced run was given PyTorch's values, confirmed or not; ``None`` for a chained run.
         chained: signatures from the chained run, where ``onnx_signatures`` are from a forced one.
+        second: signatures of both sides on another input, which tell look-alikes apart.
 
     Returns:
         All pairs, the known ones included, by PyTorch value.
     """
-    matcher = _Matcher(trace, graph, torch_signatures, onnx_signatures, fed, chained or onnx_signatures)
+    matcher = _Matcher(trace, graph, torch_signatures, onnx_signatures, fed, chained or onnx_signatures, second)
     for match in known.values():
         matcher.take(match)
     matcher.match_outputs(permuted)
@@ -278,7 +292,9 @@ class _Matcher:
         onnx_signatures: Mapping[str, Signature],
         fed: Mapping[int, Match] | None,
         chained: Mapping[str, Signature],
+        second: SecondDraw | None = None,
     ):
+        self.second = second
         self.trace = trace
         self.graph = graph
         self.torch = torch_signatures
@@ -296,6 +312,7 @@ class _Matcher:
         self.first_stage: dict[int, Stage] = {}
         self.stages_of: dict[int, list[Stage]] = defaultdict(list)
         self.children = _children(trace)
+        self.by_second: set[int] = set()
         self.operations: dict[tuple[str, str], dict[int, str]] = {}
         for stage in trace.stages:
             self.first_stage.setdefault(stage.value, stage)
@@ -372,15 +389,29 @@ class _Matcher:
     # -- values -------------------------------------------------------------------------------------------------------
 
     def match_by_value(self) -> None:
-        candidates = self._value_candidates()
+        candidates = self._told_apart(self._value_candidates())
         claims: dict[str, list[int]] = defaultdict(list)
         for value, names in candidates.items():
             for name in names:
                 claims[name].append(value)
         for values, names in _components(candidates, claims):
             for value, name, evidence in self._resolve(values, names, candidates):
-                agreed = (self.value_evidence, *evidence)
+                agreed = (self.value_evidence, *evidence, *((SECOND,) if value in self.by_second else ()))
                 self.take(self._to_the_end(self._follow(Match(value, name, agreed, True)), candidates.keys()))
+
+    def _told_apart(self, candidates: Mapping[int, list[str]]) -> Mapping[int, list[str]]:
+        """Without the look-alikes that another input tells from the value. Behind an error nothing has the right value."""
+        if self.second is None:
+            return candidates
+        expected, actual = self.second
+        found = {}
+        for value, names in candidates.items():
+            first = expected.get(value)
+            same = [n for n in names if n in actual and first and distance(first, actual[n]) <= self.limit(value)]
+            found[value] = same or names
+            if same and len(same) < len(names):
+                self.by_second.add(value)
+        return found
 
     def match_permuted(self, permuted: Permuted) -> None:
         """Values whose axes the exporter put in another order, as for recurrences."""
@@ -531,7 +562,36 @@ class _Matcher:
             rest += members[len(chosen) :]
         for value, name, tag in self._by_order(sorted(rest, key=values.index), free, candidates):
             pairs.append((value, name, tag if not alone else ()))
-        return self._in_order(pairs, candidates)
+        pairs = self._in_order(pairs, candidates)
+        if any(tag == ("order",) for *_, tag in pairs) and not self._orders(values, names):
+            pairs = [(v, n, (*tag, AMBIGUOUS) if tag == ("order",) else tag) for v, n, tag in pairs]
+        return pairs
+
+    def _orders(self, values: list[int], names: list[str]) -> bool:
+        """Whether both sides of a group of look-alikes are chains of one length: then their order says which is which."""
+        roots = list(
+            {self._made_as(self._root(name)): name for name in sorted(names, key=lambda n: self.place[n])}.values()
+        )
+        if len(roots) != len(values):
+            return False
+        chain = itertools.pairwise(roots)
+        return all(self._made_from(later, earlier) for earlier, later in chain) and all(
+            self._comes_from(later, earlier) for earlier, later in itertools.pairwise(values)
+        )
+
+    def _made_as(self, name: str) -> tuple[str, ...]:
+        """How a value is made: what is computed twice in one way is one value."""
+        node = self.graph.nodes[self.place[name]]
+        read = (self._root(other) if other in self.place else other for other in node.inputs)
+        return (node.op_type, str(node.outputs.index(name)), *read)
+
+    def _root(self, name: str) -> str:
+        """The value that a name hands on in another shape or type."""
+        while True:
+            node = self.graph.nodes[self.place[name]]
+            if node.op_type not in _SHAPING or node.inputs[0] not in self.place:
+                return name
+            name = node.inputs[0]
 
     def _counted(self, value: int) -> str | None:
         """The value of an operation by its number among those of its kind in its scope, if both sides have as many.
@@ -1007,7 +1067,7 @@ def _reason(
     else:
         names = scopes.leaving(ref.stage)
         what = "no value of the graph equals it, and no node carries its scope: folded away by the exporter"
-    free = [name for name in names if name not in taken]
+    free = [name for name in names if not _is_taken(name, scopes, taken)]
     if not free:
         if names and "#" not in ref.stage:
             what = f"no value of the graph equals it; its node's value {names[-1]} is that of a later stage: folded"
@@ -1017,6 +1077,16 @@ def _reason(
     if not sized:
         return Unaligned(ref, f"the values in its scope ({', '.join(free[:3])}) have other sizes", False)
     return Unaligned(ref, f"several values fit its scope and none fits by value: {', '.join(sized[:4])}", True)
+
+
+def _is_taken(name: str, scopes: _Scopes, taken: set[str]) -> bool:
+    """Whether a value has a pair, or is one that has, in another shape."""
+    while name not in taken:
+        maker = scopes.makers.get(name)
+        if maker is None or scopes.graph.nodes[maker].op_type not in _SHAPING:
+            return False
+        name = scopes.graph.nodes[maker].inputs[0]
+    return True
 
 
 def stage_refs(alignment: Alignment) -> dict[StageRef, str]:

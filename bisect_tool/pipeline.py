@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from bisect_tool.align import VALUE_LIMIT, Match, match_values, summarize, trusted
+from bisect_tool.align import AMBIGUOUS, VALUE_LIMIT, Match, SecondDraw, match_values, summarize, trusted
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.costs import ort_cost, torch_cost
@@ -29,6 +29,7 @@ from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, t
 from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
+from bisect_tool.backends.second_draw import random_like, torch_signatures
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
@@ -75,6 +76,7 @@ from bisect_tool.records import (
 from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, upstream
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
+from bisect_tool.twins import merge_twins
 from bisect_tool.verdicts import decide, kept_stages_line
 from bisect_tool.weights import with_weights
 
@@ -313,7 +315,9 @@ class _Bisection:
         program.assume_shapes({name: array.shape for name, array in self.feeds.items()})
         self.graph = program.graph
         # The half precision that the graph is in while PyTorch is not, and the stages that it computes in it.
-        self.half = half_precision(self.graph, self.graph.dtypes, float_dtype_of(case.module))
+        autocast = any("autocast" in pair.expected.switches for pair in options.pairs)
+        own = None if autocast else float_dtype_of(case.module)
+        self.half = half_precision(self.graph, self.graph.dtypes, own)
         self.held: Set[int] = frozenset()
         self.options = options = replace(options, tolerance=tolerance_for(options.tolerance, self.half))
         self.notes = [*case.notes, *bound.notes]
@@ -414,6 +418,7 @@ class _Bisection:
         self._bind_outputs(reference.outputs)
         with self.step("align", "aligning stages with ONNX values"):
             matches = self._align(reference)
+        trace = reference.trace = merge_twins(trace, self.graph, matches, self.torch_signatures)
         if self.half is not None:
             paired = {value: match.onnx for value, match in matches.items()}
             self.held = held_values(self.graph, self._dtypes(), paired, self.half)
@@ -655,7 +660,13 @@ class _Bisection:
         def with_bodies(matches: Mapping[int, Match]) -> dict[int, Match]:
             return match_bodies(matches, self.graph, reference.tape.bodies, staged)
 
-        matches = match_values(trace, self.graph, self.torch_signatures, self.onnx_signatures, {}, permuted)
+        chained = self.onnx_signatures
+        matches = match_values(trace, self.graph, self.torch_signatures, chained, {}, permuted)
+        # Beyond the memory budget one more run of both sides is dear.
+        if self.in_memory and any(AMBIGUOUS in match.evidence for match in matches.values()):
+            second = self._second_draw(trace)
+            if second is not None:
+                matches = match_values(trace, self.graph, self.torch_signatures, chained, {}, permuted, second=second)
         matches = with_bodies(matches)
         fed: Mapping[int, Match] = {}
         same = False
@@ -690,22 +701,44 @@ class _Bisection:
     def _probe_chained(self) -> None:
         """Signatures of everything in the graph, from an unoptimised run."""
         began = time.perf_counter()
-        segments = self.program.segments(self._segment_budget())
-        exposed = {name for segment in segments for name in segment.makes}
-        actual = self.base.actual
-        run = SegmentedRun(self.program, actual, segments, exposed, None, self.feeds, buffers=self.buffers)
-        while not run.done:
-            chained, _ = run.step(lambda name, kind: self.feeds[name])
+        for chained in self._chained(self.feeds):
             for name, array in chained.items():
                 if array is not None:
                     self.onnx_signatures[name] = signature_of(array, kind_of(array.dtype))
                     self.types[name] = type_of_array(array.dtype, array.shape)
             if self.in_memory:
                 self.chained.update(chained)
-            else:
+        self._spend(self.base.name, began)
+
+    def _chained(self, feeds: Mapping[str, Array]) -> Iterator[Mapping[str, Array | None]]:
+        """Everything in the graph, segment by segment; the arrays are not valid afterwards unless all is in memory."""
+        segments = self.program.segments(self._segment_budget())
+        exposed = {name for segment in segments for name in segment.makes}
+        run = SegmentedRun(self.program, self.base.actual, segments, exposed, None, feeds, buffers=self.buffers)
+        while not run.done:
+            chained, _ = run.step(lambda name, kind: feeds[name])
+            yield chained
+            if not self.in_memory:
                 del chained
                 return_free_memory()
-        self._spend(self.base.name, began)
+
+    def _second_draw(self, trace: TorchTrace) -> SecondDraw | None:
+        """Signatures of both sides on a made-up input; ``None`` if one side cannot run on it."""
+        args, kwargs = random_like(self.case.args, self.case.kwargs)
+        every_op = self.options.level == "op"
+        expected = torch_signatures(self.case.module, _copies(args), _copies(kwargs), trace, every_op=every_op)
+        if expected is None:
+            return None
+        found: dict[str, Signature] = {}
+        try:
+            feeds = bind_inputs(self.graph, sample_tensors(self.case.module, args, kwargs)).feeds
+            for chained in self._chained(feeds):
+                for name, array in chained.items():
+                    if array is not None:
+                        found[name] = signature_of(array, kind_of(array.dtype))
+        except (BisectError, InconclusiveError):
+            return None
+        return expected, found
 
     def _probe_forced(self, reference: _Reference, matches: Mapping[int, Match]) -> dict[str, Signature]:
         """Signatures again, with PyTorch's values fed in at every pair: each value from its true inputs."""
