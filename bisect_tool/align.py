@@ -156,7 +156,7 @@ def same_data_order(first: Sequence[int], second: Sequence[int]) -> bool:
 class _Scopes:
     """Module paths of the graph's nodes, and which values leave a scope."""
 
-    def __init__(self, graph: OnnxGraph, trace: TorchTrace):
+    def __init__(self, graph: OnnxGraph, trace: TorchTrace, modules: Mapping[str, str]):
         self.graph = graph
         cache: dict[tuple[str, ...], str | None] = {}
 
@@ -184,6 +184,14 @@ class _Scopes:
                 self.by_path[path].append(i)
         self.outputs = set(graph.outputs)
         self.any = bool(self.by_path)
+        # What weights tell is less than an exporter's scopes: nodes without weights have none.
+        self.by_weights: set[str] = set()
+        for i, node in enumerate(graph.nodes):
+            path = trace.modules.get(modules.get(node.name, ""))
+            if self.paths[i] is None and path:
+                self.paths[i] = path
+                self.by_path[path].append(i)
+                self.by_weights.update(node.outputs)
 
     def path_of(self, value: str) -> str | None:
         maker = self.makers.get(value)
@@ -239,6 +247,7 @@ def match_values(
     fed: Mapping[int, Match] | None = None,
     chained: Mapping[str, Signature] | None = None,
     second: SecondDraw | None = None,
+    modules: Mapping[str, str] | None = None,
 ) -> dict[int, Match]:
     """Pairs PyTorch values with ONNX values.
 
@@ -251,11 +260,14 @@ def match_values(
         fed: pairs at which the forced run was given PyTorch's values, confirmed or not; ``None`` for a chained run.
         chained: signatures from the chained run, where ``onnx_signatures`` are from a forced one.
         second: signatures of both sides on another input, which tell look-alikes apart.
+        modules: module path by node name, for nodes that no exporter tagged: those that read a module's weights.
 
     Returns:
         All pairs, the known ones included, by PyTorch value.
     """
-    matcher = _Matcher(trace, graph, torch_signatures, onnx_signatures, fed, chained or onnx_signatures, second)
+    matcher = _Matcher(
+        trace, graph, torch_signatures, onnx_signatures, fed, chained or onnx_signatures, second, modules
+    )
     for match in known.values():
         matcher.take(match)
     matcher.match_outputs(permuted)
@@ -293,6 +305,7 @@ class _Matcher:
         fed: Mapping[int, Match] | None,
         chained: Mapping[str, Signature],
         second: SecondDraw | None = None,
+        modules: Mapping[str, str] | None = None,
     ):
         self.second = second
         self.trace = trace
@@ -301,7 +314,7 @@ class _Matcher:
         self.onnx = onnx_signatures
         self.chained = chained
         self.value_evidence = "value" if fed is None else FORCED_VALUE
-        self.scopes = _Scopes(graph, trace)
+        self.scopes = _Scopes(graph, trace, modules or {})
         self.place = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name}
         self.matches: dict[int, Match] = {}
         self.narrow_graph = any(graph.dtypes.get(name) in _NARROW for node in graph.nodes for name in node.outputs)
@@ -438,7 +451,7 @@ class _Matcher:
                     evidence = (
                         self.value_evidence,
                         "permuted",
-                        *(("scope",) if self._same_scope(value, chosen) else ()),
+                        *((self._named(chosen),) if self._same_scope(value, chosen) else ()),
                     )
                     self.take(Match(value, chosen, evidence, True, order))
                     break
@@ -557,7 +570,8 @@ class _Matcher:
             if len(members) == 1 and (counted := self._counted(members[0])) in options:
                 chosen = [counted]
             for value, name in zip(members, chosen, strict=False):
-                pairs.append((value, name, ("scope",) if alone or len(options) == 1 else ("scope", "order")))
+                named = self._named(name)
+                pairs.append((value, name, (named,) if alone or len(options) == 1 else (named, "order")))
                 free.remove(name)
             rest += members[len(chosen) :]
         for value, name, tag in self._by_order(sorted(rest, key=values.index), free, candidates):
@@ -657,6 +671,10 @@ class _Matcher:
             at = self.graph.nodes[readers[0]].outputs[0]
         return True
 
+    def _named(self, name: str) -> str:
+        """What says which module a value belongs to."""
+        return "weights" if name in self.scopes.by_weights else "scope"
+
     def _is_scoped(self, name: str) -> bool:
         return self.scopes.path_of(name) is not None
 
@@ -734,7 +752,7 @@ class _Matcher:
             return match
         if any(value != match.value and self.agrees(value, name) for value in others):
             return match
-        return replace(match, onnx=name, evidence=("scope",), confirmed=self.agrees(match.value, name))
+        return replace(match, onnx=name, evidence=(self._named(name),), confirmed=self.agrees(match.value, name))
 
     # -- scopes -------------------------------------------------------------------------------------------------------
 
@@ -819,7 +837,8 @@ class _Matcher:
                 continue
             for value, name in zip(members, options, strict=True):
                 agrees = self.agrees(value, name) and not self._circular(value, name)
-                evidence = ("scope", self.value_evidence) if agrees else ("scope",)
+                named = self._named(name)
+                evidence = (named, self.value_evidence) if agrees else (named,)
                 self.take(self._follow_unconfirmed(Match(value, name, evidence, agrees)))
 
     def _most_alike(self, values: list[int], names: list[str]) -> list[str]:
@@ -1015,7 +1034,7 @@ def summarize(
     Coverage is aligned outputs over outputs that have a value in the graph at all; the folded ones are left out of both
     and listed with their reason.
     """
-    scopes, children = _Scopes(graph, trace), _children(trace)
+    scopes, children = _Scopes(graph, trace, {}), _children(trace)
     taken = {match.onnx for match in matches.values()}
     pairs, unaligned = [], []
     counted = aligned = 0

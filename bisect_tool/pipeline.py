@@ -34,7 +34,7 @@ from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
-from bisect_tool.backends.weights import check_weights
+from bisect_tool.backends.weights import check_weights, modules_by_weights
 from bisect_tool.bodies import leave_out_bodies, match_bodies
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.drilldown import first_mending, note_shared
@@ -667,6 +667,11 @@ class _Bisection:
             second = self._second_draw(trace)
             if second is not None:
                 matches = match_values(trace, self.graph, self.torch_signatures, chained, {}, permuted, second=second)
+        modules: Mapping[str, str] = {}
+        if self._is_nameless() and not all(match.confirmed for match in matches.values()):
+            modules = modules_by_weights(self.case.module, self.program)
+            sure = {value: match for value, match in matches.items() if match.confirmed}
+            matches = match_values(trace, self.graph, self.torch_signatures, chained, sure, permuted, modules=modules)
         matches = with_bodies(matches)
         fed: Mapping[int, Match] = {}
         same = False
@@ -687,6 +692,7 @@ class _Bisection:
                 permuted,
                 fed=fed,
                 chained=self.onnx_signatures,
+                modules=modules,
             )
             again = with_bodies(again)
             same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
@@ -697,6 +703,12 @@ class _Bisection:
                 hint="is this the ONNX file of this model?",
             )
         return matches
+
+    def _is_nameless(self) -> bool:
+        """Whether most nodes that read weights carry no name of a module."""
+        weights = self.program.floating_weights().keys()
+        reading = [node for node in self.graph.nodes if not weights.isdisjoint(node.inputs)]
+        return 2 * sum(bool(node.scopes) or node.call is not None for node in reading) < len(reading)
 
     def _probe_chained(self) -> None:
         """Signatures of everything in the graph, from an unoptimised run."""

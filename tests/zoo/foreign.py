@@ -13,18 +13,22 @@ import io
 import itertools
 import logging
 import os
+import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import judging
 import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
 import truth
 from families import FAMILIES, built_with, export_to, exported, name_nodes
+from faults import KINDS, Fault, faults
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
@@ -33,6 +37,12 @@ Named = tuple[str, int, "int | str"]
 
 OTHER_SEEDS = (101, 202)
 """Of weights and inputs that the tool never sees."""
+
+LEAST_COVERAGE = 0.98
+"""Of stages that have a value in the graph."""
+
+GROSS = 5e-2
+"""Relative L2 by which a fault must move its own value in a graph that is to be converted to float16."""
 
 ROUNDING = 2e-4
 """Relative L2 up to which two tensors are one value."""
@@ -253,20 +263,8 @@ def wrong_pairs(report: Mapping[str, Any], draws: Sequence[Draw]) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
-class Covered:
-    """Stages that have a value in the graph, by the truth; those without a pair; where theirs are."""
-
-    there: int
-    missed: tuple[str, ...]
-
-    @property
-    def share(self) -> float:
-        return 1 - len(self.missed) / self.there if self.there else 1.0
-
-
-def coverage(report: Mapping[str, Any], draws: Sequence[Draw]) -> Covered:
-    """How many of the stages whose value the graph holds have a pair, whatever the tool says of the others."""
+def coverage(report: Mapping[str, Any], draws: Sequence[Draw]) -> tuple[int, list[str]]:
+    """Number of stages whose value the graph holds, whatever the tool says of them, and those of them without a pair."""
     paired = {(pair["stage"], pair["call"], pair["output"]) for pair in report["alignment"]["pairs"]}
     counted = [(row["stage"], row["call"], row["output"]) for row in report["stages"] if row["role"] == "judged"]
     missed = []
@@ -276,8 +274,7 @@ def coverage(report: Mapping[str, Any], draws: Sequence[Draw]) -> Covered:
             both = [value for value in holders[0] if value in holders[1]]
             if both:
                 missed.append(f"{name} is {', '.join(both[:4])}")
-    there = sum(name in paired for name in counted) + len(missed)
-    return Covered(there, tuple(missed))
+    return sum(name in paired for name in counted) + len(missed), missed
 
 
 def _holders(draw: Draw, name: Named, limit: float) -> list[str]:
@@ -298,6 +295,105 @@ def _same_kind(one: Array, other: Array) -> bool:
     return (one.dtype.kind == "f") == (other.dtype.kind == "f")
 
 
-def healthy(model: ModelProto, family: str) -> truth.Healthy:
-    """The converted graph with all values that it computes from the family's own sample."""
-    return truth.healthy(model, feeds_of(model, FAMILIES[family].inputs(0)))
+# -- the tool's answers ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What the tool makes of a healthy file after a conversion.
+
+    Attributes:
+        status: the verdict.
+        origins: how many stages it blames.
+        pairs: how many it reports.
+        wrong: those that are no pairs by the truth.
+        there: stages to judge that have a value in the graph, by the truth.
+        missed: those of them without a pair, and where theirs are.
+        claimed: the tool's own coverage.
+        ambiguous: pairs that it calls so.
+        seconds: that it took.
+        error: what it raised instead of an answer.
+    """
+
+    family: str
+    exporter: str
+    conversion: str
+    status: str = ""
+    origins: int = 0
+    pairs: int = 0
+    wrong: tuple[str, ...] = ()
+    there: int = 0
+    missed: tuple[str, ...] = ()
+    claimed: float = 0.0
+    ambiguous: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def coverage(self) -> float:
+        return 1 - len(self.missed) / self.there if self.there else 0.0
+
+    @property
+    def right(self) -> bool:
+        return self.status == "agrees" and not self.origins and not self.wrong and self.coverage >= LEAST_COVERAGE
+
+
+def aligned(family: str, exporter: str, conversion: str, folder: Path | None = None) -> Aligned:
+    """Puts the tool to a healthy file after a conversion, and its pairs to the truth."""
+    blank = Aligned(family, exporter, conversion)
+    model = converted(family, exporter, conversion, folder)
+    draws = draws_of(family, exporter, conversion, model, folder)
+    began = time.perf_counter()
+    try:
+        report = judging.report_on(family, model, threads=1)
+    except Exception as error:  # anything: that is what is being measured
+        return replace(blank, status="error", error=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    seconds = time.perf_counter() - began
+    there, missed = coverage(report, draws)
+    pairs = report["alignment"]["pairs"]
+    return replace(
+        blank,
+        status=report["verdict"]["status"],
+        origins=len(report["verdict"]["origins"]),
+        pairs=len(pairs),
+        wrong=tuple(wrong_pairs(report, draws)),
+        there=there,
+        missed=tuple(missed),
+        claimed=report["alignment"]["coverage"] or 0.0,
+        ambiguous=sum("ambiguous" in pair["evidence"] for pair in pairs),
+        seconds=round(seconds, 3),
+    )
+
+
+def planted(family: str, exporter: str, conversion: str, count: int, folder: Path | None = None) -> Iterator[Fault]:
+    """Faults of different kinds, from a frozen random order of them, in a file after a conversion.
+
+    Of float16 the file before it gets the fault, a gross one: rounding moves every value by 1e-3.
+    """
+    narrow = conversion == "float16"
+    model = converted(family, exporter, "as exported" if narrow else conversion, folder)
+    feeds = feeds_of(model, FAMILIES[family].inputs(0))
+    base = truth.healthy(model, feeds)
+    seed = f"foreign {family} {exporter} {conversion}"
+    kinds = sorted(KINDS)
+    random.Random(seed).shuffle(kinds)
+    for kind in kinds:
+        for fault in faults(base, kind, seed, 1) if count else ():
+            if not narrow:
+                yield fault
+                count -= 1
+                continue
+            found = _converted(fault.model, conversion)
+            kept = set(fault.nodes) <= {node.name for node in found.graph.node}
+            if fault.moved >= GROSS and kept and truth.can_run(found, feeds_of(found, FAMILIES[family].inputs(0))):
+                yield replace(fault, model=found)
+                count -= 1
+
+
+def answer(family: str, exporter: str, conversion: str, fault: Fault, folder: Path | None = None) -> judging.Result:
+    """The tool's answer on a fault in a file after a conversion."""
+    base = truth.healthy(
+        model := converted(family, exporter, conversion, folder), feeds_of(model, FAMILIES[family].inputs(0))
+    )
+    name = f"{family}/{exporter}/{conversion}/{fault.kind}"
+    return judging.with_fault(family, exporter, fault, name, base, threads=1)
