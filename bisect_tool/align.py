@@ -38,6 +38,8 @@ NARROW_VALUE_LIMIT = 3e-2
 SecondDraw = tuple[Mapping[int, Signature], Mapping[str, Signature]]
 """Signatures of both sides on another input: by PyTorch value, and by name."""
 
+_SAME_TENSOR = "same tensor as"
+
 SECOND = "second input"
 """Evidence of a pair that another input told from look-alikes."""
 
@@ -1043,7 +1045,7 @@ def summarize(
         if match is not None:
             evidence = match.evidence
             if stage.alias_of is not None:
-                evidence = (*evidence, f"same tensor as {stage.alias_of}")
+                evidence = (*evidence, f"{_SAME_TENSOR} {stage.alias_of}")
             pairs.append(Pair(stage.ref, match.onnx, evidence, match.permutation))
         if not counts(stage):
             continue
@@ -1106,6 +1108,21 @@ def _is_taken(name: str, scopes: _Scopes, taken: set[str]) -> bool:
             return False
         name = scopes.graph.nodes[maker].inputs[0]
     return True
+
+
+def ambiguity_lines(alignment: Alignment) -> tuple[str, ...]:
+    """Says which stages' pairs are no more than a choice; nothing if there are none."""
+    # What hands another stage's tensor on has its pair.
+    refs = [
+        str(pair.ref)
+        for pair in alignment.pairs
+        if AMBIGUOUS in pair.evidence and not any(line.startswith(_SAME_TENSOR) for line in pair.evidence)
+    ]
+    if not refs:
+        return ()
+    named = ", ".join(refs[:4]) + (" ..." if len(refs) > 4 else "")
+    stages = f"{len(refs)} stage{'s' if len(refs) > 1 else ''}"
+    return (f"several values of the graph fit {stages} equally, and the order of computation chose: {named}",)
 
 
 def stage_refs(alignment: Alignment) -> dict[StageRef, str]:

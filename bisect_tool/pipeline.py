@@ -15,7 +15,16 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from bisect_tool.align import AMBIGUOUS, VALUE_LIMIT, Match, SecondDraw, match_values, summarize, trusted
+from bisect_tool.align import (
+    AMBIGUOUS,
+    VALUE_LIMIT,
+    Match,
+    SecondDraw,
+    ambiguity_lines,
+    match_values,
+    summarize,
+    trusted,
+)
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.costs import ort_cost, torch_cost
@@ -427,6 +436,7 @@ class _Bisection:
         alignment = summarize(
             trace, self.graph, matches, self.torch_signatures, self.onnx_signatures, lambda stage: stage.ref in judged
         )
+        self.notes += ambiguity_lines(alignment)
         alignment = leave_out_bodies(alignment, reference.stages_in_bodies(), self.program.operators_with_bodies())
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
         with self.step("compare", "comparing stage by stage"):

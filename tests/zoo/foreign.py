@@ -171,18 +171,18 @@ class Draw:
 
 
 @functools.cache
-def _other_model(family: str, seed: int) -> torch.nn.Module:
+def other_model(family: str, seed: int) -> torch.nn.Module:
     return built_with(family, seed)
 
 
 @functools.cache
-def _other_stages(family: str, seed: int) -> Mapping[Named, Array]:
+def other_stages(family: str, seed: int) -> Mapping[Named, Array]:
     """PyTorch's tensors by stage: what a stage is, the recorder says; modules are checked against plain hooks in a test."""
     from bisect_tool.backends.torch_runner import TorchRun
 
     tensors: dict[int, Array] = {}
     run = TorchRun(
-        _other_model(family, seed),
+        other_model(family, seed),
         FAMILIES[family].inputs(seed),
         {},
         lambda value, tensor: tensors.__setitem__(value.id, tensor.detach().clone().numpy()),
@@ -200,7 +200,7 @@ def _other_file(family: str, exporter: str, seed: int, folder: Path | None) -> M
     place = folder or Path(tempfile.mkdtemp(prefix="zoo-"))
     path = place / f"{family}-{exporter}-{seed}.onnx"
     if not path.exists():
-        export_to(path, _other_model(family, seed), family, exporter)
+        export_to(path, other_model(family, seed), family, exporter)
     return onnx.load(path)
 
 
@@ -228,7 +228,7 @@ def draws_of(
             for known, new in ((one, other), (other, one)):
                 if known in values and new not in values:
                     values[new] = values[known]
-        found.append(Draw(_other_stages(family, seed), values))
+        found.append(Draw(other_stages(family, seed), values))
     return tuple(found)
 
 
