@@ -585,15 +585,20 @@ class _Matcher:
 
     def _orders(self, values: list[int], names: list[str]) -> bool:
         """Whether both sides of a group of look-alikes are chains of one length: then their order says which is which."""
-        roots = list(
-            {self._made_as(self._root(name)): name for name in sorted(names, key=lambda n: self.place[n])}.values()
-        )
+        ordered = sorted(names, key=lambda n: self.place[n])
+        roots = list({self._made_as(self._root(name)): name for name in ordered}.values())
+        values = list({self._computed_as(value): value for value in values}.values())
         if len(roots) != len(values):
             return False
         chain = itertools.pairwise(roots)
         return all(self._made_from(later, earlier) for earlier, later in chain) and all(
             self._comes_from(later, earlier) for earlier, later in itertools.pairwise(values)
         )
+
+    def _computed_as(self, value: int) -> tuple[object, ...]:
+        """How PyTorch makes a value, in the same sense; two modules have weights of their own."""
+        stage = self.first_stage[value]
+        return (stage.type, self.trace.parents.get(value, ())) if "#" in stage.ref.stage else (value,)
 
     def _made_as(self, name: str) -> tuple[str, ...]:
         """How a value is made: what is computed twice in one way is one value."""

@@ -319,6 +319,7 @@ class _Bisection:
         self.step = step
         self.graph = program.graph
         bound = bind_inputs(self.graph, sample_tensors(case.module, case.args, case.kwargs))
+        self.bound_inputs = bound
         self.feeds = dict(bound.feeds)
         self.other_layout = bool(bound.orders)
         program.assume_shapes({name: array.shape for name, array in self.feeds.items()})
@@ -425,6 +426,7 @@ class _Bisection:
             reference = self.reference = self._capture(self.base.expected, tape=self.options.forced)
         trace = reference.trace
         self._bind_outputs(reference.outputs)
+        self._settle_inputs(reference.outputs)
         with self.step("align", "aligning stages with ONNX values"):
             matches = self._align(reference)
         trace = reference.trace = merge_twins(trace, self.graph, matches, self.torch_signatures)
@@ -617,6 +619,30 @@ class _Bisection:
                 )
                 for run in self.untouched.values():
                     run.outputs[name] = in_layout(run.outputs[name], array.shape, order)
+
+    def _settle_inputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:
+        """Where order alone says which input is which and the outputs disagree, another order is taken if they agree then."""
+        untouched = self.untouched.get(self.base.name)
+        if untouched is None or all(out.judgement == "pass" for out in self._output_results(untouched, outputs)):
+            return
+        for group, feeds in self.bound_inputs.exchanges():
+            try:
+                found = _Untouched(dict(UntouchedRun(self.program, self.base.actual).run(feeds)), {})
+            except InconclusiveError:
+                continue
+            if all(out.judgement == "pass" for out in self._output_results(found, outputs)):
+                self.feeds = feeds
+                self.notes = [
+                    note for note in self.notes if not any(f"ONNX input {name} was given" in note for name in group)
+                ]
+                self.notes.append(
+                    f"ONNX inputs {', '.join(group)} fit equally; the outputs agree in one order only, which was taken"
+                )
+                for pair in self.configs:
+                    self._run_untouched(pair)
+                self._bind_outputs(outputs)
+                self.notes = list(dict.fromkeys(self.notes))
+                return
 
     def _name_outputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:
         names = list(self.graph.outputs)

@@ -7,7 +7,8 @@ by its name is noted; what can't be told is an error that lists both sides.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,9 @@ from bisect_tool.records import OnnxGraph
 
 Array = NDArray[Any]
 
+_MOST_GROUPS, _MOST_ORDERS = 3, 24
+"""Inputs that look alike are tried in other orders up to here."""
+
 
 @dataclass(frozen=True, slots=True)
 class BoundInputs:
@@ -33,13 +37,21 @@ class BoundInputs:
         feeds: array by ONNX input, as the graph wants it.
         notes: one for each input that was not plainly found by its name, or that was converted.
         orders: ONNX inputs that are given the sample's tensor with its axes in another order.
-        by_order: ONNX inputs that only their order told apart from others, each with what else it could be.
+        alike: groups of ONNX inputs that only their order told apart.
     """
 
     feeds: Mapping[str, Array]
     notes: tuple[str, ...]
     orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    by_order: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    alike: tuple[tuple[str, ...], ...] = ()
+
+    def exchanges(self) -> Iterator[tuple[tuple[str, ...], dict[str, Array]]]:
+        """Other ways to give the inputs that only their order told apart: which inputs, and all feeds."""
+        for group in self.alike if len(self.alike) <= _MOST_GROUPS else ():
+            for order in itertools.islice(itertools.permutations(group), 1, _MOST_ORDERS):
+                given = {name: self.feeds[other] for name, other in zip(group, order, strict=True)}
+                if all(given[name].dtype == self.feeds[name].dtype for name in group):
+                    yield group, {**self.feeds, **given}
 
 
 def sample_tensors(
@@ -87,7 +99,7 @@ class _Binding:
         self.arrays = arrays
         self.chosen: dict[str, str] = {}
         self.orders: dict[str, tuple[int, ...]] = {}
-        self.alike: dict[str, tuple[str, ...]] = {}
+        self.alike: list[tuple[str, ...]] = []
         self.notes: list[str] = []
 
     @property
@@ -134,10 +146,10 @@ class _Binding:
             if not equal:
                 return
             names, inputs = min(equal, key=lambda group: len(group[0]))
+            if len(inputs) > 1:
+                self.alike.append(tuple(inputs))
             for wanted, name in zip(inputs, names, strict=True):
-                others = tuple(other for other in names if other != name)
-                if others:
-                    self.alike[wanted] = others
+                others = [other for other in names if other != name]
                 if len(self.graph.inputs) > 1:
                     also = f"; {' and '.join(others)} would fit too" if others else ""
                     self.notes.append(f"ONNX input {wanted} was given the sample's {name}, {how}{also}")
@@ -166,7 +178,7 @@ class _Binding:
                 if wanted in self.orders:
                     array = np.ascontiguousarray(array.transpose(self.orders[wanted]))
                 feeds[wanted] = _cast(self.graph, wanted, array, notes)
-        return BoundInputs(feeds, tuple(notes), self.orders, self.alike)
+        return BoundInputs(feeds, tuple(notes), self.orders, tuple(self.alike))
 
     def mismatch(self) -> BisectError:
         wants = ", ".join(_line(n, self.graph.dtypes.get(n), self._dims(n)) for n in self.graph.inputs)

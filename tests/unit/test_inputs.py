@@ -111,7 +111,10 @@ def test_equal_inputs_without_names_go_by_order_and_say_so() -> None:
     wanted = {"1": ("float32", (4,)), "2": ("int64", (2,)), "3": ("int64", (2,))}
     found = bind_inputs(graph(**wanted), [("cloud", C), ("sources", index), ("targets", other)])  # type: ignore[arg-type]
     bound_to(found.feeds, **{"1": C, "2": index, "3": other})
-    assert found.by_order == {"2": ("targets",), "3": ("sources",)}
+    assert found.alike == (("2", "3"),)
+    ((group, feeds),) = found.exchanges()
+    assert group == ("2", "3")
+    bound_to(feeds, **{"1": C, "2": other, "3": index})
     assert any("3 was given the sample's targets" in note and "sources would fit too" in note for note in found.notes)
 
 

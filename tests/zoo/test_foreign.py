@@ -139,6 +139,19 @@ def test_a_graph_in_another_layout_agrees_and_says_so() -> None:
         assert ["pass"] == [output["judgement"] for output in run["outputs"]]
 
 
+def test_equal_inputs_in_another_order_are_found_by_value() -> None:
+    """Sources and targets of edges have one shape, and the file has them the other way round, without names."""
+    model = foreign.converted("points", "torchscript", "scrambled")
+    inputs = list(model.graph.input)
+    del model.graph.input[:]
+    model.graph.input.extend([inputs[0], inputs[2], inputs[1]])
+    report = judging.report_on("points", model, threads=1)
+    assert "agrees" == report["verdict"]["status"]
+    (note,) = [note for note in report["notes"] if "fit equally" in note]
+    assert "the outputs agree in one order only, which was taken" in note
+    assert not any("targets, by order" in note for note in report["notes"])
+
+
 def test_an_output_alone_in_another_layout_diverges() -> None:
     """Where the inputs are as PyTorch has them, an output of another shape is a fault for whoever reads it."""
     model = onnx.load(foreign.exported("unet", "torchscript"))
