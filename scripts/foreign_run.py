@@ -43,8 +43,8 @@ Of float16 the file before the conversion tells, whose names the converter keeps
 - *wrong pairs*: a stage and a value of the graph that are not one tensor with two other sets of weights and inputs
 - *coverage*: stages with a pair, of all those whose value is in the graph by the truth; the least of any file
 - *ambiguous*: pairs that the report calls so
-- *top-1*: faults of different kinds (tests/zoo/faults.py), from frozen seeds, {count} in turn for each file; the planted node is
-  among those of the first origin. As in [accuracy.md](accuracy.md), a fault counts when its own value moved by 2e-5, whatever
+- *top-1*: faults of different kinds (tests/zoo/faults.py), from frozen seeds, {count} in turn for each file; the planted node
+  is among those of the first origin. As in [accuracy.md](accuracy.md), a fault counts when its own value moved by 2e-5, whatever
   becomes of it; before float16 by 5e-2
 - *named*: number of nodes of the first origin, 90th percentile
 
