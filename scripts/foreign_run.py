@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "zoo"))
 
@@ -43,42 +44,76 @@ Of float16 the file before the conversion tells, whose names the converter keeps
 - *wrong pairs*: a stage and a value of the graph that are not one tensor with two other sets of weights and inputs
 - *coverage*: stages with a pair, of all those whose value is in the graph by the truth; the least of any file
 - *ambiguous*: pairs that the report calls so
-- *top-1*: faults of different kinds (tests/zoo/faults.py), from frozen seeds, {count} in turn for each file; the planted node
-  is among those of the first origin. As in [accuracy.md](accuracy.md), a fault counts when its own value moved by 2e-5, whatever
-  becomes of it; before float16 by 5e-2
+- *top-1*: faults of different kinds (tests/zoo/faults.py), from frozen seeds, {count} in turn for each file; the planted
+  node is among those of the first origin. As in [accuracy.md](accuracy.md), a fault counts when its own value moved by
+  2e-5, whatever becomes of it; before float16 by 5e-2
 - *named*: number of nodes of the first origin, 90th percentile
 
 {machine}
 """
 
 
+Row = dict[str, Any]
+Healthy = Sequence[foreign.Aligned]
+Broken = Sequence[tuple[str, judging.Result]]
+
+
 def main() -> int:
     """Returns 1 if a line of the page does not hold."""
     options = _options()
-    tasks = [(family, exporter) for family in options.families for exporter in options.exporters]
-    healthy: list[foreign.Aligned] = []
-    broken: list[tuple[str, judging.Result]] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="foreign-") as folder,
-        ProcessPoolExecutor(options.jobs, initializer=_prepare) as pool,
-    ):
-        place = options.cache or Path(folder)
-        running = [pool.submit(_run, *task, options.conversions, options.faults, place) for task in tasks]
-        for done, future in enumerate(as_completed(running), 1):
-            first, second = future.result()
-            healthy += first
-            broken += second
-            print(f"{done}/{len(tasks)} {first[0].family} {first[0].exporter}", file=sys.stderr)
-    healthy.sort(key=lambda each: (options.conversions.index(each.conversion), each.family, each.exporter))
-    broken.sort(key=lambda each: each[1].id)
-    if options.output is not None:
-        lines = [*map(asdict, healthy), *(result.as_dict() for _, result in broken)]
-        options.output.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    if not options.table_only:
+        if not options.resume:
+            options.output.unlink(missing_ok=True)
+        _run_all(options)
+    healthy, broken = read_results(options.output)
     print(summary(healthy, broken))
     if options.docs is not None:
         options.docs.write_text(page(healthy, broken, options.faults), encoding="utf-8")
     hits = sum(result.top1 for _, result in broken)
     return 0 if all(each.right for each in healthy) and hits >= 0.9 * len(broken) else 1
+
+
+def _run_all(options: argparse.Namespace) -> None:
+    done = {tuple(row["task"]) for row in _rows(options.output)}
+    tasks = [
+        (part, family, exporter)
+        for part in ("healthy", "faults")
+        for family in options.families
+        for exporter in options.exporters
+        if (part, family, exporter) not in done and (options.faults or part == "healthy")
+    ]
+    with (
+        tempfile.TemporaryDirectory(prefix="foreign-") as folder,
+        ProcessPoolExecutor(options.jobs, initializer=_prepare) as pool,
+    ):
+        place = options.cache or Path(folder)
+        running = {pool.submit(_run, *task, options.conversions, options.faults, place): task for task in tasks}
+        for number, future in enumerate(as_completed(running), 1):
+            rows = [{"task": running[future], **row} for row in future.result()]
+            with options.output.open("a", encoding="utf-8") as stream:
+                stream.write("".join(json.dumps(row) + "\n" for row in rows))
+            print(f"{number}/{len(tasks)} {' '.join(running[future])}", file=sys.stderr)
+
+
+def _rows(file: Path) -> list[Row]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def read_results(file: Path) -> tuple[Healthy, Broken]:
+    """What a file of results holds, in the order of conversions, families and exporters."""
+    order = list(foreign.CONVERSIONS)
+    healthy, broken = [], []
+    for row in _rows(file):
+        part = row.pop("task")[0]
+        if part == "healthy":
+            row.update(wrong=tuple(row["wrong"]), missed=tuple(row["missed"]))
+            healthy.append(foreign.Aligned(**row))
+        else:
+            broken.append((row.pop("conversion"), judging.Result(**row)))
+    healthy.sort(key=lambda each: (order.index(each.conversion), each.family, each.exporter))
+    broken.sort(key=lambda each: (order.index(each[0]), each[1].id))
+    return healthy, broken
 
 
 def _options() -> argparse.Namespace:
@@ -89,10 +124,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=1, help="for each file; default: %(default)s")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once, a thread each; default: %(default)s")
     parser.add_argument("--cache", type=Path, help="folder in which exports are kept from run to run")
-    parser.add_argument("-o", "--output", type=Path, help="results, a line each")
+    parser.add_argument("--resume", action="store_true", help="keep the results that are there, and run the rest")
+    parser.add_argument("--table-only", action="store_true", help="run nothing, make the page of the results anew")
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "reports" / "foreign" / "results.jsonl")
     parser.add_argument("--docs", type=Path, help="Markdown file; default: docs/foreign.md where nothing is left out")
     options = parser.parse_args()
-    if options.docs is None and len(sys.argv) == 1:
+    whole = not {"--families", "--exporters", "--conversions"} & {argument.partition("=")[0] for argument in sys.argv}
+    if options.docs is None and whole:
         options.docs = ROOT / "docs" / "foreign.md"
     for name, known, separator in (
         ("families", FAMILIES, ","),
@@ -114,19 +152,17 @@ def _prepare() -> None:
     torch.set_num_threads(1)
 
 
-def _run(
-    family: str, exporter: str, conversions: Sequence[str], count: int, folder: Path
-) -> tuple[list[foreign.Aligned], list[tuple[str, judging.Result]]]:
-    healthy = [foreign.aligned(family, exporter, conversion, folder) for conversion in conversions]
-    broken = [
-        (conversion, foreign.answer(family, exporter, conversion, fault, folder))
+def _run(part: str, family: str, exporter: str, conversions: Sequence[str], count: int, folder: Path) -> list[Row]:
+    if part == "healthy":
+        return [asdict(foreign.aligned(family, exporter, conversion, folder)) for conversion in conversions]
+    return [
+        {"conversion": conversion, **foreign.answer(family, exporter, conversion, fault, folder).as_dict()}
         for conversion in conversions
         for fault in foreign.planted(family, exporter, conversion, count, folder)
     ]
-    return healthy, broken
 
 
-def page(healthy: Sequence[foreign.Aligned], broken: Sequence[tuple[str, judging.Result]], count: int) -> str:
+def page(healthy: Healthy, broken: Broken, count: int) -> str:
     """The whole page."""
     packages = []
     for name in PACKAGES:
@@ -148,15 +184,15 @@ def page(healthy: Sequence[foreign.Aligned], broken: Sequence[tuple[str, judging
     return "\n".join(parts).rstrip() + "\n"
 
 
-def summary(healthy: Sequence[foreign.Aligned], broken: Sequence[tuple[str, judging.Result]]) -> str:
+def summary(healthy: Healthy, broken: Broken) -> str:
     """A line for each conversion, and one for all."""
     return _table("conversion", healthy, broken, lambda each: each.conversion, lambda conversion, _: conversion)
 
 
 def _table(
     title: str,
-    healthy: Sequence[foreign.Aligned],
-    broken: Sequence[tuple[str, judging.Result]],
+    healthy: Healthy,
+    broken: Broken,
     of_healthy: Callable[[foreign.Aligned], str],
     of_broken: Callable[[str, judging.Result], str],
 ) -> str:
@@ -194,7 +230,7 @@ def _rank(numbers: Sequence[int]) -> str:
     return str(numbers[math.ceil(0.9 * len(numbers)) - 1]) if numbers else ""
 
 
-def _healthy_misses(healthy: Sequence[foreign.Aligned]) -> str:
+def _healthy_misses(healthy: Healthy) -> str:
     lines = ["| file | verdict | coverage | what |", "|---|---|---:|---|"]
     for each in healthy:
         if not each.right:
@@ -204,7 +240,7 @@ def _healthy_misses(healthy: Sequence[foreign.Aligned]) -> str:
     return "\n".join(lines) if len(lines) > 2 else "Everything holds."
 
 
-def _fault_misses(broken: Sequence[tuple[str, judging.Result]]) -> str:
+def _fault_misses(broken: Broken) -> str:
     lines = ["| case | at | moved | outputs | answer |", "|---|---|---:|---:|---|"]
     for _, result in broken:
         if not result.top1:

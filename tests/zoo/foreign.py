@@ -148,6 +148,7 @@ def _silence() -> Iterator[None]:
         yield
 
 
+@functools.cache
 def converted(family: str, exporter: str, conversion: str, folder: Path | None = None) -> ModelProto:
     """A family's file after a conversion, with a name for every node."""
     return _converted(onnx.load(exported(family, exporter, folder)), conversion)

@@ -141,7 +141,7 @@ def test_a_graph_in_another_layout_agrees_and_says_so() -> None:
 
 def test_equal_inputs_in_another_order_are_found_by_value() -> None:
     """Sources and targets of edges have one shape, and the file has them the other way round, without names."""
-    model = foreign.converted("points", "torchscript", "scrambled")
+    model = copy.deepcopy(foreign.converted("points", "torchscript", "scrambled"))
     inputs = list(model.graph.input)
     del model.graph.input[:]
     model.graph.input.extend([inputs[0], inputs[2], inputs[1]])
