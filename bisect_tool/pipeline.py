@@ -748,25 +748,35 @@ class _Bisection:
 
     def _probe_chained(self) -> None:
         """Signatures of everything in the graph, from an unoptimised run."""
+
+        def on_value(name: str, array: Array) -> None:
+            self.onnx_signatures[name] = signature_of(array, kind_of(array.dtype))
+            self.types[name] = type_of_array(array.dtype, array.shape)
+
         began = time.perf_counter()
-        for chained in self._chained(self.feeds):
-            for name, array in chained.items():
-                if array is not None:
-                    self.onnx_signatures[name] = signature_of(array, kind_of(array.dtype))
-                    self.types[name] = type_of_array(array.dtype, array.shape)
-            if self.in_memory:
-                self.chained.update(chained)
+        self._run_chained(self.feeds, self._segment_budget(), on_value, self.chained if self.in_memory else None)
         self._spend(self.base.name, began)
 
-    def _chained(self, feeds: Mapping[str, Array]) -> Iterator[Mapping[str, Array | None]]:
-        """Everything in the graph, segment by segment; the arrays are not valid afterwards unless all is in memory."""
-        segments = self.program.segments(self._segment_budget())
+    def _run_chained(
+        self,
+        feeds: Mapping[str, Array],
+        budget: int | None,
+        on_value: Callable[[str, Array], None],
+        kept: dict[str, Array | None] | None = None,
+    ) -> None:
+        """Runs the graph unoptimised with everything exposed, segment by segment; ``kept``: where the arrays stay."""
+        segments = self.program.segments(budget)
         exposed = {name for segment in segments for name in segment.makes}
         run = SegmentedRun(self.program, self.base.actual, segments, exposed, None, feeds, buffers=self.buffers)
         while not run.done:
             chained, _ = run.step(lambda name, kind: feeds[name])
-            yield chained
-            if not self.in_memory:
+            for name, array in chained.items():
+                if array is not None:
+                    on_value(name, array)
+            if kept is not None:
+                kept.update(chained)
+            else:
+                array = None
                 del chained
                 return_free_memory()
 
@@ -778,12 +788,14 @@ class _Bisection:
         if expected is None:
             return None
         found: dict[str, Signature] = {}
+
+        def on_value(name: str, array: Array) -> None:
+            found[name] = signature_of(array, kind_of(array.dtype))
+
         try:
             feeds = bind_inputs(self.graph, sample_tensors(self.case.module, args, kwargs)).feeds
-            for chained in self._chained(feeds):
-                for name, array in chained.items():
-                    if array is not None:
-                        found[name] = signature_of(array, kind_of(array.dtype))
+            # The sample's own values stay in memory beside these.
+            self._run_chained(feeds, max(self.options.memory_budget // 6, 1), on_value)
         except (BisectError, InconclusiveError):
             return None
         return expected, found
