@@ -666,7 +666,9 @@ class _Matcher:
                 continue
             name = options[0]
             if later == 0 and not self._is_scoped(name):
-                name = next((n for n in reversed(options) if self._reads(n, name)), name)
+                # What bears a scope of its own is no handing on: a sum that has lost an operand is one.
+                untagged = (n for n in reversed(options) if not self._is_scoped(n))
+                name = next((n for n in untagged if self._reads(n, name)), name)
             at = names.index(name) + 1
             yield value, name, ("order",)
 

@@ -329,6 +329,23 @@ def test_a_chain_of_look_alikes_goes_by_order() -> None:
     assert matches[1].evidence == matches[2].evidence == ("value", "order")
 
 
+def test_a_value_is_not_followed_into_another_scope() -> None:
+    """A converter's reshape hands a layer's value on; the sum behind it that lost an operand does not, and is the sum's."""
+    case = Case(
+        [stage("proj", 1, [0]), stage("/add#0", 2, [1, 0], type="add")],
+        [
+            node("Gemm", ["x"], "made"),
+            node("Reshape", ["made"], "flat"),
+            node("Identity", ["flat"], "sum", ["outer"]),
+            node("Relu", ["sum"], "end"),
+        ],
+        modules={"outer": "outer"},
+    )
+    case.torch = {1: noise(1), 2: noise(2)}
+    case.onnx = {"made": noise(1), "flat": noise(1), "sum": noise(1), "end": noise(3)}
+    assert names(case.match())[1] == "flat"
+
+
 def test_nodes_without_a_name_belong_to_the_module_whose_weights_they_read() -> None:
     """A broken layer has its pair by them, and what is behind it is looked for in a forced run."""
     case = Case(
