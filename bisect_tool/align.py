@@ -4,9 +4,11 @@ Evidence is gathered in this order, and every pair keeps what it rests on:
 
 1. *graph output*: the outputs of both sides, by name or in order; see :mod:`bisect_tool.outputs`.
 2. *value*: signatures of both sides agree. Where several fit, *scope* (the exporter's metadata or TorchScript's node
-   names) and then *order* (both runs are topological orders of the same computation) decide.
-3. *scope* alone, where no value fits: the stage is broken, or it comes after a broken one. Such pairs are *unconfirmed*
-   until a forced run, in which each stage works on PyTorch's own inputs, shows the value after all.
+   names) and then *order* (both runs are topological orders of the same computation) decide. Where order is no more than a
+   choice, the pair is *ambiguous*, unless a *second input* tells the look-alikes apart.
+3. *scope* alone, or *weights* where a file has lost its names, where no value fits: the stage is broken, or it comes after
+   a broken one. Such pairs are *unconfirmed* until a forced run, in which each stage works on PyTorch's own inputs, shows
+   the value after all.
 
 A value is followed through nodes that the exporter does not know (a ``Cast`` pair put in later): what leaves a stage is
 what the next one reads.
@@ -21,15 +23,30 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
+from bisect_tool.layouts import axis_order
 from bisect_tool.outputs import bind_outputs, exchanged
 from bisect_tool.records import Alignment, OnnxGraph, OnnxNode, Pair, Stage, StageRef, TorchTrace, Unaligned
 from bisect_tool.signatures import Signature, distance
+
+Permuted = Callable[[int], Mapping[tuple[int, ...], Signature]]
+"""Signatures of a PyTorch value with its axes in other orders."""
 
 VALUE_LIMIT = 1e-3
 """Relative difference up to which two tensors count as the same value; exports are off by 1e-6, TF32 by 1e-3."""
 
 NARROW_VALUE_LIMIT = 3e-2
 """The same where a side computes in half precision or less."""
+
+SecondDraw = tuple[Mapping[int, Signature], Mapping[str, Signature]]
+"""Signatures of both sides on another input: by PyTorch value, and by name."""
+
+_SAME_TENSOR = "same tensor as"
+
+SECOND = "second input"
+"""Evidence of a pair that another input told from look-alikes."""
+
+AMBIGUOUS = "ambiguous"
+"""Evidence of a pair whose value others have too, which neither names nor the order of computation tell from it."""
 
 FORCED_VALUE = "forced value"
 """Evidence of a pair whose values agree in a run that reads PyTorch's tensors."""
@@ -38,6 +55,9 @@ NEAR_LIMIT = 5e-2
 """Up to which a value still counts as handed on by a node that no exporter tagged."""
 
 _CLEARLY_NEARER = 4.0
+
+_SHAPING = frozenset(["Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast"])
+"""Operators that hand their input on in another shape or type."""
 
 _ROUNDING = 1e-5
 _GROWTH = 10.0
@@ -137,19 +157,10 @@ def same_data_order(first: Sequence[int], second: Sequence[int]) -> bool:
     return ends(first) <= ends(second) or ends(second) <= ends(first)
 
 
-def axis_order(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...] | None:
-    """The only order of ``first``'s axes that gives ``second``, axes of length 1 left out; ``None`` if there are several."""
-    kept, wanted = [d for d in first if d != 1], [d for d in second if d != 1]
-    if sorted(kept) != sorted(wanted) or len(set(kept)) != len(kept):
-        return None
-    ones = [axis for axis, d in enumerate(first) if d == 1]
-    return (*ones, *(list(first).index(d) for d in wanted))
-
-
 class _Scopes:
     """Module paths of the graph's nodes, and which values leave a scope."""
 
-    def __init__(self, graph: OnnxGraph, trace: TorchTrace):
+    def __init__(self, graph: OnnxGraph, trace: TorchTrace, modules: Mapping[str, str]):
         self.graph = graph
         cache: dict[tuple[str, ...], str | None] = {}
 
@@ -177,6 +188,14 @@ class _Scopes:
                 self.by_path[path].append(i)
         self.outputs = set(graph.outputs)
         self.any = bool(self.by_path)
+        # What weights tell is less than an exporter's scopes: nodes without weights have none.
+        self.by_weights: set[str] = set()
+        for i, node in enumerate(graph.nodes):
+            path = trace.modules.get(modules.get(node.name, ""))
+            if self.paths[i] is None and path:
+                self.paths[i] = path
+                self.by_path[path].append(i)
+                self.by_weights.update(node.outputs)
 
     def path_of(self, value: str) -> str | None:
         maker = self.makers.get(value)
@@ -227,10 +246,12 @@ def match_values(
     torch_signatures: Mapping[int, Signature],
     onnx_signatures: Mapping[str, Signature],
     known: Mapping[int, Match],
-    permuted: Callable[[int], Mapping[tuple[int, ...], Signature]],
+    permuted: Permuted,
     *,
     fed: Mapping[int, Match] | None = None,
     chained: Mapping[str, Signature] | None = None,
+    second: SecondDraw | None = None,
+    modules: Mapping[str, str] | None = None,
 ) -> dict[int, Match]:
     """Pairs PyTorch values with ONNX values.
 
@@ -242,14 +263,18 @@ def match_values(
         permuted: signatures of a PyTorch value with its axes in other orders; asked only where nothing else fits.
         fed: pairs at which the forced run was given PyTorch's values, confirmed or not; ``None`` for a chained run.
         chained: signatures from the chained run, where ``onnx_signatures`` are from a forced one.
+        second: signatures of both sides on another input, which tell look-alikes apart.
+        modules: module path by node name, for nodes that no exporter tagged: those that read a module's weights.
 
     Returns:
         All pairs, the known ones included, by PyTorch value.
     """
-    matcher = _Matcher(trace, graph, torch_signatures, onnx_signatures, fed, chained or onnx_signatures)
+    matcher = _Matcher(
+        trace, graph, torch_signatures, onnx_signatures, fed, chained or onnx_signatures, second, modules
+    )
     for match in known.values():
         matcher.take(match)
-    matcher.match_outputs()
+    matcher.match_outputs(permuted)
     matcher.match_by_value()
     matcher.match_permuted(permuted)
     matcher.match_by_scope()
@@ -283,14 +308,17 @@ class _Matcher:
         onnx_signatures: Mapping[str, Signature],
         fed: Mapping[int, Match] | None,
         chained: Mapping[str, Signature],
+        second: SecondDraw | None = None,
+        modules: Mapping[str, str] | None = None,
     ):
+        self.second = second
         self.trace = trace
         self.graph = graph
         self.torch = torch_signatures
         self.onnx = onnx_signatures
         self.chained = chained
         self.value_evidence = "value" if fed is None else FORCED_VALUE
-        self.scopes = _Scopes(graph, trace)
+        self.scopes = _Scopes(graph, trace, modules or {})
         self.place = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name}
         self.matches: dict[int, Match] = {}
         self.narrow_graph = any(graph.dtypes.get(name) in _NARROW for node in graph.nodes for name in node.outputs)
@@ -301,6 +329,7 @@ class _Matcher:
         self.first_stage: dict[int, Stage] = {}
         self.stages_of: dict[int, list[Stage]] = defaultdict(list)
         self.children = _children(trace)
+        self.by_second: set[int] = set()
         self.operations: dict[tuple[str, str], dict[int, str]] = {}
         self.calls = Counter((stage.ref.stage, stage.ref.output) for stage in trace.stages)
         for stage in trace.stages:
@@ -331,7 +360,7 @@ class _Matcher:
 
     # -- outputs ------------------------------------------------------------------------------------------------------
 
-    def match_outputs(self) -> None:
+    def match_outputs(self, permuted: Permuted) -> None:
         outputs = [(key, value) for key, value in self.trace.outputs if value in self.first_stage]
         names = [name for name in self.graph.outputs if name in self.place]
         if len(self.trace.outputs) != len(self.graph.outputs):
@@ -356,25 +385,53 @@ class _Matcher:
                 if values[place] in known and name in names and place not in swapped
             ]
         for value, name in pairs:
-            if value not in self.matches and name not in self.taken and self.fits(value, name):
+            if value in self.matches or name in self.taken:
+                continue
+            if self.fits(value, name):
                 agrees = self.agrees(value, name)
                 evidence = ("graph output", self.value_evidence) if agrees else ("graph output",)
                 self.take(Match(value, name, evidence, agrees))
+            elif (order := self._order_of(value, name, permuted)) is not None:
+                self.take(Match(value, name, ("graph output", self.value_evidence, "permuted"), True, order))
+
+    def _order_of(self, value: int, name: str, permuted: Permuted) -> tuple[int, ...] | None:
+        """The order of axes in which a name holds a value."""
+        other = self.onnx.get(name)
+        if other is None or other.shape == self.first_stage[value].shape or value not in self.torch:
+            return None
+        for order, signature in permuted(value).items():
+            if signature.shape == other.shape and distance(signature, other) <= self.limit(value):
+                return order
+        return None
 
     # -- values -------------------------------------------------------------------------------------------------------
 
     def match_by_value(self) -> None:
-        candidates = self._value_candidates()
+        candidates = self._told_apart(self._value_candidates())
         claims: dict[str, list[int]] = defaultdict(list)
         for value, names in candidates.items():
             for name in names:
                 claims[name].append(value)
         for values, names in _components(candidates, claims):
             for value, name, evidence in self._resolve(values, names, candidates):
-                agreed = (self.value_evidence, *evidence)
+                agreed = (self.value_evidence, *evidence, *((SECOND,) if value in self.by_second else ()))
                 self.take(self._to_the_end(self._follow(Match(value, name, agreed, True)), candidates.keys()))
 
-    def match_permuted(self, permuted: Callable[[int], Mapping[tuple[int, ...], Signature]]) -> None:
+    def _told_apart(self, candidates: Mapping[int, list[str]]) -> Mapping[int, list[str]]:
+        """Without the look-alikes that another input tells from the value. Behind an error nothing has the right value."""
+        if self.second is None:
+            return candidates
+        expected, actual = self.second
+        found = {}
+        for value, names in candidates.items():
+            first = expected.get(value)
+            same = [n for n in names if n in actual and first and distance(first, actual[n]) <= self.limit(value)]
+            found[value] = same or names
+            if same and len(same) < len(names):
+                self.by_second.add(value)
+        return found
+
+    def match_permuted(self, permuted: Permuted) -> None:
         """Values whose axes the exporter put in another order, as for recurrences."""
         free: dict[tuple[str, int], list[tuple[float, str]]] = defaultdict(list)
         for name, signature in self.onnx.items():
@@ -402,7 +459,7 @@ class _Matcher:
                     evidence = (
                         self.value_evidence,
                         "permuted",
-                        *(("scope",) if self._same_scope(value, chosen) else ()),
+                        *((self._named(chosen),) if self._same_scope(value, chosen) else ()),
                     )
                     self.take(Match(value, chosen, evidence, True, order))
                     break
@@ -520,12 +577,47 @@ class _Matcher:
             if len(members) == 1 and (counted := self._counted(members[0])) in options:
                 chosen = [counted]
             for value, name in zip(members, chosen, strict=False):
-                pairs.append((value, name, ("scope",) if alone or len(options) == 1 else ("scope", "order")))
+                named = self._named(name)
+                pairs.append((value, name, (named,) if alone or len(options) == 1 else (named, "order")))
                 free.remove(name)
             rest += members[len(chosen) :]
         for value, name, tag in self._by_order(sorted(rest, key=values.index), free, candidates):
             pairs.append((value, name, tag if not alone else ()))
-        return self._in_order(pairs, candidates)
+        pairs = self._in_order(pairs, candidates)
+        if any(tag == ("order",) for *_, tag in pairs) and not self._orders(values, names):
+            pairs = [(v, n, (*tag, AMBIGUOUS) if tag == ("order",) else tag) for v, n, tag in pairs]
+        return pairs
+
+    def _orders(self, values: list[int], names: list[str]) -> bool:
+        """Whether both sides of a group of look-alikes are chains of one length: then their order says which is which."""
+        ordered = sorted(names, key=lambda n: self.place[n])
+        roots = list({self._made_as(self._root(name)): name for name in ordered}.values())
+        values = list({self._computed_as(value): value for value in values}.values())
+        if len(roots) != len(values):
+            return False
+        chain = itertools.pairwise(roots)
+        return all(self._made_from(later, earlier) for earlier, later in chain) and all(
+            self._comes_from(later, earlier) for earlier, later in itertools.pairwise(values)
+        )
+
+    def _computed_as(self, value: int) -> tuple[object, ...]:
+        """How PyTorch makes a value, in the same sense; two modules have weights of their own."""
+        stage = self.first_stage[value]
+        return (stage.type, self.trace.parents.get(value, ())) if "#" in stage.ref.stage else (value,)
+
+    def _made_as(self, name: str) -> tuple[str, ...]:
+        """How a value is made: what is computed twice in one way is one value."""
+        node = self.graph.nodes[self.place[name]]
+        read = (self._root(other) if other in self.place else other for other in node.inputs)
+        return (node.op_type, str(node.outputs.index(name)), *read)
+
+    def _root(self, name: str) -> str:
+        """The value that a name hands on in another shape or type."""
+        while True:
+            node = self.graph.nodes[self.place[name]]
+            if node.op_type not in _SHAPING or node.inputs[0] not in self.place:
+                return name
+            name = node.inputs[0]
 
     def _counted(self, value: int) -> str | None:
         """The value of an operation by its number among those of its kind in its scope, if both sides have as many.
@@ -577,7 +669,9 @@ class _Matcher:
                 continue
             name = options[0]
             if later == 0 and not self._is_scoped(name):
-                name = next((n for n in reversed(options) if self._reads(n, name)), name)
+                # What bears a scope of its own is no handing on: a sum that has lost an operand is one.
+                untagged = (n for n in reversed(options) if not self._is_scoped(n))
+                name = next((n for n in untagged if self._reads(n, name)), name)
             at = names.index(name) + 1
             yield value, name, ("order",)
 
@@ -590,6 +684,10 @@ class _Matcher:
                 return False
             at = self.graph.nodes[readers[0]].outputs[0]
         return True
+
+    def _named(self, name: str) -> str:
+        """What says which module a value belongs to."""
+        return "weights" if name in self.scopes.by_weights else "scope"
 
     def _is_scoped(self, name: str) -> bool:
         return self.scopes.path_of(name) is not None
@@ -648,7 +746,9 @@ class _Matcher:
         """
         stage = next((s for s in self.stages_of[match.value] if s.level == "leaf" and "#" not in s.ref.stage), None)
         path = self.scopes.path_of(match.onnx)
-        if stage is None or stage.alias_of is not None or path not in (stage.ref.stage, self._folded_scope(stage)):
+        if stage is None or stage.alias_of is not None or path is None:
+            return match
+        if path not in (stage.ref.stage, self._folded_scope(stage)):
             return match
         called_once = path is not None and self.calls[path, stage.ref.output] == 1
         name = match.onnx
@@ -666,7 +766,7 @@ class _Matcher:
             return match
         if any(value != match.value and self.agrees(value, name) for value in others):
             return match
-        return replace(match, onnx=name, evidence=("scope",), confirmed=self.agrees(match.value, name))
+        return replace(match, onnx=name, evidence=(self._named(name),), confirmed=self.agrees(match.value, name))
 
     # -- scopes -------------------------------------------------------------------------------------------------------
 
@@ -751,7 +851,8 @@ class _Matcher:
                 continue
             for value, name in zip(members, options, strict=True):
                 agrees = self.agrees(value, name) and not self._circular(value, name)
-                evidence = ("scope", self.value_evidence) if agrees else ("scope",)
+                named = self._named(name)
+                evidence = (named, self.value_evidence) if agrees else (named,)
                 self.take(self._follow_unconfirmed(Match(value, name, evidence, agrees)))
 
     def _most_alike(self, values: list[int], names: list[str]) -> list[str]:
@@ -947,7 +1048,7 @@ def summarize(
     Coverage is aligned outputs over outputs that have a value in the graph at all; the folded ones are left out of both
     and listed with their reason.
     """
-    scopes, children = _Scopes(graph, trace), _children(trace)
+    scopes, children = _Scopes(graph, trace, {}), _children(trace)
     taken = {match.onnx for match in matches.values()}
     pairs, unaligned = [], []
     counted = aligned = 0
@@ -956,7 +1057,7 @@ def summarize(
         if match is not None:
             evidence = match.evidence
             if stage.alias_of is not None:
-                evidence = (*evidence, f"same tensor as {stage.alias_of}")
+                evidence = (*evidence, f"{_SAME_TENSOR} {stage.alias_of}")
             pairs.append(Pair(stage.ref, match.onnx, evidence, match.permutation))
         if not counts(stage):
             continue
@@ -1004,7 +1105,7 @@ def _reason(
     else:
         names = scopes.leaving(ref.stage)
         what = "no value of the graph equals it, and no node carries its scope: folded away by the exporter"
-    free = [name for name in names if name not in taken]
+    free = [name for name in names if not _is_taken(name, scopes, taken)]
     if not free:
         if names and "#" not in ref.stage:
             what = f"no value of the graph equals it; its node's value {names[-1]} is that of a later stage: folded"
@@ -1015,6 +1116,31 @@ def _reason(
     if not sized:
         return Unaligned(ref, f"the values in its scope ({', '.join(free[:3])}) have other sizes", False)
     return Unaligned(ref, f"several values fit its scope and none fits by value: {', '.join(sized[:4])}", True)
+
+
+def _is_taken(name: str, scopes: _Scopes, taken: set[str]) -> bool:
+    """Whether a value has a pair, or is one that has, in another shape."""
+    while name not in taken:
+        maker = scopes.makers.get(name)
+        if maker is None or scopes.graph.nodes[maker].op_type not in _SHAPING:
+            return False
+        name = scopes.graph.nodes[maker].inputs[0]
+    return True
+
+
+def ambiguity_lines(alignment: Alignment) -> tuple[str, ...]:
+    """Says which stages' pairs are no more than a choice; nothing if there are none."""
+    # What hands another stage's tensor on has its pair.
+    refs = [
+        str(pair.ref)
+        for pair in alignment.pairs
+        if AMBIGUOUS in pair.evidence and not any(line.startswith(_SAME_TENSOR) for line in pair.evidence)
+    ]
+    if not refs:
+        return ()
+    named = ", ".join(refs[:4]) + (" ..." if len(refs) > 4 else "")
+    stages = f"{len(refs)} stage{'s' if len(refs) > 1 else ''}"
+    return (f"several values of the graph fit {stages} equally, and the order of computation chose: {named}",)
 
 
 def stage_refs(alignment: Alignment) -> dict[StageRef, str]:

@@ -42,7 +42,13 @@ def makes_error(row: StageRow, result: Comparison) -> bool:
         return True
     if kind_of_name(row.dtype) == "integer":
         return local.differing > 0
-    return not local.rel_l2 <= DEFAULT_REL_L2.get(row.dtype, DEFAULT_REL_L2["float32"])
+    return not local.rel_l2 <= _default_limit(row, result)
+
+
+def _default_limit(row: StageRow, result: Comparison) -> float:
+    """Of the stage's dtype, or of the half precision that the graph computes it in."""
+    held = result.noise.dtype if result.noise is not None else None
+    return DEFAULT_REL_L2.get(held or row.dtype, DEFAULT_REL_L2["float32"])
 
 
 def side_off(result: Comparison) -> Side | None:
@@ -115,7 +121,7 @@ def _tainted(rows: Sequence[StageRow], config: str) -> set[int]:
 def _reads_unexplained(row: StageRow, result: Comparison) -> bool:
     if result.outside_error is None:
         return False
-    return not result.outside_error <= DEFAULT_REL_L2.get(row.dtype, DEFAULT_REL_L2["float32"])
+    return not result.outside_error <= _default_limit(row, result)
 
 
 def growth_lines(rows: Sequence[StageRow], config: str, tolerance: Tolerance) -> list[str]:
@@ -129,7 +135,7 @@ def growth_lines(rows: Sequence[StageRow], config: str, tolerance: Tolerance) ->
         result = row.results.get(config)
         if result is None or row.role == "group" or row.alias_of is not None or result.judgement != "pass":
             continue
-        limit = DEFAULT_REL_L2.get(row.dtype, DEFAULT_REL_L2["float32"])
+        limit = _default_limit(row, result)
         steps_apart = kind_of_name(row.dtype) == "integer" or row.type in STEPS
         if steps_apart and result.local is not None and not result.local.rel_l2 > limit:
             if result.total.differing and result.total.rel_l2 > limit:

@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from bisect_tool.align import VALUE_LIMIT, Match, match_values, summarize, trusted
+from bisect_tool.align import (
+    AMBIGUOUS,
+    VALUE_LIMIT,
+    Match,
+    SecondDraw,
+    ambiguity_lines,
+    match_values,
+    summarize,
+    trusted,
+)
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.compiled import compiled_note, original
@@ -32,13 +41,14 @@ from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
 from bisect_tool.backends.replay_folder import replay_files
+from bisect_tool.backends.second_draw import random_like, torch_signatures
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.backends.trials import find_cause, parameter_names
 from bisect_tool.backends.unfold import unfold
-from bisect_tool.backends.weights import check_weights
+from bisect_tool.backends.weights import check_weights, modules_by_weights
 from bisect_tool.bodies import leave_out_bodies, match_bodies
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.diagnose.findings import diagnoses, ledger
@@ -47,11 +57,19 @@ from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
+from bisect_tool.layouts import describe_order, in_layout, layout_of
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
-from bisect_tool.noise import BEYOND, SETTLED, is_settled
+from bisect_tool.noise import BEYOND, SETTLED, epsilon, is_settled
 from bisect_tool.outputs import bind_outputs, exchanged
-from bisect_tool.precision import precision_lines
+from bisect_tool.precision import (
+    half_precision,
+    held_line,
+    held_values,
+    precision_lines,
+    saturated,
+    tolerance_for,
+)
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
     ConfigPair,
@@ -76,6 +94,7 @@ from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, up
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
 from bisect_tool.store import REPLAY_FOLDER
+from bisect_tool.twins import merge_twins
 from bisect_tool.verdicts import decide, kept_stages_line
 from bisect_tool.weights import with_weights
 
@@ -330,13 +349,21 @@ class _Bisection:
         self.step = step
         self.graph = program.graph
         bound = bind_inputs(self.graph, sample_tensors(case.module, case.args, case.kwargs))
+        self.bound_inputs = bound
         self.feeds = dict(bound.feeds)
+        self.other_layout = bool(bound.orders)
         self.configs = list(options.pairs) or [self._pair(level) for level in options.optimizations]
         self.base = self._base()
         program, unfolded = unfold(program, self.feeds, self.base.actual)
         self.program = program
         program.assume_shapes({name: array.shape for name, array in self.feeds.items()})
         self.graph = program.graph
+        # The half precision that the graph is in while PyTorch is not, and the stages that it computes in it.
+        autocast = any("autocast" in pair.expected.switches for pair in options.pairs)
+        own = None if autocast else float_dtype_of(case.module)
+        self.half = half_precision(self.graph, self.graph.dtypes, own)
+        self.held: Set[int] = frozenset()
+        self.options = options = replace(options, tolerance=tolerance_for(options.tolerance, self.half))
         self.notes = [*case.notes, *bound.notes, *unfolded]
         # Each value is held on both sides.
         self.in_memory = 2 * program.activation_bytes() <= options.memory_budget
@@ -432,13 +459,19 @@ class _Bisection:
         trace = reference.trace
         self.notes += nested_note(reference.tape)
         self._bind_outputs(reference.outputs)
+        self._settle_inputs(reference.outputs)
         with self.step("align", "aligning stages with ONNX values"):
             matches = self._align(reference)
+        trace = reference.trace = merge_twins(trace, self.graph, matches, self.torch_signatures)
+        if self.half is not None:
+            paired = {value: match.onnx for value, match in matches.items()}
+            self.held = held_values(self.graph, self._dtypes(), paired, self.half)
         selection = select(trace, self.options.level, self.options.stages, self.options.groups)
         judged = {stage.ref for stage in selection.judged}
         alignment = summarize(
             trace, self.graph, matches, self.torch_signatures, self.onnx_signatures, lambda stage: stage.ref in judged
         )
+        self.notes += ambiguity_lines(alignment)
         alignment = leave_out_bodies(alignment, reference.stages_in_bodies(), self.program.operators_with_bodies())
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
         with self.step("compare", "comparing stage by stage"):
@@ -466,9 +499,10 @@ class _Bisection:
         if plain is not None:
             lines = growth_lines(rows, plain, self.options.tolerance)
             verdict = replace(verdict, summary=(*verdict.summary, *lines))
-        dtypes = {**self.graph.dtypes, **{name: dtype_name(kind.dtype) for name, kind in self.types.items()}}
         paired = {value: match.onnx for value, match in matches.items()}
-        other_precision = precision_lines(self.graph, dtypes, trace.stages, paired)
+        other_precision = precision_lines(self.graph, self._dtypes(), trace.stages, paired)
+        if self.half is not None and self.options.tolerance.source == "default":
+            other_precision = (*other_precision, held_line(self.half))
         verdict = replace(verdict, summary=(*verdict.summary, *other_precision))
         if verdict.origins:
             with self.step("drill", "looking inside the stages that make error"):
@@ -505,6 +539,10 @@ class _Bisection:
             notes=tuple(self.notes),
         )
 
+    def _dtypes(self) -> dict[str, str]:
+        """Of the graph's values, by name: as the file says, and as they were in the run."""
+        return {**self.graph.dtypes, **{name: dtype_name(kind.dtype) for name, kind in self.types.items()}}
+
     # -- running ------------------------------------------------------------------------------------------------------
 
     def _run_untouched(self, pair: ConfigPair) -> None:
@@ -522,7 +560,7 @@ class _Bisection:
             # The others still have an answer to give.
             self.failed[pair.name] = error.message
             return
-        self.untouched[pair.name] = _Untouched(outputs, run.effective)
+        self.untouched[pair.name] = _Untouched(dict(outputs), run.effective)
         del run
         return_free_memory()
         self._spend(pair.name, began)
@@ -601,6 +639,47 @@ class _Bisection:
 
     def _bind_outputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:
         """Which graph output is which output of the model. None: the graph has no such output."""
+        self._name_outputs(outputs)
+        if not self.other_layout:
+            return
+        # A graph whose inputs are in another layout has its outputs in it too.
+        for (key, array), name in zip(outputs, self.bound_outputs, strict=True):
+            given = [run.outputs.get(name) for run in self.untouched.values()] if name else []
+            shown = next((found for found in given if found is not None), None)
+            order = None if shown is None else layout_of(array, shown)
+            if name is not None and shown is not None and order is not None:
+                self.notes.append(
+                    f"the graph's output {name} {list(shown.shape)} was compared with {key} {list(array.shape)}, "
+                    f"its axes in the order {describe_order(order)}"
+                )
+                for run in self.untouched.values():
+                    run.outputs[name] = in_layout(run.outputs[name], array.shape, order)
+
+    def _settle_inputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:
+        """Where order alone says which input is which and the outputs disagree, another order is taken if they agree then."""
+        untouched = self.untouched.get(self.base.name)
+        if untouched is None or all(out.judgement == "pass" for out in self._output_results(untouched, outputs)):
+            return
+        for group, feeds in self.bound_inputs.exchanges():
+            try:
+                found = _Untouched(dict(UntouchedRun(self.program, self.base.actual).run(feeds)), {})
+            except InconclusiveError:
+                continue
+            if all(out.judgement == "pass" for out in self._output_results(found, outputs)):
+                self.feeds = feeds
+                self.notes = [
+                    note for note in self.notes if not any(f"ONNX input {name} was given" in note for name in group)
+                ]
+                self.notes.append(
+                    f"ONNX inputs {', '.join(group)} fit equally; the outputs agree in one order only, which was taken"
+                )
+                for pair in self.configs:
+                    self._run_untouched(pair)
+                self._bind_outputs(outputs)
+                self.notes = list(dict.fromkeys(self.notes))
+                return
+
+    def _name_outputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:
         names = list(self.graph.outputs)
         keys = [key for key, _ in outputs]
         if len(names) != len(keys):
@@ -652,7 +731,18 @@ class _Bisection:
         def with_bodies(matches: Mapping[int, Match]) -> dict[int, Match]:
             return match_bodies(matches, self.program.bodies(), reference.tape.bodies, staged)
 
-        matches = match_values(trace, self.graph, self.torch_signatures, self.onnx_signatures, {}, permuted)
+        chained = self.onnx_signatures
+        matches = match_values(trace, self.graph, self.torch_signatures, chained, {}, permuted)
+        # Beyond the memory budget one more run of both sides is dear.
+        if self.in_memory and any(AMBIGUOUS in match.evidence for match in matches.values()):
+            second = self._second_draw(trace)
+            if second is not None:
+                matches = match_values(trace, self.graph, self.torch_signatures, chained, {}, permuted, second=second)
+        modules: Mapping[str, str] = {}
+        if self._is_nameless() and not all(match.confirmed for match in matches.values()):
+            modules = modules_by_weights(self.case.module, self.program)
+            sure = {value: match for value, match in matches.items() if match.confirmed}
+            matches = match_values(trace, self.graph, self.torch_signatures, chained, sure, permuted, modules=modules)
         matches = with_bodies(matches)
         fed: Mapping[int, Match] = {}
         same = False
@@ -673,6 +763,7 @@ class _Bisection:
                 permuted,
                 fed=fed,
                 chained=self.onnx_signatures,
+                modules=modules,
             )
             again = with_bodies(again)
             same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
@@ -684,25 +775,65 @@ class _Bisection:
             )
         return matches
 
+    def _is_nameless(self) -> bool:
+        """Whether most nodes that read weights carry no name of a module."""
+        weights = self.program.floating_weights().keys()
+        reading = [node for node in self.graph.nodes if not weights.isdisjoint(node.inputs)]
+        return 2 * sum(bool(node.scopes) or node.call is not None for node in reading) < len(reading)
+
     def _probe_chained(self) -> None:
         """Signatures of everything in the graph, from an unoptimised run."""
+
+        def on_value(name: str, array: Array) -> None:
+            self.onnx_signatures[name] = signature_of(array, kind_of(array.dtype))
+            self.types[name] = type_of_array(array.dtype, array.shape)
+
         began = time.perf_counter()
-        segments = self.program.segments(self._segment_budget())
+        self._run_chained(self.feeds, self._segment_budget(), on_value, self.chained if self.in_memory else None)
+        self._spend(self.base.name, began)
+
+    def _run_chained(
+        self,
+        feeds: Mapping[str, Array],
+        budget: int | None,
+        on_value: Callable[[str, Array], None],
+        kept: dict[str, Array | None] | None = None,
+    ) -> None:
+        """Runs the graph unoptimised with everything exposed, segment by segment; ``kept``: where the arrays stay."""
+        segments = self.program.segments(budget)
         exposed = {name for segment in segments for name in segment.makes}
-        actual = self.base.actual
-        run = SegmentedRun(self.program, actual, segments, exposed, None, self.feeds, buffers=self.buffers)
+        run = SegmentedRun(self.program, self.base.actual, segments, exposed, None, feeds, buffers=self.buffers)
         while not run.done:
-            chained, _ = run.step(lambda name, kind: self.feeds[name])
+            chained, _ = run.step(lambda name, kind: feeds[name])
             for name, array in chained.items():
                 if array is not None:
-                    self.onnx_signatures[name] = signature_of(array, kind_of(array.dtype))
-                    self.types[name] = type_of_array(array.dtype, array.shape)
-            if self.in_memory:
-                self.chained.update(chained)
+                    on_value(name, array)
+            if kept is not None:
+                kept.update(chained)
             else:
+                array = None
                 del chained
                 return_free_memory()
-        self._spend(self.base.name, began)
+
+    def _second_draw(self, trace: TorchTrace) -> SecondDraw | None:
+        """Signatures of both sides on a made-up input; ``None`` if one side cannot run on it."""
+        args, kwargs = random_like(self.case.args, self.case.kwargs)
+        every_op = self.options.level == "op"
+        expected = torch_signatures(self.case.module, _copies(args), _copies(kwargs), trace, every_op=every_op)
+        if expected is None:
+            return None
+        found: dict[str, Signature] = {}
+
+        def on_value(name: str, array: Array) -> None:
+            found[name] = signature_of(array, kind_of(array.dtype))
+
+        try:
+            feeds = bind_inputs(self.graph, sample_tensors(self.case.module, args, kwargs)).feeds
+            # The sample's own values stay in memory beside these.
+            self._run_chained(feeds, max(self.options.memory_budget // 6, 1), on_value)
+        except (BisectError, InconclusiveError):
+            return None
+        return expected, found
 
     def _probe_forced(self, reference: _Reference, matches: Mapping[int, Match]) -> dict[str, Signature]:
         """Signatures again, with PyTorch's values fed in at every pair: each value from its true inputs."""
@@ -822,6 +953,8 @@ class _Bisection:
 
         def on_pair(lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
             value = here[value]
+            if self.half is not None and value in self.held:
+                expected = saturated(expected, self.half)
             self.ledger.record(lane, value, expected, chained, forced)
             if forced is not None and value in shown:
                 known = starts[lane].known - {value}
@@ -858,7 +991,9 @@ class _Bisection:
         reference = self.reference
         assert reference is not None
         local = self.ledger.locals[lane, value]
-        dtype = reference.tape.values[value].dtype
+        held = self.half if value in self.held else None
+        own = reference.tape.values[value].dtype
+        dtype = held if held is not None and epsilon(own) else own
         clean = not local.problem and not local.nonfinite_mismatch
 
         def fetch(wanted: int) -> torch.Tensor:
@@ -872,13 +1007,22 @@ class _Bisection:
             budget, same_run = self.options.memory_budget, run is reference
             tape = reference.tape
             noise = stage_noise(
-                tape, value, known, fetch, expected, forced, budget=budget, same_run=same_run, where=where
+                tape,
+                value,
+                known,
+                fetch,
+                expected,
+                forced,
+                budget=budget,
+                same_run=same_run,
+                where=where,
+                held=held,
             )
             self.floor_seconds += time.perf_counter() - began
             return noise
 
         settled = clean and (local.differing == 0 or is_settled(local.rel_l2, dtype))
-        noise = SETTLED if settled else measured(None)
+        noise = replace(SETTLED, dtype=held) if settled else measured(None)
         if local.differing and clean and not (noise.ratio is not None and noise.ratio > BEYOND):
             for where in hidden_groups(expected, forced, self.torch_signatures[value].total):
                 if not is_settled(relative_difference(expected[where], forced[where]), dtype):
@@ -1182,7 +1326,7 @@ class _Reference:
 
 @dataclass(frozen=True, slots=True)
 class _Untouched:
-    outputs: Mapping[str, Array | None]
+    outputs: dict[str, Array | None]
     effective: Mapping[str, Any]
 
 

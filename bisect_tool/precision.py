@@ -3,18 +3,108 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
+from typing import Any
 
-from bisect_tool.records import OnnxGraph, OnnxNode, Stage
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from bisect_tool.records import OnnxGraph, OnnxNode, Stage, Tolerance
+
+Array = NDArray[Any]
 
 OPENINGS = ("the graph computes in ", "the graph rounds to ")
 """Each line begins with one of these."""
 
-_NARROW = ("float16", "bfloat16")
-_FLOATING = (*_NARROW, "float32", "float64")
+HALF = ("float16", "bfloat16")
+"""Narrower than what weights are trained in."""
+
+_FLOATING = (*HALF, "float32", "float64")
 _NO_ARITHMETIC = {"Cast", "CastLike", "Constant", "Identity"}
 _QUANTIZED = ("Quantize", "QLinear", "MatMulInteger", "ConvInteger", "QGemm", "QAttention", "MatMulNBits")
 _NAMED = 3
+
+_MOSTLY = 0.5
+"""Share of a graph's floating nodes in half precision from which on the whole graph was meant to be."""
+
+
+def half_precision(graph: OnnxGraph, dtypes: Mapping[str, str], own: str | None) -> str | None:
+    """The half precision that a graph as a whole computes in while PyTorch does not; ``None`` if it does not.
+
+    A single node in half precision in a float32 graph is no conversion, but something to find.
+
+    Args:
+        graph: of ONNX.
+        dtypes: short names, by value; what is not known counts on neither side.
+        own: dtype of PyTorch's weights.
+    """
+    if own not in ("float32", "float64"):
+        return None
+    floating = [node for node in graph.nodes if node.op_type not in _NO_ARITHMETIC and _is_in(node, dtypes, _FLOATING)]
+    for narrow in HALF:
+        if floating and sum(_is_in(node, dtypes, (narrow,)) for node in floating) >= _MOSTLY * len(floating):
+            return narrow
+    return None
+
+
+def tolerance_for(tolerance: Tolerance, half: str | None) -> Tolerance:
+    """The default limits where the graph computes in half precision: then they are those of that for every dtype."""
+    if half is None or tolerance.rel_l2 is None or tolerance.source != "default":
+        return tolerance
+    limit = tolerance.rel_l2[half]
+    return replace(tolerance, rel_l2={name: max(limit, own) for name, own in tolerance.rel_l2.items()})
+
+
+def held_line(half: str) -> str:
+    """Says what such a graph is judged by."""
+    return f"stages are judged by what {half} rounds off, since the graph as a whole is in {half}"
+
+
+def held_values(graph: OnnxGraph, dtypes: Mapping[str, str], pairs: Mapping[int, str], half: str) -> frozenset[int]:
+    """PyTorch values whose stage the graph computes in half precision, or from values in it.
+
+    Converters keep some operators in float32, between casts: these read what was rounded already.
+
+    Args:
+        graph: of ONNX.
+        dtypes: short names, by value.
+        pairs: ONNX value by PyTorch value.
+        half: the short name.
+    """
+    makers = {name: node for node in graph.nodes for name in node.outputs if name}
+    ends = {*pairs.values(), *graph.inputs}
+    return frozenset(value for value, name in pairs.items() if _reads(name, half, dtypes, makers, ends))
+
+
+def _reads(name: str, half: str, dtypes: Mapping[str, str], makers: Mapping[str, OnnxNode], ends: Set[str]) -> bool:
+    seen: set[str] = set()
+    stack = [name]
+    while stack:
+        at = stack.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        if at == name or at in ends:
+            if dtypes.get(at) == half:
+                return True
+            if at != name:
+                continue
+        if at in makers:
+            stack.extend(value for value in makers[at].inputs if value)
+    return False
+
+
+def saturated(array: Array, half: str) -> Array:
+    """What a narrower dtype cannot hold as its largest number, as converters write a mask's -1e9; infinities stay."""
+    if array.dtype.kind != "f" or array.size == 0:
+        return array
+    most = float(ml_dtypes.finfo(half).max)
+    with np.errstate(all="ignore"):
+        if not np.nanmax(np.abs(array), initial=0.0) > most:
+            return array
+    return np.where(np.isfinite(array), np.clip(array, -most, most), array)
 
 
 def precision_lines(
@@ -34,7 +124,7 @@ def precision_lines(
         return ()
     computing = [node for node in graph.nodes if node.op_type not in _NO_ARITHMETIC]
     lines = []
-    for narrow in _NARROW:
+    for narrow in HALF:
         # Where PyTorch has some of it too, it is the pairs that tell.
         wider = any(
             stage.dtype in ("float32", "float64") and dtypes.get(pairs.get(stage.value, "")) == narrow

@@ -220,6 +220,7 @@ class OnnxGraph:
         shapes: of values whose shape is static, by name.
         dtypes: short names (``float32``), by value name, where the file says so.
         exporter: ``dynamo`` | ``torchscript`` | the producer's name.
+        input_dims: of inputs whose rank the file says: sizes, and the names (or "?") of dynamic ones.
     """
 
     inputs: tuple[str, ...]
@@ -229,6 +230,7 @@ class OnnxGraph:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
     exporter: str
+    input_dims: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +279,8 @@ class Noise:
         expected, actual: error of each side against float64 in units of the floor; ``None`` if not measured.
         settled: the local error is so small that nothing had to be measured.
         unknown: why the floor could not be measured, though it was needed.
+        dtype: the half precision whose rounding was allowed, where the graph as a whole computes in one and PyTorch does
+            not; ``None``: the stage's own dtype.
     """
 
     floor: float | None = None
@@ -284,6 +288,7 @@ class Noise:
     actual: float | None = None
     settled: bool = False
     unknown: str | None = None
+    dtype: str | None = None
 
     @property
     def ratio(self) -> float | None:

@@ -43,4 +43,6 @@ def describe_tolerance(tolerance: Tolerance) -> str:
         return f"max abs {tolerance.max_abs:g}"
     if tolerance.atol is not None:
         return f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}"
+    if tolerance.rel_l2 is not None and tolerance.rel_l2["float32"] > DEFAULT_REL_L2["float32"]:
+        return f"relative L2 {tolerance.rel_l2['float32']:.0e} (the graph is in half precision)"
     return "relative L2 1e-4 (float32), 2e-2 (half precision)"

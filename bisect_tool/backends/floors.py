@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Set
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from bisect_tool.backends.replay import (
     rounded,
     slice_of,
 )
-from bisect_tool.noise import BEYOND, DRAWS, assess
+from bisect_tool.noise import BEYOND, DRAWS, assess, epsilon
+from bisect_tool.precision import saturated
 from bisect_tool.recorder import Trace
 from bisect_tool.records import Noise
 
@@ -40,6 +42,7 @@ def stage_noise(
     budget: int,
     same_run: bool,
     where: NDArray[np.bool_] | None = None,
+    held: str | None = None,
 ) -> Noise:
     """Both sides of one stage against float64.
 
@@ -52,11 +55,15 @@ def stage_noise(
         budget: bytes that a replay may hold at once.
         same_run: ``expected`` is of the very run that was taped: then the replay must reproduce it.
         where: elements that count; ``None``: all.
+        held: the half precision that the graph computes in: its rounding is allowed, of what is given and of all results.
     """
     dtype = trace.values[value].dtype
+    if held is not None and epsilon(dtype):
+        dtype = held
 
     def picked(array: Array) -> Array:
-        return array if where is None else array[where]
+        array = array if where is None else array[where]
+        return array if held is None else saturated(array, held)
 
     expected, actual = picked(expected), picked(actual)
     try:
@@ -75,7 +82,7 @@ def stage_noise(
 
         def drawn() -> Iterator[Array]:
             for seed in range(DRAWS):
-                draws.append(run(rounded(seed)))
+                draws.append(run(rounded(seed, held)))
                 yield draws[-1]
 
         noise = assess(reference, expected, actual, dtype, strict, drawn())
@@ -85,8 +92,8 @@ def stage_noise(
             if again.actual is None or not noise.expected / 2 < again.actual < noise.expected * 2:
                 raise CannotReplayError("computed anew the stage is not what it was in the run")
     except CannotReplayError as error:
-        return Noise(unknown=str(error))
-    return noise
+        return Noise(unknown=str(error), dtype=held)
+    return replace(noise, dtype=held)
 
 
 @contextlib.contextmanager

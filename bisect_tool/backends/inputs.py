@@ -1,10 +1,15 @@
-"""Which sample tensor feeds which ONNX input: by name, then by order."""
+"""Which sample tensor feeds which ONNX input: by name, then by dtype and shape, then by order.
+
+Files of other people's making have other names, dynamic axes, narrower types and other layouts. What is not plainly found
+by its name is noted; what can't be told is an error that lists both sides.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,18 +19,39 @@ from numpy.typing import NDArray
 from bisect_tool.backends.exporting import positional_names
 from bisect_tool.backends.torch_runner import to_numpy
 from bisect_tool.errors import BisectError
+from bisect_tool.layouts import describe_order, layout_change
 from bisect_tool.recorder import flatten_tensors
 from bisect_tool.records import OnnxGraph
 
 Array = NDArray[Any]
 
+_MOST_GROUPS, _MOST_ORDERS = 3, 24
+"""Inputs that look alike are tried in other orders up to here."""
+
 
 @dataclass(frozen=True, slots=True)
 class BoundInputs:
-    """ONNX input name → array, and a note for each input that was not plainly found by its name."""
+    """What each ONNX input is given.
+
+    Attributes:
+        feeds: array by ONNX input, as the graph wants it.
+        notes: one for each input that was not plainly found by its name, or that was converted.
+        orders: ONNX inputs that are given the sample's tensor with its axes in another order.
+        alike: groups of ONNX inputs that only their order told apart.
+    """
 
     feeds: Mapping[str, Array]
     notes: tuple[str, ...]
+    orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    alike: tuple[tuple[str, ...], ...] = ()
+
+    def exchanges(self) -> Iterator[tuple[tuple[str, ...], dict[str, Array]]]:
+        """Other ways to give the inputs that only their order told apart: which inputs, and all feeds."""
+        for group in self.alike if len(self.alike) <= _MOST_GROUPS else ():
+            for order in itertools.islice(itertools.permutations(group), 1, _MOST_ORDERS):
+                given = {name: self.feeds[other] for name, other in zip(group, order, strict=True)}
+                if all(given[name].dtype == self.feeds[name].dtype for name in group):
+                    yield group, {**self.feeds, **given}
 
 
 def sample_tensors(
@@ -54,33 +80,122 @@ def bind_inputs(graph: OnnxGraph, tensors: Sequence[tuple[str, torch.Tensor]]) -
     """Finds each ONNX input's tensor.
 
     Raises:
-        BisectError: counts, shapes or kinds of dtype differ; both sides are listed.
+        BisectError: counts, shapes or kinds of dtype differ, or nothing tells which is which; both sides are listed.
     """
-    arrays = {name: to_numpy(tensor) for name, tensor in tensors}
-    notes: list[str] = []
-    chosen: dict[str, str] = {}
-    for wanted in graph.inputs:
-        name = _by_name(wanted, [n for n in arrays if n not in chosen.values()])
-        if name is not None and _fits(graph, wanted, arrays[name]):
-            chosen[wanted] = name
-    left = [n for n in arrays if n not in chosen.values()]
-    open_inputs = [n for n in graph.inputs if n not in chosen]
-    # Order alone is only good enough where nothing else could be meant.
-    for wanted in open_inputs:
-        fitting = [n for n in left if _fits(graph, wanted, arrays[n])]
-        if len(left) != len(open_inputs) and len(fitting) != 1:
-            continue
-        if not fitting:
-            continue
-        chosen[wanted] = fitting[0]
-        left.remove(fitting[0])
-        if len(graph.inputs) > 1:
-            notes.append(f"ONNX input {wanted} was given the sample's {fitting[0]}, by order and shape")
-    if len(chosen) != len(graph.inputs):
-        raise _mismatch(graph, arrays)
-    notes += [f"the sample's {n} is not an input of the ONNX graph: the exporter found it unused" for n in left]
-    feeds = {wanted: _cast(graph, wanted, arrays[name], notes) for wanted, name in chosen.items()}
-    return BoundInputs(feeds, tuple(notes))
+    binding = _Binding(graph, {name: to_numpy(tensor) for name, tensor in tensors})
+    binding.by_name()
+    binding.by_fit(binding.fits, "by order and shape")
+    binding.by_fit(lambda wanted, name: binding.order_of(wanted, name) is not None, "by shape, in another layout")
+    if len(binding.chosen) != len(graph.inputs):
+        raise binding.mismatch()
+    return binding.result()
+
+
+class _Binding:
+    """Which inputs are bound so far."""
+
+    def __init__(self, graph: OnnxGraph, arrays: Mapping[str, Array]):
+        self.graph = graph
+        self.arrays = arrays
+        self.chosen: dict[str, str] = {}
+        self.orders: dict[str, tuple[int, ...]] = {}
+        self.alike: list[tuple[str, ...]] = []
+        self.notes: list[str] = []
+
+    @property
+    def open(self) -> list[str]:
+        return [name for name in self.graph.inputs if name not in self.chosen]
+
+    @property
+    def left(self) -> list[str]:
+        taken = set(self.chosen.values())
+        return [name for name in self.arrays if name not in taken]
+
+    def fits(self, wanted: str, name: str) -> bool:
+        return self._same_kind(wanted, name) and _fits(self._dims(wanted), self.arrays[name].shape)
+
+    def order_of(self, wanted: str, name: str) -> tuple[int, ...] | None:
+        """The order of axes in which a tensor fits, where it does not as it is."""
+        dims = self._dims(wanted)
+        if dims is None or not self._same_kind(wanted, name) or _fits(dims, self.arrays[name].shape):
+            return None
+        return layout_change(self.arrays[name].shape, dims)
+
+    def _dims(self, wanted: str) -> tuple[int | str, ...] | None:
+        return self.graph.shapes.get(wanted) or self.graph.input_dims.get(wanted)
+
+    def _same_kind(self, wanted: str, name: str) -> bool:
+        dtype = self.graph.dtypes.get(wanted)
+        return dtype is None or _kind(dtype) == _kind(self.arrays[name].dtype.name)
+
+    def by_name(self) -> None:
+        for wanted in self.graph.inputs:
+            name = _by_name(wanted, self.left)
+            if name is not None and (self.fits(wanted, name) or self.order_of(wanted, name) is not None):
+                self._choose(wanted, name)
+
+    def by_fit(self, fits: Callable[[str, str], bool], how: str) -> None:
+        """Binds what only one tensor fits; then what several fit, in order, where as many inputs want them."""
+        while True:
+            options = {wanted: tuple(name for name in self.left if fits(wanted, name)) for wanted in self.open}
+            groups: dict[tuple[str, ...], list[str]] = {}
+            for wanted, names in options.items():
+                groups.setdefault(names, []).append(wanted)
+            # Those of one tensor first: what they take, the others need not be told from.
+            equal = [(names, inputs) for names, inputs in groups.items() if names and len(names) == len(inputs)]
+            if not equal:
+                return
+            names, inputs = min(equal, key=lambda group: len(group[0]))
+            if len(inputs) > 1:
+                self.alike.append(tuple(inputs))
+            for wanted, name in zip(inputs, names, strict=True):
+                others = [other for other in names if other != name]
+                if len(self.graph.inputs) > 1:
+                    also = f"; {' and '.join(others)} would fit too" if others else ""
+                    self.notes.append(f"ONNX input {wanted} was given the sample's {name}, {how}{also}")
+                self._choose(wanted, name)
+
+    def _choose(self, wanted: str, name: str) -> None:
+        self.chosen[wanted] = name
+        order = self.order_of(wanted, name)
+        if order is not None:
+            self.orders[wanted] = order
+            shape = list(self.arrays[name].shape)
+            self.notes.append(
+                f"ONNX input {wanted} is {list(self._dims(wanted) or ())}, the sample's {name} {shape}: "
+                f"given with its axes in the order {describe_order(order)}"
+            )
+
+    def result(self) -> BoundInputs:
+        notes = self.notes
+        notes += [
+            f"the sample's {n} is not an input of the ONNX graph: the exporter found it unused" for n in self.left
+        ]
+        feeds = {}
+        for wanted in self.graph.inputs:
+            if wanted in self.chosen:
+                array = self.arrays[self.chosen[wanted]]
+                if wanted in self.orders:
+                    array = np.ascontiguousarray(array.transpose(self.orders[wanted]))
+                feeds[wanted] = _cast(self.graph, wanted, array, notes)
+        return BoundInputs(feeds, tuple(notes), self.orders, tuple(self.alike))
+
+    def mismatch(self) -> BisectError:
+        wants = ", ".join(_line(n, self.graph.dtypes.get(n), self._dims(n)) for n in self.graph.inputs)
+        has = ", ".join(_line(n, a.dtype.name, a.shape) for n, a in self.arrays.items())
+        options = {w: [n for n in self.left if self.fits(w, n)] for w in self.open}
+        unclear = next((w for w, names in options.items() if len(names) > 1), None)
+        missing = [w for w, names in options.items() if not names]
+        if unclear is not None and not missing:
+            equal = " and ".join(options[unclear])
+            hint = f"{equal} fit {unclear} equally: rename the file's inputs after forward's arguments"
+        else:
+            hint = "give the sample that the file was exported with, or export without --onnx"
+        reason = f" (nothing for {', '.join(missing)})" if missing else ""
+        return BisectError(
+            f"the ONNX inputs and the sample do not fit together{reason}\n  ONNX wants: {wants}\n  sample has: {has}",
+            hint=hint,
+        )
 
 
 def _by_name(wanted: str, names: Sequence[str]) -> str | None:
@@ -94,11 +209,20 @@ def _plain(name: str) -> str:
     return name.lower().replace(".", "_").replace("-", "_")
 
 
-def _fits(graph: OnnxGraph, wanted: str, array: Array) -> bool:
-    shape = graph.shapes.get(wanted)
-    dtype = graph.dtypes.get(wanted)
-    same_kind = dtype is None or _kind(dtype) == _kind(array.dtype.name)
-    return same_kind and (shape is None or shape == array.shape)
+def _fits(dims: Sequence[int | str] | None, shape: Sequence[int]) -> bool:
+    """Whether a shape is one of those that an input takes; a name stands for one size wherever it occurs."""
+    if dims is None:
+        return True
+    if len(dims) != len(shape):
+        return False
+    sizes: dict[str, int] = {}
+    for dim, size in zip(dims, shape, strict=True):
+        if isinstance(dim, int) or dim == "?":
+            if dim != "?" and dim != size:
+                return False
+        elif sizes.setdefault(dim, size) != size:
+            return False
+    return True
 
 
 def _kind(dtype: str) -> str:
@@ -113,17 +237,22 @@ def _cast(graph: OnnxGraph, wanted: str, array: Array, notes: list[str]) -> Arra
         target = np.dtype(dtype)
     except TypeError:
         return array
-    notes.append(f"ONNX input {wanted} is {dtype}; the sample's {array.dtype.name} was converted")
-    return array.astype(target)
+    with np.errstate(over="ignore"):
+        found = array.astype(target)
+    notes.append(f"ONNX input {wanted} is {dtype}; the sample's {array.dtype.name} was converted{_lost(array, found)}")
+    return found
 
 
-def _mismatch(graph: OnnxGraph, arrays: Mapping[str, Array]) -> BisectError:
-    def line(name: str, dtype: str | None, shape: Sequence[int] | None) -> str:
-        return f"{name} {dtype or '?'}{list(shape) if shape is not None else '[dynamic]'}"
+def _lost(before: Array, after: Array) -> str:
+    """What a conversion did to values that the narrower type does not hold."""
+    if before.dtype.kind in "iub":
+        lost = int((before != after.astype(before.dtype)).sum())
+        return f": {lost} values do not fit into it" if lost else ""
+    with np.errstate(over="ignore"):
+        lost = int((np.isfinite(before) & ~np.isfinite(after)).sum())
+    return f": {lost} values are too large for it" if lost else ""
 
-    wants = ", ".join(line(n, graph.dtypes.get(n), graph.shapes.get(n)) for n in graph.inputs)
-    has = ", ".join(line(n, a.dtype.name, a.shape) for n, a in arrays.items())
-    return BisectError(
-        f"the ONNX inputs and the sample do not fit together\n  ONNX wants: {wants}\n  sample has: {has}",
-        hint="give the sample that the file was exported with, or export without --onnx",
-    )
+
+def _line(name: str, dtype: str | None, dims: Sequence[int | str] | None) -> str:
+    text = "dynamic" if dims is None else ", ".join(map(str, dims))
+    return f"{name} {dtype or '?'}[{text}]"

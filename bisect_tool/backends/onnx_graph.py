@@ -125,7 +125,13 @@ def describe(model: ir.Model) -> OnnxGraph:
         shapes=shapes,
         dtypes=dtypes,
         exporter=_exporter(model, nodes),
+        input_dims={v.name: _dims(v.shape) for v in graph.inputs if v.name and v.shape is not None},
     )
+
+
+def _dims(shape: ir.Shape) -> tuple[int | str, ...]:
+    """Sizes, names of dynamic axes, and "?" for those without one."""
+    return tuple(dim if isinstance(dim, int) else dim.value or "?" for dim in shape)
 
 
 def _note_type(value: ir.Value, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, str]) -> None:

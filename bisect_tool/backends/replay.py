@@ -44,10 +44,12 @@ class Arithmetic:
     Attributes:
         dtype: that everything floating is promoted to; what is wider already stays. ``None``: nothing is promoted.
         noise: seed of the made-up rounding; ``None``: none.
+        held: a narrower dtype that everything given is rounded to beforehand, and every result by the made-up rounding.
     """
 
     dtype: torch.dtype | None
     noise: int | None = None
+    held: torch.dtype | None = None
 
 
 EXACT = Arithmetic(torch.float64)
@@ -55,9 +57,9 @@ STRICT = Arithmetic(torch.float32)
 AS_RUN = Arithmetic(None)
 
 
-def rounded(seed: int) -> Arithmetic:
-    """Float64 with made-up rounding; each seed is one draw."""
-    return Arithmetic(torch.float64, seed)
+def rounded(seed: int, held: str | None = None) -> Arithmetic:
+    """Float64 with made-up rounding, to a narrower dtype than the run's if one is named; each seed is one draw."""
+    return Arithmetic(torch.float64, seed, getattr(torch, held) if held else None)
 
 
 def slice_of(trace: Trace, target: int, known: Set[int]) -> list[Op]:
@@ -145,7 +147,8 @@ def replay_values(
                 return torch.zeros(known.shape, dtype=getattr(torch, known.dtype), device="cpu")
             if value in made:
                 raise CannotReplayError("operations out of order")
-            env[value] = promote(fetch(value), arithmetic.dtype, copy=writes)
+            given = promote(fetch(value), arithmetic.dtype, copy=writes)
+            env[value] = given if arithmetic.held is None else _held(given, arithmetic.held)
         return env[value]
 
     with torch.no_grad():
@@ -210,13 +213,23 @@ def promote(tensor: Tensor, dtype: torch.dtype | None, *, copy: bool = False) ->
     return tensor.to("cpu", wanted, copy=copy)
 
 
-def _epsilons(trace: Trace, op: Op) -> list[float]:
-    """Unit in the last place of each result, in the dtype that the run had it in."""
+def _held(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A floating tensor as a narrower dtype has it; what that cannot hold is its largest number, as converters write it."""
+    if not tensor.is_floating_point():
+        return tensor
+    most = torch.finfo(dtype).max
+    inside = torch.where(tensor.isfinite(), tensor.clamp(-most, most), tensor)
+    return inside.to(dtype).to(tensor.dtype)
+
+
+def _epsilons(trace: Trace, op: Op, held: torch.dtype | None) -> list[float]:
+    """Unit in the last place of each result, in the dtype that the run had it in, or in a wider unit."""
+    least = torch.finfo(held).eps if held is not None else 0.0
     found = []
     for value in op.outputs:
         dtype = getattr(torch, trace.values[value].dtype)
         dtype = dtype.to_real() if dtype.is_complex else dtype
-        found.append(torch.finfo(dtype).eps if dtype.is_floating_point else 0.0)
+        found.append(max(least, torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0)
     return found
 
 
@@ -411,7 +424,7 @@ def _run(
     if before is not None:
         before(op, args, kwargs)
     written = _written(func, args, kwargs)
-    noise = None if arithmetic.noise is None else _Noise(arithmetic.noise, trace, op)
+    noise = None if arithmetic.noise is None else _Noise(arithmetic.noise, trace, op, arithmetic.held)
     if noise is not None and noise.disturbs:
         args, kwargs = noise.operands(args, written), noise.operands(kwargs, written)
     try:
@@ -504,10 +517,11 @@ class _Noise:
         disturbs: its operands are.
     """
 
-    def __init__(self, seed: int, trace: Trace, op: Op):
+    def __init__(self, seed: int, trace: Trace, op: Op, held: torch.dtype | None = None):
         self._name = op.name
         self._random = torch.Generator().manual_seed(seed * 1_000_003 + op.index)
-        self._epsilons = _epsilons(trace, op)
+        self._epsilons = _epsilons(trace, op, held)
+        self._least = torch.finfo(held or torch.float32).eps
         # Disturbing each operand by so much disturbs the sum as adding them one after the other does.
         self._longer = max(1.0, math.sqrt(_terms(trace, op) / _LANES))
         # Where all terms have one sign the partial sums grow too, and so does what each addition rounds off.
@@ -522,7 +536,7 @@ class _Noise:
         if isinstance(item, Tensor):
             if not item.is_floating_point() or any(item is tensor for tensor in written):
                 return item
-            epsilon = max(self._epsilons, default=0.0) or torch.finfo(torch.float32).eps
+            epsilon = max(self._epsilons, default=0.0) or self._least
             # A product: an infinity, as masks have them, stays one.
             disturbed = item * (1 + self._draw(item, epsilon * self._longer))
             # Equal zeros have an order too.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bisect_tool.backends.onnx_program import ValueType
 from bisect_tool.backends.ort_runner import SegmentedRun
+from bisect_tool.precision import HALF, saturated
 
 Array = NDArray[Any]
 OnPair = Callable[[str, int, Array, "Array | None", "Array | None"], None]
@@ -93,7 +94,11 @@ def in_onnx_form(array: Array, order: tuple[int, ...] | None, kind: ValueType | 
     if kind is None:
         return array
     wanted = np.dtype(kind.dtype.numpy())
-    array = array if array.dtype == wanted else array.astype(wanted)
+    if array.dtype != wanted:
+        # A graph in half precision has the largest number where PyTorch has a mask's -1e9.
+        if wanted.name in HALF:
+            array = saturated(array, wanted.name)
+        array = array.astype(wanted)
     return array if array.shape == kind.shape else np.ascontiguousarray(array).reshape(kind.shape)
 
 

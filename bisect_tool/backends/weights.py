@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.torch_runner import to_numpy
+from bisect_tool.fingerprints import places_by_weights, weight_owners
 from bisect_tool.records import StageRow
 from bisect_tool.weights import Folding, WeightReport, compare_weights, pair_weights
 
@@ -67,3 +70,21 @@ def _foldings(module: torch.nn.Module) -> list[Folding]:
         shift = np.zeros_like(mean) if child.bias is None else to_numpy(child.bias).astype(np.float64)
         found.append(Folding(weight / np.sqrt(variance + child.eps), mean, shift))
     return found
+
+
+def modules_by_weights(module: torch.nn.Module, program: OnnxProgram) -> dict[str, str]:
+    """Module path by name of a node that reads the module's weights, told by what these hold.
+
+    Every weight of both sides is read once: for graphs whose names say nothing.
+    """
+    tensors = _tensors(module)
+    shapes = program.floating_weights()
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    owners = weight_owners(
+        {name: functools.partial(program.weight, name) for name in shapes},
+        sizes,
+        {name: functools.partial(to_numpy, tensor) for name, tensor in tensors.items()},
+        {name: tensor.numel() for name, tensor in tensors.items()},
+    )
+    nodes = [(node.name, node.op_type, node.inputs, node.outputs) for node in program.graph.nodes]
+    return places_by_weights(nodes, owners, sizes, program.graph.outputs)

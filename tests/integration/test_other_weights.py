@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -99,13 +100,15 @@ def test_what_the_exporter_does_to_weights_is_never_blamed(tmp_path: Path, expor
     assert [] == [line for line in told if "weight" in line]
 
 
-def test_a_graph_in_another_precision_says_so(tmp_path: Path) -> None:
-    """Weights and arithmetic in float16, inputs and outputs in float32."""
+def to_half(scale: float = 1.0) -> Callable[[onnx.ModelProto], None]:
+    """Weights and arithmetic in float16, inputs and outputs in float32; ``scale``: of the first weight."""
 
-    def to_half(model: onnx.ModelProto) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        first = scale
         for tensor in model.graph.initializer:
             if tensor.data_type == onnx.TensorProto.FLOAT:
-                array = numpy_helper.to_array(tensor).astype(np.float16)
+                array = (first * numpy_helper.to_array(tensor)).astype(np.float16)
+                first = 1.0
                 tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
         (given,), (made,) = model.graph.input, model.graph.output
         for node in model.graph.node:
@@ -116,9 +119,25 @@ def test_a_graph_in_another_precision_says_so(tmp_path: Path) -> None:
         model.graph.node.append(onnx.helper.make_node("Cast", [f"{made.name}_half"], [made.name], to=full))
         del model.graph.value_info[:]
 
-    report = judged(tmp_path, "dynamo", edit=to_half)
+    return edit
+
+
+def test_a_graph_in_half_precision_is_judged_by_that(tmp_path: Path) -> None:
+    """It agrees, and says what it was allowed: what float16 rounds off is no fault of any stage."""
+    report = judged(tmp_path, "dynamo", edit=to_half())
     told = [line for line in report.verdict.summary if "float16" in line]
     assert told[0].startswith("the graph computes in float16 in ")
     assert told[0].endswith(" nodes, PyTorch in float32")
-    assert "are the model's rounded to float16" in told[1]
-    assert () == report.verdict.diagnoses
+    assert "stages are judged by what float16 rounds off, since the graph as a whole is in float16" == told[1]
+    assert ("agrees", ()) == (report.verdict.status, report.verdict.origins)
+    noises = [result.noise for row in report.stages for result in row.results.values() if result.noise is not None]
+    assert noises and {"float16"} == {noise.dtype for noise in noises}
+
+
+def test_a_fault_in_a_graph_in_half_precision_is_found(tmp_path: Path) -> None:
+    """A weight that is 2 % off is far beyond rounding; the stage that has it is the one origin."""
+    report = judged(tmp_path, "dynamo", edit=to_half(1.02))
+    assert "diverges" == report.verdict.status
+    (origin,) = report.verdict.origins
+    assert "actual" == origin.side
+    assert any("rounded to float16" in line for line in report.verdict.summary)

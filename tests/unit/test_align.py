@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,14 +75,38 @@ class Case:
         self.torch: dict[int, Array] = {}
         self.onnx: dict[str, Array] = {}
 
-    def match(self, known: Mapping[int, Match] | None = None, *, forced: bool = False) -> dict[int, Match]:
+    def match(
+        self,
+        known: Mapping[int, Match] | None = None,
+        *,
+        forced: bool = False,
+        second: tuple[Mapping[int, Array], Mapping[str, Array]] | None = None,
+        weights: Mapping[str, str] | None = None,
+    ) -> dict[int, Match]:
         def permuted(value: int) -> Mapping[tuple[int, ...], Signature]:
             return permuted_signatures(self.torch[value], kind_of(self.torch[value].dtype))
 
         self.signatures = {v: signature_of(a, kind_of(a.dtype)) for v, a in self.torch.items()}
         onnx = {n: signature_of(a, kind_of(a.dtype)) for n, a in self.onnx.items()}
         fed = (known or {}) if forced else None
-        return match_values(self.trace, self.graph, self.signatures, onnx, known or {}, permuted, fed=fed)
+        draw = None
+        if second is not None:
+            first, other = second
+            draw = (
+                {v: signature_of(a, "float") for v, a in first.items()},
+                {n: signature_of(a, "float") for n, a in other.items()},
+            )
+        return match_values(
+            self.trace,
+            self.graph,
+            self.signatures,
+            onnx,
+            known or {},
+            permuted,
+            fed=fed,
+            second=draw,
+            modules=weights,
+        )
 
 
 def names(matches: Mapping[int, Match]) -> dict[int, str]:
@@ -268,11 +293,77 @@ def test_equal_twins_are_told_apart_by_scope() -> None:
 
 
 def test_equal_twins_without_scopes_go_by_order() -> None:
-    """Both runs are topological orders of one computation."""
+    """Both runs are topological orders of one computation; that nothing else tells them apart is said."""
     matches = twins([], []).match()
     assert names(matches) == {1: "first", 2: "second"}
-    assert matches[1].evidence == ("value", "order")
-    assert matches[2].evidence == ("value", "order")
+    assert matches[1].evidence == ("value", "order", "ambiguous")
+    assert matches[2].evidence == ("value", "order", "ambiguous")
+
+
+def test_another_input_tells_twins_apart() -> None:
+    """What is equal on the sample need not be on the next."""
+    case = twins([], [])
+    case.graph = replace(case.graph, nodes=tuple(replace(n, inputs=("x", f"w_{n.name}")) for n in case.graph.nodes))
+    matches = case.match(second=({1: noise(7), 2: noise(8)}, {"first": noise(8), "second": noise(7)}))
+    assert names(matches) == {1: "second", 2: "first"}
+    assert matches[1].evidence == ("value", "second input")
+
+
+def test_another_input_behind_an_error_tells_nothing() -> None:
+    """Where no look-alike has the right value on it, all remain."""
+    matches = twins([], []).match(second=({1: noise(7), 2: noise(8)}, {"first": noise(5), "second": noise(6)}))
+    assert names(matches) == {1: "first", 2: "second"}
+    assert "second input" not in matches[1].evidence
+
+
+def test_a_chain_of_look_alikes_goes_by_order() -> None:
+    """A clamp that does nothing comes behind what it clamps, on both sides: that leaves no doubt."""
+    case = Case(
+        [stage("/sum#0", 1, [0], type="sum"), stage("/clamp#0", 2, [1], type="clamp")],
+        [node("ReduceSum", ["x"], "sum"), node("Reshape", ["sum"], "flat"), node("Clip", ["flat"], "clip")],
+    )
+    case.torch = {1: noise(1), 2: noise(1)}
+    case.onnx = {"sum": noise(1), "flat": noise(1), "clip": noise(1)}
+    matches = case.match()
+    assert names(matches) == {1: "sum", 2: "clip"}
+    assert matches[1].evidence == matches[2].evidence == ("value", "order")
+
+
+def test_a_value_is_not_followed_into_another_scope() -> None:
+    """A converter's reshape hands a layer's value on; the sum behind it that lost an operand does not, and is the sum's."""
+    case = Case(
+        [stage("proj", 1, [0]), stage("/add#0", 2, [1, 0], type="add")],
+        [
+            node("Gemm", ["x"], "made"),
+            node("Reshape", ["made"], "flat"),
+            node("Identity", ["flat"], "sum", ["outer"]),
+            node("Relu", ["sum"], "end"),
+        ],
+        modules={"outer": "outer"},
+    )
+    case.torch = {1: noise(1), 2: noise(2)}
+    case.onnx = {"made": noise(1), "flat": noise(1), "sum": noise(1), "end": noise(3)}
+    assert names(case.match())[1] == "flat"
+
+
+def test_nodes_without_a_name_belong_to_the_module_whose_weights_they_read() -> None:
+    """A broken layer has its pair by them, and what is behind it is looked for in a forced run."""
+    case = Case(
+        [stage("a", 1, [0]), stage("b", 2, [1])],
+        [
+            node("Gemm", ["x"], "first"),
+            node("Relu", ["first"], "between"),
+            node("Gemm", ["between"], "second"),
+            node("Relu", ["second"], "end"),
+        ],
+    )
+    case.torch = {1: noise(1), 2: noise(2)}
+    case.onnx = {"first": noise(3), "between": noise(4), "second": noise(5), "end": noise(6)}
+    assert case.match() == {}
+    matches = case.match(weights={"n_first": "a", "n_second": "b"})
+    assert names(matches) == {1: "first", 2: "second"}
+    assert [("weights",), ("weights",)] == [matches[value].evidence for value in (1, 2)]
+    assert not any(match.confirmed for match in matches.values())
 
 
 def test_one_scope_is_enough_for_both_twins() -> None:

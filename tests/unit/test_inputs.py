@@ -105,6 +105,63 @@ def test_several_fitting_tensors_are_not_guessed_where_counts_differ() -> None:
         bind_inputs(graph(p=("float32", (2, 3))), [("a", A), ("b", B)])
 
 
+def test_equal_inputs_without_names_go_by_order_and_say_so() -> None:
+    """Beside one that can only be the one; what else it could be is in the note."""
+    index, other = torch.tensor([1, 2]), torch.tensor([3, 4])
+    wanted = {"1": ("float32", (4,)), "2": ("int64", (2,)), "3": ("int64", (2,))}
+    found = bind_inputs(graph(**wanted), [("cloud", C), ("sources", index), ("targets", other)])  # type: ignore[arg-type]
+    bound_to(found.feeds, **{"1": C, "2": index, "3": other})
+    assert found.alike == (("2", "3"),)
+    ((group, feeds),) = found.exchanges()
+    assert group == ("2", "3")
+    bound_to(feeds, **{"1": C, "2": other, "3": index})
+    assert any("3 was given the sample's targets" in note and "sources would fit too" in note for note in found.notes)
+
+
+def test_what_several_fit_is_left_to_those_that_fit_nothing_else() -> None:
+    """A dynamic input takes what the others leave."""
+    found = bind_inputs(graph(any=("float32", None), p=("float32", (2, 3))), [("a", A), ("c", C)])
+    bound_to(found.feeds, any=C, p=A)
+
+
+# -- shapes and layouts -----------------------------------------------------------------------------------------------
+
+IMAGE = torch.arange(24.0).reshape(1, 2, 3, 4)
+
+
+def dynamic(**inputs: tuple[int | str, ...]) -> OnnxGraph:
+    """Inputs of float32 with dynamic axes."""
+    dtypes = dict.fromkeys(inputs, "float32")
+    return OnnxGraph(tuple(inputs), (), (), frozenset(), {}, dtypes, "unknown", inputs)
+
+
+def test_dynamic_axes_take_any_size() -> None:
+    """But the others are what they are, and one name stands for one size."""
+    bound_to(bind_inputs(dynamic(x=("n", 2, "h", "w")), [("x", IMAGE)]).feeds, x=IMAGE)
+    bound_to(bind_inputs(dynamic(x=("?", 2, "?", "?")), [("x", IMAGE)]).feeds, x=IMAGE)
+    for wrong in (("n", 7, "h", "w"), ("n", 2, "h"), ("n", 2, "s", "s")):
+        with pytest.raises(BisectError) as caught:
+            bind_inputs(dynamic(x=wrong), [("x", IMAGE)])
+        assert f"x float32[{', '.join(map(str, wrong))}]" in caught.value.message
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_another_layout_is_found_and_said(named: bool) -> None:
+    """NCHW for a graph in NHWC."""
+    wanted = graph(x=("float32", (1, 3, 4, 2)), other=("float32", (4,)))
+    found = bind_inputs(wanted, [("x" if named else "image", IMAGE), ("other", C)])
+    bound_to(found.feeds, x=IMAGE.permute(0, 2, 3, 1), other=C)
+    assert found.orders == {"x": (0, 2, 3, 1)}
+    assert any("channels last" in note and "[1, 3, 4, 2]" in note for note in found.notes)
+
+
+def test_a_fitting_shape_beats_another_layout() -> None:
+    """Nothing is turned that fits as it is."""
+    found = bind_inputs(graph(p=("float32", (3, 2)), q=("float32", (2, 3))), [("a", A), ("b", A.t())])
+    bound_to(found.feeds, p=A.t(), q=A)
+    assert found.orders == {}
+
+
 # -- dtypes -----------------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +200,19 @@ def test_another_kind_of_dtype_is_refused(tensor: Tensor, dtype: str) -> None:
         bind_inputs(graph(x=(dtype, (1,))), [("x", tensor)])
 
 
+@pytest.mark.parametrize(
+    ("tensor", "dtype", "told"),
+    [
+        (torch.tensor([1, 2**40]), "int32", "1 values do not fit into it"),
+        (torch.tensor([1.0, 1e6]), "float16", "1 values are too large for it"),
+    ],
+)
+def test_what_a_conversion_loses_is_said(tensor: Tensor, dtype: str, told: str) -> None:
+    """A token number beyond int32, and what is infinite in float16."""
+    (note,) = bind_inputs(graph(x=(dtype, (2,))), [("x", tensor)]).notes
+    assert told in note
+
+
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +225,19 @@ def test_a_mismatch_lists_both_sides() -> None:
     assert has.strip() == "sample has: a float32[2, 3], c float32[4]"
     assert caught.value.exit_code == EXIT_USAGE
     assert caught.value.hint
+
+
+def test_a_missing_input_is_named() -> None:
+    """By itself: the others fit."""
+    with pytest.raises(BisectError, match=r"nothing for mask"):
+        bind_inputs(graph(a=("float32", (2, 3)), mask=("bool", (4,))), [("a", A)])
+
+
+def test_equal_tensors_ask_for_names() -> None:
+    """Two fit one input, and nothing says which."""
+    with pytest.raises(BisectError) as caught:
+        bind_inputs(graph(p=("float32", (2, 3))), [("a", A), ("b", B)])
+    assert caught.value.hint is not None and "a and b fit p equally" in caught.value.hint
 
 
 def test_too_few_tensors_are_a_mismatch() -> None:

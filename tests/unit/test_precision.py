@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from bisect_tool.precision import OPENINGS, precision_lines
+from bisect_tool.precision import (
+    OPENINGS,
+    half_precision,
+    held_values,
+    precision_lines,
+    saturated,
+    tolerance_for,
+)
 from bisect_tool.records import OnnxGraph, OnnxNode, Stage, StageRef
+from bisect_tool.tolerances import describe_tolerance, make_tolerance
 
 
 def node(op: str, inputs: str, outputs: str) -> OnnxNode:
@@ -75,3 +84,50 @@ def test_a_quantised_graph() -> None:
     )
     assert line.startswith(OPENINGS)
     assert () == lines(nodes, dtypes, [*FLOAT, stage(2, "float32", "fake_quantize_per_tensor_affine")])
+
+
+def graph_of(nodes: list[OnnxNode]) -> OnnxGraph:
+    return OnnxGraph(("x",), (nodes[-1].outputs[0],), tuple(nodes), frozenset(), {}, {}, "unknown")
+
+
+def test_a_graph_is_in_half_precision_as_a_whole_or_not_at_all() -> None:
+    """One of three nodes is something to find; PyTorch in half precision itself leaves nothing to allow."""
+    graph = graph_of(
+        [node("Gemm", "x", "v0"), node("Relu", "v0", "v1"), node("Cast", "v1", "c"), node("Gemm", "c", "y")]
+    )
+    most = {"v0": "float16", "v1": "float16", "c": "float32", "y": "float32"}
+    assert "float16" == half_precision(graph, most, "float32")
+    assert half_precision(graph, most, "float16") is None
+    assert half_precision(graph, {**most, "v0": "float32"}, "float32") is None
+    assert half_precision(graph, {}, "float32") is None
+
+
+def test_what_reads_rounded_values_is_held_to_them() -> None:
+    """A stage kept in float32 between casts reads float16; one between float32 values does not."""
+    nodes = [
+        node("Gemm", "x", "v0"),
+        node("Cast", "v0", "wide"),
+        node("Resize", "wide", "v1"),
+        node("Gemm", "v1", "v2"),
+    ]
+    dtypes = {"x": "float32", "v0": "float16", "wide": "float32", "v1": "float32", "v2": "float32"}
+    assert frozenset({0, 1}) == held_values(graph_of(nodes), dtypes, {0: "v0", 1: "v1", 2: "v2"}, "float16")
+
+
+def test_limits_are_those_of_half_precision() -> None:
+    """For all dtypes, and only where the user has none of their own."""
+    half = tolerance_for(make_tolerance(None, None, None), "float16")
+    assert half.rel_l2 is not None and {2e-2} == set(half.rel_l2.values())
+    assert "relative L2 2e-02 (the graph is in half precision)" == describe_tolerance(half)
+    own = make_tolerance(0.1, None, None)
+    assert own is tolerance_for(own, "float16")
+
+
+def test_what_half_precision_cannot_hold_is_its_largest_number() -> None:
+    """A mask's -1e9; infinities and NaN stay what they are, and whole numbers too."""
+    array = np.array([-1e9, 1.0, np.inf, np.nan], dtype=np.float32)
+    np.testing.assert_array_equal(saturated(array, "float16"), np.array([-65504.0, 1.0, np.inf, np.nan], np.float32))
+    small = np.array([1.0, -2.0], dtype=np.float32)
+    assert saturated(small, "float16") is small
+    whole = np.array([10**6])
+    assert saturated(whole, "float16") is whole

@@ -156,6 +156,16 @@ def test_every_draw_is_another_one_and_each_can_be_had_again() -> None:
     assert 1e-9 < np.linalg.norm(first - exact) / np.linalg.norm(exact) < 1e-5
 
 
+def test_made_up_rounding_to_half_precision() -> None:
+    """What is given is rounded too, so that a stage that rounds nothing itself is off by it; a mask's filling is capped."""
+    taped = Taped(nn.Sequential(nn.Linear(32, 32), nn.ReLU()), made((4, 32)))
+    for stage in taped.trace.stages:
+        exact, draw = taped.again(stage, EXACT), taped.again(stage, rounded(1, "float16"))
+        assert 1e-5 < np.linalg.norm(draw - exact) / np.linalg.norm(exact) < 1e-2
+    filled = Taped(Net(lambda m, x: x.clamp(min=-2e9) * 1), torch.full((4,), -1e9))
+    assert filled.again(filled.trace.stages[0], rounded(1, "float16")).min() == -65504.0
+
+
 def test_made_up_rounding_leaves_exact_operations_alone() -> None:
     """Picking and placing numbers rounds nothing."""
     taped = Taped(nn.Sequential(nn.ReLU(), nn.MaxPool1d(2), nn.Flatten()), made((2, 3, 8)))

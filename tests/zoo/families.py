@@ -647,6 +647,11 @@ def built(name: str) -> nn.Module:
     return FAMILIES[name].build()
 
 
+def built_with(name: str, seed: int) -> nn.Module:
+    """A family's model with other weights, not cached: what is equal in both of them is so by structure, not by chance."""
+    return _awake(FAMILIES[name].build(), seed)
+
+
 @functools.cache
 def exported(name: str, exporter: str, folder: Path | None = None) -> Path:
     """The ONNX file that an exporter makes of a family's model, with a name for every node; once in a process.
@@ -655,24 +660,28 @@ def exported(name: str, exporter: str, folder: Path | None = None) -> Path:
         folder: where the files are kept from one process to the next; else in a temporary one.
     """
     path = (folder or _cache_folder()) / f"{name}-{exporter}.onnx"
-    if path.exists():
-        return path
+    if not path.exists():
+        export_to(path, built(name), name, exporter)
+    return path
+
+
+def export_to(path: Path, model: nn.Module, name: str, exporter: str) -> None:
+    """Exports a family's model, whatever its weights, with a name for every node."""
     family = FAMILIES[name]
     partial = path.with_suffix(".partial")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if exporter == "dynamo":
-            program = torch.onnx.export(built(name), family.inputs(0), dynamo=True, verbose=False)
+            program = torch.onnx.export(model, family.inputs(0), dynamo=True, verbose=False)
             assert program is not None
             program.save(str(partial), external_data=False)
         else:
             names = list(FAMILIES[name].build().forward.__code__.co_varnames[1 : 1 + len(family.inputs(0))])
-            torch.onnx.export(built(name), family.inputs(0), str(partial), dynamo=False, input_names=names)
-    model = onnx.load(partial)
-    name_nodes(model)
-    onnx.save(model, path)
+            torch.onnx.export(model, family.inputs(0), str(partial), dynamo=False, input_names=names)
+    graph = onnx.load(partial)
+    name_nodes(graph)
+    onnx.save(graph, path)
     partial.unlink()
-    return path
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
