@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -26,11 +26,13 @@ from bisect_tool.backends.inside import Surroundings, look_inside
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
-from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
+from bisect_tool.backends.ort_runner import SegmentedRun
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
+from bisect_tool.backends.runners import WholeRun, untouched_run
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
+from bisect_tool.backends.testimony import ask
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.backends.weights import check_weights
@@ -72,6 +74,7 @@ from bisect_tool.weights import with_weights
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
+Runner = Literal["onnxruntime", "onnx-reference"]
 
 MAX_DRILLED = 24
 """Origins that are looked into, in causal order: beyond that many the graph is broken throughout."""
@@ -128,6 +131,8 @@ class Options:
         look: read back what is in effect in ONNX Runtime, its optimised graph too.
         measure: time plain runs of both sides, after everything else.
         threads: of both sides; 0 is each library's default.
+        runner: what computes the graph when no ``pairs`` are given. With ``onnx-reference`` there is one pair: nothing is
+            optimised. Stages are aligned with ONNX Runtime all the same.
     """
 
     tolerance: Tolerance
@@ -147,6 +152,7 @@ class Options:
     look: bool = False
     measure: bool = False
     threads: int = 0
+    runner: Runner = "onnxruntime"
 
 
 def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: None) -> Report:
@@ -309,12 +315,13 @@ class _Bisection:
         if not self.in_memory:
             map_big_blocks()
         self.buffers = BufferPool()
-        self.configs = list(options.pairs) or [self._pair(level) for level in options.optimizations]
+        self.configs = list(options.pairs) or self._own_pairs()
         self.base = self._base()
         self.reference: _Reference | None = None
         self.bound_outputs: list[str | None] = []
         self.exchanged: list[str] = []
         self.failed: dict[str, str] = {}
+        self.hint: str | None = None
         self.misplaced: dict[str, str] = {}
         self.torch_signatures: Mapping[int, Signature] = {}
         self.permuted: dict[int, Mapping[tuple[int, ...], Signature]] = {}
@@ -350,11 +357,19 @@ class _Bisection:
         if "emulate" not in run.expected.switches:  # emulation costs what no GPU would
             with contextlib.suppress(Exception):
                 expected = torch_cost(self.case.module, self.case.args, self.case.kwargs, run.expected)
-        with contextlib.suppress(Exception):
-            actual = ort_cost(self.program, run.actual, self.feeds)
+        if run.actual.backend == "onnxruntime":  # what it costs elsewhere interests nobody
+            with contextlib.suppress(Exception):
+                actual = ort_cost(self.program, run.actual, self.feeds)
         return replace(run, expected_cost=expected, actual_cost=actual)
 
     # -- configurations -----------------------------------------------------------------------------------------------
+
+    def _own_pairs(self) -> list[ConfigPair]:
+        runner = self.options.runner
+        if runner == "onnxruntime":
+            return [self._pair(level) for level in self.options.optimizations]
+        pair = self._pair("off")
+        return [replace(pair, name=runner, actual=replace(pair.actual, backend=runner, threads=0))]
 
     def _pair(self, optimization: str) -> ConfigPair:
         dtype = float_dtype_of(self.case.module)
@@ -378,7 +393,8 @@ class _Bisection:
         """The pair that serves to align: both sides on the CPU, plain, nothing fused. It need not be one of the report's."""
         plain = self._pair("off")
         for pair in self.configs:
-            if self._is_plain(pair.expected) and self._is_plain(pair.actual) and pair.actual.optimization == "off":
+            own = pair.actual.backend == "onnxruntime" and pair.actual.optimization == "off"
+            if own and self._is_plain(pair.expected) and self._is_plain(pair.actual):
                 return pair
         return replace(plain, name="(alignment)", gating=False)
 
@@ -394,7 +410,7 @@ class _Bisection:
                 with self.step(f"untouched {pair.name}", f"running the untouched graph ({pair.name})"):
                     self._run_untouched(pair)
         if all(pair.name in self.failed for pair in self.configs):
-            raise InconclusiveError("; ".join(dict.fromkeys(self.failed.values())))
+            raise InconclusiveError("; ".join(dict.fromkeys(self.failed.values())), hint=self.hint)
         with self.step("capture", "running PyTorch"):
             reference = self.reference = self._capture(self.base.expected, tape=self.options.forced)
         trace = reference.trace
@@ -476,7 +492,7 @@ class _Bisection:
         began = time.perf_counter()
         try:
             require_device(pair.expected.device)
-            run = UntouchedRun(self.program, pair.actual, look=self.options.look)
+            run = untouched_run(self.program, pair.actual, look=self.options.look)
             outputs = run.run(self.feeds)
             self._check_placement(pair, run)
         except InconclusiveError as error:
@@ -486,13 +502,14 @@ class _Bisection:
                 raise
             # The others still have an answer to give.
             self.failed[pair.name] = error.message
+            self.hint = error.hint
             return
         self.untouched[pair.name] = _Untouched(outputs, run.effective)
         del run
         return_free_memory()
         self._spend(pair.name, began)
 
-    def _check_placement(self, pair: ConfigPair, run: UntouchedRun) -> None:
+    def _check_placement(self, pair: ConfigPair, run: WholeRun) -> None:
         """A CUDA run whose nodes sit on the CPU is no CUDA run."""
         if pair.actual.device == "cpu":
             return
@@ -948,9 +965,11 @@ class _Bisection:
             cut = layers.get(origin.ref) or cuts.get(MAIN_LAYER)
             if origin.side != "expected" and self._is_plain(pair.expected) and cut is not None and number < MAX_DRILLED:
                 floor = floors.get((origin.ref, origin.config))
+                whole = origin
                 # The stage's own nodes stay named where nothing can be shown; that is certain too.
                 with contextlib.suppress(CannotReplayError, InconclusiveError):
-                    origin = look_inside(around, origin, stage, cut.known, pair.actual, floor)
+                    origin = look_inside(around, whole, stage, cut.known, pair.actual, floor)
+                origin = replace(origin, witness=ask(around, origin, whole, stage, cut.known, pair.actual, floor))
                 reference.activations.retain(())
             ops, weights = self.program.reads(origin.onnx_nodes)
             details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])

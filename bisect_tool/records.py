@@ -16,6 +16,7 @@ Judgement = Literal["pass", "fail", "not compared"]
 Status = Literal["agrees", "diverges", "inconclusive"]
 Side = Literal["expected", "actual"]
 Conclusion = Literal["culprit", "contributes", "ruled out", "no answer"]
+Testimony = Literal["export", "runtime", "neither", "unknown"]
 ConfigStatus = Literal["agrees", "diverges", "perturbed", "skipped", "failed", "crashed"]
 OutputKey = int | str
 
@@ -153,7 +154,7 @@ class NumericConfig:
     """One side's switches that can change a number.
 
     Attributes:
-        backend: ``torch`` | ``onnxruntime``.
+        backend: ``torch`` | ``onnxruntime`` | ``onnx-reference`` (ONNX's own evaluator).
         device: ``cpu`` | ``cuda``.
         dtype: the dtype the model is run in, as declared by its weights.
         optimization: ONNX Runtime's graph optimisation level (``off``, ``basic``, ``extended``, ``layout``, ``all``).
@@ -163,7 +164,7 @@ class NumericConfig:
         switches: everything else that is set, by the names in ``numerics.py``; what is not here is left as it is.
     """
 
-    backend: Literal["torch", "onnxruntime"]
+    backend: Literal["torch", "onnxruntime", "onnx-reference"]
     device: str = "cpu"
     dtype: str | None = None
     optimization: str | None = None
@@ -401,6 +402,27 @@ class NodeDetail:
 
 
 @dataclass(frozen=True, slots=True)
+class Witness:
+    """What another runner makes of the nodes of an origin, from the same inputs.
+
+    Attributes:
+        runner, version: that was asked.
+        against_expected_rel_l2, against_actual_rel_l2: how far its value of the stage lies from PyTorch's and from the
+            judged runner's; ``None`` if it has none. Over everything, or the group of numbers where that is largest.
+        says: ``export``: it gives the judged runner's value, the graph is off; ``runtime``: it gives PyTorch's, the
+            judged runner is off; ``neither``; ``unknown``: no answer.
+        reason: for ``unknown``.
+    """
+
+    runner: str
+    version: str
+    against_expected_rel_l2: float | None
+    against_actual_rel_l2: float | None
+    says: Testimony
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """A stage where error is made.
 
@@ -413,6 +435,7 @@ class Origin:
             stage.
         evidence: what showed that other nodes of the stage are right, and which other origins name the same nodes.
         onnx_details: of the first nodes: attributes, and the line that the exporter says they come from.
+        witness: what another runner makes of the nodes; ``None`` where none was asked: PyTorch is off, or not looked into.
     """
 
     stage: str
@@ -431,6 +454,7 @@ class Origin:
     onnx_details: tuple[NodeDetail, ...] = ()
     onnx_ops: tuple[str, ...] = ()
     onnx_weights: tuple[str, ...] = ()
+    witness: Witness | None = None
 
     @property
     def ref(self) -> StageRef:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from bisect_tool.cli import interrupts
+from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import case_name, load, load_case, make_case
 from bisect_tool.cli.process import load_libraries, no_collection
 from bisect_tool.cli.settings import parse_size, read_case_file
@@ -34,6 +35,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "min_coverage": 0.9,
     "threads": 0,
     "matrix": None,
+    "runner": None,
     "inputs": (),
     "groups": (),
     "stages": (),
@@ -43,52 +45,27 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.argument("model", required=False)
-@click.argument("checkpoint", required=False, type=click.Path())
-@click.option(
-    "--input", "inputs", multiple=True, metavar="PATH", help="Sample: .pt .npz .npy .safetensors, or a folder."
-)
-@click.option("--onnx", type=click.Path(), help="ONNX file to judge; without it the model is exported.")
-@click.option("--config", type=click.Path(), help="Case file (TOML); the command line overrides it.")
-@click.option("--entry", metavar="NAME", help="Function, class or instance in MODEL [default: build_model].")
-@click.option("--entry-args", type=click.Path(), help="TOML or JSON file with arguments for the entry.")
-@click.option("--preprocess", metavar="MODULE:FUNCTION", help="Makes the sample from --raw.")
-@click.option("--raw", type=click.Path(), help="File given to --preprocess.")
-@click.option(
-    "--exporter",
-    type=click.Choice(["dynamo", "torchscript"]),
-    help="Which exporter [default: dynamo; torchscript for TorchScript archives].",
-)
-@click.option("--opset", type=int, help="Opset version [default: the exporter's].")
-@click.option("--constant-folding/--no-constant-folding", default=None, help="The exporter's graph optimisation.")
-@click.option(
-    "--keep-onnx", type=click.Path(), metavar="FILE", help="Leave the exported file here; those of a matrix beside it."
-)
+@click.command(context_settings=shared.SETTINGS)
+@shared.loading
+@shared.exporting
 @click.option("--max-abs", type=float, help="Tolerance: largest absolute difference.")
 @click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol.")
 @click.option("--rtol", type=float, help="Tolerance as in allclose, together with --atol.")
-@click.option("--level", type=click.Choice(["op", "leaf", "container"]), help="Level of the stages [default: leaf].")
-@click.option("--stages", multiple=True, metavar="GLOB", help="Judge these stages only, as `backbone.blocks.*`.")
+@shared.selecting
 @click.option("--group", "groups", multiple=True, metavar="GLOB", help="Also show these containers as one stage each.")
 @click.option("--all-stages", is_flag=True, help="Print every row of the stage table.")
-@click.option("--min-coverage", type=float, help="Share of stages that must be aligned [default: 0.9].")
-@click.option("--memory-budget", metavar="SIZE", help="Activations kept at once [default: 2GiB].")
 @click.option(
     "--matrix", metavar="NAME", help="Run many configurations: quick, full, strict, deploy, or a matrix file (TOML)."
 )
-@click.option("--threads", type=click.IntRange(min=0), help="Threads of both sides; 0 is each library's default.")
-@click.option("--allow-pickle", is_flag=True, default=None, help="Unpickle the checkpoint: runs code in it.")
-@click.option("--allow-missing", is_flag=True, default=None, help="Accept a checkpoint without some of the keys.")
-@click.option("--allow-unexpected", is_flag=True, default=None, help="Accept a checkpoint with keys the model lacks.")
-@click.option("--name", help="Name of the case [default: the model file's].")
+@click.option(
+    "--runner",
+    type=click.Choice(["onnxruntime", "onnx-reference"]),
+    help="What runs the graph; onnx-reference is ONNX's own evaluator, and slow [default: onnxruntime].",
+)
+@shared.running
 @click.option("-o", "--output", type=click.Path(), metavar="DIR", help="Report folder [default: reports/NAME/TIME].")
-@click.option("--force", is_flag=True, help="Replace a report, and a file of --keep-onnx, that is there.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 on divergence too.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
-@click.version_option(package_name="bisect-divergence")
+@shared.reporting
 def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all_stages: bool, **given: Any) -> int:
     """Find the first stage where an ONNX graph leaves its PyTorch model, and where the error is made.
 
@@ -143,6 +120,11 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
         raise BisectError("--preprocess and --raw go together", hint="--preprocess module:function --raw FILE")
     if settings["onnx"] and settings["keep_onnx"]:
         raise BisectError("--keep-onnx keeps an export, and --onnx makes none", hint="give one of the two")
+    if settings["matrix"] and settings["runner"]:
+        raise BisectError(
+            "--runner and --matrix exclude each other",
+            hint='in a matrix file each pair names its own: backend = "onnx-reference" in [pair.actual]',
+        )
     _check_export_options(given, settings)
     return settings
 
@@ -286,6 +268,7 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
         memory_budget=parse_size(str(settings["memory_budget"])),
         min_coverage=settings["min_coverage"],
         threads=settings["threads"],
+        runner=settings["runner"] or "onnxruntime",
     )
 
 
