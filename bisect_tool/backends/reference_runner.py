@@ -76,6 +76,7 @@ class ReferenceRunner:
             InconclusiveError: an operator is not defined by ONNX, or the evaluator lacks it.
         """
         proto = onnx.ModelProto.FromString(model)
+        _require_known_meaning(proto)
         # Functions and bodies are evaluated by the same class; that is how the folder gets there.
         kind = type("Evaluator", (_Evaluator,), {"weights_folder": Path(weights_folder)})
         try:
@@ -134,6 +135,21 @@ class _Evaluator(ReferenceEvaluator):
             return array
         file, offset = self.weights_folder / where["location"], int(where.get("offset", 0))
         return np.memmap(file, dtype=kind, mode="r", offset=offset, shape=shape or (1,)).reshape(shape)
+
+
+_FLATTENED = {"Softmax", "LogSoftmax", "Hardmax"}
+"""Before opset 13 they work on everything from ``axis`` on; the evaluator knows them along one axis only."""
+
+
+def _require_known_meaning(model: onnx.ModelProto) -> None:
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 13)
+    for node in model.graph.node if opset < 13 else ():
+        last = any(attribute.name == "axis" and attribute.i == -1 for attribute in node.attribute)
+        if node.op_type in _FLATTENED and not last:
+            raise InconclusiveError(
+                f"the {ReferenceRunner.title} knows {node.op_type} as of opset 13 only, and the graph is of opset {opset}",
+                hint="convert the graph to a newer opset, or --runner onnxruntime",
+            )
 
 
 def require_affordable(program: OnnxProgram) -> None:
