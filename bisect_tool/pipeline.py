@@ -20,6 +20,7 @@ from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.costs import ort_cost, torch_cost
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.backends.facts import fed_inputs, graph_facts
 from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.inside import Surroundings, look_inside
@@ -41,6 +42,7 @@ from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.inspection import BoundOutput, Inspection, evidence_counts, level_counts
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
@@ -49,6 +51,7 @@ from bisect_tool.outputs import bind_outputs, exchanged
 from bisect_tool.precision import precision_lines
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
+    Alignment,
     ConfigPair,
     ConfigRun,
     ConfigStatus,
@@ -167,30 +170,11 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
         BisectError: unusable input, a failing export, a graph that does not fit the sample.
         InconclusiveError: nothing could be compared.
     """
-    timings: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def step(name: str, text: str) -> Iterator[None]:
-        progress(text)
-        began = time.perf_counter()
-        yield
-        timings[name] = timings.get(name, 0.0) + time.perf_counter() - began
-
-    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
-        path = options.onnx
-        if path is None:
-            path = Path(folder) / (options.keep_onnx.name if options.keep_onnx else "model.onnx")
-            with step("export", f"exporting with the {options.export.exporter} exporter"):
-                export_case(case, path, options.export)
-                keep_file(path, options.keep_onnx, overwrite=options.overwrite)
-        with step("load", "reading the ONNX graph"):
-            model = load_onnx(path)
-            if options.onnx is None:
-                _check_opset(model.opset_imports.get(""), options.export)
-            program = OnnxProgram(model, path)
-        comparison = _Bisection(case, options, program, step)
+    steps = _Steps(progress)
+    step = steps.step
+    with _opened(case, options, steps) as comparison:
         try:
-            report = comparison.report(timings)
+            report = comparison.report(steps.timings)
         finally:
             comparison.release()
         if options.measure:
@@ -200,6 +184,59 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
     if options.onnx is None and report.verdict.status == "diverges" and folded and not options.export.keep_stages:
         return _with_kept_stages(report, case, options, progress)
     return report
+
+
+def inspect_case(case: LoadedCase, options: Options, progress: Progress = lambda _: None) -> Inspection:
+    """Aligns a PyTorch model with its ONNX graph, as :func:`bisect` does, and compares nothing.
+
+    Args:
+        case: model and inputs.
+        options: of them those that say what is loaded, exported and aligned.
+        progress: called with one line whenever a step begins.
+
+    Raises:
+        BisectError: unusable input, a failing export, a graph that does not fit the sample.
+        InconclusiveError: no stage has a value in the graph.
+    """
+    steps = _Steps(progress)
+    with _opened(case, replace(options, optimizations=("off",), pairs=()), steps) as comparison:
+        try:
+            return comparison.inspection(steps.timings)
+        finally:
+            comparison.release()
+
+
+class _Steps:
+    """Tells each step as it begins, and how long it took."""
+
+    def __init__(self, progress: Progress):
+        self.timings: dict[str, float] = {}
+        self._progress = progress
+
+    @contextlib.contextmanager
+    def step(self, name: str, text: str) -> Iterator[None]:
+        self._progress(text)
+        began = time.perf_counter()
+        yield
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _opened(case: LoadedCase, options: Options, steps: _Steps) -> Iterator[_Bisection]:
+    """The given graph, or one that is exported and goes when this ends, ready to be aligned."""
+    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
+        path = options.onnx
+        if path is None:
+            path = Path(folder) / (options.keep_onnx.name if options.keep_onnx else "model.onnx")
+            with steps.step("export", f"exporting with the {options.export.exporter} exporter"):
+                export_case(case, path, options.export)
+                keep_file(path, options.keep_onnx, overwrite=options.overwrite)
+        with steps.step("load", "reading the ONNX graph"):
+            model = load_onnx(path)
+            if options.onnx is None:
+                _check_opset(model.opset_imports.get(""), options.export)
+            program = OnnxProgram(model, path)
+        yield _Bisection(case, options, program, steps.step)
 
 
 def _with_kept_stages(report: Report, case: LoadedCase, options: Options, progress: Progress) -> Report:
@@ -306,7 +343,7 @@ class _Bisection:
         self.step = step
         self.graph = program.graph
         bound = bind_inputs(self.graph, sample_tensors(case.module, case.args, case.kwargs))
-        self.feeds = dict(bound.feeds)
+        self.feeds, self.sources = dict(bound.feeds), bound.sources
         program.assume_shapes({name: array.shape for name, array in self.feeds.items()})
         self.graph = program.graph
         self.notes = [*case.notes, *bound.notes]
@@ -404,7 +441,8 @@ class _Bisection:
 
     # -- the whole ----------------------------------------------------------------------------------------------------
 
-    def report(self, timings: dict[str, float]) -> Report:
+    def _aligned(self) -> _Aligned:
+        """Runs the graph and PyTorch, and finds out which value stands for which stage."""
         if self.options.observe:
             for pair in self.configs:
                 with self.step(f"untouched {pair.name}", f"running the untouched graph ({pair.name})"):
@@ -424,6 +462,34 @@ class _Bisection:
         )
         alignment = leave_out_bodies(alignment, reference.stages_in_bodies(), self.program.operators_with_bodies())
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
+        return _Aligned(reference, matches, selection, alignment, cuts)
+
+    def inspection(self, timings: Mapping[str, float]) -> Inspection:
+        """What the alignment is, with nothing compared."""
+        aligned = self._aligned()
+        trace, matches = aligned.reference.trace, aligned.matches
+        nodes_between = self.program.nodes_between
+        rows = build_rows(trace, aligned.selection, matches, aligned.cuts, self.ledger, (), set(), nodes_between)
+        keys = [key for key, _ in aligned.reference.outputs]
+        return Inspection(
+            case={"name": self.case.name, **self.case.description},
+            graph=graph_facts(self.program, str(self.options.onnx) if self.options.onnx else None),
+            inputs=fed_inputs(self.program, self.feeds, self.sources),
+            outputs=tuple(BoundOutput(key, name) for key, name in zip(keys, self.bound_outputs, strict=True)),
+            alignment=aligned.alignment,
+            min_coverage=self.options.min_coverage,
+            levels=level_counts(trace, matches),
+            evidence=evidence_counts(rows, aligned.alignment.pairs),
+            stages=tuple(self._with_nodes(row) for row in rows),
+            environment=snapshot(),
+            timings=timings,
+            notes=tuple(self.notes),
+        )
+
+    def report(self, timings: dict[str, float]) -> Report:
+        aligned = self._aligned()
+        reference, matches, selection, cuts = aligned.reference, aligned.matches, aligned.selection, aligned.cuts
+        trace, alignment = reference.trace, aligned.alignment
         with self.step("compare", "comparing stage by stage"):
             for expected, pairs in self._by_expected():
                 self._compare_with(expected, pairs, reference, matches, selection, cuts)
@@ -1115,6 +1181,17 @@ class _Reference:
         """Stages whose value was made in a body, of ``torch.cond`` for one."""
         made = {value for op in self.tape.ops if op.body is not None for value in op.outputs}
         return {stage.ref for stage in self.trace.stages if stage.value in made}
+
+
+@dataclass(frozen=True, slots=True)
+class _Aligned:
+    """PyTorch's run beside the graph; ``cuts`` say by layer where the graph has to be cut for the stages."""
+
+    reference: _Reference
+    matches: Mapping[int, Match]
+    selection: Selection
+    alignment: Alignment
+    cuts: Mapping[str, Cut]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,14 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class BoundInputs:
-    """ONNX input name → array, and a note for each input that was not plainly found by its name."""
+    """ONNX input name → array, and a note for each input that was not plainly found by its name.
+
+    ``sources``: ONNX input name → name and dtype of the sample's tensor.
+    """
 
     feeds: Mapping[str, Array]
     notes: tuple[str, ...]
+    sources: Mapping[str, tuple[str, str]]
 
 
 def sample_tensors(
@@ -80,7 +84,8 @@ def bind_inputs(graph: OnnxGraph, tensors: Sequence[tuple[str, torch.Tensor]]) -
         raise _mismatch(graph, arrays)
     notes += [f"the sample's {n} is not an input of the ONNX graph: the exporter found it unused" for n in left]
     feeds = {wanted: _cast(graph, wanted, arrays[name], notes) for wanted, name in chosen.items()}
-    return BoundInputs(feeds, tuple(notes))
+    sources = {wanted: (name, arrays[name].dtype.name) for wanted, name in chosen.items()}
+    return BoundInputs(feeds, tuple(notes), sources)
 
 
 def _by_name(wanted: str, names: Sequence[str]) -> str | None:

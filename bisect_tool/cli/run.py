@@ -6,8 +6,8 @@ import functools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ from bisect_tool.matrix import read_matrix
 from bisect_tool.tolerances import make_tolerance
 
 if TYPE_CHECKING:
-    from bisect_tool.pipeline import Options
+    from bisect_tool.pipeline import LoadedCase, Options
     from bisect_tool.records import Report
 
 _EXIT = {"agrees": EXIT_AGREES, "diverges": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
@@ -36,6 +36,9 @@ _DEFAULTS: Mapping[str, Any] = {
     "threads": 0,
     "matrix": None,
     "runner": None,
+    "max_abs": None,
+    "atol": None,
+    "rtol": None,
     "inputs": (),
     "groups": (),
     "stages": (),
@@ -72,11 +75,11 @@ def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all
     MODEL is a Python file with build_model(), package.module:NAME, a TorchScript archive or a .pt2 program; CHECKPOINT
     its weights. Exit codes: 0 agree, 1 divergence, 2 bad usage or unreadable input, 3 inconclusive.
     """
-    settings = _settings(given)
-    say = _progress(quiet)
+    settings = settings_of(given)
+    say = progress(quiet)
     folders = _report_folder(settings, force)
     if settings["keep_onnx"]:
-        _check_kept_file(Path(settings["keep_onnx"]), force)
+        check_kept_file(Path(settings["keep_onnx"]), force)
     reports: list[Report] = []
     detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)
     for report, folder in _run_samples(settings, folders, force, say, detail):
@@ -98,16 +101,23 @@ def _severity(code: int) -> int:
     return {EXIT_AGREES: 0, EXIT_INCONCLUSIVE: 1, EXIT_DIVERGES: 2}[code]
 
 
-def _settings(given: dict[str, Any]) -> dict[str, Any]:
-    """Defaults, then the case file, then the command line."""
+def settings_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Defaults, then the case file, then the command line.
+
+    Args:
+        given: by the command line; what a command has no option for may still be in the case file.
+
+    Raises:
+        BisectError: something is missing, or excludes something else.
+    """
     settings = {**dict.fromkeys(given), **_DEFAULTS}
     if given["config"]:
         settings.update(read_case_file(Path(given["config"])))
     settings.update({key: value for key, value in given.items() if value is not None and value != ()})
     tolerances = ("max_abs", "atol", "rtol")
-    if any(given[name] is not None for name in tolerances):
+    if any(given.get(name) is not None for name in tolerances):
         # A tolerance on the command line replaces the file's, not only the option of the same name.
-        settings.update({name: given[name] for name in tolerances})
+        settings.update({name: given.get(name) for name in tolerances})
     if not settings["model"]:
         raise BisectError("no model given", hint="bisect-divergence model.py ckpt.pth --input sample.pt")
     if not settings["inputs"] and not settings["preprocess"]:
@@ -149,7 +159,9 @@ def _check_export_options(given: Mapping[str, Any], settings: Mapping[str, Any])
         )
 
 
-def _progress(quiet: bool) -> Callable[[str], None]:
+def progress(quiet: bool) -> Callable[[str], None]:
+    """Tells each step on stderr, and looks whether somebody wants it to end."""
+
     def say(text: str) -> None:
         # Called whenever a step begins: libraries may have caught a Ctrl-C in the one before.
         interrupts.check()
@@ -176,7 +188,7 @@ def _report_folder(settings: Mapping[str, Any], force: bool) -> Path:
     return folder
 
 
-def _check_kept_file(file: Path, force: bool) -> None:
+def check_kept_file(file: Path, force: bool) -> None:
     """Refuses a place for the exported file that can't take it, before the work and not after the export."""
     if file.is_dir():
         raise BisectError(f"--keep-onnx {file}: is a folder", hint="name the file in it")
@@ -205,8 +217,46 @@ def _run_samples(
     say: Callable[[str], None],
     detail: Callable[[str], None],
 ) -> Any:
-    """Yields each sample's report and its folder; the model is loaded once."""
+    """Yields each sample's report and its folder."""
     matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
+    for item in cases(settings, force, say, detail):
+        case, chosen = item.case, item.options
+        if matrix is None:
+            from bisect_tool.pipeline import bisect
+
+            report = bisect(case, chosen, say)
+            tell_kept(chosen, say)
+        else:
+            from bisect_tool.experiments import run_matrix
+
+            given = {**settings, "command": case.description["command"]}
+            report = run_matrix(functools.partial(load_case, given, item.number), chosen, matrix, say, detail)
+        target = folder if item.count == 1 else folder / f"{item.number:03d}-{Path(item.source).stem}"
+        _write(report, target, force, say)
+        yield report, target
+
+
+def tell_kept(chosen: Options, say: Callable[[str], None]) -> None:
+    """Where the exported file is."""
+    if chosen.keep_onnx is not None:
+        say(f"the exported file is kept at {chosen.keep_onnx}")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One of ``count`` samples, ready to run; ``source`` is its file."""
+
+    number: int
+    count: int
+    source: str
+    case: LoadedCase
+    options: Options
+
+
+def cases(
+    settings: Mapping[str, Any], force: bool, say: Callable[[str], None], detail: Callable[[str], None]
+) -> Iterator[Item]:
+    """Yields the samples; the model is loaded once."""
     # Told before the model is loaded, which may take long.
     make_tolerance(settings["max_abs"], settings["atol"], settings["rtol"])
     parse_size(str(settings["memory_budget"]))
@@ -218,7 +268,6 @@ def _run_samples(
     interrupts.work_begins()
 
     from bisect_tool.backends.samples import bind_sample
-    from bisect_tool.pipeline import bisect
 
     loaded = load(settings)
     options = replace(_options(settings, loaded.module), overwrite=force)
@@ -228,18 +277,7 @@ def _run_samples(
         case = make_case(settings, loaded, sample)
         # Each sample gets an export of its own: shapes are baked in.
         chosen = options if number == 0 else replace(options, keep_onnx=None)
-        if matrix is None:
-            report = bisect(case, chosen, say)
-            if chosen.keep_onnx is not None:
-                say(f"the exported file is kept at {chosen.keep_onnx}")
-        else:
-            from bisect_tool.experiments import run_matrix
-
-            given = {**settings, "command": case.description["command"]}
-            report = run_matrix(functools.partial(load_case, given, number), chosen, matrix, say, detail)
-        target = folder if len(bound) == 1 else folder / f"{number:03d}-{Path(sample.source).stem}"
-        _write(report, target, force, say)
-        yield report, target
+        yield Item(number, len(bound), sample.source, case, chosen)
 
 
 def _check_share(share: float) -> None:

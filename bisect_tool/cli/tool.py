@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from bisect_tool.cli.inspect import inspect
 from bisect_tool.cli.run import run
 
 
@@ -14,3 +15,4 @@ def tool() -> None:
 
 
 tool.add_command(run, "run")
+tool.add_command(inspect, "inspect")

@@ -40,7 +40,7 @@ _STATUS_STYLES = {
 _JUDGEMENT_STYLES = {"pass": "green", "fail": "bold red", "not compared": "dim"}
 
 
-class _PipedConsole(Console):
+class PipedConsole(Console):
     """rich exits with 1 on a closed pipe, which would read as "divergence"; the command line knows a better code."""
 
     def on_broken_pipe(self) -> None:
@@ -60,7 +60,7 @@ def print_report(
     width: int | None = None,
 ) -> None:
     """Print a report to stdout, or to ``file``. Rich decides about colour (NO_COLOR, FORCE_COLOR, isatty)."""
-    render(report, _PipedConsole(file=file, width=width), all_stages=all_stages, report_dir=report_dir)
+    render(report, PipedConsole(file=file, width=width), all_stages=all_stages, report_dir=report_dir)
 
 
 def render(
