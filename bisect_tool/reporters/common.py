@@ -618,9 +618,7 @@ def witness_text(witness: Witness, judged: str = "ONNX Runtime") -> str:
         witness: its values.
         judged: the runner that was judged.
     """
-    who = f"{witness.runner} {witness.version}"
-    if witness.runner == "onnx-reference":
-        who = f"ONNX's own definition (reference evaluator, onnx {witness.version})"
+    who = "ONNX's reference evaluator" if witness.runner == "onnx-reference" else witness.runner
     if witness.says == "unknown":
         return f"{who} gave no answer: {witness.reason}"
     to_expected, to_actual = sci(witness.against_expected_rel_l2), sci(witness.against_actual_rel_l2)
