@@ -118,7 +118,7 @@ class ReferenceGraph:
             raise InconclusiveError(
                 f"the {ReferenceRunner.title} failed{f' at {at}' if at else ''}: {_reason(error)}"
             ) from error
-        return [_array(value) for value in results]
+        return [_array(value, feeds.values()) for value in results]
 
 
 class _Evaluator(ReferenceEvaluator):
@@ -184,8 +184,12 @@ def expected_seconds(nodes: Iterable[OnnxNode], size_of: Callable[[str], int]) -
     return total, slowest
 
 
-def _array(value: Any) -> Array | None:
-    return np.asarray(value) if isinstance(value, (np.ndarray, np.generic)) else None
+def _array(value: Any, feeds: Iterable[Array]) -> Array | None:
+    """A result with memory of its own: views of what was fed change with it. ``None`` for what is no tensor."""
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return None
+    array = np.asarray(value)
+    return array.copy() if any(np.may_share_memory(array, feed) for feed in feeds) else array
 
 
 def _node_of(trace: TracebackType | None) -> str | None:

@@ -99,10 +99,10 @@ def _stages(page: Page, inspection: Inspection) -> None:
     reasons = {item.ref: item for item in inspection.alignment.unaligned}
     columns = (
         Column("stage", minimum=20),
-        Column("level", drop=1),
+        Column("level", drop=2),
         Column("type", minimum=12, cut="end"),
-        Column("shape"),
-        Column("source", minimum=16),
+        Column("shape", drop=1),
+        Column("source", minimum=16, drop=3),
     )
     page.table(columns, list(_entries(inspection.stages, pairs, reasons, page.width)))
 
