@@ -349,6 +349,8 @@ def steps(start: ConfigPair, goal: ConfigPair) -> tuple[Step, ...]:
     for before, after in ((start.expected, goal.expected), (start.actual, goal.actual)):
         old, new = _settings(before), _settings(after)
         for side, name in _TABLE:
+            if name == "optimization" and _REFERENCE in (before.backend, after.backend):
+                continue  # it has none, and that comes with it
             if side in _sides(before.backend) and old.get(name) != new.get(name):
                 found.append(Step(side, name, old.get(name), new.get(name), title_of(side, name)))
         if before.backend == "torch":

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import onnx
 import pytest
-from commands import ROOT, Healthy, Outcome, command
+from commands import ROOT, Healthy, command
 from onnx import helper
+
+from bisect_tool.inspection import Inspection
 
 SCHEMA = json.loads((ROOT / "bisect_tool" / "inspection.schema.json").read_text(encoding="utf-8"))
 
@@ -49,7 +52,9 @@ def test_the_alignment_is_that_of_a_run(mobile: Healthy, tmp_path: Path, monkeyp
     jsonschema.validate(found, SCHEMA, jsonschema.Draft202012Validator)
     report = mobile.outcome.report
     assert report["alignment"] == found["alignment"]
-    assert [{**row, "results": {}} for row in report["stages"]] == found["stages"]
+    # Sources are told as one would type them in the folder where the command ran.
+    rows, own = ([{**row, "results": {}, "source": None} for row in each["stages"]] for each in (report, found))
+    assert rows == own
     assert ("torchscript", None) == (found["graph"]["exporter"], None if found["graph"]["quantized"] else None)
     model = onnx.load(mobile.onnx, load_external_data=False)
     assert (len(model.graph.node), len(model.graph.initializer)) == (found["graph"]["nodes"], found["graph"]["weights"])
@@ -88,17 +93,25 @@ def test_levels_and_globs_choose_the_stages(mobile: Healthy) -> None:
 
 
 def test_too_little_coverage_exits_3(mobile: Healthy, tmp_path: Path) -> None:
-    """A graph of something else has fewer values than was asked for, or none."""
+    """A graph of something else has no value for any stage, and says so."""
     model = onnx.load(mobile.onnx)
-    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
-    shape = [int(d.dim_value) for d in model.graph.output[0].type.tensor_type.shape.dim]
-    fill = helper.make_tensor("fill", onnx.TensorProto.FLOAT, shape, [0.0] * (shape[0] * shape[1]))
-    model.graph.node.append(helper.make_node("Constant", [], [model.graph.output[0].name], value=fill, name="nothing"))
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:], model.graph.output[:]
+    fill = helper.make_tensor("fill", onnx.TensorProto.FLOAT, [3], [0.0] * 3)
+    model.graph.output.append(helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, [3]))
+    model.graph.node.append(helper.make_node("Constant", [], ["other"], value=fill, name="nothing"))
     onnx.save(model, tmp_path / "other.onnx")
     code, out, err = inspected(*config("mobile"), "--onnx", tmp_path / "other.onnx")
     assert 3 == code, out + err
     code, out, err = inspected(*config("mobile"), "--onnx", tmp_path / "other.onnx", "--min-coverage", 2)
     assert 2 == code and "a share from 0 to 1" in err
+
+
+def test_coverage_decides_on_the_exit_code(mobile: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is shown all the same."""
+    monkeypatch.setattr(Inspection, "enough", property(lambda self: False))
+    code, out, _ = inspected(*config("mobile"), "--onnx", mobile.onnx)
+    assert 3 == code
+    assert "Under --min-coverage 0.9: a comparison would be inconclusive" in " ".join(out.split())
 
 
 def test_bad_usage_exits_2(tmp_path: Path) -> None:
@@ -121,53 +134,70 @@ def test_help_is_light() -> None:
 
 # -- --runner ----------------------------------------------------------------------------------------------------------
 
+MODEL = """
+import torch
+from torch import nn
 
-def run(mobile: Healthy, folder: Path, *arguments: object, onnx_file: Path | None = None) -> Outcome:
-    return command(*config("mobile"), "--onnx", onnx_file or mobile.onnx, *arguments, folder=folder)
+
+def build_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+"""
 
 
-def test_the_reference_evaluator_as_the_whole_actual_side(mobile: Healthy, tmp_path: Path) -> None:
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A folder with a model, its sample, and its export."""
+    (tmp_path / "small.py").write_text(MODEL, encoding="utf-8")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32))
+    code, _, err = inspected(*of(tmp_path, None), "--exporter", "torchscript", "--keep-onnx", tmp_path / "small.onnx")
+    assert 0 == code, err
+    return tmp_path
+
+
+def of(folder: Path, file: str | None = "small.onnx") -> tuple[object, ...]:
+    """Arguments about the model in a folder, and about an ONNX file there."""
+    given = () if file is None else ("--onnx", folder / file)
+    return folder / "small.py", "--input", folder / "x.npy", *given
+
+
+def test_the_reference_evaluator_as_the_whole_actual_side(small: Path) -> None:
     """One configuration, judged stage by stage as ever."""
-    outcome = run(mobile, tmp_path / "r", "--runner", "onnx-reference", "--format", "json")
+    outcome = command(*of(small), "--runner", "onnx-reference", "--format", "json", folder=small / "r")
     assert 0 == outcome.code, outcome.err
-    report = outcome.report
-    (ran,) = report["configs"]
+    (ran,) = outcome.report["configs"]
     assert ("onnx-reference", "onnx-reference", "agrees") == (ran["name"], ran["actual"]["backend"], ran["status"])
     assert {"runner": "onnx-reference", "version": onnx.__version__} == ran["effective"]["actual"]
-    compared = [row for row in report["stages"] if row["results"]]
-    assert len(compared) == report["alignment"]["aligned"]
-    assert all(row["results"]["onnx-reference"]["local"] is not None for row in compared)
+    rows = outcome.report["stages"]
+    assert 3 == len(rows)
+    assert all(row["results"]["onnx-reference"]["local"] is not None for row in rows)
 
 
-def test_a_graph_that_it_does_not_know_is_inconclusive(mobile: Healthy, tmp_path: Path) -> None:
+def test_a_graph_that_it_does_not_know_is_inconclusive(small: Path) -> None:
     """Exit code 3, with the operator and what runs it; never "agrees"."""
-    model = onnx.load(mobile.onnx)
-    place = next(i for i, node in enumerate(model.graph.node) if node.op_type == "Clip")
-    node = model.graph.node[place]
-    gelu = helper.make_node("Gelu", [node.input[0]], list(node.output), domain="com.microsoft", name="gelu")
-    model.graph.node.remove(node)
-    model.graph.node.insert(place, gelu)
+    model = onnx.load(small / "small.onnx")
+    (node,) = (node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type, node.domain = "Gelu", "com.microsoft"
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    onnx.save(model, tmp_path / "own.onnx")
-    outcome = run(mobile, tmp_path / "r", "--runner", "onnx-reference", onnx_file=tmp_path / "own.onnx")
+    onnx.save(model, small / "own.onnx")
+    outcome = command(*of(small, "own.onnx"), "--runner", "onnx-reference", folder=small / "r")
     assert 3 == outcome.code, outcome.out
-    assert "Gelu" in outcome.err and "com.microsoft" in outcome.err and "--runner onnxruntime" in outcome.err
+    assert all(part in outcome.err for part in ("Gelu", "com.microsoft", "--runner onnxruntime"))
 
 
-def test_a_matrix_names_its_runners_itself(mobile: Healthy, tmp_path: Path) -> None:
+def test_a_matrix_names_its_runners_itself(small: Path) -> None:
     """``--runner`` beside ``--matrix`` is refused, and the remedy named."""
-    outcome = run(mobile, tmp_path / "r", "--runner", "onnx-reference", "--matrix", "quick")
+    outcome = command(*of(small), "--runner", "onnx-reference", "--matrix", "quick", folder=small / "r")
     assert 2 == outcome.code
     assert 'backend = "onnx-reference"' in outcome.err
 
 
-def test_a_matrix_with_the_evaluator_beside_onnxruntime(mobile: Healthy, tmp_path: Path) -> None:
+def test_a_matrix_with_the_evaluator_beside_onnxruntime(small: Path) -> None:
     """Both agree on a healthy graph, each in a process of its own; the evaluator's cost is not measured."""
-    file = tmp_path / "matrix.toml"
     pairs = ["[[pair]]", 'name = "ort"', "[pair.actual]", 'optimization = "off"']
     pairs += ["[[pair]]", 'name = "reference"', "gating = false", "[pair.actual]", 'backend = "onnx-reference"']
-    file.write_text("\n".join(pairs), encoding="utf-8")
-    outcome = run(mobile, tmp_path / "r", "--matrix", file, "--format", "json")
+    (small / "matrix.toml").write_text("\n".join(pairs), encoding="utf-8")
+    outcome = command(*of(small), "--matrix", small / "matrix.toml", "--format", "json", folder=small / "r")
     assert 0 == outcome.code, outcome.err
     ran = {item["name"]: item for item in outcome.report["configs"]}
     assert ["agrees", "agrees"] == [ran[name]["status"] for name in ("ort", "reference")]

@@ -402,4 +402,5 @@ def test_another_runner_is_one_step() -> None:
     assert goal.actual == take(start, [step]).actual
     assert start.actual == take(goal, [step], back=True).actual
     optimised = replace(start.actual, optimization="all")
+    assert [step] == list(steps(replace(start, actual=optimised), goal))
     assert "off" == take(replace(start, actual=optimised), [step]).actual.optimization
