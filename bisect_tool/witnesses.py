@@ -23,7 +23,14 @@ MOST_SECONDS = 5.0
 
 
 def heard(
-    runner: str, version: str, expected: Array, actual: Array, value: Array, dtype: str, floor: float | None
+    runner: str,
+    version: str,
+    expected: Array,
+    actual: Array,
+    value: Array,
+    dtype: str,
+    floor: float | None,
+    rounding: float = 0.0,
 ) -> Witness:
     """What a witness' value says.
 
@@ -33,16 +40,21 @@ def heard(
         value: the same with the part computed by the witness.
         dtype: of the stage, a short name.
         floor: the stage's noise floor, relative; ``None`` if it was not measured.
+        rounding: eps of the narrowest dtype that the part of the graph computes in: two runners of one graph in half
+            precision differ by that, however precise PyTorch is.
     """
     to_expected, to_actual = apart(expected, value), apart(actual, value)
 
-    def near(distance: float) -> bool:
-        return is_settled(distance, dtype) or (floor is not None and distance <= BEYOND * floor)
+    def near(distance: float, least: float = 0.0) -> bool:
+        return is_settled(distance, dtype) or distance <= BEYOND * max(floor or 0.0, least)
 
     def said(says: Any, reason: str | None = None) -> Witness:
         return Witness(runner, version, to_expected, to_actual, says, reason)
 
-    sides = [side for side, distance in (("runtime", to_expected), ("export", to_actual)) if near(distance)]
+    sides = [
+        *(["runtime"] if near(to_expected) else []),
+        *(["export"] if near(to_actual, rounding) else []),
+    ]
     if len(sides) == 2:
         # The two are so close that rounding may decide; far closer to one of them is an answer all the same.
         nearest, other = sorted((to_expected, to_actual))

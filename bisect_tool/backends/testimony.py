@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +12,15 @@ import onnx
 from numpy.typing import NDArray
 
 from bisect_tool.backends.inside import Surroundings, faulty_part
-from bisect_tool.backends.onnx_program import type_of_array
+from bisect_tool.backends.onnx_graph import dtype_name
+from bisect_tool.backends.onnx_program import Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import PartRuns
 from bisect_tool.backends.reference_runner import expected_seconds
 from bisect_tool.backends.replay import CannotReplayError
 from bisect_tool.backends.runners import Runner, runner_of
 from bisect_tool.drilldown import LEAST_DROP
 from bisect_tool.errors import InconclusiveError
+from bisect_tool.noise import epsilon
 from bisect_tool.records import NumericConfig, Origin, Stage, Witness
 from bisect_tool.witnesses import MOST_SECONDS, heard, silent
 
@@ -108,7 +110,8 @@ def _answer(
         return value
 
     def says(actual: Array, value: Array) -> Witness:
-        return heard(runner.name, runner.version, part.expected, actual, value, stage.dtype, floor)
+        name, version = runner.name, runner.version
+        return heard(name, version, part.expected, actual, value, stage.dtype, floor, _rounding(own, types))
 
     if actual is None:
         raise InconclusiveError(f"{part.output} was not computed")
@@ -126,6 +129,12 @@ def _answer(
         if reason is not None:
             return replace(witness, says="unknown", reason=reason)
     return witness
+
+
+def _rounding(part: Segment, types: Mapping[str, ValueType]) -> float:
+    """Eps of the narrowest floating dtype among what a part reads and makes."""
+    kinds = {types[name].dtype for name in (*part.reads, *part.makes) if name in types}
+    return max((epsilon(dtype_name(kind)) for kind in kinds), default=0.0)
 
 
 def _deaf_to(
