@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from bisect_tool import LoadedCase, Options, bisect, make_tolerance
+from bisect_tool import LoadedCase, Options, bisect, inspect_case, make_tolerance
 from bisect_tool.backends import runners, testimony
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.ort_runner import OrtGraph, OrtRunner
@@ -157,6 +157,18 @@ def test_a_runtime_that_computes_something_else_is_named() -> None:
     assert ("onnx-reference", "runtime", None) == (origin.witness.runner, origin.witness.says, origin.witness.reason)
     assert origin.witness.against_expected_rel_l2 is not None
     assert origin.witness.against_expected_rel_l2 < 1e-6 < 1e-2 < (origin.witness.against_actual_rel_l2 or 0)
+
+
+@pytest.mark.usefixtures("lying_runtime")
+def test_inspecting_judges_nothing() -> None:
+    """The same alignment as a run's, whatever the numbers are; from Python as on the command line."""
+    torch.manual_seed(0)
+    case = LoadedCase("case", Small(), (torch.randn(3, 8),), {})
+    options = Options(make_tolerance(None, None, None), export=ExportSettings("torchscript"))
+    found = inspect_case(case, options)
+    assert bisect(case, options).alignment == found.alignment
+    assert found.enough
+    assert all(not row.results for row in found.stages)
 
 
 def test_a_graph_that_says_something_else_is_named(tmp_path: Path) -> None:
