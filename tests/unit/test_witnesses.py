@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import io
+import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import report_samples
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -21,6 +26,9 @@ from bisect_tool.backends import runners, testimony
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.ort_runner import OrtGraph, OrtRunner
 from bisect_tool.records import NumericConfig, Report, Witness
+from bisect_tool.reporters.html import html_text
+from bisect_tool.reporters.terminal import print_report
+from bisect_tool.store import report_from_json, report_text
 from bisect_tool.witnesses import apart, heard
 
 Array = NDArray[Any]
@@ -281,3 +289,44 @@ def test_the_judged_runner_is_not_its_own_witness(tmp_path: Path) -> None:
     assert ["onnx-reference"] == [run.name for run in report.configs]
     (origin,) = report.verdict.origins
     assert ("act", None) == (origin.stage, origin.witness)
+
+
+# -- in words ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("witness", "text"),
+    [
+        (
+            Witness("onnx-reference", "1.23.2", 0.013, 8.3e-8, "export"),
+            "ONNX's reference evaluator gives ONNX Runtime's value (relative L2 8.3e-08; 1.3e-02 from PyTorch's): "
+            "the graph is off",
+        ),
+        (
+            Witness("onnx-reference", "1.23.2", 0.0, np.inf, "runtime"),
+            "ONNX's reference evaluator gives PyTorch's value (relative L2 0; inf from ONNX Runtime's): "
+            "ONNX Runtime is off",
+        ),
+        (
+            Witness("own", "1", 0.1, 0.2, "neither"),
+            "own gives neither value: relative L2 1.0e-01 from PyTorch's, 2.0e-01 from ONNX Runtime's",
+        ),
+        (
+            Witness("onnx-reference", "1.23.2", None, None, "unknown", "it failed at <b>"),
+            "ONNX's reference evaluator gave no answer: it failed at <b>",
+        ),
+    ],
+    ids=lambda value: value.says if isinstance(value, Witness) else "",
+)
+def test_both_reporters_say_it(witness: Witness, text: str) -> None:
+    """The terminal and the page have the same words, and the page no markup of others."""
+    report = report_samples.diverging()
+    origins = tuple(replace(origin, witness=witness) for origin in report.verdict.origins)
+    report = replace(report, verdict=replace(report.verdict, origins=origins))
+    out = io.StringIO()
+    print_report(report, file=out, width=80)
+    assert f"third witness: {text}" in " ".join(out.getvalue().split())
+    page = html_text(report, plot=("<svg/>", "<svg/>"))
+    assert "<b>" not in page
+    assert f"<dt>third witness</dt><dd>{text}</dd>" in html.unescape(page)
+    assert report == report_from_json(json.loads(report_text(report)))
