@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from bisect_tool.experiments import run_matrix
     from bisect_tool.matrix import read_matrix
     from bisect_tool.metrics import measure
-    from bisect_tool.pipeline import LoadedCase, Options, bisect
+    from bisect_tool.pipeline import LoadedCase, Options, bisect, inspect_case
     from bisect_tool.recorder import Recorder
     from bisect_tool.records import Report
     from bisect_tool.tolerances import make_tolerance
 
 _HOMES = {
     "bisect": "bisect_tool.pipeline",
+    "inspect_case": "bisect_tool.pipeline",
     "LoadedCase": "bisect_tool.pipeline",
     "Options": "bisect_tool.pipeline",
     "ExportSettings": "bisect_tool.backends.exporting",
@@ -44,6 +45,7 @@ __all__ = [
     "Recorder",
     "Report",
     "bisect",
+    "inspect_case",
     "make_tolerance",
     "measure",
     "read_matrix",

@@ -10,7 +10,8 @@
     gating = true               # counts for the exit code; without it: yes, but not for emulated pairs
     [pair.expected]             # PyTorch: device, dtype, threads, and switches by name
     device = "cpu"
-    [pair.actual]               # ONNX Runtime: device, optimization, threads, and switches by name
+    [pair.actual]               # ONNX Runtime: device, optimization, threads, and switches by name;
+                                # or backend = "onnx-reference", ONNX's own evaluator
     optimization = "all"
     disabled_passes = ["ConvBNFusion", "GeluFusionL2"]
     "session.disable_prepacking" = true
@@ -197,10 +198,12 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _config(backend: Any, settings: Mapping[str, Any]) -> NumericConfig:
-    fields = {name: value for name, value in settings.items() if lookup(backend, name).home == "field"}
+def _config(side: str, settings: Mapping[str, Any]) -> NumericConfig:
+    fields = {name: value for name, value in settings.items() if lookup(side, name).home == "field"}
     switches = {name: value for name, value in settings.items() if name not in fields}
-    return NumericConfig(backend, **fields, switches=switches)
+    if fields.get("backend") == "onnx-reference":
+        fields.setdefault("optimization", "off")  # it has none
+    return NumericConfig(**{"backend": side, **fields}, switches=switches)
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:

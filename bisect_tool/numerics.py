@@ -22,7 +22,8 @@ PASS_SEPARATOR = ";"
 """Between the names in ``disabled_passes``; with a comma, or a blank beside it, ONNX Runtime ignores them."""
 
 _TABLE: Mapping[tuple[str, str], Switch] = {(s.side, s.name): s for s in (*TORCH, *ONNXRUNTIME, *EXPORT)}
-_FIELDS = ("device", "dtype", "optimization", "threads", "exporter", "opset", "constant_folding")
+_FIELDS = ("backend", "device", "dtype", "optimization", "threads", "exporter", "opset", "constant_folding")
+_REFERENCE = "onnx-reference"
 _ACTUAL_ONLY = ("optimization", "exporter", "opset", "constant_folding")
 _HOMES: Mapping[str, str] = {
     "field": "key of its own",
@@ -77,7 +78,7 @@ def lookup(side: str, name: str) -> Switch:
 
 
 def _sides(side: str) -> tuple[str, ...]:
-    return ("onnxruntime", "export") if side == "onnxruntime" else (side,)
+    return ("onnxruntime", "export") if side in ("onnxruntime", _REFERENCE) else (side,)
 
 
 def check(side: str, name: str, value: object, *, passes: Iterable[str] | None = None) -> Switch:
@@ -162,7 +163,7 @@ def check_config(config: NumericConfig, *, passes: Iterable[str] | None = None) 
     """
     for name in _FIELDS:
         value = getattr(config, name)
-        if value is None:
+        if value is None or name == "backend":
             continue
         if name in _ACTUAL_ONLY and config.backend == "torch":
             raise BisectError(f"{name} is no key of PyTorch's side", hint="it belongs to the actual side")
@@ -178,6 +179,8 @@ def check_config(config: NumericConfig, *, passes: Iterable[str] | None = None) 
                 f"{name} acts on {device} only, and this side runs on {config.device}",
                 hint=f"leave it out, or set device to {device}",
             )
+    if config.backend == _REFERENCE:
+        _check_reference(config)
     if "float32_matmul_precision" in config.switches:
         double = {"matmul_tf32", "mkldnn_matmul_fp32_precision"} & config.switches.keys()
         if double:
@@ -191,6 +194,22 @@ def check_config(config: NumericConfig, *, passes: Iterable[str] | None = None) 
     options = [name for name in config.switches if name.startswith("trt_")]
     if options and config.switches.get("provider") != "tensorrt":
         raise BisectError(f"{options[0]} is an option of TensorRT", hint='set provider = "tensorrt" too')
+
+
+def _check_reference(config: NumericConfig) -> None:
+    """ONNX's own evaluator has one way to compute a graph."""
+    own = [name for name in config.switches if lookup(_REFERENCE, name).side != "export"]
+    if config.device != "cpu":
+        own.insert(0, f"device = {literal(config.device)}")
+    if config.optimization not in (None, "off"):
+        own.insert(0, f"optimization = {literal(config.optimization)}")
+    if config.threads:
+        own.insert(0, f"threads = {config.threads}")
+    if own:
+        raise BisectError(
+            f"{own[0]}: the reference evaluator has no such switch",
+            hint=f"leave it out, or backend = {literal(_REFERENCE)}",
+        )
 
 
 def check_pair(pair: ConfigPair) -> None:
@@ -330,6 +349,8 @@ def steps(start: ConfigPair, goal: ConfigPair) -> tuple[Step, ...]:
     for before, after in ((start.expected, goal.expected), (start.actual, goal.actual)):
         old, new = _settings(before), _settings(after)
         for side, name in _TABLE:
+            if name == "optimization" and _REFERENCE in (before.backend, after.backend):
+                continue  # it has none, and that comes with it
             if side in _sides(before.backend) and old.get(name) != new.get(name):
                 found.append(Step(side, name, old.get(name), new.get(name), title_of(side, name)))
         if before.backend == "torch":
@@ -378,6 +399,11 @@ def take(pair: ConfigPair, chosen: Iterable[Step], *, back: bool = False) -> Con
 
 def with_setting(config: NumericConfig, name: str, value: Value | None) -> NumericConfig:
     """The configuration with one field or switch set; ``None`` leaves it unset."""
+    if name == "backend":
+        # What optimises nothing has one level, and its name is that of none.
+        if value == _REFERENCE:
+            return replace(config, backend="onnx-reference", optimization="off")
+        return replace(config, backend="onnxruntime")
     if name in _FIELDS:
         # An unset number of threads is 0, an unset device the CPU.
         unset: dict[str, Any] = {"threads": 0, "device": "cpu"}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -31,19 +31,22 @@ from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.costs import ort_cost, torch_cost
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.backends.facts import fed_inputs, graph_facts
 from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.inside import Opened, Surroundings, look_inside, open_stage
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
-from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
+from bisect_tool.backends.ort_runner import SegmentedRun
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
 from bisect_tool.backends.replay_folder import replay_files
+from bisect_tool.backends.runners import WholeRun, untouched_run
 from bisect_tool.backends.second_draw import random_like, torch_signatures
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.backends.structures import map_tensors
+from bisect_tool.backends.testimony import ask
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.backends.trials import find_cause, parameter_names
@@ -56,6 +59,7 @@ from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.inspection import BoundOutput, Inspection, evidence_counts, level_counts
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
 from bisect_tool.layouts import describe_order, in_layout, layout_of
 from bisect_tool.localize import with_shares
@@ -72,6 +76,7 @@ from bisect_tool.precision import (
 )
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
+    Alignment,
     ConfigPair,
     ConfigRun,
     ConfigStatus,
@@ -100,6 +105,7 @@ from bisect_tool.weights import with_weights
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
+Runner = Literal["onnxruntime", "onnx-reference"]
 
 MAX_DRILLED = 24
 """Origins that are looked into, in causal order: beyond that many the graph is broken throughout."""
@@ -169,6 +175,8 @@ class Options:
         measure: time plain runs of both sides, after everything else.
         threads: of both sides; 0 is each library's default.
         keep_replay: called with the name of an origin's replay folder and its files; ``None``: none are made.
+        runner: what computes the graph when no ``pairs`` are given. With ``onnx-reference`` there is one pair: nothing is
+            optimised. Stages are aligned with ONNX Runtime all the same.
     """
 
     tolerance: Tolerance
@@ -189,6 +197,7 @@ class Options:
     measure: bool = False
     threads: int = 0
     keep_replay: Callable[[str, Mapping[str, bytes | str]], None] | None = None
+    runner: Runner = "onnxruntime"
 
 
 def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: None) -> Report:
@@ -210,30 +219,11 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
             return bisect(case, options, progress)
         finally:
             put_back()
-    timings: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def step(name: str, text: str) -> Iterator[None]:
-        progress(text)
-        began = time.perf_counter()
-        yield
-        timings[name] = timings.get(name, 0.0) + time.perf_counter() - began
-
-    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
-        path = options.onnx
-        if path is None:
-            path = Path(folder) / (options.keep_onnx.name if options.keep_onnx else "model.onnx")
-            with step("export", f"exporting with the {options.export.exporter} exporter"):
-                export_case(case, path, options.export)
-                keep_file(path, options.keep_onnx, overwrite=options.overwrite)
-        with step("load", "reading the ONNX graph"):
-            model = load_onnx(path)
-            if options.onnx is None:
-                _check_opset(model.opset_imports.get(""), options.export)
-            program = OnnxProgram(model, path)
-        comparison = _Bisection(case, options, program, step)
+    steps = _Steps(progress)
+    step = steps.step
+    with _opened(case, options, steps) as comparison:
         try:
-            report = comparison.report(timings)
+            report = comparison.report(steps.timings)
         finally:
             comparison.release()
         if options.measure:
@@ -243,6 +233,59 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
     if options.onnx is None and report.verdict.status == "diverges" and folded and not options.export.keep_stages:
         return _with_kept_stages(report, case, options, progress)
     return report
+
+
+def inspect_case(case: LoadedCase, options: Options, progress: Progress = lambda _: None) -> Inspection:
+    """Aligns a PyTorch model with its ONNX graph, as :func:`bisect` does, and compares nothing.
+
+    Args:
+        case: model and inputs.
+        options: of them those that say what is loaded, exported and aligned.
+        progress: called with one line whenever a step begins.
+
+    Raises:
+        BisectError: unusable input, a failing export, a graph that does not fit the sample.
+        InconclusiveError: no stage has a value in the graph.
+    """
+    steps = _Steps(progress)
+    with _opened(case, replace(options, optimizations=("off",), pairs=()), steps) as comparison:
+        try:
+            return comparison.inspection(steps.timings)
+        finally:
+            comparison.release()
+
+
+class _Steps:
+    """Tells each step as it begins, and how long it took."""
+
+    def __init__(self, progress: Progress):
+        self.timings: dict[str, float] = {}
+        self._progress = progress
+
+    @contextlib.contextmanager
+    def step(self, name: str, text: str) -> Iterator[None]:
+        self._progress(text)
+        began = time.perf_counter()
+        yield
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _opened(case: LoadedCase, options: Options, steps: _Steps) -> Iterator[_Bisection]:
+    """The given graph, or one that is exported and goes when this ends, ready to be aligned."""
+    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
+        path = options.onnx
+        if path is None:
+            path = Path(folder) / (options.keep_onnx.name if options.keep_onnx else "model.onnx")
+            with steps.step("export", f"exporting with the {options.export.exporter} exporter"):
+                export_case(case, path, options.export)
+                keep_file(path, options.keep_onnx, overwrite=options.overwrite)
+        with steps.step("load", "reading the ONNX graph"):
+            model = load_onnx(path)
+            if options.onnx is None:
+                _check_opset(model.opset_imports.get(""), options.export)
+            program = OnnxProgram(model, path)
+        yield _Bisection(case, options, program, steps.step)
 
 
 def _with_kept_stages(report: Report, case: LoadedCase, options: Options, progress: Progress) -> Report:
@@ -350,9 +393,9 @@ class _Bisection:
         self.graph = program.graph
         bound = bind_inputs(self.graph, sample_tensors(case.module, case.args, case.kwargs))
         self.bound_inputs = bound
-        self.feeds = dict(bound.feeds)
+        self.feeds, self.sources = dict(bound.feeds), bound.sources
         self.other_layout = bool(bound.orders)
-        self.configs = list(options.pairs) or [self._pair(level) for level in options.optimizations]
+        self.configs = list(options.pairs) or self._own_pairs()
         self.base = self._base()
         program, unfolded = unfold(program, self.feeds, self.base.actual)
         self.program = program
@@ -374,6 +417,7 @@ class _Bisection:
         self.bound_outputs: list[str | None] = []
         self.exchanged: list[str] = []
         self.failed: dict[str, str] = {}
+        self.hint: str | None = None
         self.misplaced: dict[str, str] = {}
         self.torch_signatures: Mapping[int, Signature] = {}
         self.permuted: dict[int, Mapping[tuple[int, ...], Signature]] = {}
@@ -409,11 +453,19 @@ class _Bisection:
         if "emulate" not in run.expected.switches:  # emulation costs what no GPU would
             with contextlib.suppress(Exception):
                 expected = torch_cost(self.case.module, self.case.args, self.case.kwargs, run.expected)
-        with contextlib.suppress(Exception):
-            actual = ort_cost(self.program, run.actual, self.feeds)
+        if run.actual.backend == "onnxruntime":  # what it costs elsewhere interests nobody
+            with contextlib.suppress(Exception):
+                actual = ort_cost(self.program, run.actual, self.feeds)
         return replace(run, expected_cost=expected, actual_cost=actual)
 
     # -- configurations -----------------------------------------------------------------------------------------------
+
+    def _own_pairs(self) -> list[ConfigPair]:
+        runner = self.options.runner
+        if runner == "onnxruntime":
+            return [self._pair(level) for level in self.options.optimizations]
+        pair = self._pair("off")
+        return [replace(pair, name=runner, actual=replace(pair.actual, backend=runner, threads=0))]
 
     def _pair(self, optimization: str) -> ConfigPair:
         dtype = float_dtype_of(self.case.module)
@@ -437,7 +489,8 @@ class _Bisection:
         """The pair that serves to align: both sides on the CPU, plain, nothing fused. It need not be one of the report's."""
         plain = self._pair("off")
         for pair in self.configs:
-            if self._is_plain(pair.expected) and self._is_plain(pair.actual) and pair.actual.optimization == "off":
+            own = pair.actual.backend == "onnxruntime" and pair.actual.optimization == "off"
+            if own and self._is_plain(pair.expected) and self._is_plain(pair.actual):
                 return pair
         return replace(plain, name="(alignment)", gating=False)
 
@@ -447,13 +500,14 @@ class _Bisection:
 
     # -- the whole ----------------------------------------------------------------------------------------------------
 
-    def report(self, timings: dict[str, float]) -> Report:
+    def _aligned(self) -> _Aligned:
+        """Runs the graph and PyTorch, and finds out which value stands for which stage."""
         if self.options.observe:
             for pair in self.configs:
                 with self.step(f"untouched {pair.name}", f"running the untouched graph ({pair.name})"):
                     self._run_untouched(pair)
         if all(pair.name in self.failed for pair in self.configs):
-            raise InconclusiveError("; ".join(dict.fromkeys(self.failed.values())))
+            raise InconclusiveError("; ".join(dict.fromkeys(self.failed.values())), hint=self.hint)
         with self.step("capture", "running PyTorch"):
             reference = self.reference = self._capture(self.base.expected, tape=self.options.forced)
         trace = reference.trace
@@ -474,6 +528,34 @@ class _Bisection:
         self.notes += ambiguity_lines(alignment)
         alignment = leave_out_bodies(alignment, reference.stages_in_bodies(), self.program.operators_with_bodies())
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
+        return _Aligned(reference, matches, selection, alignment, cuts)
+
+    def inspection(self, timings: Mapping[str, float]) -> Inspection:
+        """What the alignment is, with nothing compared."""
+        aligned = self._aligned()
+        trace, matches = aligned.reference.trace, aligned.matches
+        nodes_between = self.program.nodes_between
+        rows = build_rows(trace, aligned.selection, matches, aligned.cuts, self.ledger, (), set(), nodes_between)
+        keys = [key for key, _ in aligned.reference.outputs]
+        return Inspection(
+            case={"name": self.case.name, **self.case.description},
+            graph=graph_facts(self.program, str(self.options.onnx) if self.options.onnx else None),
+            inputs=fed_inputs(self.program, self.feeds, self.sources),
+            outputs=tuple(BoundOutput(key, name) for key, name in zip(keys, self.bound_outputs, strict=True)),
+            alignment=aligned.alignment,
+            min_coverage=self.options.min_coverage,
+            levels=level_counts(trace, matches),
+            evidence=evidence_counts(rows, aligned.alignment.pairs),
+            stages=tuple(self._with_nodes(row) for row in rows),
+            environment=snapshot(),
+            timings=timings,
+            notes=tuple(self.notes),
+        )
+
+    def report(self, timings: dict[str, float]) -> Report:
+        aligned = self._aligned()
+        reference, matches, selection, cuts = aligned.reference, aligned.matches, aligned.selection, aligned.cuts
+        trace, alignment = reference.trace, aligned.alignment
         with self.step("compare", "comparing stage by stage"):
             for expected, pairs in self._by_expected():
                 self._compare_with(expected, pairs, reference, matches, selection, cuts)
@@ -549,7 +631,7 @@ class _Bisection:
         began = time.perf_counter()
         try:
             require_device(pair.expected.device)
-            run = UntouchedRun(self.program, pair.actual, look=self.options.look)
+            run = untouched_run(self.program, pair.actual, look=self.options.look)
             outputs = run.run(self.feeds)
             self._check_placement(pair, run)
         except InconclusiveError as error:
@@ -559,13 +641,14 @@ class _Bisection:
                 raise
             # The others still have an answer to give.
             self.failed[pair.name] = error.message
+            self.hint = error.hint
             return
         self.untouched[pair.name] = _Untouched(dict(outputs), run.effective)
         del run
         return_free_memory()
         self._spend(pair.name, began)
 
-    def _check_placement(self, pair: ConfigPair, run: UntouchedRun) -> None:
+    def _check_placement(self, pair: ConfigPair, run: WholeRun) -> None:
         """A CUDA run whose nodes sit on the CPU is no CUDA run."""
         if pair.actual.device == "cpu":
             return
@@ -662,7 +745,7 @@ class _Bisection:
             return
         for group, feeds in self.bound_inputs.exchanges():
             try:
-                found = _Untouched(dict(UntouchedRun(self.program, self.base.actual).run(feeds)), {})
+                found = _Untouched(dict(untouched_run(self.program, self.base.actual).run(feeds)), {})
             except InconclusiveError:
                 continue
             if all(out.judgement == "pass" for out in self._output_results(found, outputs)):
@@ -1135,10 +1218,13 @@ class _Bisection:
             cut = layers.get(origin.ref) or cuts.get(MAIN_LAYER)
             if origin.side != "expected" and self._is_plain(pair.expected) and cut is not None and number < MAX_DRILLED:
                 floor = floors.get((origin.ref, origin.config))
+                whole = origin
                 # The stage's own nodes stay named where nothing can be shown; that is certain too.
                 with contextlib.suppress(CannotReplayError, InconclusiveError):
                     opened = open_stage(around, origin, stage, cut.known, floor)
-                    origin = look_inside(around, opened, origin, stage, pair.actual)
+                    whole = origin
+                    origin = look_inside(around, opened, whole, stage, pair.actual)
+                    origin = replace(origin, witness=ask(around, origin, opened, stage, pair.actual))
                     left = ends - time.perf_counter()
                     if explain and left > 0 and len(outcomes) < MAX_EXPLAINED:
                         seconds = min(left, MAX_SECONDS)
@@ -1322,6 +1408,17 @@ class _Reference:
         """Stages whose value was made in a body, of ``torch.cond`` for one."""
         made = {value for op in self.tape.ops if op.body is not None for value in op.outputs}
         return {stage.ref for stage in self.trace.stages if stage.value in made}
+
+
+@dataclass(frozen=True, slots=True)
+class _Aligned:
+    """PyTorch's run beside the graph; ``cuts`` say by layer where the graph has to be cut for the stages."""
+
+    reference: _Reference
+    matches: Mapping[int, Match]
+    selection: Selection
+    alignment: Alignment
+    cuts: Mapping[str, Cut]
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,12 +140,17 @@ def precision_lines(
         elif casts:
             places = f"{len(casts)} place{'s' if len(casts) > 1 else ''}{_names(casts)}"
             lines.append(f"{OPENINGS[1]}{narrow} and back in {places}, PyTorch stays in {own}")
-    quantized = [node for node in computing if any(part in node.op_type for part in _QUANTIZED)]
+    quantized = quantized_nodes(graph)
     if quantized and not any("quantize" in stage.type.lower() for stage in stages):
         kinds = Counter(node.op_type for node in quantized)
         named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_NAMED))
         lines.append(f"{OPENINGS[0]}{_integers(quantized, dtypes)}: it is quantised ({named}), PyTorch in {own}")
     return tuple(lines)
+
+
+def quantized_nodes(graph: OnnxGraph) -> list[OnnxNode]:
+    """Nodes that quantise, dequantise, or compute in integers that stand for numbers."""
+    return [node for node in graph.nodes if any(part in node.op_type for part in _QUANTIZED)]
 
 
 def _names(nodes: Sequence[OnnxNode]) -> str:

@@ -17,6 +17,7 @@ Status = Literal["agrees", "diverges", "inconclusive"]
 Side = Literal["expected", "actual"]
 Conclusion = Literal["culprit", "contributes", "ruled out", "no answer"]
 TrialConclusion = Literal["cause", "contributes", "ruled out", "no answer"]
+Testimony = Literal["export", "runtime", "neither", "unknown"]
 ConfigStatus = Literal["agrees", "diverges", "perturbed", "skipped", "failed", "crashed"]
 OutputKey = int | str
 
@@ -154,7 +155,7 @@ class NumericConfig:
     """One side's switches that can change a number.
 
     Attributes:
-        backend: ``torch`` | ``onnxruntime``.
+        backend: ``torch`` | ``onnxruntime`` | ``onnx-reference`` (ONNX's own evaluator).
         device: ``cpu`` | ``cuda``.
         dtype: the dtype the model is run in, as declared by its weights.
         optimization: ONNX Runtime's graph optimisation level (``off``, ``basic``, ``extended``, ``layout``, ``all``).
@@ -164,7 +165,7 @@ class NumericConfig:
         switches: everything else that is set, by the names in ``numerics.py``; what is not here is left as it is.
     """
 
-    backend: Literal["torch", "onnxruntime"]
+    backend: Literal["torch", "onnxruntime", "onnx-reference"]
     device: str = "cpu"
     dtype: str | None = None
     optimization: str | None = None
@@ -407,6 +408,27 @@ class NodeDetail:
 
 
 @dataclass(frozen=True, slots=True)
+class Witness:
+    """What another runner makes of the nodes of an origin, from the same inputs.
+
+    Attributes:
+        runner, version: that was asked.
+        against_expected_rel_l2, against_actual_rel_l2: how far its value of the stage lies from PyTorch's and from the
+            judged runner's; ``None`` if it has none. Over everything, or the group of numbers where that is largest.
+        says: ``export``: it gives the judged runner's value, the graph is off; ``runtime``: it gives PyTorch's, the
+            judged runner is off; ``neither``; ``unknown``: no answer.
+        reason: for ``unknown``.
+    """
+
+    runner: str
+    version: str
+    against_expected_rel_l2: float | None
+    against_actual_rel_l2: float | None
+    says: Testimony
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Origin:
     """A stage where error is made.
 
@@ -420,6 +442,7 @@ class Origin:
         evidence: what showed that other nodes of the stage are right, and which other origins name the same nodes.
         onnx_details: of the first nodes: attributes, and the line that the exporter says they come from.
         replay: folder beside ``report.json`` that shows the error with ONNX Runtime and numpy alone; ``None``: not made.
+        witness: what another runner makes of the nodes; ``None`` where none was asked: PyTorch is off, or not looked into.
     """
 
     stage: str
@@ -439,6 +462,7 @@ class Origin:
     onnx_ops: tuple[str, ...] = ()
     onnx_weights: tuple[str, ...] = ()
     replay: str | None = None
+    witness: Witness | None = None
 
     @property
     def ref(self) -> StageRef:

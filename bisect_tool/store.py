@@ -24,9 +24,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from bisect_tool.errors import BisectError
+from bisect_tool.inspection import Inspection
 from bisect_tool.records import SCHEMA_VERSION, Report
 
 REPORT_FILE = "report.json"
+INSPECTION_FILE = "inspection.json"
 KNOWN_FILES = (REPORT_FILE, "stages.csv", "amplification.png", "amplification.svg", "index.html")
 """Every file that this tool puts into a report folder; with ``force`` these, and nothing else, are replaced."""
 
@@ -178,6 +180,53 @@ def _kind(value: Any) -> str:
 def report_text(report: Report) -> str:
     """The content of ``report.json``: strict JSON, in ASCII, so that any name survives any encoding."""
     return json.dumps(report_to_json(report), indent=1, allow_nan=False) + "\n"
+
+
+def inspection_text(inspection: Inspection) -> str:
+    """What ``inspect --format json`` prints: strict JSON, in ASCII."""
+    data = cast(dict[str, Any], _encode(inspection))
+    data = {"inspection_version": data.pop("inspection_version"), **data}
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+
+def write_inspection(inspection: Inspection, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """Write ``inspection.json`` into a folder, made if it is not there.
+
+    Args:
+        inspection: what the file holds.
+        folder: where to.
+        force: replace a file of that name.
+
+    Returns:
+        The file.
+
+    Raises:
+        BisectError: the file is there and ``force`` is not given, or it cannot be written.
+    """
+    target = Path(folder) / INSPECTION_FILE
+    check_inspection_folder(folder, force=force)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{_PARTIAL}{secrets.token_hex(4)}")
+        try:
+            partial.write_text(inspection_text(inspection), encoding="utf-8", newline="")
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise BisectError(f"cannot write {target}: {_reason(error)}", hint="choose another folder") from error
+    return target
+
+
+def check_inspection_folder(folder: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Refuse a folder that ``write_inspection`` would refuse; call it before a long run."""
+    target = Path(folder)
+    if os.path.lexists(target) and not target.is_dir():
+        raise BisectError(f"{target} is a file, not a folder", hint="choose another folder")
+    if (target / INSPECTION_FILE).exists() and not force:
+        raise BisectError(
+            f"{target} already holds an {INSPECTION_FILE}", hint="--force replaces it; or choose another folder"
+        )
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:

@@ -318,6 +318,11 @@ TORCH: tuple[Switch, ...] = (
 )
 
 ONNXRUNTIME: tuple[Switch, ...] = (
+    _ort("backend", "what runs the graph", _choice("onnxruntime", "onnx-reference"), "onnxruntime",
+         "onnx-reference: ONNX's own evaluator, in numpy on the CPU; it is slow, optimises nothing and has no switches",
+         'session = {text}("model.onnx")', home="field", read_back="`effective.actual.runner`", devices=("cpu",),
+         spelling={"onnxruntime": "onnxruntime.InferenceSession",
+                   "onnx-reference": "onnx.reference.ReferenceEvaluator"}),
     _ort("device", "execution provider", _DEVICE, "cpu",
          "cuda: CUDAExecutionProvider, with the CPU's for what it has no kernel for",
          'providers=["{text}", "CPUExecutionProvider"]', home="field",

@@ -38,12 +38,14 @@ class BoundInputs:
         notes: one for each input that was not plainly found by its name, or that was converted.
         orders: ONNX inputs that are given the sample's tensor with its axes in another order.
         alike: groups of ONNX inputs that only their order told apart.
+        sources: ONNX input name → name and dtype of the sample's tensor.
     """
 
     feeds: Mapping[str, Array]
     notes: tuple[str, ...]
     orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     alike: tuple[tuple[str, ...], ...] = ()
+    sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def exchanges(self) -> Iterator[tuple[tuple[str, ...], dict[str, Array]]]:
         """Other ways to give the inputs that only their order told apart: which inputs, and all feeds."""
@@ -178,7 +180,8 @@ class _Binding:
                 if wanted in self.orders:
                     array = np.ascontiguousarray(array.transpose(self.orders[wanted]))
                 feeds[wanted] = _cast(self.graph, wanted, array, notes)
-        return BoundInputs(feeds, tuple(notes), self.orders, tuple(self.alike))
+        sources = {wanted: (name, self.arrays[name].dtype.name) for wanted, name in self.chosen.items()}
+        return BoundInputs(feeds, tuple(notes), self.orders, tuple(self.alike), sources)
 
     def mismatch(self) -> BisectError:
         wants = ", ".join(_line(n, self.graph.dtypes.get(n), self._dims(n)) for n in self.graph.inputs)

@@ -39,6 +39,24 @@ class ValueType:
 
 
 @dataclass(frozen=True, slots=True)
+class Header:
+    """What the file says about itself.
+
+    Attributes:
+        producer: name and version.
+        ir_version, opsets: opset versions by domain.
+        functions: how many local functions.
+        input_shapes: as declared, a text for each size.
+    """
+
+    producer: str
+    ir_version: int
+    opsets: Mapping[str, int]
+    functions: int
+    input_shapes: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of the topological order.
 
@@ -131,6 +149,22 @@ class OnnxProgram:
         found = describe(inferred)
         self.graph = replace(
             self.graph, shapes={**found.shapes, **self.graph.shapes}, dtypes={**found.dtypes, **self.graph.dtypes}
+        )
+
+    def header(self) -> Header:
+        """What the file says about itself."""
+        model = self._model
+        shapes = {
+            value.name: tuple("?" if str(size) == "None" else str(size) for size in value.shape)
+            for value in model.graph.inputs
+            if value.name and value.shape is not None
+        }
+        return Header(
+            producer=" ".join(filter(None, [model.producer_name, model.producer_version])),
+            ir_version=model.ir_version,
+            opsets={domain or "ai.onnx": version for domain, version in model.opset_imports.items()},
+            functions=len(model.functions),
+            input_shapes=shapes,
         )
 
     # -- structure ----------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from bisect_tool.backends.ort_options import (
     read_back,
     without_effect,
 )
+from bisect_tool.backends.runners import LoadedGraph, Runner, runner_of
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.records import NumericConfig
 
@@ -186,6 +187,37 @@ def _from_ort(value: ort.OrtValue) -> Array | None:
     return np.frombuffer(raw, dtype=special).reshape(shape)
 
 
+class OrtRunner:
+    """ONNX Runtime as a :class:`bisect_tool.backends.runners.Runner`."""
+
+    name = "onnxruntime"
+    title = "ONNX Runtime"
+
+    @property
+    def version(self) -> str:
+        return str(ort.__version__)
+
+    def load(self, model: bytes, config: NumericConfig, weights_folder: str) -> OrtGraph:
+        return OrtGraph(make_session(model, config, weights_folder))
+
+
+class OrtGraph:
+    """A session as a :class:`bisect_tool.backends.runners.LoadedGraph`."""
+
+    def __init__(self, session: ort.InferenceSession):
+        self._session = session
+        self.output_names: Sequence[str] = tuple(output.name for output in session.get_outputs())
+
+    def run(
+        self,
+        outputs: Sequence[str],
+        feeds: Mapping[str, Array],
+        types: Mapping[str, ValueType] | None = None,
+        buffers: BufferPool | None = None,
+    ) -> list[Array | None]:
+        return run_session(self._session, outputs, feeds, types, buffers)
+
+
 class UntouchedRun:
     """The whole graph as given, under one configuration: only its own outputs come out.
 
@@ -266,6 +298,7 @@ class PartRuns:
         part: from ``program.part``.
         feeds: what it reads, by name.
         types: of inner values, from an earlier run.
+        runner: what computes them; ``None``: what the configuration names.
     """
 
     def __init__(
@@ -275,13 +308,15 @@ class PartRuns:
         part: Segment,
         feeds: Mapping[str, Array],
         types: Mapping[str, ValueType],
+        runner: Runner | None = None,
     ):
         self._program = program
         self._config = config
+        self._runner = runner or runner_of(config)
         self._part = part
         self._feeds = feeds
         self._types = {**types, **{name: type_of_array(a.dtype, a.shape) for name, a in feeds.items()}}
-        self._sessions: dict[tuple[frozenset[str], tuple[str, ...]], tuple[BuiltGraph, ort.InferenceSession]] = {}
+        self._sessions: dict[tuple[frozenset[str], tuple[str, ...]], tuple[BuiltGraph, LoadedGraph]] = {}
 
     def run(self, given: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array | None]:
         """Values of the part; those in ``given`` are read instead of computed."""
@@ -289,11 +324,11 @@ class PartRuns:
         if key not in self._sessions:
             types = {**self._types, **{name: type_of_array(a.dtype, a.shape) for name, a in given.items()}}
             graph = self._program.build(self._part, wanted, types, given.keys())
-            session = make_session(graph.model, self._config, str(self._program.weights_folder))
-            self._sessions[key] = graph, session
-        graph, session = self._sessions[key]
+            loaded = self._runner.load(graph.model, self._config, str(self._program.weights_folder))
+            self._sessions[key] = graph, loaded
+        graph, loaded = self._sessions[key]
         feeds = {name: given[value] if value in given else self._feeds[value] for name, value in graph.feeds.items()}
-        return dict(zip(graph.outputs, run_session(session, graph.outputs, feeds), strict=True))
+        return dict(zip(graph.outputs, loaded.run(graph.outputs, feeds), strict=True))
 
 
 class SegmentedRun:
@@ -387,10 +422,10 @@ class SegmentedRun:
         outputs: dict[str, Array | None] = {}
         if wanted:
             graph = self._program.build(segment, wanted, self._types, forced & given.keys())
-            session = make_session(graph.model, self._config, str(self._program.weights_folder))
+            loaded = runner_of(self._config).load(graph.model, self._config, str(self._program.weights_folder))
             feeds = {name: given[value] if value in given else chain[value] for name, value in graph.feeds.items()}
             types = {n: kind for n in graph.outputs if (kind := self._types.get(n) or self._program.type_of(n))}
-            results = run_session(session, graph.outputs, feeds, types, self._buffers)
+            results = loaded.run(graph.outputs, feeds, types, self._buffers)
             outputs = dict(zip(graph.outputs, results, strict=True))
         for name, array in outputs.items():
             if array is not None:
@@ -399,7 +434,8 @@ class SegmentedRun:
                 self._types[name] = self._types.get(name, found) if forced else found
             if name in carried:
                 if array is None:
-                    raise InconclusiveError(f"ONNX Runtime returned nothing for {name}, which later nodes read")
+                    title = runner_of(self._config).title
+                    raise InconclusiveError(f"{title} returned nothing for {name}, which later nodes read")
                 chain[name] = array
         for name in [n for n in chain if self._last_use.get(n, -1) <= segment.index]:
             del chain[name]

@@ -15,8 +15,9 @@ from onnx import helper, numpy_helper
 
 from bisect_tool.backends.inside import Opened, Surroundings
 from bisect_tool.backends.onnx_program import type_of_array
-from bisect_tool.backends.ort_runner import PartRuns, make_session, run_session
+from bisect_tool.backends.ort_runner import PartRuns
 from bisect_tool.backends.replay import AS_RUN, CannotReplayError, replay_values, slice_of
+from bisect_tool.backends.runners import runner_of
 from bisect_tool.backends.stream import in_onnx_form
 from bisect_tool.backends.torch_runner import FACTORY_OPS, LAYOUT_OPS, to_numpy
 from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
@@ -81,8 +82,8 @@ def find_cause(
             edited.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
         # An edit may be one that no runtime takes; that is an answer too.
         with contextlib.suppress(InconclusiveError, ValueError, TypeError):
-            session = make_session(edited.SerializeToString(), config, folder)
-            return run_session(session, [opened.output], {**feeds, **more})[0]
+            loaded = runner_of(config).load(edited.SerializeToString(), config, folder)
+            return loaded.run([opened.output], {**feeds, **more})[0]
         return None
 
     nodes = _nodes(around, opened, model, values, opset)

@@ -64,9 +64,15 @@ def load(settings: Mapping[str, Any]) -> Loaded:
         "checkpoint": settings["checkpoint"] and str(settings["checkpoint"]),
         "inputs": [str(path) for path in settings["inputs"]],
         "onnx": settings["onnx"] and str(settings["onnx"]),
-        "command": shlex.join(["bisect-divergence", *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
     }
     return Loaded(loaded.module, samples, description, notes)
+
+
+def _program() -> str:
+    """The command that was called; within another program the main one."""
+    name = Path(sys.argv[0]).stem
+    return name if name == "bisect-tool" else "bisect-divergence"
 
 
 def make_case(settings: Mapping[str, Any], loaded: Loaded, sample: Sample) -> LoadedCase:

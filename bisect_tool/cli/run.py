@@ -6,14 +6,15 @@ import functools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from bisect_tool.cli import interrupts
+from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import case_name, load, load_case, make_case
 from bisect_tool.cli.process import load_libraries, no_collection
 from bisect_tool.cli.settings import parse_size, read_case_file
@@ -22,7 +23,7 @@ from bisect_tool.matrix import read_matrix
 from bisect_tool.tolerances import make_tolerance
 
 if TYPE_CHECKING:
-    from bisect_tool.pipeline import Options
+    from bisect_tool.pipeline import LoadedCase, Options
     from bisect_tool.records import Report
 
 _EXIT = {"agrees": EXIT_AGREES, "diverges": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
@@ -34,6 +35,10 @@ _DEFAULTS: Mapping[str, Any] = {
     "min_coverage": 0.9,
     "threads": 0,
     "matrix": None,
+    "runner": None,
+    "max_abs": None,
+    "atol": None,
+    "rtol": None,
     "inputs": (),
     "groups": (),
     "stages": (),
@@ -43,63 +48,38 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.argument("model", required=False)
-@click.argument("checkpoint", required=False, type=click.Path())
-@click.option(
-    "--input", "inputs", multiple=True, metavar="PATH", help="Sample: .pt .npz .npy .safetensors, or a folder."
-)
-@click.option("--onnx", type=click.Path(), help="ONNX file to judge; without it the model is exported.")
-@click.option("--config", type=click.Path(), help="Case file (TOML); the command line overrides it.")
-@click.option("--entry", metavar="NAME", help="Function, class or instance in MODEL [default: build_model].")
-@click.option("--entry-args", type=click.Path(), help="TOML or JSON file with arguments for the entry.")
-@click.option("--preprocess", metavar="MODULE:FUNCTION", help="Makes the sample from --raw.")
-@click.option("--raw", type=click.Path(), help="File given to --preprocess.")
-@click.option(
-    "--exporter",
-    type=click.Choice(["dynamo", "torchscript"]),
-    help="Which exporter [default: dynamo; torchscript for TorchScript archives].",
-)
-@click.option("--opset", type=int, help="Opset version [default: the exporter's].")
-@click.option("--constant-folding/--no-constant-folding", default=None, help="The exporter's graph optimisation.")
-@click.option(
-    "--keep-onnx", type=click.Path(), metavar="FILE", help="Leave the exported file here; those of a matrix beside it."
-)
+@click.command(context_settings=shared.SETTINGS)
+@shared.loading
+@shared.exporting
 @click.option("--max-abs", type=float, help="Tolerance: largest absolute difference.")
 @click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol.")
 @click.option("--rtol", type=float, help="Tolerance as in allclose, together with --atol.")
-@click.option("--level", type=click.Choice(["op", "leaf", "container"]), help="Level of the stages [default: leaf].")
-@click.option("--stages", multiple=True, metavar="GLOB", help="Judge these stages only, as `backbone.blocks.*`.")
+@shared.selecting
 @click.option("--group", "groups", multiple=True, metavar="GLOB", help="Also show these containers as one stage each.")
 @click.option("--all-stages", is_flag=True, help="Print every row of the stage table.")
-@click.option("--min-coverage", type=float, help="Share of stages that must be aligned [default: 0.9].")
-@click.option("--memory-budget", metavar="SIZE", help="Activations kept at once [default: 2GiB].")
 @click.option(
     "--matrix", metavar="NAME", help="Run many configurations: quick, full, strict, deploy, or a matrix file (TOML)."
 )
-@click.option("--threads", type=click.IntRange(min=0), help="Threads of both sides; 0 is each library's default.")
-@click.option("--allow-pickle", is_flag=True, default=None, help="Unpickle the checkpoint: runs code in it.")
-@click.option("--allow-missing", is_flag=True, default=None, help="Accept a checkpoint without some of the keys.")
-@click.option("--allow-unexpected", is_flag=True, default=None, help="Accept a checkpoint with keys the model lacks.")
-@click.option("--name", help="Name of the case [default: the model file's].")
+@click.option(
+    "--runner",
+    type=click.Choice(["onnxruntime", "onnx-reference"]),
+    help="What runs the graph; onnx-reference is ONNX's own evaluator, and slow [default: onnxruntime].",
+)
+@shared.running
 @click.option("-o", "--output", type=click.Path(), metavar="DIR", help="Report folder [default: reports/NAME/TIME].")
-@click.option("--force", is_flag=True, help="Replace a report, and a file of --keep-onnx, that is there.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 on divergence too.")
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
-@click.version_option(package_name="bisect-divergence")
+@shared.reporting
 def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all_stages: bool, **given: Any) -> int:
     """Find the first stage where an ONNX graph leaves its PyTorch model, and where the error is made.
 
     MODEL is a Python file with build_model(), package.module:NAME, a TorchScript archive or a .pt2 program; CHECKPOINT
     its weights. Exit codes: 0 agree, 1 divergence, 2 bad usage or unreadable input, 3 inconclusive.
     """
-    settings = _settings(given)
-    say = _progress(quiet)
+    settings = settings_of(given)
+    say = progress(quiet)
     folders = _report_folder(settings, force)
     if settings["keep_onnx"]:
-        _check_kept_file(Path(settings["keep_onnx"]), force)
+        check_kept_file(Path(settings["keep_onnx"]), force)
     reports: list[Report] = []
     detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)
     for report, folder in _run_samples(settings, folders, force, say, detail):
@@ -121,16 +101,23 @@ def _severity(code: int) -> int:
     return {EXIT_AGREES: 0, EXIT_INCONCLUSIVE: 1, EXIT_DIVERGES: 2}[code]
 
 
-def _settings(given: dict[str, Any]) -> dict[str, Any]:
-    """Defaults, then the case file, then the command line."""
+def settings_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Defaults, then the case file, then the command line.
+
+    Args:
+        given: by the command line; what a command has no option for may still be in the case file.
+
+    Raises:
+        BisectError: something is missing, or excludes something else.
+    """
     settings = {**dict.fromkeys(given), **_DEFAULTS}
     if given["config"]:
         settings.update(read_case_file(Path(given["config"])))
     settings.update({key: value for key, value in given.items() if value is not None and value != ()})
     tolerances = ("max_abs", "atol", "rtol")
-    if any(given[name] is not None for name in tolerances):
+    if any(given.get(name) is not None for name in tolerances):
         # A tolerance on the command line replaces the file's, not only the option of the same name.
-        settings.update({name: given[name] for name in tolerances})
+        settings.update({name: given.get(name) for name in tolerances})
     if not settings["model"]:
         raise BisectError("no model given", hint="bisect-divergence model.py ckpt.pth --input sample.pt")
     if not settings["inputs"] and not settings["preprocess"]:
@@ -143,6 +130,11 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
         raise BisectError("--preprocess and --raw go together", hint="--preprocess module:function --raw FILE")
     if settings["onnx"] and settings["keep_onnx"]:
         raise BisectError("--keep-onnx keeps an export, and --onnx makes none", hint="give one of the two")
+    if settings["matrix"] and settings["runner"]:
+        raise BisectError(
+            "--runner and --matrix exclude each other",
+            hint='in a matrix file each pair names its own: backend = "onnx-reference" in [pair.actual]',
+        )
     _check_export_options(given, settings)
     return settings
 
@@ -167,7 +159,9 @@ def _check_export_options(given: Mapping[str, Any], settings: Mapping[str, Any])
         )
 
 
-def _progress(quiet: bool) -> Callable[[str], None]:
+def progress(quiet: bool) -> Callable[[str], None]:
+    """Tells each step on stderr, and looks whether somebody wants it to end."""
+
     def say(text: str) -> None:
         # Called whenever a step begins: libraries may have caught a Ctrl-C in the one before.
         interrupts.check()
@@ -194,7 +188,7 @@ def _report_folder(settings: Mapping[str, Any], force: bool) -> Path:
     return folder
 
 
-def _check_kept_file(file: Path, force: bool) -> None:
+def check_kept_file(file: Path, force: bool) -> None:
     """Refuses a place for the exported file that can't take it, before the work and not after the export."""
     if file.is_dir():
         raise BisectError(f"--keep-onnx {file}: is a folder", hint="name the file in it")
@@ -223,8 +217,47 @@ def _run_samples(
     say: Callable[[str], None],
     detail: Callable[[str], None],
 ) -> Any:
-    """Yields each sample's report and its folder; the model is loaded once."""
+    """Yields each sample's report and its folder."""
     matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
+    for item in cases(settings, force, say, detail):
+        case, chosen = item.case, item.options
+        replays: dict[str, Any] = {}
+        if matrix is None:
+            from bisect_tool.pipeline import bisect
+
+            report = bisect(case, replace(chosen, keep_replay=functools.partial(_collect, replays)), say)
+            tell_kept(chosen, say)
+        else:
+            from bisect_tool.experiments import run_matrix
+
+            given = {**settings, "command": case.description["command"]}
+            report = run_matrix(functools.partial(load_case, given, item.number), chosen, matrix, say, detail)
+        target = folder if item.count == 1 else folder / f"{item.number:03d}-{Path(item.source).stem}"
+        _write(report, target, force, say, replays)
+        yield report, target
+
+
+def tell_kept(chosen: Options, say: Callable[[str], None]) -> None:
+    """Where the exported file is."""
+    if chosen.keep_onnx is not None:
+        say(f"the exported file is kept at {chosen.keep_onnx}")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One of ``count`` samples, ready to run; ``source`` is its file."""
+
+    number: int
+    count: int
+    source: str
+    case: LoadedCase
+    options: Options
+
+
+def cases(
+    settings: Mapping[str, Any], force: bool, say: Callable[[str], None], detail: Callable[[str], None]
+) -> Iterator[Item]:
+    """Yields the samples; the model is loaded once."""
     # Told before the model is loaded, which may take long.
     make_tolerance(settings["max_abs"], settings["atol"], settings["rtol"])
     parse_size(str(settings["memory_budget"]))
@@ -236,7 +269,6 @@ def _run_samples(
     interrupts.work_begins()
 
     from bisect_tool.backends.samples import bind_sample
-    from bisect_tool.pipeline import bisect
 
     loaded = load(settings)
     options = replace(_options(settings, loaded.module), overwrite=force)
@@ -246,19 +278,7 @@ def _run_samples(
         case = make_case(settings, loaded, sample)
         # Each sample gets an export of its own: shapes are baked in.
         chosen = options if number == 0 else replace(options, keep_onnx=None)
-        replays: dict[str, Any] = {}
-        if matrix is None:
-            report = bisect(case, replace(chosen, keep_replay=functools.partial(_collect, replays)), say)
-            if chosen.keep_onnx is not None:
-                say(f"the exported file is kept at {chosen.keep_onnx}")
-        else:
-            from bisect_tool.experiments import run_matrix
-
-            given = {**settings, "command": case.description["command"]}
-            report = run_matrix(functools.partial(load_case, given, number), chosen, matrix, say, detail)
-        target = folder if len(bound) == 1 else folder / f"{number:03d}-{Path(sample.source).stem}"
-        _write(report, target, force, say, replays)
-        yield report, target
+        yield Item(number, len(bound), sample.source, case, chosen)
 
 
 def _check_share(share: float) -> None:
@@ -287,6 +307,7 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
         memory_budget=parse_size(str(settings["memory_budget"])),
         min_coverage=settings["min_coverage"],
         threads=settings["threads"],
+        runner=settings["runner"] or "onnxruntime",
     )
 
 

@@ -34,11 +34,21 @@ KEYS: Mapping[str, Mapping[str, str]] = {
     "export": {"exporter": "exporter", "opset": "opset", "constant_folding": "constant_folding"},
     "tolerance": {"max_abs": "max_abs", "atol": "atol", "rtol": "rtol"},
     "report": {"groups": "groups", "stages": "stages", "level": "level", "output": "output"},
-    "run": {"memory_budget": "memory_budget", "min_coverage": "min_coverage", "threads": "threads", "matrix": "matrix"},
+    "run": {
+        "memory_budget": "memory_budget",
+        "min_coverage": "min_coverage",
+        "threads": "threads",
+        "matrix": "matrix",
+        "runner": "runner",
+    },
 }
 """Section → key → name of the command's parameter."""
 
-_CHOICES = {"exporter": ("dynamo", "torchscript"), "level": ("op", "leaf", "container")}
+_CHOICES = {
+    "exporter": ("dynamo", "torchscript"),
+    "level": ("op", "leaf", "container"),
+    "runner": ("onnxruntime", "onnx-reference"),
+}
 _BOOLEANS = {"allow_pickle", "allow_missing", "allow_unexpected", "constant_folding"}
 _INTEGERS = {"opset", "threads"}
 _NUMBERS = {"max_abs", "atol", "rtol", "min_coverage"}

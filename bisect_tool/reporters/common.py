@@ -25,6 +25,7 @@ from bisect_tool.records import (
     StageRef,
     StageRow,
     Tolerance,
+    Witness,
 )
 
 JUDGEMENTS = {"pass": "pass", "fail": "FAIL", "not compared": "n/c"}
@@ -597,17 +598,44 @@ def worst_element_lines(metrics: ErrorMetrics, spread: Spread | None = None) -> 
     return f"{text}; {what} at {index_text(metrics.worst_index)}:", f"expected {expected}, actual {actual}"
 
 
-def noise_text(noise_ratio: float | None, side: str | None) -> str:
+def noise_text(noise_ratio: float | None, side: str | None, runner: str = "ONNX Runtime") -> str:
     """How far above the noise floor an origin lies, and which side is off against float64."""
     parts = []
     if noise_ratio is not None:
         parts.append(f"{ratio(noise_ratio)} times the noise floor")
     if side is not None:
-        name = "PyTorch" if side == "expected" else "ONNX Runtime"
+        name = "PyTorch" if side == "expected" else runner
         if noise_ratio is None:  # not measured: then it is known from a switch of that side alone
             return f"a switch on {name}'s side removes it"
         parts.append(f"{name} is the side that is off against float64")
     return "; ".join(parts) or "noise floor not measured"
+
+
+_RUNNERS = {"onnxruntime": "ONNX Runtime", "onnx-reference": "the reference evaluator"}
+
+
+def runner_text(report: Report, config: str | None) -> str:
+    """What ran the graph under a configuration; without one, what ran it in all of them."""
+    found = {run.actual.backend for run in report.configs if config in (None, run.name)}
+    return _RUNNERS.get(found.pop(), "ONNX") if len(found) == 1 else "ONNX"
+
+
+def witness_text(witness: Witness, judged: str = "ONNX Runtime") -> str:
+    """What another runner says about an origin.
+
+    Args:
+        witness: its values.
+        judged: the runner that was judged.
+    """
+    who = "ONNX's reference evaluator" if witness.runner == "onnx-reference" else witness.runner
+    if witness.says == "unknown":
+        return f"{who} gave no answer: {witness.reason}"
+    to_expected, to_actual = sci(witness.against_expected_rel_l2), sci(witness.against_actual_rel_l2)
+    if witness.says == "neither":
+        return f"{who} gives neither value: relative L2 {to_expected} from PyTorch's, {to_actual} from {judged}'s"
+    if witness.says == "export":
+        return f"{who} gives {judged}'s value (relative L2 {to_actual}; {to_expected} from PyTorch's): the graph is off"
+    return f"{who} gives PyTorch's value (relative L2 {to_expected}; {to_actual} from {judged}'s): {judged} is off"
 
 
 def local_rel(comparison: Comparison) -> float | None:

@@ -50,7 +50,9 @@ def _requested(run: ConfigRun, usual: Mapping[str, Any], threads: tuple[int, int
             words.append(plural(expected.threads, "thread"))
         else:
             words += [f"{side} {plural(config.threads, 'thread')}" for side, config in _sides(run) if config.threads]
-    if actual.optimization not in (None, "all"):
+    if actual.backend == "onnx-reference":
+        words.append("reference evaluator")
+    elif actual.optimization not in (None, "all"):
         words.append(f"optimization {actual.optimization}")
     if actual.exporter is not None and actual.exporter != usual["exporter"]:
         words.append(actual.exporter)

@@ -40,7 +40,7 @@ _STATUS_STYLES = {
 _JUDGEMENT_STYLES = {"pass": "green", "fail": "bold red", "not compared": "dim"}
 
 
-class _PipedConsole(Console):
+class PipedConsole(Console):
     """rich exits with 1 on a closed pipe, which would read as "divergence"; the command line knows a better code."""
 
     def on_broken_pipe(self) -> None:
@@ -60,7 +60,7 @@ def print_report(
     width: int | None = None,
 ) -> None:
     """Print a report to stdout, or to ``file``. Rich decides about colour (NO_COLOR, FORCE_COLOR, isatty)."""
-    render(report, _PipedConsole(file=file, width=width), all_stages=all_stages, report_dir=report_dir)
+    render(report, PipedConsole(file=file, width=width), all_stages=all_stages, report_dir=report_dir)
 
 
 def render(
@@ -479,7 +479,7 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
     detailed = [*here[:ORIGINS_IN_DETAIL], *(origin for origin in here[ORIGINS_IN_DETAIL:] if origin is strongest)]
     for origin in detailed:
         page.line()
-        _origin(page, origin, rows.get(origin.ref), here)
+        _origin(page, origin, rows.get(origin.ref), here, common.runner_text(report, origin.config))
     rest = [origin for origin in here if origin not in detailed]
     if rest:
         page.line()
@@ -523,7 +523,7 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
             page.prose(f"and {len(lost) - 5} more")
 
 
-def _origin(page: Page, origin: Origin, row: StageRow | None, origins: Sequence[Origin]) -> None:
+def _origin(page: Page, origin: Origin, row: StageRow | None, origins: Sequence[Origin], runner: str) -> None:
     _place(page, "origin", origin.ref, row, origin.config, source=origin.source, kind=origin.type)
     page.prose(", ".join(common.node_texts(origin, NODES_IN_DETAIL)) or "no node", label=("onnx: ", ""), indent="  ")
     page.line("  value: ", origin.onnx_value)
@@ -538,8 +538,10 @@ def _origin(page: Page, origin: Origin, row: StageRow | None, origins: Sequence[
         page.prose(text, indent="  ", style="dim")
     if origin.replay:
         page.line("  replay: ", f"python {origin.replay}/run.py, in the report's folder")
-    noise = common.noise_text(origin.noise_ratio, origin.side)
+    noise = common.noise_text(origin.noise_ratio, origin.side, runner)
     page.prose(f"made here: relative L2 {common.sci(origin.local_rel_l2)}, {noise}", indent="  ")
+    if origin.witness is not None:
+        page.prose(common.witness_text(origin.witness, runner), label=("third witness: ", ""), indent="  ")
 
 
 def _place(

@@ -70,6 +70,7 @@ def execute_line(line: str) -> tuple[int, str]:
     """Runs one command of a page in this process: exit code and stdout."""
     from bisect_tool.cli.main import execute
     from bisect_tool.cli.run import run
+    from bisect_tool.cli.tool import tool
 
     program, *arguments = shlex.split(line)
     out = io.StringIO()
@@ -77,8 +78,8 @@ def execute_line(line: str) -> tuple[int, str]:
         if program == "python":
             runpy.run_path(arguments[0], run_name="__main__")
             return 0, out.getvalue()
-        assert "bisect-divergence" == program, line
-        return execute(run, program, arguments), out.getvalue()
+        command = {"bisect-divergence": run, "bisect-tool": tool}[program]
+        return execute(command, program, arguments), out.getvalue()
 
 
 def test_readme_commands_do_what_is_shown(example_data: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from bisect_tool.cli import interrupts
 from bisect_tool.cli.main import execute
-from bisect_tool.cli.run import _progress
+from bisect_tool.cli.run import progress
 from bisect_tool.errors import BisectError
 
 
@@ -47,7 +47,7 @@ def test_first_ctrl_c_unwinds() -> None:
 def test_nothing_is_raised_without_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     """The boundaries let everything else pass."""
     interrupts.check()
-    _progress(quiet=False)("a step")
+    progress(quiet=False)("a step")
     assert "· a step\n" == capsys.readouterr().err
 
 
@@ -56,7 +56,7 @@ def test_a_step_does_not_begin_after_a_swallowed_ctrl_c(quiet: bool) -> None:
     """Also where no progress is shown."""
     swallowed_ctrl_c()
     with pytest.raises(KeyboardInterrupt):
-        _progress(quiet)("a step")
+        progress(quiet)("a step")
 
 
 @pytest.mark.parametrize("error", [BisectError("the exporter failed"), RecursionError(), click.UsageError("no")])

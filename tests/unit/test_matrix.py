@@ -189,8 +189,9 @@ def test_switch_is_known(read: Read, side: str, line: str) -> None:
 def test_block_in_the_docs_is_valid(read: Read) -> None:
     """docs/matrix.md and the module's own description show files that work."""
     page = (ROOT / "docs" / "matrix.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    block, runners = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     assert ("no-packing", 18) == (read(block).pairs[0].name, read(block).pairs[0].actual.opset)
+    assert ["onnxruntime", "onnx-reference"] == [pair.actual.backend for pair in read(runners).pairs]
     described = str(matrix.__doc__)
     start, end = described.index("    [defaults]"), described.index("All names and values")
     assert "no-prepacking" == read(described[start:end]).pairs[0].name
@@ -307,3 +308,18 @@ def test_file_with_the_name_of_a_preset(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     assert read_matrix("quick").preset
     assert "mine" == read_matrix("./quick").pairs[0].name
+
+
+def test_backend_names_the_runner(tmp_path: Path) -> None:
+    """``onnx-reference`` has one level; a misspelt runner is refused with the nearest one."""
+    file = tmp_path / "m.toml"
+    file.write_text('[[pair]]\nname = "ref"\n[pair.actual]\nbackend = "onnx-reference"\n', encoding="utf-8")
+    (pair,) = read_matrix(str(file)).pairs
+    assert ("onnx-reference", "off") == (pair.actual.backend, pair.actual.optimization)
+    file.write_text('[[pair]]\nname = "ref"\n[pair.actual]\nbackend = "onnx-referense"\n', encoding="utf-8")
+    with pytest.raises(BisectError, match="line 4.*onnxruntime knows no such value") as caught:
+        read_matrix(str(file))
+    assert '"onnx-reference"' in (caught.value.hint or "")
+    file.write_text('[[pair]]\nname = "ref"\n[pair.expected]\nbackend = "onnx-reference"\n', encoding="utf-8")
+    with pytest.raises(BisectError, match="backend is a switch of onnxruntime, not of torch"):
+        read_matrix(str(file))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -369,3 +371,36 @@ def test_nearest_is_short_and_blind_to_case() -> None:
     assert len(nearest("session.disable", [s.name for s in ONNXRUNTIME])) <= 3
     assert [] == nearest("zzz", [s.name for s in ONNXRUNTIME])
     assert numerics.did_you_mean("zzz", ["a", "b"]) == "valid: a, b"
+
+
+# -- the reference evaluator -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"device": "cuda"}, "device"),
+        ({"optimization": "all"}, "optimization"),
+        ({"threads": 2}, "threads"),
+        ({"switches": {"use_deterministic_compute": True}}, "use_deterministic_compute"),
+    ],
+)
+def test_the_reference_evaluator_has_no_switches(changes: dict[str, Any], named: str) -> None:
+    """What would do nothing is refused; settings of the export are about the graph, and stay."""
+    check_config(NumericConfig("onnx-reference", optimization="off", switches={"batchnorm_folding": False}))
+    with pytest.raises(BisectError, match=f"{named}.*the reference evaluator has no such switch"):
+        check_config(NumericConfig("onnx-reference", **changes))
+
+
+def test_another_runner_is_one_step() -> None:
+    """A pair with the evaluator and one with ONNX Runtime differ in a suspect that can be tried both ways."""
+    start = ConfigPair("ort", NumericConfig("torch"), NumericConfig("onnxruntime", optimization="off"))
+    goal = ConfigPair("ref", NumericConfig("torch"), NumericConfig("onnx-reference", optimization="off"))
+    (step,) = steps(start, goal)
+    assert ("backend", "onnxruntime", "onnx-reference") == (step.name, step.before, step.after)
+    assert "onnx.reference.ReferenceEvaluator" in (step.code() or "")
+    assert goal.actual == take(start, [step]).actual
+    assert start.actual == take(goal, [step], back=True).actual
+    optimised = replace(start.actual, optimization="all")
+    assert [step] == list(steps(replace(start, actual=optimised), goal))
+    assert "off" == take(replace(start, actual=optimised), [step]).actual.optimization

@@ -1,0 +1,103 @@
+"""Options that several commands have: what to load, how to export, and which stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+"""Of each command."""
+
+
+def loading(command: Command) -> Command:
+    """MODEL, CHECKPOINT and what says how they are loaded."""
+    return _stacked(
+        command,
+        click.argument("model", required=False),
+        click.argument("checkpoint", required=False, type=click.Path()),
+        click.option(
+            "--input", "inputs", multiple=True, metavar="PATH", help="Sample: .pt .npz .npy .safetensors, or a folder."
+        ),
+        click.option("--onnx", type=click.Path(), help="ONNX file to judge; without it the model is exported."),
+        click.option("--config", type=click.Path(), help="Case file (TOML); the command line overrides it."),
+        click.option("--entry", metavar="NAME", help="Function, class or instance in MODEL [default: build_model]."),
+        click.option("--entry-args", type=click.Path(), help="TOML or JSON file with arguments for the entry."),
+        click.option("--preprocess", metavar="MODULE:FUNCTION", help="Makes the sample from --raw."),
+        click.option("--raw", type=click.Path(), help="File given to --preprocess."),
+    )
+
+
+def exporting(command: Command) -> Command:
+    """How the model is exported where no ONNX file is given."""
+    return _stacked(
+        command,
+        click.option(
+            "--exporter",
+            type=click.Choice(["dynamo", "torchscript"]),
+            help="Which exporter [default: dynamo; torchscript for TorchScript archives].",
+        ),
+        click.option("--opset", type=int, help="Opset version [default: the exporter's]."),
+        click.option(
+            "--constant-folding/--no-constant-folding", default=None, help="The exporter's graph optimisation."
+        ),
+        click.option(
+            "--keep-onnx",
+            type=click.Path(),
+            metavar="FILE",
+            help="Leave the exported file here; those of a matrix beside it.",
+        ),
+    )
+
+
+def selecting(command: Command) -> Command:
+    """Which stages, and how many of them must be found."""
+    return _stacked(
+        command,
+        click.option(
+            "--level", type=click.Choice(["op", "leaf", "container"]), help="Level of the stages [default: leaf]."
+        ),
+        click.option("--stages", multiple=True, metavar="GLOB", help="These stages only, as `backbone.blocks.*`."),
+        click.option("--min-coverage", type=float, help="Share of stages that must be aligned [default: 0.9]."),
+    )
+
+
+def running(command: Command) -> Command:
+    """Memory, threads, and what a checkpoint may be."""
+    return _stacked(
+        command,
+        click.option("--memory-budget", metavar="SIZE", help="Activations kept at once [default: 2GiB]."),
+        click.option(
+            "--threads", type=click.IntRange(min=0), help="Threads of both sides; 0 is each library's default."
+        ),
+        click.option("--allow-pickle", is_flag=True, default=None, help="Unpickle the checkpoint: runs code in it."),
+        click.option(
+            "--allow-missing", is_flag=True, default=None, help="Accept a checkpoint without some of the keys."
+        ),
+        click.option(
+            "--allow-unexpected", is_flag=True, default=None, help="Accept a checkpoint with keys the model lacks."
+        ),
+        click.option("--name", help="Name of the case [default: the model file's]."),
+    )
+
+
+def reporting(command: Command) -> Command:
+    """Where the answer goes."""
+    return _stacked(
+        command,
+        click.option("--force", is_flag=True, help="Replace a report, and a file of --keep-onnx, that is there."),
+        click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets."),
+        click.option("-v", "--verbose", is_flag=True, help="Say more on stderr."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+        click.version_option(package_name="bisect-divergence"),
+    )
+
+
+def _stacked(command: Command, *decorators: Callable[[Command], Command]) -> Command:
+    """As if they stood above the command one below the other: that is their order in the help."""
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
