@@ -8,9 +8,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -72,6 +73,8 @@ from bisect_tool.weights import with_weights
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
+Step = Callable[[str, str], AbstractContextManager[None]]
+"""``step(name, text)`` times what is done inside, and tells about it."""
 
 MAX_DRILLED = 24
 """Origins that are looked into, in causal order: beyond that many the graph is broken throughout."""
@@ -105,6 +108,14 @@ class LoadedCase:
     notes: tuple[str, ...] = ()
 
 
+class GraphSource(Protocol):
+    """Hands out graphs that were exported with this case, or with another one that has inputs of the same form."""
+
+    def path(self, case: LoadedCase, settings: ExportSettings, step: Step) -> Path:
+        """The exported file; ``step`` is told when an export is made."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What to do with a case.
@@ -128,6 +139,7 @@ class Options:
         look: read back what is in effect in ONNX Runtime, its optimised graph too.
         measure: time plain runs of both sides, after everything else.
         threads: of both sides; 0 is each library's default.
+        graphs: where exported graphs come from that several cases share; ``None``: this case exports its own.
     """
 
     tolerance: Tolerance
@@ -147,6 +159,7 @@ class Options:
     look: bool = False
     measure: bool = False
     threads: int = 0
+    graphs: GraphSource | None = None
 
 
 def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: None) -> Report:
@@ -172,6 +185,8 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
 
     with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
         path = options.onnx
+        if path is None and options.graphs is not None:
+            path = options.graphs.path(case, options.export, step)
         if path is None:
             path = Path(folder) / (options.keep_onnx.name if options.keep_onnx else "model.onnx")
             with step("export", f"exporting with the {options.export.exporter} exporter"):

@@ -587,6 +587,54 @@ class ConfigRun:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleResult:
+    """What became of one of several samples.
+
+    Attributes:
+        index: place among the samples, from 0.
+        source: file that it came from.
+        status: verdict on this sample.
+        worst_output: largest error of a final output under a configuration that counts: relative L2, or what the
+            tolerance limits; ``None`` where none was compared.
+        over_limit: that error in units of its limit; ``None`` where no single number is the limit.
+        noise_ratio: the largest of the origins', in units of their noise floors; ``None`` without one.
+        first_over_tolerance: as in the sample's own verdict.
+        folder: of the sample's own report, relative to that of all samples.
+        exported_from: index of the sample that the graph was exported with; ``None`` for a given file.
+        reason: why there is no answer; ``None`` where there is one.
+    """
+
+    index: int
+    source: str
+    status: Status
+    worst_output: float | None
+    over_limit: float | None
+    noise_ratio: float | None
+    first_over_tolerance: FirstOverTolerance | None
+    folder: str
+    exported_from: int | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One aten operation of a PyTorch run, without its tensors.
+
+    Attributes:
+        name: short, ``mul``.
+        module, call: the innermost module call that ran it.
+        source: ``file:line`` in the user's code.
+        constants: numbers and small constant tensors among its arguments, as text, by place or name.
+    """
+
+    name: str
+    module: str
+    call: int
+    source: str | None
+    constants: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything one command found; every reporter prints this and nothing else.
 
@@ -594,6 +642,8 @@ class Report:
         case: name, model, checkpoint, onnx, inputs, exporter, command.
         notes: warnings from loading and from the preflight, one line each.
         timings: seconds by step, in the order they ran.
+        samples: what became of each sample, where there were several and this is the report on all of them; the rest is
+            that of the worst one.
     """
 
     case: Mapping[str, Any]
@@ -605,4 +655,5 @@ class Report:
     environment: Mapping[str, Any]
     timings: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    samples: tuple[SampleResult, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)

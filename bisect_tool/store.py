@@ -27,7 +27,7 @@ from bisect_tool.errors import BisectError
 from bisect_tool.records import SCHEMA_VERSION, Report
 
 REPORT_FILE = "report.json"
-KNOWN_FILES = (REPORT_FILE, "stages.csv", "amplification.png", "amplification.svg", "index.html")
+KNOWN_FILES = (REPORT_FILE, "stages.csv", "samples.csv", "amplification.png", "amplification.svg", "index.html")
 """Every file that this tool puts into a report folder; with ``force`` these, and nothing else, are replaced."""
 
 FileContent = bytes | str | Callable[[Path], object]

@@ -22,7 +22,8 @@ from bisect_tool.matrix import read_matrix
 from bisect_tool.tolerances import make_tolerance
 
 if TYPE_CHECKING:
-    from bisect_tool.pipeline import Options
+    from bisect_tool.experiments import MatrixGraphs
+    from bisect_tool.pipeline import LoadedCase, Options
     from bisect_tool.records import Report
 
 _EXIT = {"agrees": EXIT_AGREES, "diverges": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
@@ -35,6 +36,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "threads": 0,
     "matrix": None,
     "inputs": (),
+    "raw": (),
     "groups": (),
     "stages": (),
     "allow_pickle": False,
@@ -54,7 +56,7 @@ _DEFAULTS: Mapping[str, Any] = {
 @click.option("--entry", metavar="NAME", help="Function, class or instance in MODEL [default: build_model].")
 @click.option("--entry-args", type=click.Path(), help="TOML or JSON file with arguments for the entry.")
 @click.option("--preprocess", metavar="MODULE:FUNCTION", help="Makes the sample from --raw.")
-@click.option("--raw", type=click.Path(), help="File given to --preprocess.")
+@click.option("--raw", multiple=True, type=click.Path(), help="File given to --preprocess; repeatable.")
 @click.option(
     "--exporter",
     type=click.Choice(["dynamo", "torchscript"]),
@@ -100,20 +102,22 @@ def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all
     folders = _report_folder(settings, force)
     if settings["keep_onnx"]:
         _check_kept_file(Path(settings["keep_onnx"]), force)
-    reports: list[Report] = []
     detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)
-    for report, folder in _run_samples(settings, folders, force, say, detail):
-        reports.append(report)
-        if form == "text":
+    reports: dict[Path, Report] = {}
+    for report, target, whole in _run_samples(settings, folders, force, say, detail):
+        if whole and form == "text":
             from bisect_tool.reporters.terminal import print_report
 
-            print_report(report, all_stages=all_stages, report_dir=folder)
-        if verbose:
+            print_report(report, all_stages=all_stages, report_dir=target)
+        if report.samples:
+            continue
+        if verbose and target not in reports:
             for step, seconds in report.timings.items():
                 click.echo(f"{seconds:8.2f} s  {step}", err=True)
+        reports[target] = report
     if form == "json":
-        _print_json(reports)
-    code = max((_EXIT[report.verdict.status] for report in reports), key=_severity)
+        _print_json([*reports.values()])
+    code = max((_EXIT[report.verdict.status] for report in reports.values()), key=_severity)
     return EXIT_AGREES if exit_zero and code == EXIT_DIVERGES else code
 
 
@@ -223,7 +227,10 @@ def _run_samples(
     say: Callable[[str], None],
     detail: Callable[[str], None],
 ) -> Any:
-    """Yields each sample's report and its folder; the model is loaded once."""
+    """Yields reports with their folders, and whether they are to be printed; the model is loaded once.
+
+    Of several samples each has a report; the last one is that on all of them, and the one to print.
+    """
     matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
     # Told before the model is loaded, which may take long.
     make_tolerance(settings["max_abs"], settings["atol"], settings["rtol"])
@@ -242,22 +249,80 @@ def _run_samples(
     options = replace(_options(settings, loaded.module), overwrite=force)
     # All samples are checked before the first one runs.
     bound = [bind_sample(loaded.module, sample) for sample in loaded.samples]
-    for number, sample in enumerate(bound):
-        case = make_case(settings, loaded, sample)
-        # Each sample gets an export of its own: shapes are baked in.
-        chosen = options if number == 0 else replace(options, keep_onnx=None)
-        if matrix is None:
-            report = bisect(case, chosen, say)
-            if chosen.keep_onnx is not None:
-                say(f"the exported file is kept at {chosen.keep_onnx}")
-        else:
-            from bisect_tool.experiments import run_matrix
+    cases = [make_case(settings, loaded, sample) for sample in bound]
 
-            given = {**settings, "command": case.description["command"]}
-            report = run_matrix(functools.partial(load_case, given, number), chosen, matrix, say, detail)
-        target = folder if len(bound) == 1 else folder / f"{number:03d}-{Path(sample.source).stem}"
-        _write(report, target, force, say)
-        yield report, target
+    def judge(number: int, case: LoadedCase, chosen: Options, graphs: MatrixGraphs | None = None) -> Report:
+        if matrix is None:
+            return bisect(case, chosen, say)
+        from bisect_tool.experiments import run_matrix
+
+        load_one = _loader(settings, case, number)
+        report = run_matrix(load_one, chosen, matrix, say, detail, graphs)
+        # What is said about this sample alone is not known to the processes that load it anew.
+        return replace(report, notes=tuple(dict.fromkeys((*report.notes, *case.notes))))
+
+    if len(cases) > 1:
+        yield from _run_many(settings, cases, [s.source for s in bound], options, judge, folder, force, say)
+        return
+    report = judge(0, cases[0], options)
+    if options.keep_onnx is not None and matrix is None:
+        say(f"the exported file is kept at {options.keep_onnx}")
+    _write(report, folder, force, say)
+    yield report, folder, True
+
+
+def _loader(settings: Mapping[str, Any], case: LoadedCase, number: int) -> Callable[[], LoadedCase]:
+    """Makes the case of a sample in another process."""
+    given = {**settings, "command": case.description["command"]}
+    return functools.partial(load_case, given, number)
+
+
+def _run_many(
+    settings: Mapping[str, Any],
+    cases: list[LoadedCase],
+    sources: list[str],
+    options: Options,
+    judge: Callable[..., Report],
+    folder: Path,
+    force: bool,
+    say: Callable[[str], None],
+) -> Any:
+    """Several samples: one report each, as soon as it is there, and one on all of them at the end."""
+    from bisect_tool.several import Samples, check_given_graph, progress_line, shared_work
+
+    if options.onnx is not None:
+        check_given_graph(options.onnx, cases, sources)
+    samples = Samples(cases, sources, options.tolerance, given=options.onnx is not None)
+    matrix = bool(settings["matrix"])
+    shared: dict[int, MatrixGraphs] = {}
+    with shared_work(cases[0].module, options.keep_onnx, overwrite=options.overwrite) as graphs:
+
+        def run(number: int, case: LoadedCase) -> Report:
+            first = samples.first_of_form(number)
+            if not matrix:
+                return judge(number, case, replace(options, graphs=graphs))
+            from bisect_tool.experiments import MatrixGraphs
+
+            if first not in shared:
+                shared[first] = MatrixGraphs(_loader(settings, cases[first], first), graphs.folder_for_matrix(first))
+            chosen = options if number == 0 else replace(options, keep_onnx=None)
+            return judge(number, case, chosen, shared[first])
+
+        for number, source in enumerate(sources):
+            say(progress_line(number, len(cases), source))
+            target = f"{number:03d}-{Path(source).stem}"
+            judged = samples.judge(number, functools.partial(run, number), target)
+            if number == 0 and options.keep_onnx is not None and not matrix:
+                say(f"the exported file is kept at {options.keep_onnx}")
+            _write(judged.report, folder / target, force, say)
+            yield judged.report, folder / target, False
+    for judged in samples.diagnosed_late():
+        _write(judged.report, folder / judged.result.folder, True, say)
+        yield judged.report, folder / judged.result.folder, False
+    report = samples.all_together()
+    # The samples' own folders are in it already; what else was there was refused at the start.
+    _write(report, folder, True, say)
+    yield report, folder, True
 
 
 def _check_share(share: float) -> None:
@@ -302,6 +367,8 @@ def _write(report: Report, folder: Path, force: bool, say: Callable[[str], None]
         "amplification.svg": plot.light,
         "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
     }
+    if report.samples:
+        files["samples.csv"] = csv_table.samples_csv_text(report)
     interrupts.check()
     write_report_folder(report, folder, force=force, files=files)
     interrupts.wrote(folder)

@@ -43,7 +43,7 @@ _BOOLEANS = {"allow_pickle", "allow_missing", "allow_unexpected", "constant_fold
 _INTEGERS = {"opset", "threads"}
 _NUMBERS = {"max_abs", "atol", "rtol", "min_coverage"}
 _PATHS = {"model", "checkpoint", "inputs", "onnx", "entry_args", "output", "raw", "matrix"}
-_LISTS = {"inputs", "groups", "stages"}
+_LISTS = {"inputs", "raw", "groups", "stages"}
 
 
 def read_case_file(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from bisect_tool.records import (
     Origin,
     OutputResult,
     Report,
+    SampleResult,
     Spread,
     StageRef,
     StageRow,
@@ -70,6 +71,12 @@ def exploratory_config(report: Report) -> str | None:
     seen = {name for row in report.stages for name in row.results}
     diverging = (c.name for c in report.configs if c.status == "diverges" and c.name in seen and "-try-" not in c.name)
     return next(diverging, None)
+
+
+def shown_sample(report: Report) -> SampleResult | None:
+    """Of several samples the one that the rest of the report is about."""
+    source = report.case.get("sample_index")
+    return next((sample for sample in report.samples if sample.index == source), None)
 
 
 def stage_rows(report: Report) -> tuple[StageRow, ...]:

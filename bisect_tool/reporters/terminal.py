@@ -79,6 +79,8 @@ def render(
         report_dir: the report's folder, named in the last line.
     """
     page = Page(console)
+    if report.samples:
+        _samples(page, report)
     page.prose(common.alignment_text(report.alignment))
     page.line()
     if common.is_matrix(report):
@@ -105,6 +107,53 @@ def render(
     if report_dir is not None:
         page.line()
         page.line(("Report  ", "bold"), os.path.join(report_dir, "index.html"))
+
+
+# Samples
+
+
+def _samples(page: Page, report: Report) -> None:
+    """What became of each sample; everything below is about the worst one."""
+    worst = common.shown_sample(report)
+    columns = (
+        Column("  "),
+        Column("#", right=True),
+        Column("sample", minimum=16),
+        Column("verdict"),
+        Column("output", right=True),
+        Column("of limit", right=True, drop=1),
+        Column("noise", right=True, drop=2),
+        Column("first diverging stage", minimum=20),
+    )
+    rows = []
+    for sample in report.samples:
+        first = sample.first_over_tolerance
+        cells = (
+            "> " if sample is worst else "  ",
+            str(sample.index),
+            os.path.basename(sample.source) or sample.source,
+            common.STATUSES[sample.status],
+            common.sci(sample.worst_output),
+            common.ratio(sample.over_limit),
+            common.ratio(sample.noise_ratio),
+            str(first.ref) if first is not None else "-",
+        )
+        rows.append(Row(cells, ((3, _STATUS_STYLES[sample.status]),)))
+    page.line(("Samples", "bold"))
+    page.table(columns, rows)
+    what = common.deciding_text(report.tolerance)
+    page.prose(
+        f"output: {what} of the worst final output; of limit: in units of its limit; noise: the worst origin, in units "
+        "of its noise floor",
+        indent="  ",
+        style="dim",
+    )
+    for sample in report.samples:
+        if sample.reason is not None and sample is not worst:
+            page.prose(sample.reason, label=(f"sample {sample.index}: ", "dim"), indent="  ")
+    page.line()
+    if worst is not None:
+        page.prose(f"{worst.source} (sample {worst.index}), the worst", label=("Shown below: ", "bold"))
 
 
 # Configurations
