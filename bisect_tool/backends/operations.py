@@ -12,7 +12,7 @@ from bisect_tool.recorder import Recorder, Ref
 from bisect_tool.records import Operation
 
 _SMALL = 16
-"""Elements up to which a constant tensor is told in full; of larger ones only the shape."""
+"""Elements up to which a constant tensor is a number among others; larger ones are left out."""
 
 
 def operations_of(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Operation, ...]:
@@ -23,10 +23,11 @@ def operations_of(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[s
     Raises:
         Exception: whatever ``forward`` raises.
     """
+    # A model may write into its inputs; copied before anything is recorded.
+    args, kwargs = map_tensors(args, torch.Tensor.clone), map_tensors(kwargs, torch.Tensor.clone)
     recorder = Recorder(module, tape=True)
     with torch.no_grad(), recorder:
-        # A model may write into its inputs.
-        recorder.run(*map_tensors(args, torch.Tensor.clone), **map_tensors(kwargs, torch.Tensor.clone))
+        recorder.run(*args, **kwargs)
     trace = recorder.trace
 
     def constant(value: int) -> str | None:
@@ -34,7 +35,7 @@ def operations_of(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[s
         if known.kind != "constant" or known.shape is None:
             return None
         tensor = recorder.held(value)
-        return str(tensor.tolist()) if tensor.numel() <= _SMALL else f"{known.dtype}{list(known.shape)}"
+        return str(tensor.tolist()) if tensor.numel() <= _SMALL else None
 
     found = []
     for op in trace.ops:
