@@ -33,7 +33,7 @@ NARROW_VALUE_LIMIT = 3e-2
 """The same where a side computes in half precision or less."""
 
 QUANTISED_LIMIT = 0.15
-"""The same in a quantised graph, where eight bits cost a few per cent at each stage; scopes and order decide among several."""
+"""The same in a quantised graph, where eight bits cost a few per cent at each stage; scopes and order tell many apart."""
 
 FORCED_VALUE = "forced value"
 """Evidence of a pair whose values agree in a run that reads PyTorch's tensors."""

@@ -46,6 +46,19 @@ from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_differen
 from bisect_tool.noise import BEYOND, SETTLED, is_settled
 from bisect_tool.outputs import bind_outputs, exchanged
 from bisect_tool.precision import precision_lines
+from bisect_tool.quantised import (
+    TOTAL_SQNR,
+    Quantisation,
+    costs,
+    explained,
+    is_quantised,
+    judge_quantised,
+    quantisation_of,
+    quantised_stage,
+    scales_of,
+    sqnr_tolerance,
+    summary_lines,
+)
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
     ConfigPair,
@@ -55,8 +68,10 @@ from bisect_tool.records import (
     HandOver,
     Noise,
     NumericConfig,
+    Origin,
     OutputKey,
     OutputResult,
+    QuantisedStage,
     Report,
     SideCost,
     StageRef,
@@ -346,6 +361,8 @@ class _Bisection:
         self.observer: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.floor_seconds = 0.0
+        self.quantised = False
+        self.quantisation: Quantisation | None = None
 
     def release(self) -> None:
         """Frees the tensors now; a traceback or a cycle may keep this object alive for longer."""
@@ -413,6 +430,7 @@ class _Bisection:
         with self.step("capture", "running PyTorch"):
             reference = self.reference = self._capture(self.base.expected, tape=self.options.forced)
         trace = reference.trace
+        self._see_quantisation(trace)
         self._bind_outputs(reference.outputs)
         with self.step("align", "aligning stages with ONNX values"):
             matches = self._align(reference)
@@ -452,6 +470,8 @@ class _Bisection:
         paired = {value: match.onnx for value, match in matches.items()}
         other_precision = precision_lines(self.graph, dtypes, trace.stages, paired)
         verdict = replace(verdict, summary=(*verdict.summary, *other_precision))
+        if self.quantised:
+            verdict = self._with_costs_of_bits(verdict, rows, runs, plain)
         if verdict.origins:
             with self.step("drill", "looking inside the stages that make error"):
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts)
@@ -484,6 +504,47 @@ class _Bisection:
             timings=timings,
             notes=tuple(self.notes),
         )
+
+    # -- quantised graphs ---------------------------------------------------------------------------------------------
+
+    def _see_quantisation(self, trace: TorchTrace) -> None:
+        """A quantised graph is off by bits that were given up on purpose: SQNR judges it, and no noise floor."""
+        self.quantised = is_quantised(self.graph, trace.stages)
+        if self.quantised and self.options.tolerance.source == "default":
+            self.options = replace(self.options, tolerance=sqnr_tolerance(TOTAL_SQNR, "quantised"))
+            self.ledger.tolerance = self.options.tolerance
+
+    def _quality(self, value: int, expected: Array, forced: Array, names: Mapping[int, Match]) -> QuantisedStage:
+        """What quantisation costs in one stage."""
+        known = quantisation_of(self.graph) if self.quantisation is None else self.quantisation
+        self.quantisation = known
+        given = known.back.get(names[value].onnx)
+        pair = known.pairs[given] if given is not None else None
+        constants = (
+            {name: self.program.constant(name) for name in (pair.scale, pair.zero_point, *pair.back) if name}
+            if pair is not None
+            else {}
+        )
+        scales = scales_of(pair, constants) if pair is not None else None
+        return quantised_stage(expected, forced, self.torch_signatures[value].total, scales)
+
+    def _with_costs_of_bits(
+        self, verdict: Verdict, rows: Sequence[StageRow], runs: Sequence[ConfigRun], config: str | None
+    ) -> Verdict:
+        """The verdict with what costs most, and origins with why."""
+        known = quantisation_of(self.graph)
+        by_ref = {row.ref: row for row in rows if row.role != "group"}
+
+        def told(origin: Origin) -> Origin:
+            row = by_ref.get(origin.ref)
+            result = row.results.get(origin.config) if row is not None else None
+            pair = known.pairs.get(known.back.get(origin.onnx_value, ""))
+            return explained(origin, result.quantised if result is not None else None, pair)
+
+        found = costs(rows, config) if config is not None else ()
+        verdict = replace(verdict, costs=found, origins=tuple(map(told, verdict.origins)))
+        lines = summary_lines(verdict, self.graph, self.options.tolerance, runs)
+        return replace(verdict, summary=(*verdict.summary, *lines))
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -803,7 +864,9 @@ class _Bisection:
         def on_pair(lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
             value = here[value]
             self.ledger.record(lane, value, expected, chained, forced)
-            if forced is not None and value in shown:
+            if forced is not None and value in shown and self.quantised:
+                self.ledger.quantised[lane, value] = self._quality(value, expected, forced, matches)
+            elif forced is not None and value in shown:
                 known = starts[lane].known - {value}
                 self.ledger.noise[lane, value] = self._noise(lane, value, known, expected, forced, run, there)
             if value in finals and lane in self.untouched and chained is not None:
@@ -877,6 +940,7 @@ class _Bisection:
             baseline = None if pair.name in self.forced else self._baseline(pair)
             if pair.name in self.forced or baseline is not None:
                 rows = judge_by_noise(rows, pair.name, self.options.tolerance, baseline)
+            rows = judge_quantised(rows, pair.name, self.options.tolerance)
         return rows
 
     def _lacks_baseline(self) -> bool:
@@ -961,7 +1025,15 @@ class _Bisection:
         for number, origin in enumerate(verdict.origins):
             stage, pair = shown[origin.ref], pairs[origin.config]
             cut = layers.get(origin.ref) or cuts.get(MAIN_LAYER)
-            if origin.side != "expected" and self._is_plain(pair.expected) and cut is not None and number < MAX_DRILLED:
+            # Inner values of a quantised stage are off as well: what its own numbers tell was told.
+            exact = not self.quantised
+            if (
+                exact
+                and origin.side != "expected"
+                and self._is_plain(pair.expected)
+                and cut is not None
+                and number < MAX_DRILLED
+            ):
                 floor = floors.get((origin.ref, origin.config))
                 # The stage's own nodes stay named where nothing can be shown; that is certain too.
                 with contextlib.suppress(CannotReplayError, InconclusiveError):

@@ -135,17 +135,19 @@ class Tolerance:
     """What is allowed, and where it comes from. Exactly one of the three forms is filled in.
 
     Attributes:
-        source: ``default`` | ``user``.
+        source: ``default`` | ``user`` | ``quantised`` (the defaults for a quantised graph).
         rel_l2: limits by dtype kind (``float32``, ``float16`` …) for the default judgement.
         max_abs: limit on ``max_abs`` alone.
         atol, rtol: as in ``allclose``: ``|actual - expected| <= atol + rtol * |expected|`` for every element.
+        min_sqnr: least SQNR in dB, which ``rel_l2`` says in its own unit; it holds for integers too.
     """
 
-    source: Literal["default", "user"]
+    source: Literal["default", "user", "quantised"]
     rel_l2: Mapping[str, float] | None = None
     max_abs: float | None = None
     atol: float | None = None
     rtol: float | None = None
+    min_sqnr: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +314,28 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantisedStage:
+    """What quantisation costs in one stage by itself, on PyTorch's inputs, in dB of SQNR. See :mod:`bisect_tool.quantised`.
+
+    Attributes:
+        limit_db: least SQNR that it may have.
+        local_sqnr_db: SQNR that it has, or that of numbers which a norm over the whole tensor does not see.
+        hidden: such numbers have less than the whole.
+        pair_sqnr_db: of quantising its value and turning it back alone, by the graph's scale; ``None`` where the value
+            passes no such pair of nodes, or one with a scale for each channel.
+        best_sqnr_db: the same by a scale that fits the value at hand.
+        clipped: share of the elements that are out of the pair's range.
+    """
+
+    limit_db: float
+    local_sqnr_db: float
+    hidden: bool
+    pair_sqnr_db: float | None
+    best_sqnr_db: float | None
+    clipped: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """One stage under one configuration pair.
 
@@ -329,6 +353,7 @@ class Comparison:
         outside_error: the largest relative error among the stage's inputs that come from outside the report's stages;
             ``None`` if there are none. Where it was made was not measured.
         spread: of the total error, where that is over tolerance; ``None`` elsewhere, and for very large tensors.
+        quantised: what quantisation costs; ``None`` for float graphs, and without a forced run.
     """
 
     total: ErrorMetrics
@@ -343,6 +368,7 @@ class Comparison:
     noise: Noise | None = None
     outside_error: float | None = None
     spread: Spread | None = None
+    quantised: QuantisedStage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,6 +498,17 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class StageCost:
+    """What a stage of a quantised graph costs: its share of the final error, and SQNR by itself and in total, in dB."""
+
+    ref: StageRef
+    config: str
+    share: float | None
+    local_sqnr_db: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hypothesis:
     """A switch that may be why one pair fails and another passes, and what trying it showed.
 
@@ -519,7 +556,10 @@ class Localization:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer. ``summary`` is its wording in one or a few plain lines, the same in every reporter."""
+    """The answer. ``summary`` is its wording in one or a few plain lines, the same in every reporter.
+
+    ``costs``: of a quantised graph the stages that cost most, the dearest first.
+    """
 
     status: Status
     summary: tuple[str, ...]
@@ -530,6 +570,7 @@ class Verdict:
     ruled_out: tuple[RuledOut, ...] = ()
     hand_over: HandOver | None = None
     hypotheses: tuple[Hypothesis, ...] = ()
+    costs: tuple[StageCost, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

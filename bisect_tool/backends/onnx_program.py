@@ -157,6 +157,16 @@ class OnnxProgram:
         assert tensor is not None
         return tensor.numpy()
 
+    def constant(self, name: str) -> Array | None:
+        """The numbers of an initialiser, or of what a Constant node makes; ``None`` for what is computed."""
+        if name in self.graph.initializers:
+            return self.weight(name)
+        maker = self.makers.get(name)
+        if maker is None or maker not in self._constant:
+            return None
+        value = self._nodes[maker].attributes.get("value")
+        return value.as_tensor().numpy() if value is not None else None
+
     def activation_bytes(self) -> int:
         """Estimated size of all run-time values together."""
         return sum(self.bytes_of(name) for node in self.graph.nodes for name in node.outputs if name)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _EXIT = {"agrees": EXIT_AGREES, "diverges": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
 
+_TOLERANCES = ("max_abs", "atol", "rtol", "min_sqnr")
+
 _DEFAULTS: Mapping[str, Any] = {
     "constant_folding": True,
     "level": "leaf",
@@ -70,6 +72,7 @@ _DEFAULTS: Mapping[str, Any] = {
 @click.option("--max-abs", type=float, help="Tolerance: largest absolute difference.")
 @click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol.")
 @click.option("--rtol", type=float, help="Tolerance as in allclose, together with --atol.")
+@click.option("--min-sqnr", type=float, metavar="DB", help="Tolerance: least signal-to-noise ratio, in dB.")
 @click.option("--level", type=click.Choice(["op", "leaf", "container"]), help="Level of the stages [default: leaf].")
 @click.option("--stages", multiple=True, metavar="GLOB", help="Judge these stages only, as `backbone.blocks.*`.")
 @click.option("--group", "groups", multiple=True, metavar="GLOB", help="Also show these containers as one stage each.")
@@ -131,10 +134,9 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     if given["config"]:
         settings.update(read_case_file(Path(given["config"])))
     settings.update({key: value for key, value in given.items() if value is not None and value != ()})
-    tolerances = ("max_abs", "atol", "rtol")
-    if any(given[name] is not None for name in tolerances):
+    if any(given[name] is not None for name in _TOLERANCES):
         # A tolerance on the command line replaces the file's, not only the option of the same name.
-        settings.update({name: given[name] for name in tolerances})
+        settings.update({name: given[name] for name in _TOLERANCES})
     if not settings["model"]:
         raise BisectError("no model given", hint="bisect-divergence model.py ckpt.pth --input sample.pt")
     if not settings["inputs"] and not settings["preprocess"]:
@@ -233,7 +235,7 @@ def _run_samples(
     """
     matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
     # Told before the model is loaded, which may take long.
-    make_tolerance(settings["max_abs"], settings["atol"], settings["rtol"])
+    make_tolerance(*(settings[name] for name in _TOLERANCES))
     parse_size(str(settings["memory_budget"]))
     _check_share(settings["min_coverage"])
     say("loading the model")
@@ -341,7 +343,7 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
         "torchscript" if isinstance(module, torch.jit.ScriptModule) else "dynamo"
     )
     return Options(
-        tolerance=make_tolerance(settings["max_abs"], settings["atol"], settings["rtol"]),
+        tolerance=make_tolerance(*(settings[name] for name in _TOLERANCES)),
         onnx=Path(settings["onnx"]) if settings["onnx"] else None,
         export=ExportSettings(settings["exporter"] or default, settings["opset"], settings["constant_folding"]),
         keep_onnx=Path(settings["keep_onnx"]) if settings["keep_onnx"] else None,

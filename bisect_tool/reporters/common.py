@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bisect_tool.quantised import STAGE_SQNR
 from bisect_tool.records import (
     Alignment,
     Comparison,
@@ -324,6 +325,11 @@ def dtypes_under(report: Report, config: str | None, rows: Sequence[StageRow]) -
 
 def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = ()) -> str:
     """What stages are judged by in words, for the dtypes that occur (all of them if none is named)."""
+    if tolerance.min_sqnr is not None:
+        least = f"SQNR: at least {tolerance.min_sqnr:g} dB"
+        if tolerance.source == "quantised":
+            return f"{least} in total, and {STAGE_SQNR:g} dB in each stage by itself, the defaults for quantised graphs"
+        return f"{least}, given by the user"
     if tolerance.rel_l2 is not None:
         limits = {name: limit for name, limit in tolerance.rel_l2.items() if not dtypes or name in dtypes}
         text = "relative L2 " + (", ".join(f"{sci(limit)} ({name})" for name, limit in limits.items()) or "-")
@@ -606,6 +612,19 @@ def noise_text(noise_ratio: float | None, side: str | None) -> str:
             return f"a switch on {name}'s side removes it"
         parts.append(f"{name} is the side that is off against float64")
     return "; ".join(parts) or "noise floor not measured"
+
+
+def decibels(value: float | None) -> str:
+    """``33.1``; a dash where there is none."""
+    return (
+        "-"
+        if value is None
+        else "nan"
+        if math.isnan(value)
+        else f"{value:.1f}"
+        if math.isfinite(value)
+        else f"{value:g}"
+    )
 
 
 def local_rel(comparison: Comparison) -> float | None:

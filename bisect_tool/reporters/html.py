@@ -51,6 +51,8 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         "index_text",
         "source_text",
         "noise_text",
+        "share_text",
+        "decibels",
         "printable",
     )
     environment.filters.update({name: getattr(common, name) for name in helpers})

@@ -331,14 +331,15 @@ def _stages(
     origins = common.origin_refs(report, config)
     tolerance = common.tolerance_text(report.tolerance, common.dtypes_under(report, config, rows))
     page.line((f"{title} under {config}" if config is not None else title, "bold"))
-    by = "judged by" if report.tolerance.source == "default" else "tolerance:"
+    by = "tolerance:" if report.tolerance.source == "user" else "judged by"
     page.prose(f"{by} {tolerance}", style="dim")
     if not all_stages:
         # Folded stages have no numbers; the head line counts them, and --all-stages shows them.
         rows = [row for row in rows if _result(row, config) is not None] or rows
     keep = range(len(rows)) if all_stages else _interesting(rows, config, first, _shown_origins(report, config))
     with_noise = any(r.noise_ratio is not None for row in rows if (r := _result(row, config)))
-    with_share = page.width >= SHARES_FROM and common.shows_shares(report, config)
+    with_sqnr = any(r.quantised is not None for row in rows if (r := _result(row, config)))
+    with_share = with_sqnr or (page.width >= SHARES_FROM and common.shows_shares(report, config))
     with_amplification = common.is_matrix(report) and any(
         result.amplification is not None for row in rows if (result := _result(row, config))
     )
@@ -349,15 +350,16 @@ def _stages(
         Column("shape", drop=3),
         Column("max abs", right=True, drop=1),
         Column("mean abs", right=True, drop=4),
-        Column("rel-L2", right=True),
-        Column("local", right=True),
+        *((Column("SQNR", right=True), Column("by itself", right=True)) if with_sqnr else ()),
+        Column("rel-L2", right=True, drop=3 if with_sqnr else 0),
+        Column("local", right=True, drop=3 if with_sqnr else 0),
         *((Column("made here", right=True, drop=7),) if with_share else ()),
         Column("growth", right=True, drop=2),
         *((Column("amplified", right=True, drop=4),) if with_amplification else ()),
         *((Column("noise", right=True, drop=6),) if with_noise else ()),
         Column(""),
     )
-    extra = _Extra(with_noise, with_share, with_amplification)
+    extra = _Extra(with_noise, with_share, with_amplification, with_sqnr)
     return page.table(columns, list(_entries(rows, set(keep), config, first, origins, extra)))
 
 
@@ -368,6 +370,7 @@ class _Extra:
     noise: bool
     share: bool
     amplification: bool
+    sqnr: bool = False
 
 
 def _result(row: StageRow, config: str | None) -> Comparison | None:
@@ -424,6 +427,15 @@ def _entries(
         yield Span(_left_out_text(left_out, config), fold=True)
 
 
+def _decibels(result: Comparison | None) -> tuple[str, str]:
+    """A quantised stage in dB: in the graph's own run, and by itself."""
+    quality = result.quantised if result else None
+    return (
+        common.decibels(result.total.sqnr_db if result else None),
+        common.decibels(quality.local_sqnr_db if quality else None),
+    )
+
+
 def _left_out_text(rows: Sequence[StageRow], config: str | None) -> str:
     results = [_result(row, config) for row in rows]
     counts = {
@@ -448,6 +460,7 @@ def _stage_row(
     numbers = [
         common.sci(total.max_abs if total else None),
         common.sci(total.mean_abs if total else None),
+        *(_decibels(result) if extra.sqnr else ()),
         common.sci(total.rel_l2 if total else None),
         common.sci(common.local_rel(result) if result else None),
         *((common.share_text(result.share if result else None),) if extra.share else ()),
@@ -492,8 +505,10 @@ def _legend(page: Page, report: Report, config: str | None, columns: Sequence[st
     if all(without) or (all_stages and any(without)):
         marks.append("n/c not compared")
     words = []
-    if any(result is not None and result.local is not None for result in results):
+    if "local" in columns and any(result is not None and result.local is not None for result in results):
         words.append("local: error of the stage itself, on PyTorch's inputs")
+    if "by itself" in columns:
+        words.append("SQNR, by itself: in dB, in the graph's run and on PyTorch's inputs")
     if "made here" in columns:
         words.append("made here: share of the final error")
     if "growth" in columns:
@@ -585,6 +600,12 @@ def _origin(page: Page, origin: Origin, row: StageRow | None, origins: Sequence[
         page.line("  PyTorch's operation: ", origin.operation)
     for text in origin.evidence:
         page.prose(text, indent="  ", style="dim")
+    result = row.results.get(origin.config) if row else None
+    if result is not None and result.quantised is not None:
+        quality = result.quantised
+        wanted = f"at least {quality.limit_db:g} dB are wanted"
+        page.prose(f"made here: SQNR {common.decibels(quality.local_sqnr_db)} dB by itself, {wanted}", indent="  ")
+        return
     noise = common.noise_text(origin.noise_ratio, origin.side)
     page.prose(f"made here: relative L2 {common.sci(origin.local_rel_l2)}, {noise}", indent="  ")
 
