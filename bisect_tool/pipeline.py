@@ -455,7 +455,7 @@ class _Bisection:
         rows = [self._with_nodes(row) for row in rows]
         for name in self.forced:
             rows = with_shares(rows, name, output_stages(trace))
-        rows = self._judge(rows)
+        rows = self._judge(rows, output_stages(trace))
         runs = tuple(self._config_run(pair, rows) for pair in self.configs)
         rows = [
             replace(row, results={name: row.results[name] for name in names if name in row.results}) for row in rows
@@ -934,13 +934,13 @@ class _Bisection:
         ops, weights = self.program.reads(row.onnx_nodes)
         return replace(row, onnx_ops=ops, onnx_weights=weights)
 
-    def _judge(self, rows: list[StageRow]) -> list[StageRow]:
-        """Judges by noise floors, where they are known and the user set no tolerance."""
+    def _judge(self, rows: list[StageRow], outputs: Set[StageRef]) -> list[StageRow]:
+        """Judges by noise floors, or a quantised graph by SQNR, where they are known and the user set no tolerance."""
         for pair in self.configs:
             baseline = None if pair.name in self.forced else self._baseline(pair)
             if pair.name in self.forced or baseline is not None:
                 rows = judge_by_noise(rows, pair.name, self.options.tolerance, baseline)
-            rows = judge_quantised(rows, pair.name, self.options.tolerance)
+            rows = judge_quantised(rows, pair.name, self.options.tolerance, outputs)
         return rows
 
     def _lacks_baseline(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from bisect_tool.records import (
     QuantisedStage,
     Stage,
     StageCost,
+    StageRef,
     StageRow,
     Tolerance,
     Verdict,
@@ -260,17 +261,33 @@ def fails(quality: QuantisedStage) -> bool:
 # All stages
 
 
-def judge_quantised(rows: Sequence[StageRow], config: str, tolerance: Tolerance) -> list[StageRow]:
-    """The rows with their judgements, where no tolerance of the user's decides: a stage fails by itself, too."""
+def judge_quantised(
+    rows: Sequence[StageRow], config: str, tolerance: Tolerance, outputs: Set[StageRef]
+) -> list[StageRow]:
+    """The rows with their judgements, where no tolerance of the user's decides.
+
+    A stage fails by itself. What errors add up to counts at the model's outputs; where these are good enough, a value on the
+    way may be far off, as the neighbours are that a top-k chooses.
+    """
     if tolerance.source != "quantised":
         return list(rows)
-    found = []
-    for row in rows:
-        result = row.results.get(config)
-        if result is not None and result.quantised is not None and fails(result.quantised):
-            row = replace(row, results={**row.results, config: replace(result, judgement="fail")})
-        found.append(row)
-    return found
+    found = [(row, row.results.get(config)) for row in rows]
+    bad = any(
+        result is not None and result.judgement == "fail" and (row.ref in outputs or row.alias_of in outputs)
+        for row, result in found
+    )
+    judged = []
+    for row, result in found:
+        if result is not None:
+            alone = result.quantised is not None and fails(result.quantised)
+            hopeless = result.total.problem is not None or result.total.nonfinite_mismatch > 0
+            if alone:
+                result = replace(result, judgement="fail")
+            elif result.judgement == "fail" and not bad and not hopeless:
+                result = replace(result, judgement="pass")
+            row = replace(row, results={**row.results, config: result})
+        judged.append(row)
+    return judged
 
 
 def costs(rows: Sequence[StageRow], config: str) -> tuple[StageCost, ...]:

@@ -112,4 +112,4 @@ def zero(model: onnx.ModelProto, name: str) -> None:
 def _change(model: onnx.ModelProto, name: str, edit: Any) -> None:
     (tensor,) = [each for each in model.graph.initializer if each.name == name]
     array = edit(numpy_helper.to_array(tensor))
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(array, order="C"), name))
