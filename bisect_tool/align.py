@@ -309,6 +309,8 @@ class _Matcher:
         self.matches: dict[int, Match] = {}
         self.quantised = bool(quantised_counts(graph))
         self.quantisation = quantisation_of(graph)
+        pairs = self.quantisation.pairs
+        self.integer_made = {name for name in self.quantisation.back.values() if name not in pairs}
         self.clearly_nearer = _NEARER_QUANTISED if self.quantised else _CLEARLY_NEARER
         self.narrow_graph = any(graph.dtypes.get(name) in _NARROW for node in graph.nodes for name in node.outputs)
         self.taken: set[str] = set()
@@ -326,6 +328,9 @@ class _Matcher:
     def take(self, match: Match) -> None:
         self.matches[match.value] = match
         self.taken.add(match.onnx)
+        if self.scopes.back.get(match.onnx) in self.integer_made:
+            # A byte and the number that it stands for are one value.
+            self.taken.add(self.scopes.back[match.onnx])
         self.taken_by[self.first_stage[match.value].ref.stage].add(match.onnx)
 
     def limit(self, value: int) -> float:
@@ -878,7 +883,10 @@ class _Matcher:
         shape = self.first_stage[value].shape
         for name in reversed(names):
             signature = self.onnx.get(name)
-            order = axis_order(shape, signature.shape) if signature is not None else None
+            own = self.torch.get(value)
+            if signature is None or (own is not None and own.kind != signature.kind):
+                continue
+            order = axis_order(shape, signature.shape)
             if order is not None and name not in self.taken:
                 self.take(Match(value, name, ("scope", "permuted"), False, order))
                 return
@@ -999,6 +1007,7 @@ def summarize(
     """
     scopes, children = _Scopes(graph, trace), _children(trace)
     taken = {match.onnx for match in matches.values()}
+    taken |= {back for name, back in scopes.back.items() if name in taken}
     pairs, unaligned = [], []
     counted = aligned = 0
     for stage in trace.stages:
@@ -1014,7 +1023,7 @@ def summarize(
         if match is not None:
             aligned += 1
         else:
-            left = _reason(stage, trace, scopes, taken, torch_signatures)
+            left = _reason(stage, trace, scopes, taken, torch_signatures, chained)
             if (
                 left.in_graph
                 and "#" in stage.ref.stage
@@ -1035,7 +1044,12 @@ def summarize(
 
 
 def _reason(
-    stage: Stage, trace: TorchTrace, scopes: _Scopes, taken: set[str], signatures: Mapping[int, Signature]
+    stage: Stage,
+    trace: TorchTrace,
+    scopes: _Scopes,
+    taken: set[str],
+    signatures: Mapping[int, Signature],
+    chained: Mapping[str, Signature],
 ) -> Unaligned:
     ref = stage.ref
     if stage.alias_of is not None and stage.alias_of.stage == "(input)":
@@ -1049,7 +1063,9 @@ def _reason(
     else:
         names = scopes.leaving(ref.stage)
         what = "no value of the graph equals it, and no node carries its scope: folded away by the exporter"
-    free = [name for name in names if name not in taken]
+    kind = signatures[stage.value].kind
+    # Bytes of a quantised graph are no values of a float stage.
+    free = [name for name in names if name not in taken and (name not in chained or chained[name].kind == kind)]
     if not free:
         if names and "#" not in ref.stage:
             what = f"no value of the graph equals it; its node's value {names[-1]} is that of a later stage: folded"

@@ -519,7 +519,7 @@ class _Bisection:
         known = quantisation_of(self.graph) if self.quantisation is None else self.quantisation
         self.quantisation = known
         given = known.back.get(names[value].onnx)
-        pair = known.pairs[given] if given is not None else None
+        pair = known.pairs.get(given) if given is not None else None
         constants = (
             {name: self.program.constant(name) for name in (pair.scale, pair.zero_point, *pair.back) if name}
             if pair is not None

@@ -101,7 +101,7 @@ class Quantisation:
 
     Attributes:
         pairs: by the name of the value before.
-        back: name of the value before, by that of the value after.
+        back: name of the value before, by that of the value after; also of bytes that integer operators make.
     """
 
     pairs: dict[str, QuantisedValue] = field(default_factory=dict)
@@ -130,6 +130,12 @@ def quantisation_of(graph: OnnxGraph) -> Quantisation:
         nodes = node.name, after[0].name
         found.pairs[given] = QuantisedValue(given, end, node.inputs[1], _third(node), back, nodes)
         found.back[end] = given
+    made_by = {name: node for node in graph.nodes for name in node.outputs}
+    for node in graph.nodes:
+        # A byte that an integer operator made, as a number.
+        maker = made_by.get(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
+        if maker is not None and maker.op_type != "QuantizeLinear":
+            found.back[node.outputs[0]] = node.inputs[0]
     return found
 
 

@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bisect_tool.backends.integer_values import has_integer_operators, with_floats
 from bisect_tool.backends.onnx_graph import describe
 from bisect_tool.records import NodeDetail, OnnxGraph
 
@@ -74,6 +75,10 @@ class OnnxProgram:
 
     def __init__(self, model: ir.Model, path: Path):
         self.path = path
+        self._given = model
+        self._put_in: frozenset[str] = frozenset()
+        if has_integer_operators(model):
+            model, self._put_in = with_floats(model)
         self._model = model
         # Where external data lies, by locations relative to the model: the only place ONNX Runtime accepts.
         self.weights_folder = path.resolve().parent
@@ -296,7 +301,7 @@ class OnnxProgram:
 
     def untouched(self) -> bytes:
         """The whole graph as it was given, with references to its weights."""
-        return bytes(ir.to_proto(self._model).SerializeToString())
+        return bytes(ir.to_proto(self._given).SerializeToString())
 
     def nodes_between(self, value: str, cuts: Set[str]) -> tuple[str, ...]:
         """Names of the nodes that compute ``value`` from the nearest values in ``cuts``, in topological order."""
@@ -311,7 +316,8 @@ class OnnxProgram:
                 continue
             found.add(maker)
             stack.extend(n for n in self.graph.nodes[maker].inputs if n)
-        return tuple(self.graph.nodes[i].name for i in sorted(found))
+        names = (self.graph.nodes[i].name for i in sorted(found))
+        return tuple(name for name in names if name not in self._put_in)
 
     def reads(self, nodes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Types of the named nodes, and the initialisers that they read, floating ones first.

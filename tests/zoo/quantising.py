@@ -68,6 +68,11 @@ def quantised(
 
 def quantised_dynamically(source: Path, target: Path) -> Path:
     """Weights in int8, activations quantised at run time."""
+    model = onnx.load(str(source))
+    # It swaps the axes of weights and believes their old shapes.
+    del model.graph.value_info[:]
+    onnx.save(model, str(target))
+    source = target
     logging.disable(logging.WARNING)
     try:
         quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8)
