@@ -475,7 +475,8 @@ class _Bisection:
         if verdict.origins:
             with self.step("drill", "looking inside the stages that make error"):
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts)
-                verdict = self._hand_over(verdict, reference, matches)
+                # No single stage mends a quantised graph: each of them is off.
+                verdict = verdict if self.quantised else self._hand_over(verdict, reference, matches)
         if verdict.status == "diverges":
             with self.step("weights", "comparing the graph's weights with the model's"):
                 verdict = with_weights(verdict, check_weights(self.case.module, self.program, rows))

@@ -43,6 +43,9 @@ TOTAL_SQNR = 10.0
 LISTED = 3
 """Stages that the summary names as those that cost most."""
 
+BADLY = 9.0
+"""How many dB a scale may cost more than one that fits the sample at hand: ranges come from other samples too."""
+
 MOST_COSTS = 20
 LEAST_SHARE = 0.001
 
@@ -306,9 +309,17 @@ def costs(rows: Sequence[StageRow], config: str) -> tuple[StageCost, ...]:
         share = result.share
         if (share is None or share < LEAST_SHARE) and not fails(result.quantised):
             continue
-        found.append(StageCost(row.ref, config, share, result.quantised.local_sqnr_db, result.total.sqnr_db))
+        quality = result.quantised
+        fitting = quality.best_sqnr_db if _fits_badly(quality) else None
+        found.append(StageCost(row.ref, config, share, quality.local_sqnr_db, result.total.sqnr_db, fitting))
     found.sort(key=lambda cost: (-(cost.share or 0.0), cost.local_sqnr_db))
     return tuple(found[:MOST_COSTS])
+
+
+def _fits_badly(quality: QuantisedStage) -> bool:
+    """Whether another scale would cost much less: that one bit more is lost than need be is usual."""
+    pair, best = quality.pair_sqnr_db, quality.best_sqnr_db
+    return pair is not None and best is not None and pair < best - BADLY
 
 
 def explained(origin: Origin, quality: QuantisedStage | None, pair: QuantisedValue | None) -> Origin:
@@ -354,7 +365,7 @@ def summary_lines(
             f"where error is made, by SQNR under {STAGE_SQNR:g} dB"
         )
     lines = [by]
-    if verdict.costs:
+    if verdict.costs and not math.isinf(verdict.costs[0].sqnr_db):
         named = ", ".join(_cost_text(cost) for cost in verdict.costs[:LISTED])
         lines.append(f"costs most: {named}")
     kernels = _kernels_line(runs)
@@ -363,7 +374,8 @@ def summary_lines(
 
 def _cost_text(cost: StageCost) -> str:
     share = "" if cost.share is None else f"{100 * cost.share:.3g} % of the final error, "
-    return f"{cost.ref} ({share}by itself {_db(cost.local_sqnr_db)})"
+    fitting = "" if cost.fitting_db is None else f"; a scale that fits its value alone costs {_db(cost.fitting_db)}"
+    return f"{cost.ref} ({share}by itself {_db(cost.local_sqnr_db)}{fitting})"
 
 
 def _kernels_line(runs: Sequence[ConfigRun]) -> str | None:

@@ -499,13 +499,17 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What a stage of a quantised graph costs: its share of the final error, and SQNR by itself and in total, in dB."""
+    """What a stage of a quantised graph costs: its share of the final error, and SQNR by itself and in total, in dB.
+
+    ``fitting_db``: of quantising its value by a scale that fits, where the graph's own costs much more; else ``None``.
+    """
 
     ref: StageRef
     config: str
     share: float | None
     local_sqnr_db: float
     sqnr_db: float
+    fitting_db: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ FULL_TABLE = 24
 NEIGHBOURS = 4
 EDGE = 3
 ORIGINS_IN_TABLE = 5
+COSTS_IN_TABLE = 3
 ORIGINS_IN_DETAIL = 3
 NODES_IN_DETAIL = 3
 TRIALS_IN_TABLE = 8
@@ -348,12 +349,12 @@ def _stages(
         Column("stage", minimum=20 if page.width < 100 else 36),
         Column("type", minimum=12, cut="end", drop=5),
         Column("shape", drop=3),
-        Column("max abs", right=True, drop=1),
-        Column("mean abs", right=True, drop=4),
+        Column("max abs", right=True, drop=8 if with_sqnr else 1),
+        Column("mean abs", right=True, drop=8 if with_sqnr else 4),
         *((Column("SQNR", right=True), Column("by itself", right=True)) if with_sqnr else ()),
-        Column("rel-L2", right=True, drop=3 if with_sqnr else 0),
-        Column("local", right=True, drop=3 if with_sqnr else 0),
-        *((Column("made here", right=True, drop=7),) if with_share else ()),
+        Column("rel-L2", right=True, drop=7 if with_sqnr else 0),
+        Column("local", right=True, drop=7 if with_sqnr else 0),
+        *((Column("made here", right=True, drop=1 if with_sqnr else 7),) if with_share else ()),
         Column("growth", right=True, drop=2),
         *((Column("amplified", right=True, drop=4),) if with_amplification else ()),
         *((Column("noise", right=True, drop=6),) if with_noise else ()),
@@ -379,7 +380,8 @@ def _result(row: StageRow, config: str | None) -> Comparison | None:
 
 def _shown_origins(report: Report, config: str | None) -> frozenset[StageRef]:
     listed = [origin.ref for origin in report.verdict.origins if origin.config == config]
-    return frozenset(listed[:ORIGINS_IN_TABLE])
+    dear = [cost.ref for cost in report.verdict.costs[:COSTS_IN_TABLE] if cost.config == config]
+    return frozenset([*listed[:ORIGINS_IN_TABLE], *dear])
 
 
 def _interesting(
