@@ -213,9 +213,7 @@ def quantised_stage(expected: Array, forced: Array, norm: float, scales: Scales 
     hidden = math.inf
     if forced.shape == expected.shape:
         # Beside a mask's -1e4 the numbers that matter make no difference to a norm over everything.
-        groups = [
-            sqnr_db(relative_difference(expected[at], forced[at])) for at in hidden_groups(expected, expected, norm)
-        ]
+        groups = [sqnr_db(relative_difference(expected[at], forced[at])) for at in _unheard(expected, norm)]
         hidden = min(groups, default=math.inf)
     pair = best = clipped = None
     if scales is not None and expected.dtype.kind == "f" and expected.size and np.isfinite(expected).all():
