@@ -38,6 +38,7 @@ from bisect_tool.matrix import Matrix, read_matrix
 from bisect_tool.numerics import environment
 from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, check_free, export_case, keep_file
 from bisect_tool.precision import OPENINGS
+from bisect_tool.quantised import JUDGED
 from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
@@ -221,7 +222,7 @@ class _Matrix:
         told = dict.fromkeys(line for report in self.reports.values() for line in report.verdict.summary)
         summary = (
             *summary,
-            *(line for line in told if line.startswith(OPENINGS)),
+            *(line for line in told if line.startswith((*OPENINGS, JUDGED))),
             *map(checkpoint_line, of_weights),
         )
         if self.exhausted is not None:
@@ -242,6 +243,7 @@ class _Matrix:
                 ruled_out=tuple(ruled_out),
                 hand_over=hand_over,
                 hypotheses=hypotheses(findings),
+                costs=base.verdict.costs,
             ),
             configs=runs,
             stages=tuple(rows),

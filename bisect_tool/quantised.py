@@ -40,6 +40,9 @@ docs/quantised.md."""
 TOTAL_SQNR = 10.0
 """Least SQNR in dB of a value in the graph's own run, the final outputs among them: errors of all stages before add up."""
 
+JUDGED = "judged by SQNR"
+"""The line that says so begins with it."""
+
 LISTED = 3
 """Stages that the summary names as those that cost most."""
 
@@ -352,7 +355,7 @@ def summary_lines(
     verdict: Verdict, graph: OnnxGraph, tolerance: Tolerance, runs: Sequence[ConfigRun]
 ) -> tuple[str, ...]:
     """How the graph was judged, what costs most, and whether the optimised run's integer kernels cost more."""
-    by = f"judged by SQNR: the graph is quantised ({counts_text(graph)})"
+    by = f"{JUDGED}: the graph is quantised ({counts_text(graph)})"
     if tolerance.source == "quantised":
         by += f"; at least {STAGE_SQNR:g} dB in each stage by itself and {TOTAL_SQNR:g} dB in total, the defaults"
     elif tolerance.min_sqnr is not None:
