@@ -56,7 +56,6 @@ from bisect_tool.quantised import (
     quantisation_of,
     quantised_stage,
     scales_of,
-    sqnr_tolerance,
     summary_lines,
 )
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
@@ -83,6 +82,7 @@ from bisect_tool.records import (
 from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, upstream
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
+from bisect_tool.tolerances import sqnr_tolerance
 from bisect_tool.verdicts import decide, kept_stages_line
 from bisect_tool.weights import with_weights
 

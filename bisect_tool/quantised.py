@@ -154,13 +154,6 @@ def is_quantised(graph: OnnxGraph, stages: Iterable[Stage]) -> bool:
     return bool(quantised_counts(graph)) and not any("quantize" in stage.type.lower() for stage in stages)
 
 
-def sqnr_tolerance(decibels: float, source: Any) -> Tolerance:
-    """A tolerance by SQNR, which is the relative L2 error in another unit."""
-    limit = 10.0 ** (-decibels / 20.0)
-    names = ("float32", "float64", "float16", "bfloat16", "complex64")
-    return Tolerance(source, rel_l2=dict.fromkeys(names, limit), min_sqnr=decibels)
-
-
 def sqnr_db(rel_l2: float) -> float:
     """``-20 log10``; infinite where nothing differs."""
     if math.isnan(rel_l2):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from bisect_tool.errors import BisectError
-from bisect_tool.quantised import sqnr_tolerance
 from bisect_tool.records import Tolerance
 
 DEFAULT_REL_L2 = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16": 2e-2, "complex64": 1e-4}
@@ -44,6 +44,13 @@ def make_tolerance(
     if atol is not None:
         return Tolerance("user", atol=atol, rtol=rtol)
     return Tolerance("default", rel_l2=DEFAULT_REL_L2)
+
+
+def sqnr_tolerance(decibels: float, source: Literal["user", "quantised"]) -> Tolerance:
+    """A tolerance by SQNR, which is the relative L2 error in another unit."""
+    limit = 10.0 ** (-decibels / 20.0)
+    names = ("float32", "float64", "float16", "bfloat16", "complex64")
+    return Tolerance(source, rel_l2=dict.fromkeys(names, limit), min_sqnr=decibels)
 
 
 def describe_tolerance(tolerance: Tolerance) -> str:

@@ -26,10 +26,9 @@ from bisect_tool.quantised import (
     quantised_stage,
     scales_of,
     sqnr_db,
-    sqnr_tolerance,
 )
 from bisect_tool.records import OnnxGraph, OnnxNode, QuantisedStage, Stage, StageRef
-from bisect_tool.tolerances import describe_tolerance, make_tolerance
+from bisect_tool.tolerances import describe_tolerance, make_tolerance, sqnr_tolerance
 
 
 def node(op_type: str, inputs: str, outputs: str) -> OnnxNode:
