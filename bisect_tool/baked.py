@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bisect_tool.records import Diagnosis, Operation, StageRef
+from bisect_tool.rows import from_here
 
 CODE = "BD401"
 BRANCH = "branch baked at trace time"
@@ -164,7 +165,7 @@ def _listed(ops: Sequence[Operation]) -> str:
 
 
 def _where(op: Operation) -> str:
-    return f" in {op.module or '(model)'}" + (f" ({op.source})" if op.source else "")
+    return f" in {op.module or '(model)'}" + (f" ({from_here(op.source)})" if op.source else "")
 
 
 def _constant_line(each: Difference, here: str, there: str) -> str:

@@ -260,14 +260,23 @@ def test_what_is_done_stays_after_ctrl_c(folder: Path, monkeypatch: pytest.Monke
     assert "written before" in outcome.err and "000-a" in outcome.err
 
 
-def test_raw_files_and_json(folder: Path, exports: list[tuple[int, ...]]) -> None:
-    """--raw may be repeated, and --format json gives one report for each sample."""
+def test_raw_files_and_json(folder: Path, exports: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """--raw may be repeated, --format json gives one report for each sample, and the second one needs no new session."""
+    from bisect_tool.backends import ort_runner
+    from bisect_tool.cli import run as command_module
+
+    sessions: list[int] = []
+    made_at: list[int] = []
+    own, write = ort_runner._new_session, command_module._write
+    monkeypatch.setattr(ort_runner, "_new_session", lambda *args: (sessions.append(1), own(*args))[1])
+    monkeypatch.setattr(command_module, "_write", lambda *args: (made_at.append(len(sessions)), write(*args)))
     raws = ("--preprocess", "prepared:load", "--raw", "a.pt", "--raw", "b.pt", "--exporter", "torchscript")
     outcome = command("branch.py", *raws, "--format", "json", "--keep-onnx", "kept.onnx", folder=folder / "report")
     assert 0 == outcome.code, outcome.err
     reports = json.loads(outcome.out)
     assert ["prepared:load(a.pt)", "prepared:load(b.pt)"] == [each["case"]["sample"] for each in reports]
     assert [[], []] == [each["samples"] for each in reports]
+    assert 0 < made_at[0] == made_at[1] and ort_runner._kept is None
     assert [(2, 8)] == exports
     assert (folder / "kept.onnx").exists()
 

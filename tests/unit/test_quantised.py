@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from report_samples import comparison, diverging, metrics, row
+from report_samples import comparison, config_run, diverging, metrics, row
 
 from bisect_tool.backends.integer_values import SUFFIX, has_integer_operators, with_floats
 from bisect_tool.errors import BisectError
@@ -26,8 +26,9 @@ from bisect_tool.quantised import (
     quantised_stage,
     scales_of,
     sqnr_db,
+    summary_lines,
 )
-from bisect_tool.records import OnnxGraph, OnnxNode, QuantisedStage, Stage, StageRef
+from bisect_tool.records import NumericConfig, OnnxGraph, OnnxNode, QuantisedStage, Stage, StageRef
 from bisect_tool.tolerances import describe_tolerance, make_tolerance, sqnr_tolerance
 
 
@@ -215,6 +216,21 @@ def test_an_origin_says_why_it_costs_so_much() -> None:
     assert ("Conv_c",) == before.onnx_nodes
     assert any("weights" in line for line in before.evidence)
     assert origin == explained(origin, None, pair)
+
+
+def test_integer_kernels_that_cost_more() -> None:
+    """Where the optimised run has 3 dB less than the plain one, its kernels are named; a tolerance of the user's too."""
+    plain = config_run("off", replace(NumericConfig("onnxruntime"), optimization="off"), 0.02)
+    fused = config_run("all", replace(NumericConfig("onnxruntime"), optimization="all"), 0.2)
+    verdict = replace(diverging().verdict, costs=())
+    quantised = graph(CONV, Q, DQ, RELU)
+    tolerance = sqnr_tolerance(10.0, "quantised")
+    lines = summary_lines(verdict, quantised, tolerance, [plain, fused])
+    assert lines[0].startswith("judged by SQNR: the graph is quantised (1 QuantizeLinear node)")
+    assert "all: its outputs have 14.0 dB, without optimisation 34.0 dB" in lines[-1]
+    assert 1 == len(summary_lines(verdict, quantised, tolerance, [plain, replace(plain, name="all")]))
+    (by,) = summary_lines(verdict, quantised, make_tolerance(0.1, None, None), [plain])
+    assert "judged by your tolerance" in by
 
 
 # Graphs of integer operators
