@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 
 from bisect_tool.layouts import axis_order
 from bisect_tool.outputs import bind_outputs, exchanged
+from bisect_tool.quantised import quantisation_of, quantised_counts
 from bisect_tool.records import Alignment, OnnxGraph, OnnxNode, Pair, Stage, StageRef, TorchTrace, Unaligned
 from bisect_tool.signatures import Signature, distance
 
@@ -48,13 +49,21 @@ SECOND = "second input"
 AMBIGUOUS = "ambiguous"
 """Evidence of a pair whose value others have too, which neither names nor the order of computation tell from it."""
 
+QUANTISED_LIMIT = 0.15
+"""The same in a quantised graph, where eight bits cost a few per cent at each stage; scopes and order tell many apart."""
+
 FORCED_VALUE = "forced value"
 """Evidence of a pair whose values agree in a run that reads PyTorch's tensors."""
 
 NEAR_LIMIT = 5e-2
 """Up to which a value still counts as handed on by a node that no exporter tagged."""
 
+_CLAMPS = frozenset(["relu", "clip", "threshold"])
+"""Families of operations that quantisation itself may do: what is out of its range is cut off."""
+
 _CLEARLY_NEARER = 4.0
+_NEARER_QUANTISED = 2.0
+"""The same among values that are all off by a few per cent."""
 
 _SHAPING = frozenset(["Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast"])
 """Operators that hand their input on in another shape or type."""
@@ -187,6 +196,7 @@ class _Scopes:
             if path is not None:
                 self.by_path[path].append(i)
         self.outputs = set(graph.outputs)
+        self.back = quantisation_of(graph).back
         self.any = bool(self.by_path)
         # What weights tell is less than an exporter's scopes: nodes without weights have none.
         self.by_weights: set[str] = set()
@@ -197,8 +207,12 @@ class _Scopes:
                 self.by_path[path].append(i)
                 self.by_weights.update(node.outputs)
 
+    def maker_of(self, value: str) -> int | None:
+        """The node that computed a value, quantising and turning back left out."""
+        return self.makers.get(self.back.get(value, value))
+
     def path_of(self, value: str) -> str | None:
-        maker = self.makers.get(value)
+        maker = self.maker_of(value)
         return None if maker is None else self.paths[maker]
 
     def leaving(self, path: str) -> list[str]:
@@ -321,6 +335,11 @@ class _Matcher:
         self.scopes = _Scopes(graph, trace, modules or {})
         self.place = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name}
         self.matches: dict[int, Match] = {}
+        self.quantised = bool(quantised_counts(graph))
+        self.quantisation = quantisation_of(graph)
+        pairs = self.quantisation.pairs
+        self.integer_made = {name for name in self.quantisation.back.values() if name not in pairs}
+        self.clearly_nearer = _NEARER_QUANTISED if self.quantised else _CLEARLY_NEARER
         self.narrow_graph = any(graph.dtypes.get(name) in _NARROW for node in graph.nodes for name in node.outputs)
         self.taken: set[str] = set()
         # What stands in the graph at these names is PyTorch's own for all that comes behind.
@@ -339,9 +358,14 @@ class _Matcher:
     def take(self, match: Match) -> None:
         self.matches[match.value] = match
         self.taken.add(match.onnx)
+        if self.scopes.back.get(match.onnx) in self.integer_made:
+            # A byte and the number that it stands for are one value.
+            self.taken.add(self.scopes.back[match.onnx])
         self.taken_by[self.first_stage[match.value].ref.stage].add(match.onnx)
 
     def limit(self, value: int) -> float:
+        if self.quantised:
+            return QUANTISED_LIMIT
         narrow = self.narrow_graph or self.first_stage[value].dtype in _NARROW
         return NARROW_VALUE_LIMIT if narrow else VALUE_LIMIT
 
@@ -486,8 +510,13 @@ class _Matcher:
                 if not self._circular(value, name) and not (folded and self._same_scope(value, name))
             }
             if near:
-                found[value] = near
+                found[value] = self._dequantised(near)
         return self._nearest_on_both_sides(found)
+
+    def _dequantised(self, near: dict[str, float]) -> dict[str, float]:
+        """Without values that are near once they are quantised too: that is what the next stage reads."""
+        pairs = self.quantisation.pairs
+        return {name: apart for name, apart in near.items() if name not in pairs or pairs[name].end not in near}
 
     def _circular(self, value: int, name: str) -> bool:
         """Whether a forced value is what it is because PyTorch handed over something that comes from ``value`` itself.
@@ -534,9 +563,9 @@ class _Matcher:
                 best[name] = min(apart, best.get(name, math.inf))
         result = {}
         for value, near in found.items():
-            clear = max(min(near.values()) * _CLEARLY_NEARER, 1e-6)
+            clear = max(min(near.values()) * self.clearly_nearer, 1e-6)
             names = [n for n, apart in near.items() if apart <= clear]
-            names = [n for n in names if near[n] <= max(best[n] * _CLEARLY_NEARER, 1e-6)]
+            names = [n for n in names if near[n] <= max(best[n] * self.clearly_nearer, 1e-6)]
             if names:
                 result[value] = sorted(names, key=lambda n: self.place[n])
         return result
@@ -630,7 +659,7 @@ class _Matcher:
             return None
         kind = family(self.first_stage[value].type)
         if (path, kind) not in self.operations:
-            names = self.scopes.calls(path, kind)
+            names = self._dequantised_names(self.scopes.calls(path, kind))
             values = [
                 v
                 for v, s in self.first_stage.items()
@@ -640,6 +669,11 @@ class _Matcher:
             equal = len(names) == len(values)
             self.operations[path, kind] = dict(zip(values, names, strict=True)) if equal else {}
         return self.operations[path, kind].get(value)
+
+    def _dequantised_names(self, names: Iterable[str]) -> list[str]:
+        """The same values as the next stage reads them."""
+        pairs = self.quantisation.pairs
+        return [pairs[name].end if name in pairs else name for name in names]
 
     def _in_order(
         self, pairs: list[tuple[int, str, tuple[str, ...]]], candidates: Mapping[int, list[str]]
@@ -701,7 +735,9 @@ class _Matcher:
         path = self.scopes.path_of(name)
         if path is None:
             return False
-        node = self.graph.nodes[self.place[name]]
+        maker = self.scopes.maker_of(name)
+        assert maker is not None
+        node = self.graph.nodes[maker]
         for stage in self.stages_of[value]:
             if stage.level == "container":
                 continue
@@ -723,6 +759,8 @@ class _Matcher:
         """
         signature = signature or self.torch[match.value]
         name = match.onnx
+        if name in self.quantisation.pairs:
+            return self._to_dequantised(match)
         while self.scopes.any and name not in self.scopes.outputs:
             readers = self.scopes.readers[name]
             if len(readers) != 1 or self.scopes.paths[readers[0]] is not None:
@@ -738,6 +776,26 @@ class _Matcher:
         if name == match.onnx:
             return match
         return replace(match, onnx=name, evidence=(*match.evidence, "handed on"))
+
+    def _to_dequantised(self, match: Match) -> Match:
+        """Moves a pair behind the nodes that quantise its value and turn it back: their error is the stage's own.
+
+        Quantising may stand for an activation as well, which then has the value behind it: zero and less becomes zero.
+        """
+        end = self.quantisation.pairs[match.onnx].end
+        if end in self.taken or end not in self.onnx or self._has_clamp_behind(match):
+            return match
+        agrees = self.agrees(match.value, end)
+        return replace(match, onnx=end, evidence=(*match.evidence, "dequantised"), confirmed=agrees)
+
+    def _has_clamp_behind(self, match: Match) -> bool:
+        """Whether PyTorch cuts a value off in the next stage, and the graph has no node for that."""
+        after = self._stages_after(match.value)
+        clamps = [stage for stage in after if family(stage.type) in _CLAMPS]
+        if len(after) != 1 or not clamps or clamps[0].value in self.matches:
+            return False
+        end = self.quantisation.pairs[match.onnx].end
+        return not any(family(self.graph.nodes[reader].op_type) in _CLAMPS for reader in self.scopes.readers[end])
 
     def _to_the_end(self, match: Match, others: Set[int]) -> Match:
         """A module's value is what leaves its scope, though a step before that has the same numbers.
@@ -862,7 +920,7 @@ class _Matcher:
             parents = self._parents(value)
             reading = [n for n in names if parents <= self._read_by(n)] if parents else []
             near = {n: self._apart(value, n) for n in reading or names}
-            clear = min(near.values()) * _CLEARLY_NEARER
+            clear = min(near.values()) * self.clearly_nearer
             found = [n for n, apart in near.items() if apart <= clear]
             if len(found) != 1 or found[0] in chosen:
                 return reading if len(values) == 1 and reading else names
@@ -929,7 +987,10 @@ class _Matcher:
         shape = self.first_stage[value].shape
         for name in reversed(names):
             signature = self.onnx.get(name)
-            order = axis_order(shape, signature.shape) if signature is not None else None
+            own = self.torch.get(value)
+            if signature is None or (own is not None and own.kind != signature.kind):
+                continue
+            order = axis_order(shape, signature.shape)
             if order is not None and name not in self.taken:
                 self.take(Match(value, name, ("scope", "permuted"), False, order))
                 return
@@ -1050,6 +1111,7 @@ def summarize(
     """
     scopes, children = _Scopes(graph, trace, {}), _children(trace)
     taken = {match.onnx for match in matches.values()}
+    taken |= {back for name, back in scopes.back.items() if name in taken}
     pairs, unaligned = [], []
     counted = aligned = 0
     for stage in trace.stages:
@@ -1105,7 +1167,10 @@ def _reason(
     else:
         names = scopes.leaving(ref.stage)
         what = "no value of the graph equals it, and no node carries its scope: folded away by the exporter"
-    free = [name for name in names if not _is_taken(name, scopes, taken)]
+    kind = signatures[stage.value].kind
+    # Bytes of a quantised graph are no values of a float stage.
+    fitting = [name for name in names if name not in chained or chained[name].kind == kind]
+    free = [name for name in fitting if not _is_taken(name, scopes, taken)]
     if not free:
         if names and "#" not in ref.stage:
             what = f"no value of the graph equals it; its node's value {names[-1]} is that of a later stage: folded"

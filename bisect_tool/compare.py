@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bisect_tool.metrics import difference_norms, judge, kind_of, measure_with_norm
-from bisect_tool.records import Comparison, ErrorMetrics, Judgement, Noise, Spread, Stage, Tolerance
+from bisect_tool.records import Comparison, ErrorMetrics, Judgement, Noise, QuantisedStage, Spread, Stage, Tolerance
 from bisect_tool.spread import spread_of
 
 Array = NDArray[Any]
@@ -34,6 +34,7 @@ class Ledger:
     propagated: dict[tuple[str, int], float] = field(default_factory=dict)
     noise: dict[tuple[str, int], Noise] = field(default_factory=dict)
     spreads: dict[tuple[str, int], Spread] = field(default_factory=dict)
+    quantised: dict[tuple[str, int], QuantisedStage] = field(default_factory=dict)
 
     def record(self, lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
         """Measures one pair; the arrays are not kept. All in PyTorch's shape."""
@@ -135,8 +136,10 @@ def compare_stage(
     local: ErrorMetrics | None = None
     propagated: float | None = None
     noise: Noise | None = None
+    quantised: QuantisedStage | None = None
     if local_lane is not None and not hands_on(stage):
         noise = ledger.noise.get((local_lane, stage.value))
+        quantised = ledger.quantised.get((local_lane, stage.value))
         local = ledger.locals.get((local_lane, stage.value))
         propagated = ledger.propagated.get((local_lane, stage.value))
     entering = input_error(inputs, error_of)
@@ -151,6 +154,7 @@ def compare_stage(
         judgement=judgement,
         noise=noise,
         spread=ledger.spreads.get((lane, stage.value)),
+        quantised=quantised,
     )
 
 

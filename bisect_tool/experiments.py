@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from bisect_tool.matrix import Matrix, read_matrix
 from bisect_tool.numerics import environment
 from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, check_free, export_case, keep_file
 from bisect_tool.precision import OPENINGS
+from bisect_tool.quantised import JUDGED
 from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
@@ -122,6 +123,7 @@ def run_matrix(
     matrix: Matrix,
     progress: Progress = lambda _: None,
     detail: Progress = lambda _: None,
+    graphs: MatrixGraphs | None = None,
 ) -> Report:
     """Runs every pair of a matrix, and explains those that fail.
 
@@ -131,6 +133,7 @@ def run_matrix(
         matrix: the pairs.
         progress: called with one line whenever a step begins.
         detail: called with the traceback of a pair in which the tool itself is at fault.
+        graphs: exported graphs that several samples share.
 
     Returns:
         One report: rows of the stages with the results of all pairs, ``verdict.diagnoses`` and ``verdict.ruled_out``
@@ -142,12 +145,35 @@ def run_matrix(
         InternalError: no pair could run, and the tool itself is at fault.
     """
     with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
-        return _Matrix(load, options, matrix, Path(folder), progress, detail).report()
+        shared = graphs or MatrixGraphs(load, Path(folder))
+        return _Matrix(load, options, matrix, Path(folder), progress, detail, shared).report()
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixGraphs:
+    """Graphs of a matrix, exported with one sample and used for all that have inputs of the same form.
+
+    Attributes:
+        load: makes the case that they are exported with.
+        folder: where they are; it must stay until the last of the samples is done.
+        made: what was exported so far.
+    """
+
+    load: Load
+    folder: Path
+    made: dict[_Graph, Path | BisectError] = field(default_factory=dict)
 
 
 class _Matrix:
     def __init__(
-        self, load: Load, options: Options, matrix: Matrix, folder: Path, progress: Progress, detail: Progress
+        self,
+        load: Load,
+        options: Options,
+        matrix: Matrix,
+        folder: Path,
+        progress: Progress,
+        detail: Progress,
+        shared: MatrixGraphs,
     ):
         self.case = SameModel(load)()
         self._load = SameModel(load, numbers_digest(self.case.module))
@@ -157,7 +183,8 @@ class _Matrix:
         self.progress = progress
         self.detail = detail
         self.dtype = float_dtype_of(self.case.module)
-        self.graphs: dict[_Graph, Path | BisectError] = {}
+        self.graphs = shared.made
+        self.shared = shared
         self.reports: dict[str, Report] = {}
         self.runs: dict[str, ConfigRun] = {}
         self.timings: dict[str, float] = {}
@@ -195,7 +222,7 @@ class _Matrix:
         told = dict.fromkeys(line for report in self.reports.values() for line in report.verdict.summary)
         summary = (
             *summary,
-            *(line for line in told if line.startswith(OPENINGS)),
+            *(line for line in told if line.startswith((*OPENINGS, JUDGED))),
             *map(checkpoint_line, of_weights),
         )
         if self.exhausted is not None:
@@ -216,6 +243,7 @@ class _Matrix:
                 ruled_out=tuple(ruled_out),
                 hand_over=hand_over,
                 hypotheses=hypotheses(findings),
+                costs=base.verdict.costs,
             ),
             configs=runs,
             stages=tuple(rows),
@@ -373,16 +401,15 @@ class _Matrix:
         return [*found, f"--keep-onnx did not write {lost}: the export failed"] if lost else found
 
     def _export(self, wanted: _Graph, number: int) -> Path:
-        folder = self.folder / f"graph-{number}"
+        folder = self.shared.folder / f"graph-{number}"
         folder.mkdir()
         target = self.kept.get(wanted)
         path = folder / (target.name if target else "model.onnx")
         self.progress(f"exporting with the {wanted.settings.exporter} exporter{_how(wanted)}")
         began = time.perf_counter()
         # Exporters run the model, which may crash in this dtype or this form of it.
-        run_isolated(
-            export_graph, self._load, wanted.dtype, path, wanted.settings, tempfile.gettempdir(), folder=self.folder
-        )
+        load = replace(self._load, load=self.shared.load)
+        run_isolated(export_graph, load, wanted.dtype, path, wanted.settings, tempfile.gettempdir(), folder=self.folder)
         _check_graph(path, wanted)
         self.timings["export"] = self.timings.get("export", 0.0) + time.perf_counter() - began
         keep_file(path, target, overwrite=self.options.overwrite)

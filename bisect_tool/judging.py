@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from bisect_tool.metrics import kind_of_name
 from bisect_tool.noise import BEYOND, side_of
+from bisect_tool.quantised import fails
 from bisect_tool.records import Comparison, ErrorMetrics, Side, StageRow, Tolerance
 from bisect_tool.tolerances import DEFAULT_REL_L2
 
@@ -34,6 +35,8 @@ def makes_error(row: StageRow, result: Comparison) -> bool:
         return False
     if local.problem:
         return True
+    if result.quantised is not None:
+        return bool(local.nonfinite_mismatch) or fails(result.quantised)
     if noise is not None and noise.ratio is not None:
         return noise.ratio > BEYOND
     if noise is not None and noise.settled:

@@ -207,8 +207,8 @@ def measure_with_norm(expected: Array, actual: Array | None) -> tuple[ErrorMetri
 def judge(expected: Array, actual: Array | None, tolerance: Tolerance) -> tuple[ErrorMetrics, Judgement]:
     """Measures, and says whether the difference is allowed.
 
-    Integers and booleans must be equal unless the user gave ``max_abs`` or ``atol``/``rtol``. A problem, or NaN and
-    infinities in other places, always fails.
+    Integers and booleans must be equal unless the user gave ``max_abs`` or ``atol``/``rtol``, or SQNR decides. A
+    problem, or NaN and infinities in other places, always fails.
     """
     metrics, beyond, _ = _measure(expected, actual, tolerance if tolerance.atol is not None else None)
     return metrics, _judgement(metrics, expected.dtype, tolerance, beyond)
@@ -224,7 +224,7 @@ def _judgement(metrics: ErrorMetrics, dtype: np.dtype[Any], tolerance: Tolerance
         return "pass" if metrics.max_abs <= tolerance.max_abs else "fail"
     if tolerance.atol is not None:
         return "pass" if beyond == 0 else "fail"
-    if kind_of(dtype) == "integer":
+    if kind_of(dtype) == "integer" and tolerance.min_sqnr is None:
         return "pass" if metrics.differing == 0 else "fail"
     return "pass" if metrics.rel_l2 <= relative_limit(_name_of(dtype), tolerance) else "fail"
 

@@ -9,9 +9,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -74,6 +75,18 @@ from bisect_tool.precision import (
     saturated,
     tolerance_for,
 )
+from bisect_tool.quantised import (
+    TOTAL_SQNR,
+    Quantisation,
+    costs,
+    explained,
+    is_quantised,
+    judge_quantised,
+    quantisation_of,
+    quantised_stage,
+    scales_of,
+    summary_lines,
+)
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
     Alignment,
@@ -87,6 +100,7 @@ from bisect_tool.records import (
     Origin,
     OutputKey,
     OutputResult,
+    QuantisedStage,
     Report,
     SideCost,
     StageRef,
@@ -99,6 +113,7 @@ from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, up
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
 from bisect_tool.store import REPLAY_FOLDER
+from bisect_tool.tolerances import sqnr_tolerance
 from bisect_tool.twins import merge_twins
 from bisect_tool.verdicts import decide, kept_stages_line
 from bisect_tool.weights import with_weights
@@ -106,6 +121,8 @@ from bisect_tool.weights import with_weights
 Array = NDArray[Any]
 Progress = Callable[[str], None]
 Runner = Literal["onnxruntime", "onnx-reference"]
+Step = Callable[[str, str], AbstractContextManager[None]]
+"""``step(name, text)`` times what is done inside, and tells about it."""
 
 MAX_DRILLED = 24
 """Origins that are looked into, in causal order: beyond that many the graph is broken throughout."""
@@ -151,6 +168,14 @@ class LoadedCase:
     notes: tuple[str, ...] = ()
 
 
+class GraphSource(Protocol):
+    """Hands out graphs that were exported with this case, or with another one that has inputs of the same form."""
+
+    def path(self, case: LoadedCase, settings: ExportSettings, step: Step) -> Path:
+        """The exported file; ``step`` is told when an export is made."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What to do with a case.
@@ -177,6 +202,7 @@ class Options:
         keep_replay: called with the name of an origin's replay folder and its files; ``None``: none are made.
         runner: what computes the graph when no ``pairs`` are given. With ``onnx-reference`` there is one pair: nothing is
             optimised. Stages are aligned with ONNX Runtime all the same.
+        graphs: where exported graphs come from that several cases share; ``None``: this case exports its own.
     """
 
     tolerance: Tolerance
@@ -198,6 +224,7 @@ class Options:
     threads: int = 0
     keep_replay: Callable[[str, Mapping[str, bytes | str]], None] | None = None
     runner: Runner = "onnxruntime"
+    graphs: GraphSource | None = None
 
 
 def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: None) -> Report:
@@ -275,6 +302,8 @@ def _opened(case: LoadedCase, options: Options, steps: _Steps) -> Iterator[_Bise
     """The given graph, or one that is exported and goes when this ends, ready to be aligned."""
     with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
         path = options.onnx
+        if path is None and options.graphs is not None:
+            path = options.graphs.path(case, options.export, steps.step)
         if path is None:
             path = Path(folder) / (options.keep_onnx.name if options.keep_onnx else "model.onnx")
             with steps.step("export", f"exporting with the {options.export.exporter} exporter"):
@@ -434,6 +463,8 @@ class _Bisection:
         self.observer: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.floor_seconds = 0.0
+        self.quantised = False
+        self.quantisation: Quantisation | None = None
 
     def release(self) -> None:
         """Frees the tensors now; a traceback or a cycle may keep this object alive for longer."""
@@ -512,6 +543,7 @@ class _Bisection:
             reference = self.reference = self._capture(self.base.expected, tape=self.options.forced)
         trace = reference.trace
         self.notes += nested_note(reference.tape)
+        self._see_quantisation(trace)
         self._bind_outputs(reference.outputs)
         self._settle_inputs(reference.outputs)
         with self.step("align", "aligning stages with ONNX values"):
@@ -570,7 +602,7 @@ class _Bisection:
         rows = [self._with_nodes(row) for row in rows]
         for name in self.forced:
             rows = with_shares(rows, name, output_stages(trace))
-        rows = self._judge(rows)
+        rows = self._judge(rows, output_stages(trace))
         runs = tuple(self._config_run(pair, rows) for pair in self.configs)
         rows = [
             replace(row, results={name: row.results[name] for name in names if name in row.results}) for row in rows
@@ -586,12 +618,15 @@ class _Bisection:
         if self.half is not None and self.options.tolerance.source == "default":
             other_precision = (*other_precision, held_line(self.half))
         verdict = replace(verdict, summary=(*verdict.summary, *other_precision))
+        if self.quantised:
+            verdict = self._with_costs_of_bits(verdict, rows, runs, plain)
         if verdict.origins:
             with self.step("drill", "looking inside the stages that make error"):
                 # A graph in another precision throughout needs no cause for each stage; one cast pair is a cause.
-                explain = not other_precision or len(verdict.origins) <= FEW_ORIGINS
+                explain = not self.quantised and (not other_precision or len(verdict.origins) <= FEW_ORIGINS)
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts, explain=explain)
-                verdict = self._hand_over(verdict, reference, matches)
+                # No single stage mends a quantised graph: each of them is off.
+                verdict = verdict if self.quantised else self._hand_over(verdict, reference, matches)
         if verdict.status == "diverges":
             with self.step("weights", "comparing the graph's weights with the model's"):
                 verdict = with_weights(verdict, check_weights(self.case.module, self.program, rows))
@@ -624,6 +659,47 @@ class _Bisection:
     def _dtypes(self) -> dict[str, str]:
         """Of the graph's values, by name: as the file says, and as they were in the run."""
         return {**self.graph.dtypes, **{name: dtype_name(kind.dtype) for name, kind in self.types.items()}}
+
+    # -- quantised graphs ---------------------------------------------------------------------------------------------
+
+    def _see_quantisation(self, trace: TorchTrace) -> None:
+        """A quantised graph is off by bits that were given up on purpose: SQNR judges it, and no noise floor."""
+        self.quantised = is_quantised(self.graph, trace.stages)
+        if self.quantised and self.options.tolerance.source == "default":
+            self.options = replace(self.options, tolerance=sqnr_tolerance(TOTAL_SQNR, "quantised"))
+            self.ledger.tolerance = self.options.tolerance
+
+    def _quality(self, value: int, expected: Array, forced: Array, names: Mapping[int, Match]) -> QuantisedStage:
+        """What quantisation costs in one stage."""
+        known = quantisation_of(self.graph) if self.quantisation is None else self.quantisation
+        self.quantisation = known
+        given = known.back.get(names[value].onnx)
+        pair = known.pairs.get(given) if given is not None else None
+        constants = (
+            {name: self.program.constant(name) for name in (pair.scale, pair.zero_point, *pair.back) if name}
+            if pair is not None
+            else {}
+        )
+        scales = scales_of(pair, constants) if pair is not None else None
+        return quantised_stage(expected, forced, self.torch_signatures[value].total, scales)
+
+    def _with_costs_of_bits(
+        self, verdict: Verdict, rows: Sequence[StageRow], runs: Sequence[ConfigRun], config: str | None
+    ) -> Verdict:
+        """The verdict with what costs most, and origins with why."""
+        known = quantisation_of(self.graph)
+        by_ref = {row.ref: row for row in rows if row.role != "group"}
+
+        def told(origin: Origin) -> Origin:
+            row = by_ref.get(origin.ref)
+            result = row.results.get(origin.config) if row is not None else None
+            pair = known.pairs.get(known.back.get(origin.onnx_value, ""))
+            return explained(origin, result.quantised if result is not None else None, pair)
+
+        found = costs(rows, config) if config is not None else ()
+        verdict = replace(verdict, costs=found, origins=tuple(map(told, verdict.origins)))
+        lines = summary_lines(verdict, self.graph, self.options.tolerance, runs)
+        return replace(verdict, summary=(*verdict.summary, *lines))
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -1039,7 +1115,9 @@ class _Bisection:
             if self.half is not None and value in self.held:
                 expected = saturated(expected, self.half)
             self.ledger.record(lane, value, expected, chained, forced)
-            if forced is not None and value in shown:
+            if forced is not None and value in shown and self.quantised:
+                self.ledger.quantised[lane, value] = self._quality(value, expected, forced, matches)
+            elif forced is not None and value in shown:
                 known = starts[lane].known - {value}
                 self.ledger.noise[lane, value] = self._noise(lane, value, known, expected, forced, run, there)
             if value in finals and lane in self.untouched and chained is not None:
@@ -1118,12 +1196,13 @@ class _Bisection:
         ops, weights = self.program.reads(row.onnx_nodes)
         return replace(row, onnx_ops=ops, onnx_weights=weights)
 
-    def _judge(self, rows: list[StageRow]) -> list[StageRow]:
-        """Judges by noise floors, where they are known and the user set no tolerance."""
+    def _judge(self, rows: list[StageRow], outputs: Set[StageRef]) -> list[StageRow]:
+        """Judges by noise floors, or a quantised graph by SQNR, where they are known and the user set no tolerance."""
         for pair in self.configs:
             baseline = None if pair.name in self.forced else self._baseline(pair)
             if pair.name in self.forced or baseline is not None:
                 rows = judge_by_noise(rows, pair.name, self.options.tolerance, baseline)
+            rows = judge_quantised(rows, pair.name, self.options.tolerance, outputs)
         return rows
 
     def _lacks_baseline(self) -> bool:
@@ -1216,7 +1295,15 @@ class _Bisection:
         for number, origin in enumerate(verdict.origins):
             stage, pair = shown[origin.ref], pairs[origin.config]
             cut = layers.get(origin.ref) or cuts.get(MAIN_LAYER)
-            if origin.side != "expected" and self._is_plain(pair.expected) and cut is not None and number < MAX_DRILLED:
+            # Inner values of a quantised stage are off as well: what its own numbers tell was told.
+            exact = not self.quantised
+            if (
+                exact
+                and origin.side != "expected"
+                and self._is_plain(pair.expected)
+                and cut is not None
+                and number < MAX_DRILLED
+            ):
                 floor = floors.get((origin.ref, origin.config))
                 whole = origin
                 # The stage's own nodes stay named where nothing can be shown; that is certain too.

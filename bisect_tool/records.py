@@ -137,17 +137,19 @@ class Tolerance:
     """What is allowed, and where it comes from. Exactly one of the three forms is filled in.
 
     Attributes:
-        source: ``default`` | ``user``.
+        source: ``default`` | ``user`` | ``quantised`` (the defaults for a quantised graph).
         rel_l2: limits by dtype kind (``float32``, ``float16`` …) for the default judgement.
         max_abs: limit on ``max_abs`` alone.
         atol, rtol: as in ``allclose``: ``|actual - expected| <= atol + rtol * |expected|`` for every element.
+        min_sqnr: least SQNR in dB, which ``rel_l2`` says in its own unit; it holds for integers too.
     """
 
-    source: Literal["default", "user"]
+    source: Literal["default", "user", "quantised"]
     rel_l2: Mapping[str, float] | None = None
     max_abs: float | None = None
     atol: float | None = None
     rtol: float | None = None
+    min_sqnr: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +321,28 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantisedStage:
+    """What quantisation costs in one stage by itself, on PyTorch's inputs, in dB of SQNR. See :mod:`bisect_tool.quantised`.
+
+    Attributes:
+        limit_db: least SQNR that it may have.
+        local_sqnr_db: SQNR that it has, or that of numbers which a norm over the whole tensor does not see.
+        hidden: such numbers have less than the whole.
+        pair_sqnr_db: of quantising its value and turning it back alone, by the graph's scale; ``None`` where the value
+            passes no such pair of nodes, or one with a scale for each channel.
+        best_sqnr_db: the same by a scale that fits the value at hand.
+        clipped: share of the elements that are out of the pair's range.
+    """
+
+    limit_db: float
+    local_sqnr_db: float
+    hidden: bool
+    pair_sqnr_db: float | None
+    best_sqnr_db: float | None
+    clipped: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """One stage under one configuration pair.
 
@@ -336,6 +360,7 @@ class Comparison:
         outside_error: the largest relative error among the stage's inputs that come from outside the report's stages;
             ``None`` if there are none. Where it was made was not measured.
         spread: of the total error, where that is over tolerance; ``None`` elsewhere, and for very large tensors.
+        quantised: what quantisation costs; ``None`` for float graphs, and without a forced run.
     """
 
     total: ErrorMetrics
@@ -350,6 +375,7 @@ class Comparison:
     noise: Noise | None = None
     outside_error: float | None = None
     spread: Spread | None = None
+    quantised: QuantisedStage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -535,6 +561,21 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class StageCost:
+    """What a stage of a quantised graph costs: its share of the final error, and SQNR by itself and in total, in dB.
+
+    ``fitting_db``: of quantising its value by a scale that fits, where the graph's own costs much more; else ``None``.
+    """
+
+    ref: StageRef
+    config: str
+    share: float | None
+    local_sqnr_db: float
+    sqnr_db: float
+    fitting_db: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Hypothesis:
     """A switch that may be why one pair fails and another passes, and what trying it showed.
 
@@ -582,7 +623,10 @@ class Localization:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer. ``summary`` is its wording in one or a few plain lines, the same in every reporter."""
+    """The answer. ``summary`` is its wording in one or a few plain lines, the same in every reporter.
+
+    ``costs``: of a quantised graph the stages that cost most, the dearest first.
+    """
 
     status: Status
     summary: tuple[str, ...]
@@ -594,6 +638,7 @@ class Verdict:
     hand_over: HandOver | None = None
     hypotheses: tuple[Hypothesis, ...] = ()
     ledger: tuple[LedgerEntry, ...] = ()
+    costs: tuple[StageCost, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -651,6 +696,54 @@ class ConfigRun:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleResult:
+    """What became of one of several samples.
+
+    Attributes:
+        index: place among the samples, from 0.
+        source: file that it came from.
+        status: verdict on this sample.
+        worst_output: largest error of a final output under a configuration that counts: relative L2, or what the
+            tolerance limits; ``None`` where none was compared.
+        over_limit: that error in units of its limit; ``None`` where no single number is the limit.
+        noise_ratio: the largest of the origins', in units of their noise floors; ``None`` without one.
+        first_over_tolerance: as in the sample's own verdict.
+        folder: of the sample's own report, relative to that of all samples.
+        exported_from: index of the sample that the graph was exported with; ``None`` for a given file.
+        reason: why there is no answer; ``None`` where there is one.
+    """
+
+    index: int
+    source: str
+    status: Status
+    worst_output: float | None
+    over_limit: float | None
+    noise_ratio: float | None
+    first_over_tolerance: FirstOverTolerance | None
+    folder: str
+    exported_from: int | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One aten operation of a PyTorch run, without its tensors.
+
+    Attributes:
+        name: short, ``mul``.
+        module, call: the innermost module call that ran it.
+        source: ``file:line`` in the user's code.
+        constants: numbers and small constant tensors among its arguments, as text, by place or name.
+    """
+
+    name: str
+    module: str
+    call: int
+    source: str | None
+    constants: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything one command found; every reporter prints this and nothing else.
 
@@ -658,6 +751,8 @@ class Report:
         case: name, model, checkpoint, onnx, inputs, exporter, command.
         notes: warnings from loading and from the preflight, one line each.
         timings: seconds by step, in the order they ran.
+        samples: what became of each sample, where there were several and this is the report on all of them; the rest is
+            that of the worst one.
     """
 
     case: Mapping[str, Any]
@@ -669,4 +764,5 @@ class Report:
     environment: Mapping[str, Any]
     timings: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    samples: tuple[SampleResult, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)

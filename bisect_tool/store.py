@@ -29,7 +29,7 @@ from bisect_tool.records import SCHEMA_VERSION, Report
 
 REPORT_FILE = "report.json"
 INSPECTION_FILE = "inspection.json"
-KNOWN_FILES = (REPORT_FILE, "stages.csv", "amplification.png", "amplification.svg", "index.html")
+KNOWN_FILES = (REPORT_FILE, "stages.csv", "samples.csv", "amplification.png", "amplification.svg", "index.html")
 """Every file that this tool puts into a report folder; with ``force`` these, and nothing else, are replaced."""
 
 REPLAY_FOLDER = "replay"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from bisect_tool.errors import BisectError
 from bisect_tool.records import Tolerance
@@ -11,12 +12,20 @@ DEFAULT_REL_L2 = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16":
 """Limits on relative L2 until a stage's noise floor is known."""
 
 
-def make_tolerance(max_abs: float | None, atol: float | None, rtol: float | None) -> Tolerance:
-    """The tolerance in force: ``max_abs`` alone, ``atol`` and ``rtol`` together, or the default.
+def make_tolerance(
+    max_abs: float | None, atol: float | None, rtol: float | None, min_sqnr: float | None = None
+) -> Tolerance:
+    """The tolerance in force: ``max_abs`` alone, ``atol`` and ``rtol`` together, ``min_sqnr`` alone (dB), or the default.
 
     Raises:
-        BisectError: both forms at once, one of ``atol``/``rtol`` alone, or a limit that is negative, NaN or infinite.
+        BisectError: two forms at once, one of ``atol``/``rtol`` alone, or a limit that is negative, NaN or infinite.
     """
+    if min_sqnr is not None:
+        if not math.isfinite(min_sqnr):
+            raise BisectError(f"--min-sqnr {min_sqnr}: a finite number of dB", hint="for example --min-sqnr 25")
+        if max_abs is not None or atol is not None or rtol is not None:
+            raise BisectError("--min-sqnr and --max-abs, --atol/--rtol exclude each other", hint="give one of them")
+        return sqnr_tolerance(min_sqnr, "user")
     for name, limit in (("--max-abs", max_abs), ("--atol", atol), ("--rtol", rtol)):
         if limit is not None and not 0 <= limit < math.inf:
             # Everything agrees under an infinite one, NaN and infinities excepted.
@@ -37,8 +46,17 @@ def make_tolerance(max_abs: float | None, atol: float | None, rtol: float | None
     return Tolerance("default", rel_l2=DEFAULT_REL_L2)
 
 
+def sqnr_tolerance(decibels: float, source: Literal["user", "quantised"]) -> Tolerance:
+    """A tolerance by SQNR, which is the relative L2 error in another unit."""
+    limit = 10.0 ** (-decibels / 20.0)
+    names = ("float32", "float64", "float16", "bfloat16", "complex64")
+    return Tolerance(source, rel_l2=dict.fromkeys(names, limit), min_sqnr=decibels)
+
+
 def describe_tolerance(tolerance: Tolerance) -> str:
     """One line for people: ``max abs 0.01``."""
+    if tolerance.min_sqnr is not None:
+        return f"SQNR {tolerance.min_sqnr:g} dB"
     if tolerance.max_abs is not None:
         return f"max abs {tolerance.max_abs:g}"
     if tolerance.atol is not None:

@@ -96,7 +96,8 @@ def summarize_verdict(
     if status == "agrees":
         lines = [_agreement(runs, alignment, rows), *_nonfinite_lines(runs)]
         if found.origins:
-            lines.append("within your tolerance, rounding does not explain: " + _listed(found.origins))
+            why = "too little SQNR in" if _is_quantised(rows) else "rounding does not explain:"
+            lines.append(f"within your tolerance, {why} " + _listed(found.origins))
         return tuple(lines)
     if status == "inconclusive":
         return (_inconclusive(runs, alignment, min_coverage),)
@@ -118,6 +119,8 @@ def summarize_verdict(
         lines.append(
             f"the error comes into the selection from before {first.ref}: widen --stages, or judge all with --level leaf"
         )
+    elif first is not None and _is_quantised(rows):
+        lines.append("no stage by itself costs more than it may: their errors add up, or grow (see the column growth)")
     elif first is not None and _is_measured(rows, first.config):
         lines.append(
             "no stage makes more error than rounding does: it grows from stage to stage (see the column growth)"
@@ -147,6 +150,11 @@ def _listed(origins: Sequence[Origin]) -> str:
 def _is_measured(rows: Sequence[StageRow], config: str) -> bool:
     """Whether local errors are known under a configuration."""
     return any(config in row.results and row.results[config].local is not None for row in rows)
+
+
+def _is_quantised(rows: Sequence[StageRow]) -> bool:
+    """Whether stages are judged by SQNR, since the graph is quantised and the model is not."""
+    return any(result.quantised is not None for row in rows for result in row.results.values())
 
 
 def _comes_from_outside(first: FirstOverTolerance, rows: Sequence[StageRow]) -> bool:

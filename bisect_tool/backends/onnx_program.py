@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bisect_tool.backends.integer_values import has_integer_operators, with_floats
 from bisect_tool.backends.onnx_graph import describe
 from bisect_tool.records import NodeDetail, OnnxGraph
 
@@ -100,8 +101,12 @@ class OnnxProgram:
         former_bodies: Sequence[tuple[str, tuple[str, ...]]] = (),
     ):
         self.path = path
+        self._given = model
+        self._put_in: frozenset[str] = frozenset()
+        if has_integer_operators(model):
+            model, self._put_in = with_floats(model)
         self._model = model
-        self._given = given
+        self._bytes = given
         self._former_bodies = former_bodies
         # Where external data lies, by locations relative to the model: the only place ONNX Runtime accepts.
         self.weights_folder = path.resolve().parent
@@ -209,6 +214,16 @@ class OnnxProgram:
         tensor = self._model.graph.initializers[name].const_value
         assert tensor is not None
         return tensor.numpy()
+
+    def constant(self, name: str) -> Array | None:
+        """The numbers of an initialiser, or of what a Constant node makes; ``None`` for what is computed."""
+        if name in self.graph.initializers:
+            return self.weight(name)
+        maker = self.makers.get(name)
+        if maker is None or maker not in self._constant:
+            return None
+        value = self._nodes[maker].attributes.get("value")
+        return value.as_tensor().numpy() if value is not None else None
 
     def activation_bytes(self) -> int:
         """Estimated size of all run-time values together."""
@@ -361,9 +376,9 @@ class OnnxProgram:
 
     def untouched(self) -> bytes:
         """The whole graph as it was given, with references to its weights."""
-        if self._given is not None:
-            return self._given
-        return bytes(ir.to_proto(self._model).SerializeToString())
+        if self._bytes is not None:
+            return self._bytes
+        return bytes(ir.to_proto(self._given).SerializeToString())
 
     def nodes_between(self, value: str, cuts: Set[str]) -> tuple[str, ...]:
         """Names of the nodes that compute ``value`` from the nearest values in ``cuts``, in topological order."""
@@ -378,7 +393,8 @@ class OnnxProgram:
                 continue
             found.add(maker)
             stack.extend(n for n in self.graph.nodes[maker].inputs if n)
-        return tuple(self.graph.nodes[i].name for i in sorted(found))
+        names = (self.graph.nodes[i].name for i in sorted(found))
+        return tuple(name for name in names if name not in self._put_in)
 
     def reads(self, nodes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Types of the named nodes, and the initialisers that they read, floating ones first.

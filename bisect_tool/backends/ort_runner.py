@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,25 @@ _PLACED = frozenset([ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16]
 _ELEMENT_TYPES = {dtype: number for number, dtype in _NO_NUMPY.items()}
 
 
+_MOST_KEPT = 32
+
+_kept: dict[tuple[str, str, str, bool, bool], ort.InferenceSession] | None = None
+
+
+@contextlib.contextmanager
+def keep_sessions() -> Iterator[None]:
+    """While it lasts, sessions are made once for each graph and configuration, as far as nothing is written by them.
+
+    The oldest goes where there are too many. Not for several threads.
+    """
+    global _kept
+    outer, _kept = _kept, {}
+    try:
+        yield
+    finally:
+        _kept = outer
+
+
 def make_session(
     model: bytes,
     config: NumericConfig,
@@ -80,6 +101,27 @@ def make_session(
         InconclusiveError: ONNX Runtime refuses the model, or the configuration cannot be had here; the reason is in the
             message.
     """
+    if _kept is None or optimized is not None or profile is not None:
+        return _new_session(model, config, weights_folder, placement, optimized, profile, as_deployed)
+    key = (hashlib.sha256(model).hexdigest(), repr(config), weights_folder, placement, as_deployed)
+    session = _kept.pop(key, None)
+    if session is None:
+        session = _new_session(model, config, weights_folder, placement, None, None, as_deployed)
+    _kept[key] = session
+    if len(_kept) > _MOST_KEPT:
+        del _kept[next(iter(_kept))]
+    return session
+
+
+def _new_session(
+    model: bytes,
+    config: NumericConfig,
+    weights_folder: str,
+    placement: bool,
+    optimized: Path | None,
+    profile: Path | None,
+    as_deployed: bool,
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     # Errors come as exceptions.
     options.log_severity_level = 4

@@ -92,3 +92,26 @@ def _stored(item: object) -> Iterator[tuple[str, object]]:
         for name in (slots,) if isinstance(slots, str) else slots:
             if name not in ("__dict__", "__weakref__") and hasattr(item, name):
                 yield name, getattr(item, name)
+
+
+def form_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """What an export depends on: the structure of inputs, shapes and dtypes of tensors, everything else in full.
+
+    Two samples of one form can be given to one exported graph.
+    """
+
+    def text(value: Any) -> str:
+        if isinstance(value, torch.Tensor):
+            return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{key}: {text(item)}" for key, item in value.items()) + "}"
+        if isinstance(value, (tuple, list)):
+            return f"{type(value).__name__}({', '.join(map(text, value))})"
+        return repr(value)
+
+    return ", ".join([*map(text, args), *(f"{name}={text(value)}" for name, value in sorted(kwargs.items()))])
+
+
+def bytes_of_weights(module: torch.nn.Module) -> int:
+    """Size of all parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])

@@ -56,7 +56,7 @@ def load(settings: Mapping[str, Any]) -> Loaded:
     elif loaded.kind == "python":
         notes += ("no checkpoint given: the model runs with the weights that its entry gave it",)
     if settings["preprocess"]:
-        samples = [make_sample(settings["preprocess"], settings["raw"])]
+        samples = [make_sample(settings["preprocess"], raw) for raw in settings["raw"]]
     else:
         samples = load_samples(settings["inputs"])
     description = {

@@ -27,7 +27,7 @@ def loading(command: Command) -> Command:
         click.option("--entry", metavar="NAME", help="Function, class or instance in MODEL [default: build_model]."),
         click.option("--entry-args", type=click.Path(), help="TOML or JSON file with arguments for the entry."),
         click.option("--preprocess", metavar="MODULE:FUNCTION", help="Makes the sample from --raw."),
-        click.option("--raw", type=click.Path(), help="File given to --preprocess."),
+        click.option("--raw", multiple=True, type=click.Path(), help="File given to --preprocess; repeatable."),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +24,13 @@ from bisect_tool.matrix import read_matrix
 from bisect_tool.tolerances import make_tolerance
 
 if TYPE_CHECKING:
+    from bisect_tool.experiments import MatrixGraphs
     from bisect_tool.pipeline import LoadedCase, Options
     from bisect_tool.records import Report
 
 _EXIT = {"agrees": EXIT_AGREES, "diverges": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
+
+_TOLERANCES = ("max_abs", "atol", "rtol", "min_sqnr")
 
 _DEFAULTS: Mapping[str, Any] = {
     "constant_folding": True,
@@ -40,6 +44,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "atol": None,
     "rtol": None,
     "inputs": (),
+    "raw": (),
     "groups": (),
     "stages": (),
     "allow_pickle": False,
@@ -54,6 +59,7 @@ _DEFAULTS: Mapping[str, Any] = {
 @click.option("--max-abs", type=float, help="Tolerance: largest absolute difference.")
 @click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol.")
 @click.option("--rtol", type=float, help="Tolerance as in allclose, together with --atol.")
+@click.option("--min-sqnr", type=float, metavar="DB", help="Tolerance: least signal-to-noise ratio, in dB.")
 @shared.selecting
 @click.option("--group", "groups", multiple=True, metavar="GLOB", help="Also show these containers as one stage each.")
 @click.option("--all-stages", is_flag=True, help="Print every row of the stage table.")
@@ -80,20 +86,22 @@ def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all
     folders = _report_folder(settings, force)
     if settings["keep_onnx"]:
         check_kept_file(Path(settings["keep_onnx"]), force)
-    reports: list[Report] = []
     detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)
-    for report, folder in _run_samples(settings, folders, force, say, detail):
-        reports.append(report)
-        if form == "text":
+    reports: dict[Path, Report] = {}
+    for report, target, whole in _run_samples(settings, folders, force, say, detail):
+        if whole and form == "text":
             from bisect_tool.reporters.terminal import print_report
 
-            print_report(report, all_stages=all_stages, report_dir=folder)
-        if verbose:
+            print_report(report, all_stages=all_stages, report_dir=target)
+        if report.samples:
+            continue
+        if verbose and target not in reports:
             for step, seconds in report.timings.items():
                 click.echo(f"{seconds:8.2f} s  {step}", err=True)
+        reports[target] = report
     if form == "json":
-        _print_json(reports)
-    code = max((_EXIT[report.verdict.status] for report in reports), key=_severity)
+        _print_json([*reports.values()])
+    code = max((_EXIT[report.verdict.status] for report in reports.values()), key=_severity)
     return EXIT_AGREES if exit_zero and code == EXIT_DIVERGES else code
 
 
@@ -114,10 +122,9 @@ def settings_of(given: dict[str, Any]) -> dict[str, Any]:
     if given["config"]:
         settings.update(read_case_file(Path(given["config"])))
     settings.update({key: value for key, value in given.items() if value is not None and value != ()})
-    tolerances = ("max_abs", "atol", "rtol")
-    if any(given.get(name) is not None for name in tolerances):
+    if any(given.get(name) is not None for name in _TOLERANCES):
         # A tolerance on the command line replaces the file's, not only the option of the same name.
-        settings.update({name: given.get(name) for name in tolerances})
+        settings.update({name: given.get(name) for name in _TOLERANCES})
     if not settings["model"]:
         raise BisectError("no model given", hint="bisect-divergence model.py ckpt.pth --input sample.pt")
     if not settings["inputs"] and not settings["preprocess"]:
@@ -217,24 +224,35 @@ def _run_samples(
     say: Callable[[str], None],
     detail: Callable[[str], None],
 ) -> Any:
-    """Yields each sample's report and its folder."""
+    """Yields reports with their folders, and whether they are to be printed; the model is loaded once.
+
+    Of several samples each has a report; the last one is that on all of them, and the one to print.
+    """
     matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
-    for item in cases(settings, force, say, detail):
-        case, chosen = item.case, item.options
-        replays: dict[str, Any] = {}
+    cases, sources, options = _prepare(settings, force, say, detail)
+    from bisect_tool.pipeline import bisect
+
+    def judge(
+        number: int, case: LoadedCase, chosen: Options, replays: dict[str, Any], graphs: MatrixGraphs | None = None
+    ) -> Report:
         if matrix is None:
-            from bisect_tool.pipeline import bisect
+            return bisect(case, replace(chosen, keep_replay=functools.partial(_collect, replays)), say)
+        from bisect_tool.experiments import run_matrix
 
-            report = bisect(case, replace(chosen, keep_replay=functools.partial(_collect, replays)), say)
-            tell_kept(chosen, say)
-        else:
-            from bisect_tool.experiments import run_matrix
+        load_one = _loader(settings, case, number)
+        report = run_matrix(load_one, chosen, matrix, say, detail, graphs)
+        # What is said about this sample alone is not known to the processes that load it anew.
+        return replace(report, notes=tuple(dict.fromkeys((*report.notes, *case.notes))))
 
-            given = {**settings, "command": case.description["command"]}
-            report = run_matrix(functools.partial(load_case, given, item.number), chosen, matrix, say, detail)
-        target = folder if item.count == 1 else folder / f"{item.number:03d}-{Path(item.source).stem}"
-        _write(report, target, force, say, replays)
-        yield report, target
+    if len(cases) > 1:
+        yield from _run_many(settings, cases, sources, options, judge, folder, force, say)
+        return
+    replays: dict[str, Any] = {}
+    report = judge(0, cases[0], options, replays)
+    if matrix is None:
+        tell_kept(options, say)
+    _write(report, folder, force, say, replays)
+    yield report, folder, True
 
 
 def tell_kept(chosen: Options, say: Callable[[str], None]) -> None:
@@ -257,9 +275,18 @@ class Item:
 def cases(
     settings: Mapping[str, Any], force: bool, say: Callable[[str], None], detail: Callable[[str], None]
 ) -> Iterator[Item]:
-    """Yields the samples; the model is loaded once."""
+    """Yields the samples one by one, each with an export of its own; the model is loaded once."""
+    found, sources, options = _prepare(settings, force, say, detail)
+    for number, (case, source) in enumerate(zip(found, sources, strict=True)):
+        yield Item(number, len(found), source, case, options if number == 0 else replace(options, keep_onnx=None))
+
+
+def _prepare(
+    settings: Mapping[str, Any], force: bool, say: Callable[[str], None], detail: Callable[[str], None]
+) -> tuple[list[LoadedCase], list[str], Options]:
+    """The cases, the files that their samples are from, and what to do with them."""
     # Told before the model is loaded, which may take long.
-    make_tolerance(settings["max_abs"], settings["atol"], settings["rtol"])
+    make_tolerance(*(settings[name] for name in _TOLERANCES))
     parse_size(str(settings["memory_budget"]))
     _check_share(settings["min_coverage"])
     say("loading the model")
@@ -274,11 +301,69 @@ def cases(
     options = replace(_options(settings, loaded.module), overwrite=force)
     # All samples are checked before the first one runs.
     bound = [bind_sample(loaded.module, sample) for sample in loaded.samples]
-    for number, sample in enumerate(bound):
-        case = make_case(settings, loaded, sample)
-        # Each sample gets an export of its own: shapes are baked in.
-        chosen = options if number == 0 else replace(options, keep_onnx=None)
-        yield Item(number, len(bound), sample.source, case, chosen)
+    return [make_case(settings, loaded, sample) for sample in bound], [sample.source for sample in bound], options
+
+
+def _loader(settings: Mapping[str, Any], case: LoadedCase, number: int) -> Callable[[], LoadedCase]:
+    """Makes the case of a sample in another process."""
+    given = {**settings, "command": case.description["command"]}
+    return functools.partial(load_case, given, number)
+
+
+def _run_many(
+    settings: Mapping[str, Any],
+    cases: list[LoadedCase],
+    sources: list[str],
+    options: Options,
+    judge: Callable[..., Report],
+    folder: Path,
+    force: bool,
+    say: Callable[[str], None],
+) -> Any:
+    """Several samples: one report each, as soon as it is there, and one on all of them at the end."""
+    from bisect_tool.several import Samples, check_given_graph, progress_line, shared_work
+
+    if options.onnx is not None:
+        check_given_graph(options.onnx, cases, sources)
+    samples = Samples(cases, sources, options.tolerance, given=options.onnx is not None)
+    matrix = bool(settings["matrix"])
+    shared: dict[int, MatrixGraphs] = {}
+    with shared_work(cases[0].module, options.keep_onnx, overwrite=options.overwrite) as graphs:
+
+        def run(number: int, replays: dict[str, Any], case: LoadedCase) -> Report:
+            first = samples.first_of_form(number)
+            if not matrix:
+                return judge(number, case, replace(options, graphs=graphs), replays)
+            from bisect_tool.experiments import MatrixGraphs
+
+            if first not in shared:
+                shared[first] = MatrixGraphs(_loader(settings, cases[first], first), graphs.folder_for_matrix(first))
+            chosen = options if number == 0 else replace(options, keep_onnx=None)
+            return judge(number, case, chosen, replays, shared[first])
+
+        for number, source in enumerate(sources):
+            say(progress_line(number, len(cases), source))
+            target = f"{number:03d}-{Path(source).stem}"
+            replays: dict[str, Any] = {}
+            judged = samples.judge(number, functools.partial(run, number, replays), target)
+            if number == 0 and not matrix:
+                tell_kept(options, say)
+            _write(judged.report, folder / target, force, say, replays)
+            yield judged.report, folder / target, False
+    for judged in samples.diagnosed_late():
+        own = folder / judged.result.folder
+        _write(judged.report, own, True, say, _replays_in(own))
+        yield judged.report, own, False
+    report = samples.all_together()
+    # The samples' own folders are in it already; what else was there was refused at the start.
+    _write(report, folder, True, say, _replays_in(folder / samples.worst.folder))
+    yield report, folder, True
+
+
+def _replays_in(folder: Path) -> dict[str, Any]:
+    """Replay folders of a report that was written, to be copied from there."""
+    files = (path for path in sorted(folder.glob("replay/*/*")) if path.is_file())
+    return {str(path.relative_to(folder)): functools.partial(shutil.copyfile, path) for path in files}
 
 
 def _check_share(share: float) -> None:
@@ -297,7 +382,7 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
         "torchscript" if isinstance(module, torch.jit.ScriptModule) else "dynamo"
     )
     return Options(
-        tolerance=make_tolerance(settings["max_abs"], settings["atol"], settings["rtol"]),
+        tolerance=make_tolerance(*(settings[name] for name in _TOLERANCES)),
         onnx=Path(settings["onnx"]) if settings["onnx"] else None,
         export=ExportSettings(settings["exporter"] or default, settings["opset"], settings["constant_folding"]),
         keep_onnx=Path(settings["keep_onnx"]) if settings["keep_onnx"] else None,
@@ -329,6 +414,8 @@ def _write(report: Report, folder: Path, force: bool, say: Callable[[str], None]
         "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
         **replays,
     }
+    if report.samples:
+        files["samples.csv"] = csv_table.samples_csv_text(report)
     interrupts.check()
     write_report_folder(report, folder, force=force, files=files)
     interrupts.wrote(folder)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bisect_tool.quantised import STAGE_SQNR
 from bisect_tool.records import (
     Alignment,
     Comparison,
@@ -21,6 +22,7 @@ from bisect_tool.records import (
     Origin,
     OutputResult,
     Report,
+    SampleResult,
     Spread,
     StageRef,
     StageRow,
@@ -71,6 +73,12 @@ def exploratory_config(report: Report) -> str | None:
     seen = {name for row in report.stages for name in row.results}
     diverging = (c.name for c in report.configs if c.status == "diverges" and c.name in seen and "-try-" not in c.name)
     return next(diverging, None)
+
+
+def shown_sample(report: Report) -> SampleResult | None:
+    """Of several samples the one that the rest of the report is about."""
+    source = report.case.get("sample_index")
+    return next((sample for sample in report.samples if sample.index == source), None)
 
 
 def stage_rows(report: Report) -> tuple[StageRow, ...]:
@@ -327,6 +335,11 @@ def dtypes_under(report: Report, config: str | None, rows: Sequence[StageRow]) -
 
 def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = ()) -> str:
     """What stages are judged by in words, for the dtypes that occur (all of them if none is named)."""
+    if tolerance.min_sqnr is not None:
+        least = f"SQNR: at least {tolerance.min_sqnr:g} dB"
+        if tolerance.source == "quantised":
+            return f"{least} in total, and {STAGE_SQNR:g} dB in each stage by itself, the defaults for quantised graphs"
+        return f"{least}, given by the user"
     if tolerance.rel_l2 is not None:
         limits = {name: limit for name, limit in tolerance.rel_l2.items() if not dtypes or name in dtypes}
         text = "relative L2 " + (", ".join(f"{sci(limit)} ({name})" for name, limit in limits.items()) or "-")
@@ -636,6 +649,19 @@ def witness_text(witness: Witness, judged: str = "ONNX Runtime") -> str:
     if witness.says == "export":
         return f"{who} gives {judged}'s value (relative L2 {to_actual}; {to_expected} from PyTorch's): the graph is off"
     return f"{who} gives PyTorch's value (relative L2 {to_expected}; {to_actual} from {judged}'s): {judged} is off"
+
+
+def decibels(value: float | None) -> str:
+    """``33.1``; a dash where there is none."""
+    return (
+        "-"
+        if value is None
+        else "nan"
+        if math.isnan(value)
+        else f"{value:.1f}"
+        if math.isfinite(value)
+        else f"{value:g}"
+    )
 
 
 def local_rel(comparison: Comparison) -> float | None:

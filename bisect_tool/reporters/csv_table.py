@@ -19,6 +19,7 @@ STAGE_COLUMNS = ("index", "stage", "call", "output", "level", "type", "source", 
 TOTAL_COLUMNS = ("max_abs", "mean_abs", "rel_l2", "max_rel", "cosine", "sqnr_db", "max_ulp", "p99_abs")
 LOCAL_COLUMNS = ("local_max_abs", "local_rel_l2")
 RESULT_COLUMNS = ("input_error", "growth", "amplification", "floor", "noise_ratio", "judgement", "share")
+SAMPLE_COLUMNS = ("index", "source", "status", "worst_output", "over_limit", "noise_ratio")
 COLUMNS = (*STAGE_COLUMNS, "config", *TOTAL_COLUMNS, *LOCAL_COLUMNS, *RESULT_COLUMNS)
 
 
@@ -36,6 +37,20 @@ def csv_text(report: Report) -> str:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(_rows(report))
+    return text.getvalue()
+
+
+def samples_csv_text(report: Report) -> str:
+    """The content of ``samples.csv``: one row for each sample."""
+    text = io.StringIO()
+    columns = (*SAMPLE_COLUMNS, "stage", "call", "output", "config", "exported_from", "folder", "reason")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for sample in report.samples:
+        first = sample.first_over_tolerance
+        where = {name: getattr(first, name) for name in ("stage", "call", "output", "config")} if first else {}
+        own = {name: getattr(sample, name) for name in columns if name not in ("stage", "call", "output", "config")}
+        writer.writerow({**own, **where})
     return text.getvalue()
 
 

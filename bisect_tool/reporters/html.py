@@ -51,6 +51,8 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         "index_text",
         "source_text",
         "noise_text",
+        "share_text",
+        "decibels",
         "printable",
     )
     environment.filters.update({name: getattr(common, name) for name in helpers})
@@ -80,6 +82,7 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
             }
             for run in report.configs
         ],
+        shown_sample=common.shown_sample(report),
         matrix=_matrix(report) if common.is_matrix(report) else None,
         remedy_code=common.remedy_code,
         hypothesis_cells=pairs.hypothesis_cells,

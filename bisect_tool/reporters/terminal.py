@@ -21,6 +21,7 @@ FULL_TABLE = 24
 NEIGHBOURS = 4
 EDGE = 3
 ORIGINS_IN_TABLE = 5
+COSTS_IN_TABLE = 3
 ORIGINS_IN_DETAIL = 3
 NODES_IN_DETAIL = 3
 TRIALS_IN_TABLE = 8
@@ -79,6 +80,8 @@ def render(
         report_dir: the report's folder, named in the last line.
     """
     page = Page(console)
+    if report.samples:
+        _samples(page, report)
     page.prose(common.alignment_text(report.alignment))
     page.line()
     if common.is_matrix(report):
@@ -105,6 +108,53 @@ def render(
     if report_dir is not None:
         page.line()
         page.line(("Report  ", "bold"), os.path.join(report_dir, "index.html"))
+
+
+# Samples
+
+
+def _samples(page: Page, report: Report) -> None:
+    """What became of each sample; everything below is about the worst one."""
+    worst = common.shown_sample(report)
+    columns = (
+        Column("  "),
+        Column("#", right=True),
+        Column("sample", minimum=16),
+        Column("verdict"),
+        Column("output", right=True),
+        Column("of limit", right=True, drop=1),
+        Column("noise", right=True, drop=2),
+        Column("first diverging stage", minimum=20),
+    )
+    rows = []
+    for sample in report.samples:
+        first = sample.first_over_tolerance
+        cells = (
+            "> " if sample is worst else "  ",
+            str(sample.index),
+            os.path.basename(sample.source) or sample.source,
+            common.STATUSES[sample.status],
+            common.sci(sample.worst_output),
+            common.ratio(sample.over_limit),
+            common.ratio(sample.noise_ratio),
+            str(first.ref) if first is not None else "-",
+        )
+        rows.append(Row(cells, ((3, _STATUS_STYLES[sample.status]),)))
+    page.line(("Samples", "bold"))
+    page.table(columns, rows)
+    what = common.deciding_text(report.tolerance)
+    page.prose(
+        f"output: {what} of the worst final output; of limit: in units of its limit; noise: the worst origin, in units "
+        "of its noise floor",
+        indent="  ",
+        style="dim",
+    )
+    for sample in report.samples:
+        if sample.reason is not None and sample is not worst:
+            page.prose(sample.reason, label=(f"sample {sample.index}: ", "dim"), indent="  ")
+    page.line()
+    if worst is not None:
+        page.prose(f"{worst.source} (sample {worst.index}), the worst", label=("Shown below: ", "bold"))
 
 
 # Configurations
@@ -282,14 +332,15 @@ def _stages(
     origins = common.origin_refs(report, config)
     tolerance = common.tolerance_text(report.tolerance, common.dtypes_under(report, config, rows))
     page.line((f"{title} under {config}" if config is not None else title, "bold"))
-    by = "judged by" if report.tolerance.source == "default" else "tolerance:"
+    by = "tolerance:" if report.tolerance.source == "user" else "judged by"
     page.prose(f"{by} {tolerance}", style="dim")
     if not all_stages:
         # Folded stages have no numbers; the head line counts them, and --all-stages shows them.
         rows = [row for row in rows if _result(row, config) is not None] or rows
     keep = range(len(rows)) if all_stages else _interesting(rows, config, first, _shown_origins(report, config))
     with_noise = any(r.noise_ratio is not None for row in rows if (r := _result(row, config)))
-    with_share = page.width >= SHARES_FROM and common.shows_shares(report, config)
+    with_sqnr = any(r.quantised is not None for row in rows if (r := _result(row, config)))
+    with_share = with_sqnr or (page.width >= SHARES_FROM and common.shows_shares(report, config))
     with_amplification = common.is_matrix(report) and any(
         result.amplification is not None for row in rows if (result := _result(row, config))
     )
@@ -298,17 +349,18 @@ def _stages(
         Column("stage", minimum=20 if page.width < 100 else 36),
         Column("type", minimum=12, cut="end", drop=5),
         Column("shape", drop=3),
-        Column("max abs", right=True, drop=1),
-        Column("mean abs", right=True, drop=4),
-        Column("rel-L2", right=True),
-        Column("local", right=True),
-        *((Column("made here", right=True, drop=7),) if with_share else ()),
+        Column("max abs", right=True, drop=8 if with_sqnr else 1),
+        Column("mean abs", right=True, drop=8 if with_sqnr else 4),
+        *((Column("SQNR", right=True), Column("by itself", right=True)) if with_sqnr else ()),
+        Column("rel-L2", right=True, drop=7 if with_sqnr else 0),
+        Column("local", right=True, drop=7 if with_sqnr else 0),
+        *((Column("made here", right=True, drop=1 if with_sqnr else 7),) if with_share else ()),
         Column("growth", right=True, drop=2),
         *((Column("amplified", right=True, drop=4),) if with_amplification else ()),
         *((Column("noise", right=True, drop=6),) if with_noise else ()),
         Column(""),
     )
-    extra = _Extra(with_noise, with_share, with_amplification)
+    extra = _Extra(with_noise, with_share, with_amplification, with_sqnr)
     return page.table(columns, list(_entries(rows, set(keep), config, first, origins, extra)))
 
 
@@ -319,6 +371,7 @@ class _Extra:
     noise: bool
     share: bool
     amplification: bool
+    sqnr: bool = False
 
 
 def _result(row: StageRow, config: str | None) -> Comparison | None:
@@ -327,7 +380,8 @@ def _result(row: StageRow, config: str | None) -> Comparison | None:
 
 def _shown_origins(report: Report, config: str | None) -> frozenset[StageRef]:
     listed = [origin.ref for origin in report.verdict.origins if origin.config == config]
-    return frozenset(listed[:ORIGINS_IN_TABLE])
+    dear = [cost.ref for cost in report.verdict.costs[:COSTS_IN_TABLE] if cost.config == config]
+    return frozenset([*listed[:ORIGINS_IN_TABLE], *dear])
 
 
 def _interesting(
@@ -375,6 +429,15 @@ def _entries(
         yield Span(_left_out_text(left_out, config), fold=True)
 
 
+def _decibels(result: Comparison | None) -> tuple[str, str]:
+    """A quantised stage in dB: in the graph's own run, and by itself."""
+    quality = result.quantised if result else None
+    return (
+        common.decibels(result.total.sqnr_db if result else None),
+        common.decibels(quality.local_sqnr_db if quality else None),
+    )
+
+
 def _left_out_text(rows: Sequence[StageRow], config: str | None) -> str:
     results = [_result(row, config) for row in rows]
     counts = {
@@ -399,6 +462,7 @@ def _stage_row(
     numbers = [
         common.sci(total.max_abs if total else None),
         common.sci(total.mean_abs if total else None),
+        *(_decibels(result) if extra.sqnr else ()),
         common.sci(total.rel_l2 if total else None),
         common.sci(common.local_rel(result) if result else None),
         *((common.share_text(result.share if result else None),) if extra.share else ()),
@@ -443,8 +507,10 @@ def _legend(page: Page, report: Report, config: str | None, columns: Sequence[st
     if all(without) or (all_stages and any(without)):
         marks.append("n/c not compared")
     words = []
-    if any(result is not None and result.local is not None for result in results):
+    if "local" in columns and any(result is not None and result.local is not None for result in results):
         words.append("local: error of the stage itself, on PyTorch's inputs")
+    if "by itself" in columns:
+        words.append("SQNR, by itself: in dB, in the graph's run and on PyTorch's inputs")
     if "made here" in columns:
         words.append("made here: share of the final error")
     if "growth" in columns:
@@ -538,6 +604,12 @@ def _origin(page: Page, origin: Origin, row: StageRow | None, origins: Sequence[
         page.prose(text, indent="  ", style="dim")
     if origin.replay:
         page.line("  replay: ", f"python {origin.replay}/run.py, in the report's folder")
+    result = row.results.get(origin.config) if row else None
+    if result is not None and result.quantised is not None:
+        quality = result.quantised
+        wanted = f"at least {quality.limit_db:g} dB are wanted"
+        page.prose(f"made here: SQNR {common.decibels(quality.local_sqnr_db)} dB by itself, {wanted}", indent="  ")
+        return
     noise = common.noise_text(origin.noise_ratio, origin.side, runner)
     page.prose(f"made here: relative L2 {common.sci(origin.local_rel_l2)}, {noise}", indent="  ")
     if origin.witness is not None:
