@@ -29,7 +29,7 @@ PAGE = """\
 Written by this command; do not edit by hand.
 
 ```console
-$ scripts/big-decoder
+$ scripts/big-decoder --docs docs/size.md
 ```
 
 A decoder of GPT's kind ([scripts/big_decoder_model.py](../scripts/big_decoder_model.py)) with random weights, larger than
@@ -43,6 +43,7 @@ $ bisect-divergence big_decoder_model.py --input ids.npy --onnx model.onnx
 Every step is a process of its own. *Peak* is the largest resident set that the process ever had (`ru_maxrss`, as
 `/usr/bin/time -v` tells it), in GiB; it counts pages of the weights' file that are mapped, which the system takes back
 when it needs them. *Own* is the largest part of it that is not of any file, read ten times a second.
+*Load* is the system's average over the last 15 minutes: beyond the number of cores other work made all of this slower.
 The fault is one row of one weight in the middle of the model, times 1.5, written into the weights' file.
 
 {machine}
@@ -308,7 +309,7 @@ def _gib(size: int) -> str:
 def _machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnx", "onnxscript"))
-    return f"{packages}; {platform.machine()}, {os.cpu_count()} CPU cores, {memory:.0f} GiB."
+    return f"{packages}; {platform.machine()}, {os.cpu_count()} CPU cores, {memory:.0f} GiB; load {os.getloadavg()[2]:.0f}."
 
 
 if __name__ == "__main__":

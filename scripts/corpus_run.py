@@ -204,7 +204,8 @@ def outside(module: Any, args: tuple[Any, ...], file: Path) -> tuple[float, str]
     named = dict(zip(inspect.signature(module.forward).parameters, args, strict=False))
     feeds = {given.name: named[given.name].numpy() for given in session.get_inputs()}
     with torch.no_grad():
-        expected = [tensor.numpy() for tensor in module(*args)]
+        found = module(*args)
+    expected = [tensor.numpy() for tensor in ([found] if isinstance(found, torch.Tensor) else found)]
     pairs = zip(expected, session.run(None, feeds), strict=True)
     apart = max(float(np.linalg.norm(one - other) / np.linalg.norm(one)) for one, other in pairs)
     there = [np.sort(array.ravel()) for array in _arrays(onnx.load(file).graph)]

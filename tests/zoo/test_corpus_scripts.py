@@ -6,8 +6,11 @@ import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
@@ -117,3 +120,26 @@ def test_pages_are_made_of_little(tmp_path: Path) -> None:
         corpus_run.Result("bert", "dynamo", "agrees", 3, 3, 1.0, 1e-7, "agrees", "agrees", 2, 1, 0, 1.5, (), 2.0)
     ]
     assert "| bert | transformers | dynamo | 3/3 | 100% |" in corpus_run.page(results)
+
+
+def test_what_a_shipped_file_holds_is_found_without_the_tool(tmp_path: Path) -> None:
+    """The right verdict rests on plain runs and on the weights themselves, those inside of bodies included."""
+    torch.manual_seed(0)
+    module = nn.Linear(4, 4).eval()
+    weight, bias = (numpy_helper.from_array(p.detach().numpy(), name) for name, p in module.named_parameters())
+    constants = [helper.make_node("Constant", [], [t.name], value=t) for t in (weight, bias)]
+    inside = helper.make_node("Gemm", ["input", "weight", "bias"], ["inner"], transB=1)
+    body = helper.make_graph([*constants, inside], "body", [], [helper.make_tensor_value_info("inner", 1, [2, 4])])
+    yes = helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True)))
+    choice = helper.make_node("If", ["yes"], ["y"], then_branch=body, else_branch=body)
+    given, made = (helper.make_tensor_value_info(name, 1, [2, 4]) for name in ("input", "y"))
+    model = helper.make_model(
+        helper.make_graph([yes, choice], "g", [given], [made]),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    apart, held = corpus_run.outside(module, (torch.randn(2, 4),), tmp_path / "m.onnx")
+    assert apart < 1e-6 and "2/2" == held
+    apart, held = corpus_run.outside(nn.Linear(4, 4).eval(), (torch.randn(2, 4),), tmp_path / "m.onnx")
+    assert apart > corpus_run.SAME and "0/2" == held
