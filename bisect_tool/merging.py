@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 from bisect_tool.drilldown import SHARED, note_shared
@@ -315,7 +316,7 @@ def _of(parts: Sequence[PartResult], names: Set[str]) -> list[PartResult]:
 
 
 def _named(part: PartResult) -> str:
-    return f"{part.part} ({part.onnx})"
+    return f"{part.part} ({PurePath(part.onnx).name})"
 
 
 def _chain_line(configs: Sequence[str], chains: Mapping[str, Chain]) -> str:

@@ -16,7 +16,7 @@ import click
 from bisect_tool.cli import interrupts
 from bisect_tool.cli.loading import case_name, load, load_case, make_case
 from bisect_tool.cli.process import load_libraries, no_collection
-from bisect_tool.cli.settings import parse_size, read_case_file
+from bisect_tool.cli.settings import check_parts, parse_size, read_case_file
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
 from bisect_tool.matrix import read_matrix
 from bisect_tool.tolerances import make_tolerance
@@ -35,6 +35,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "threads": 0,
     "matrix": None,
     "inputs": (),
+    "parts": (),
     "groups": (),
     "stages": (),
     "allow_pickle": False,
@@ -50,6 +51,13 @@ _DEFAULTS: Mapping[str, Any] = {
     "--input", "inputs", multiple=True, metavar="PATH", help="Sample: .pt .npz .npy .safetensors, or a folder."
 )
 @click.option("--onnx", type=click.Path(), help="ONNX file to judge; without it the model is exported.")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    metavar="SUBMODULE=FILE",
+    help="ONNX file of one submodule, or of several as a+b+c; the others stay in PyTorch. Repeatable.",
+)
 @click.option("--config", type=click.Path(), help="Case file (TOML); the command line overrides it.")
 @click.option("--entry", metavar="NAME", help="Function, class or instance in MODEL [default: build_model].")
 @click.option("--entry-args", type=click.Path(), help="TOML or JSON file with arguments for the entry.")
@@ -144,6 +152,9 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     if settings["onnx"] and settings["keep_onnx"]:
         raise BisectError("--keep-onnx keeps an export, and --onnx makes none", hint="give one of the two")
     _check_export_options(given, settings)
+    settings["parts"] = check_parts(settings["parts"])
+    if settings["parts"]:
+        _check_beside_parts(given, settings)
     return settings
 
 
@@ -165,6 +176,24 @@ def _check_export_options(given: Mapping[str, Any], settings: Mapping[str, Any])
             f"{', '.join(useless)}: for an export, and --onnx makes none",
             hint=f"leave {'it' if len(useless) == 1 else 'them'} out, or --onnx",
         )
+
+
+def _check_beside_parts(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuses what a model in several files leaves no room for."""
+    if settings["onnx"]:
+        raise BisectError(
+            "--part and --onnx exclude each other: the one is about files of submodules, the other about one of all",
+            hint="give one of the two",
+        )
+    if settings["matrix"]:
+        raise BisectError(
+            "--part and --matrix do not go together yet",
+            hint="leave --matrix out; or run it on one part, as a model of its own with --onnx",
+        )
+    exports = ("exporter", "opset", "constant_folding", "keep_onnx")
+    useless = [f"--{name.replace('_', '-')}" for name in exports if given[name] is not None]
+    if useless:
+        raise BisectError(f"{', '.join(useless)}: for an export, and --part makes none", hint="leave it out, or --part")
 
 
 def _progress(quiet: bool) -> Callable[[str], None]:
@@ -246,7 +275,11 @@ def _run_samples(
         case = make_case(settings, loaded, sample)
         # Each sample gets an export of its own: shapes are baked in.
         chosen = options if number == 0 else replace(options, keep_onnx=None)
-        if matrix is None:
+        if settings["parts"]:
+            from bisect_tool.parts import bisect_parts
+
+            report = bisect_parts(case, settings["parts"], chosen, say)
+        elif matrix is None:
             report = bisect(case, chosen, say)
             if chosen.keep_onnx is not None:
                 say(f"the exported file is kept at {chosen.keep_onnx}")
