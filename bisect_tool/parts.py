@@ -107,6 +107,7 @@ class _Parts:
         self.notes: list[str] = list(case.notes)
         self.parts = find_parts(case.module, list(files))
         self.files = {part.name: self._file(part, files[part.name]) for part in self.parts}
+        self.rename = renamer({name: file.names() for name, file in self.files.items()})
 
     def report(self) -> Report:
         began = time.perf_counter()
@@ -124,11 +125,12 @@ class _Parts:
         if first is None:
             raise InconclusiveError("; ".join(dict.fromkeys(f"{each.part}: {each.reason}" for each in reports)))
         chains = {run.name: self._chain(run, reports) for run in first.configs}
+        self.notes += [f"{name}: {chain.failed}" for name, chain in chains.items() if chain.failed]
         for part in self.parts:
             count, compared = self.captured.counts[part.name], len(self._calls(part))
             if count > compared:
                 self.notes.append(f"{part.name} is called {count} times; the first {compared} calls are compared")
-        rename = renamer({name: file.names() for name, file in self.files.items()})
+        rename = self.rename
         rows = merged_rows(reports, rename)
         alignment = merged_alignment(reports, rename)
         runs = tuple(merged_config(run.name, reports, chains[run.name]) for run in first.configs)
@@ -230,6 +232,7 @@ class _Parts:
         began = time.perf_counter()
         measured: dict[tuple[str, int], tuple[float | None, Mapping[Any, ErrorMetrics]]] = {}
         sources: dict[int, tuple[str, torch.Tensor]] = {}
+        rename = self.rename
         called: Counter[str] = Counter()
 
         def compute(part: Part, number: int, call: Call, given: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
@@ -247,7 +250,7 @@ class _Parts:
             for key, old in flatten_tensors(call.output):
                 array = results.get(bound.get(key, ""))
                 made[id(old)] = tensor = as_torch(array, kept[id(old)])
-                sources[id(tensor)] = f"{part.name}:{bound.get(key, '')}", tensor
+                sources[id(tensor)] = rename(part.name, bound.get(key, "")), tensor
                 totals[key] = judge(to_numpy(kept[id(old)]), array, self.options.tolerance)[0]
             if (part.name, number) in runs:
                 measured[part.name, number] = input_error(call.starts, errors.get), totals

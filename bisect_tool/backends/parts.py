@@ -290,6 +290,8 @@ class _Caught(TorchDispatchMode):
         self.sizes = {part.name: len(part.members) for part in parts}
         self.steps: dict[str, list[Step]] = {part.name: [] for part in parts}
         self.running: list[str] = []
+        # Of tensors that the steps keep alive: the id of one that is gone may soon be another one's.
+        self.watched: dict[str, set[int]] = {part.name: set() for part in parts}
         self.read: dict[str, dict[int, str]] = {part.name: {} for part in parts}
         self.busy = False
 
@@ -297,9 +299,9 @@ class _Caught(TorchDispatchMode):
         kwargs = kwargs or {}
         if not self.busy:
             for _, tensor in (*flatten_tensors(args), *flatten_tensors(kwargs)):
-                for name, read in self.read.items():
-                    if name not in self.running:
-                        read.setdefault(id(tensor), func.__name__.partition(".")[0])
+                for name, watched in self.watched.items():
+                    if id(tensor) in watched and name not in self.running:
+                        self.read[name].setdefault(id(tensor), func.__name__.partition(".")[0])
         return func(*args, **kwargs)
 
     def wrap(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -323,6 +325,8 @@ class _Caught(TorchDispatchMode):
                 return output
             if len(steps) % self.sizes[name] == 0:
                 step.results = self._copies([tensor for _, tensor in flatten_tensors(step.output)])
+            else:
+                self.watched[name] |= {id(tensor) for _, tensor in flatten_tensors(step.output)}
             return step.output
 
         return caught
