@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,7 +114,8 @@ class Captured:
 class Together(torch.nn.Module):
     """Several submodules that share a file, called as they were called in the model.
 
-    ``forward`` takes what comes from outside, and returns what the last of them returns.
+    ``forward`` takes what comes from outside, under the names that the submodules have for it, and returns what the last
+    of them returns.
     """
 
     def __init__(self, members: Mapping[str, torch.nn.Module], call: Call):
@@ -122,6 +124,17 @@ class Together(torch.nn.Module):
         for path, module in members.items():
             self.add_module(self.names[path], module)
         self.call = call
+        self._named_forward(_outside_names(members, call))
+
+    def _named_forward(self, names: Sequence[str]) -> None:
+        """Gives ``forward`` a signature: the graph's inputs are found by names first."""
+
+        def forward(*inputs: torch.Tensor) -> Any:
+            return Together.forward(self, *inputs)
+
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+        self.forward = forward  # type: ignore[method-assign]
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         now = dict(zip(self.call.starts, inputs, strict=True))
@@ -138,6 +151,19 @@ def _child_names(paths: Sequence[str]) -> dict[str, str]:
     """Names of their own for modules from anywhere; the last part of the path, as people name them when they export."""
     tails = Counter(path.rpartition(".")[2] for path in paths)
     return {p: tail if tails[tail := p.rpartition(".")[2]] == 1 else p.replace(".", "_") for p in paths}
+
+
+def _outside_names(members: Mapping[str, torch.nn.Module], call: Call) -> list[str]:
+    """What the first submodule that reads a tensor from outside calls it."""
+    names: dict[int, str] = {}
+    for step in call.steps:
+        for name, tensor in sample_tensors(members[step.path], step.args, step.kwargs):
+            if id(tensor) in call.starts:
+                names.setdefault(
+                    id(tensor), "".join(char if char.isidentifier() or char.isdigit() else "_" for char in name)
+                )
+    plain = [names.get(key, "input") for key in call.starts]
+    return [name if plain.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(plain)]
 
 
 def _exchanged(given: Any, now: Mapping[int, torch.Tensor]) -> Any:

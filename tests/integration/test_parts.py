@@ -145,6 +145,14 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, tuple[
     return model, (points, cells), files
 
 
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the drawing, which takes long and is tested elsewhere."""
+    from bisect_tool.reporters import plots
+
+    monkeypatch.setattr(plots, "images", lambda *_: plots.Images(b"", "<svg></svg>", "<svg></svg>"))
+
+
 Case = tuple[Detector, tuple[Tensor, Tensor], dict[str, Path]]
 
 
@@ -410,6 +418,52 @@ def test_nothing_may_happen_between_submodules_of_one_file(net: Split, tmp_path:
     with pytest.raises(BisectError, match="what body returns is also used outside of these submodules") as caught:
         judge(net, (torch.randn(3, 4),), {"body+tail": file})
     assert "a file of its own" in str(caught.value.hint)
+
+
+class Mix(nn.Module):
+    """Of two tensors of one shape, one counts more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, main: Tensor, side: Tensor) -> Tensor:
+        return self.fc(main * 2 - side)
+
+
+class Mixed(nn.Module):
+    """Two submodules of one file that read two tensors of one shape from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add, self.mix = nn.Linear(4, 4), Mix()
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        # Tensors that come and go: what they leave behind must not be taken for what the submodules return.
+        for _ in range(20):
+            left = left * 1.01 + right * 0.01
+        hidden = self.add(left)
+        return self.mix(hidden, right)
+
+
+class Exchanged(nn.Module):
+    """The submodules as they were exported: with the inputs the other way round."""
+
+    def __init__(self, net: Mixed) -> None:
+        super().__init__()
+        self.add, self.mix = net.add, net.mix
+
+    def forward(self, side: Tensor, input: Tensor) -> Tensor:
+        return self.mix(self.add(input), side)
+
+
+def test_inputs_of_joined_submodules_go_by_the_names_of_their_forwards(tmp_path: Path) -> None:
+    """Two inputs of one shape, in another order: names tell them apart."""
+    net, (left, right) = Mixed().eval(), torch.randn(2, 5, 4)
+    file = export(Exchanged(net), (right, left), tmp_path / "joined.onnx", input_names=["side", "input"])
+    report = judge(net, (left, right), {"add+mix": file})
+    assert "agrees" == report.verdict.status, report.verdict.summary
+    assert {"add+mix"} == {row.part for row in report.stages}
 
 
 # The chain
