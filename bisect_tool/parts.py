@@ -105,6 +105,8 @@ class _Parts:
         self.progress = progress
         self.timings: dict[str, float] = {}
         self.notes: list[str] = list(case.notes)
+        if not files:
+            raise BisectError("no part is given", hint="a submodule and its ONNX file, for one part at least")
         self.parts = find_parts(case.module, list(files))
         self.files = {part.name: self._file(part, files[part.name]) for part in self.parts}
         self.rename = renamer({name: file.names() for name, file in self.files.items()})
@@ -115,9 +117,7 @@ class _Parts:
         self.captured = capture(self.case.module, self.case.args, self.case.kwargs, self.parts, MOST_CALLS)
         self._spend("capture the parts' inputs", began)
         for part in self.parts:
-            call = self.captured.calls[part.name][0]
-            with self._told(part):
-                feeds_of(part, call, self.files[part.name].program.graph, call.starts)
+            self._check_fits(part)
         self._check_globs()
         calls = [(call.order, part, number) for part in self.parts for number, call in enumerate(self._calls(part))]
         reports = [self._judge(part, number) for _, part, number in sorted(calls, key=lambda item: item[0])]
@@ -172,7 +172,7 @@ class _Parts:
             return _File(path, OnnxProgram(load_onnx(path), path))
 
     def _told(self, part: Part, path: Path | None = None) -> _Told:
-        return _Told(f"--part {part.name}={path or self.files[part.name].path}", part.name)
+        return _Told(f"--part {part.name}={path or self.files[part.name].path}")
 
     # -- one part -----------------------------------------------------------------------------------------------------
 
@@ -192,6 +192,19 @@ class _Parts:
                 looks = ", ".join(sorted(inside)[:3])
                 raise BisectError(f"{option} {glob!r}: no stage of a part matches", hint=f"stages look like: {looks}")
 
+    def _check_fits(self, part: Part) -> None:
+        """Refuses a file that does not take what its part is called with, before anything is compared."""
+        graph = self.files[part.name].program.graph
+        for number, call in enumerate(self._calls(part)):
+            try:
+                feeds_of(part, call, graph, call.starts)
+            except BisectError as error:
+                where = f"{self._told(part).where}, call {number}" if number else self._told(part).where
+                hint = f"is this the file of {part.name}? its inputs are those that {part.name} has in the model"
+                if number:
+                    hint = f"{part.name} is called with several shapes: export it with dynamic axes"
+                raise BisectError(f"{where}: {error.message}", hint=hint) from error
+
     def _judge(self, part: Part, number: int) -> CallReport:
         """One call of a part, on PyTorch's inputs."""
         call = self._calls(part)[number]
@@ -205,7 +218,8 @@ class _Parts:
         )
         if self.options.stages and not stages:
             # Nothing in it was asked for; then its outputs are what counts.
-            stages = ("(model)",)
+            paths = call.place.paths
+            stages = (paths.get("") or next(iter(paths.values())),) if len(part.members) == 1 else ("(model)",)
         options = replace(
             self.options, onnx=self.files[part.name].path, keep_onnx=None, stages=stages, groups=groups, measure=False
         )
@@ -333,7 +347,6 @@ class _Told:
     """Errors inside say which part they are about."""
 
     where: str
-    part: str
 
     def __enter__(self) -> None:
         return None
@@ -341,5 +354,3 @@ class _Told:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, BisectError) and not error.message.startswith("--part"):
             error.message = f"{self.where}: {error.message}"
-            if error.hint is not None and "--onnx" in error.hint:
-                error.hint = f"is this the file of {self.part}? its inputs are those that {self.part} has in the model"

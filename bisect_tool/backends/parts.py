@@ -112,7 +112,7 @@ class Captured:
 
 
 class Together(torch.nn.Module):
-    """Several submodules that share a file, called as they were called in the model.
+    """Submodules that share a file under one roof, called as they were called in the model.
 
     ``forward`` takes what comes from outside, under the names that the submodules have for it, and returns what the last
     of them returns.
@@ -286,7 +286,8 @@ def _paths(part: Part, call: Call, first: Mapping[int, str]) -> dict[str, str]:
     """Paths in the module that stands for the part, and in the whole model."""
     module = part_module(part, call)
     paths = {path: first[id(child)] for path, child in module.named_modules() if id(child) in first}
-    return {**paths, "": paths.get("", part.name)}
+    # A roof over one submodule has no name of its own in the model: that is the submodule's.
+    return paths if len(part.members) == 1 else {**paths, "": part.name}
 
 
 def _sort_stages(
@@ -441,13 +442,17 @@ def _restore(module: torch.nn.Module, forward: Callable[..., Any] | None) -> Non
 
 def part_module(part: Part, call: Call) -> torch.nn.Module:
     """The module that stands for a part in one of its calls."""
-    (first, *more) = part.members.values()
-    return Together(part.members, call) if more else first
+    return Together(part.members, call) if _needs_a_roof(part) else next(iter(part.members.values()))
+
+
+def _needs_a_roof(part: Part) -> bool:
+    """Several submodules do, and one without children: alone it would not be the one stage that it is in the model."""
+    return len(part.members) > 1 or not any(True for member in part.members.values() for _ in member.children())
 
 
 def part_inputs(part: Part, call: Call, now: Mapping[int, torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What that module is called with; ``now``: the tensors, by ``id`` of those of the captured call."""
-    if len(part.members) > 1:
+    if _needs_a_roof(part):
         return tuple(now[key] for key in call.starts), {}
     (step,) = call.steps
     return _exchanged(step.args, now), _exchanged(step.kwargs, now)

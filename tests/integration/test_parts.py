@@ -336,6 +336,35 @@ def test_every_call_is_compared(tmp_path: Path) -> None:
     assert ("act", None) in {(stage.ref.stage, stage.after) for stage in report.glue}
 
 
+def test_calls_of_several_shapes_need_dynamic_axes(tmp_path: Path) -> None:
+    """A file with the first call's shape alone is refused, with the call that it does not take."""
+    model, image, _ = pyramid(tmp_path)
+    file = export(model.tower, (image,), tmp_path / "fixed.onnx")
+    with pytest.raises(BisectError, match="call 1: the ONNX inputs and the sample do not fit") as caught:
+        judge(model, (image,), {"tower": file})
+    assert "dynamic axes" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.Linear])
+def test_a_part_without_children_is_the_stage_that_it_is_in_the_model(kind: type, tmp_path: Path) -> None:
+    """Not its operations: a recurrence has hundreds of them."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = kind(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.rnn(x)
+            return self.out(y[0] if isinstance(y, tuple) else y)
+
+    net, x = Net().eval(), torch.randn(5, 2, 4)
+    report = judge(net, (x,), {"rnn": export(net.rnn, (x,), tmp_path / "rnn.onnx")})
+    assert "agrees" == report.verdict.status, report.verdict.summary
+    assert {"rnn"} == {row.stage for row in report.stages}
+    assert {kind.__name__} == {row.type for row in report.stages}
+
+
 def test_a_fault_shows_in_every_call(tmp_path: Path) -> None:
     """One origin for each, and it is said that one node is behind them all."""
     model, image, file = pyramid(tmp_path)
@@ -554,6 +583,45 @@ def test_a_part_that_writes_into_its_input(tmp_path: Path) -> None:
     report = judge(net, (x,), {"part": export(net.part, (torch.randn(4, 6),), tmp_path / "part.onnx")})
     assert "agrees" == report.verdict.status, report.verdict.summary
     assert 0 == call_of(report, "part").input_error
+
+
+def test_structures_that_a_part_takes_and_returns(tmp_path: Path) -> None:
+    """Keywords, nested containers, things that are no tensors, the same tensor twice."""
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, pair: list[Tensor], scale: float, *, last: Tensor, mask: Tensor | None = None) -> Any:
+            y = self.fc(pair[0] + pair[1]) * scale
+            y = y if mask is None else y.masked_fill(mask, 0.0)
+            return {"main": (y, [y + last]), "none": None}
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.inner([x, x], 0.5, last=x.tanh(), mask=x > 0)
+            assert out["none"] is None
+            return out["main"][0] + out["main"][1][0]
+
+    class Exported(nn.Module):
+        def __init__(self, inner: Inner) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, a: Tensor, b: Tensor, last: Tensor, mask: Tensor) -> Any:
+            return self.inner([a, b], 0.5, last=last, mask=mask)["main"]
+
+    net, x = Net().eval(), torch.randn(2, 4)
+    names = ["pair.0", "pair.1", "last", "mask"]
+    file = export(Exported(net.inner), (x, x, x.tanh(), x > 0), tmp_path / "inner.onnx", input_names=names)
+    report = judge(net, (x,), {"inner": file})
+    assert "agrees" == report.verdict.status, report.verdict.summary
+    assert ["main.0", "main.1.0"] == [out.output for out in call_of(report, "inner").outputs]
 
 
 # Errors
