@@ -123,6 +123,7 @@ class Together(torch.nn.Module):
         self.names = _child_names(list(members))
         for path, module in members.items():
             self.add_module(self.names[path], module)
+        self.training = next(iter(members.values())).training
         self.call = call
         self._named_forward(_outside_names(members, call))
 
