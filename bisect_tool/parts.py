@@ -224,13 +224,13 @@ class _Parts:
             self.options, onnx=self.files[part.name].path, keep_onnx=None, stages=stages, groups=groups, measure=False
         )
         began = time.perf_counter()
-        try:
-            with self._told(part):
+        with self._told(part):
+            try:
                 report = bisect(case, options, lambda text: self.progress(f"{label}: {text}"))
-        except InconclusiveError as error:
-            return CallReport(part.name, number, None, error.message)
-        finally:
-            self._spend(f"part {label}", began)
+            except InconclusiveError as error:
+                return CallReport(part.name, number, None, error.message)
+            finally:
+                self._spend(f"part {label}", began)
         self.notes += [f"{part.name}: {note}" for note in report.notes]
         return CallReport(part.name, number, report)
 

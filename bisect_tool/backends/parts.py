@@ -274,6 +274,11 @@ def capture(
     for part in parts:
         paths = {first[id(member)] for member in part.members.values()}
         own = [(index, frame) for index, frame in enumerate(frames) if frame.path in paths]
+        if len(own) != len(caught.steps[part.name]):
+            raise BisectError(
+                f"--part {part.name}: the model calls forward itself, and not the module: such calls have no stage",
+                hint="in the model, write self.neck(x) and not self.neck.forward(x)",
+            )
         spans += [(frame.start, frame.stop, part.name) for _, frame in own if frame.stop is not None]
         for number, call in enumerate(calls[part.name]):
             call.order = min(index for index, frame in own if frame.call == number)

@@ -728,6 +728,41 @@ def test_what_does_not_go_is_told(material: Path, tmp_path: Path, name: str) -> 
     assert not (tmp_path / "report").exists()
 
 
+def test_calls_of_forward_itself_are_refused(tmp_path: Path) -> None:
+    """They pass the module's hooks, so that there is no stage to compare."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner.forward(x) * 2
+
+    net, x = Net().eval(), torch.randn(2, 4)
+    with pytest.raises(BisectError, match="calls forward itself"):
+        judge(net, (x,), {"inner": export(net.inner, (x,), tmp_path / "inner.onnx")})
+
+
+def test_torchscript_archives_have_no_parts(tmp_path: Path, detector: Case) -> None:
+    """Their submodules can't be exchanged."""
+    scripted = torch.jit.trace(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4))
+    with pytest.raises(BisectError, match="TorchScript archive"):
+        judge(scripted, (torch.randn(2, 4),), {"0": detector[2]["head"]})
+
+
+def test_a_file_that_does_not_run_is_inconclusive(material: Path, tmp_path: Path) -> None:
+    """The other part is judged all the same, and the verdict says which one gave no answer."""
+    model = onnx.load(material / "block.onnx")
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, tmp_path / "block.onnx")
+    outcome = run(material, tmp_path, *STEM, "--part", f"blocks.0={tmp_path / 'block.onnx'}", "--format", "json")
+    assert 3 == outcome.code, outcome.err
+    report = outcome.report
+    assert report["verdict"]["summary"][0].startswith("blocks.0 (block.onnx): ONNX Runtime cannot load the graph")
+    assert {"stem": "agrees", "blocks.0": "inconclusive"} == {part["part"]: part["status"] for part in report["parts"]}
+
+
 def test_parts_of_a_case_file(material: Path, tmp_path: Path) -> None:
     """Files are relative to the case file; --part on the command line takes the place of the whole table."""
     outcome = run(material, tmp_path, "--config", str(material / "case.toml"), "--format", "json")
