@@ -120,11 +120,12 @@ class Together(torch.nn.Module):
 
     def __init__(self, members: Mapping[str, torch.nn.Module], call: Call):
         super().__init__()
-        self.names = _child_names(list(members))
+        # Private, so that no submodule has the name.
+        self._together_names = _child_names(list(members))
         for path, module in members.items():
-            self.add_module(self.names[path], module)
+            self.add_module(self._together_names[path], module)
         self.training = next(iter(members.values())).training
-        self.call = call
+        self._together_call = call
         self._named_forward(_outside_names(members, call))
 
     def _named_forward(self, names: Sequence[str]) -> None:
@@ -138,11 +139,12 @@ class Together(torch.nn.Module):
         self.forward = forward  # type: ignore[method-assign]
 
     def forward(self, *inputs: torch.Tensor) -> Any:
-        now = dict(zip(self.call.starts, inputs, strict=True))
+        call = self._together_call
+        now = dict(zip(call.starts, inputs, strict=True))
         output = None
-        for step in self.call.steps:
+        for step in call.steps:
             args, kwargs = (_exchanged(given, now) for given in (step.args, step.kwargs))
-            output = getattr(self, self.names[step.path])(*args, **kwargs)
+            output = getattr(self, self._together_names[step.path])(*args, **kwargs)
             pairs = zip(flatten_tensors(step.output), flatten_tensors(output), strict=True)
             now.update((id(old), new) for (_, old), (_, new) in pairs)
         return output
@@ -150,8 +152,12 @@ class Together(torch.nn.Module):
 
 def _child_names(paths: Sequence[str]) -> dict[str, str]:
     """Names of their own for modules from anywhere; the last part of the path, as people name them when they export."""
-    tails = Counter(path.rpartition(".")[2] for path in paths)
-    return {p: tail if tails[tail := p.rpartition(".")[2]] == 1 else p.replace(".", "_") for p in paths}
+    tails = [path.rpartition(".")[2] for path in paths]
+    taken = Counter(tails)
+    return {
+        path: tail if taken[tail] == 1 else f"{path.replace('.', '_')}_{number}"
+        for number, (path, tail) in enumerate(zip(paths, tails, strict=True))
+    }
 
 
 def _outside_names(members: Mapping[str, torch.nn.Module], call: Call) -> list[str]:
@@ -164,7 +170,7 @@ def _outside_names(members: Mapping[str, torch.nn.Module], call: Call) -> list[s
                     id(tensor), "".join(char if char.isidentifier() or char.isdigit() else "_" for char in name)
                 )
     plain = [names.get(key, "input") for key in call.starts]
-    return [name if plain.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(plain)]
+    return plain if len(set(plain)) == len(plain) else [f"input_{number}" for number in range(len(plain))]
 
 
 def _exchanged(given: Any, now: Mapping[int, torch.Tensor]) -> Any:

@@ -440,6 +440,24 @@ def test_submodules_that_share_a_file(tmp_path: Path) -> None:
     assert ["tail"] == [origin.stage for origin in report.verdict.origins]
 
 
+def test_submodules_of_any_name_can_share_a_file(tmp_path: Path) -> None:
+    """Also where the last parts of their paths are the same."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = (nn.ModuleDict({"fc": nn.Linear(4, 4)}) for _ in range(2))
+            self.call = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.call(self.right["fc"](self.left["fc"](x)))
+
+    net, x = Net().eval(), torch.randn(3, 4)
+    report = judge(net, (x,), {"left.fc+right.fc+call": export(net, (x,), tmp_path / "net.onnx")})
+    assert "agrees" == report.verdict.status, report.verdict.summary
+    assert ["left.fc", "right.fc", "call"] == [row.stage for row in report.stages]
+
+
 @pytest.mark.parametrize("net", [Split(lambda x: x + 1), Split(leak=True)], ids=["between", "leak"])
 def test_nothing_may_happen_between_submodules_of_one_file(net: Split, tmp_path: Path) -> None:
     """What one hands to the next must not be used by anybody else; that is told before anything is compared."""
