@@ -436,6 +436,8 @@ def test_submodules_that_share_a_file(tmp_path: Path) -> None:
     assert ["body.0", "body.1", "tail"] == [row.stage for row in report.stages]
     assert ["stem", "/mul#0"] == [stage.ref.stage for stage in report.glue]
     assert {None} == {stage.after for stage in report.glue}
+    outputs = judge(net, (x,), {"body+tail": file}, stages=("(model)",)).stages
+    assert [("body+tail", None)] == [(row.stage, row.source) for row in outputs]
     report = judge(net, (x,), {"body+tail": scaled(file, tmp_path / "bad.onnx", "tail.weight", 1)})
     assert ["tail"] == [origin.stage for origin in report.verdict.origins]
 
