@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bisect_tool.experiments import run_matrix
     from bisect_tool.matrix import read_matrix
     from bisect_tool.metrics import measure
+    from bisect_tool.parts import bisect_parts
     from bisect_tool.pipeline import LoadedCase, Options, bisect, inspect_case
     from bisect_tool.recorder import Recorder
     from bisect_tool.records import Report
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "bisect": "bisect_tool.pipeline",
     "inspect_case": "bisect_tool.pipeline",
+    "bisect_parts": "bisect_tool.parts",
     "LoadedCase": "bisect_tool.pipeline",
     "Options": "bisect_tool.pipeline",
     "ExportSettings": "bisect_tool.backends.exporting",
@@ -46,6 +48,7 @@ __all__ = [
     "Report",
     "bisect",
     "inspect_case",
+    "bisect_parts",
     "make_tolerance",
     "measure",
     "read_matrix",

@@ -149,7 +149,7 @@ def resolve_scope(components: Sequence[str], modules: Mapping[str, str]) -> str 
                 break
         else:
             return None
-    return modules[path] if path else ""
+    return modules[path] if path else modules.get("", "")
 
 
 def same_data_order(first: Sequence[int], second: Sequence[int]) -> bool:

@@ -53,6 +53,10 @@ LEAST_DROP = 10.0
 """How much smaller the outputs' error must become for a hand-over to count as mending them."""
 
 
+SHARED = "one fault would explain them all"
+"""How what :func:`note_shared` says ends."""
+
+
 def note_shared(origins: Sequence[Origin]) -> tuple[Origin, ...]:
     """Says where several origins name the same nodes: a wrong value that PyTorch does not have shows in all its readers."""
     found = []
@@ -67,7 +71,7 @@ def note_shared(origins: Sequence[Origin]) -> tuple[Origin, ...]:
         shared = [name for name in origin.onnx_nodes if all(name in other.onnx_nodes for other in others)]
         if others and shared:
             readers = ", ".join(dict.fromkeys(str(other.ref) for other in others))
-            text = f"{', '.join(shared[:3])} may be what is wrong in {readers} too: one fault would explain them all"
+            text = f"{', '.join(shared[:3])} may be what is wrong in {readers} too: {SHARED}"
             origin = replace(origin, evidence=(*origin.evidence, text))
         found.append(origin)
     return tuple(found)

@@ -100,6 +100,7 @@ from bisect_tool.records import (
     Origin,
     OutputKey,
     OutputResult,
+    Place,
     QuantisedStage,
     Report,
     SideCost,
@@ -158,6 +159,7 @@ class LoadedCase:
         args, kwargs: inputs of ``module.forward``.
         description: what the report says about the case: paths and the command.
         notes: from loading and from the preflight.
+        place: of a module that is a part of a larger model, in that model.
     """
 
     name: str
@@ -166,6 +168,7 @@ class LoadedCase:
     kwargs: dict[str, Any]
     description: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    place: Place | None = None
 
 
 class GraphSource(Protocol):
@@ -629,7 +632,7 @@ class _Bisection:
                 verdict = verdict if self.quantised else self._hand_over(verdict, reference, matches)
         if verdict.status == "diverges":
             with self.step("weights", "comparing the graph's weights with the model's"):
-                verdict = with_weights(verdict, check_weights(self.case.module, self.program, rows))
+                verdict = with_weights(verdict, check_weights(self.case.module, self.program, rows, self.case.place))
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
                 chance = self._chance(trace, rows)
             if chance is None:
@@ -774,14 +777,16 @@ class _Bisection:
         args, kwargs = _copies(self.case.args), _copies(self.case.kwargs)
         module = self.case.module
         if self._is_plain(config):
-            run = TorchRun(module, args, kwargs, on_value, every_op=self.options.level == "op", tape=tape)
+            every_op, place = self.options.level == "op", self.case.place
+            run = TorchRun(module, args, kwargs, on_value, every_op=every_op, tape=tape, place=place)
             before(run.recorder)
             return run, {"device": "cpu", "threads": torch.get_num_threads()}, self._start(run)
         module, args, kwargs = placed(module, args, kwargs, config)
         require_one_device(module, args, kwargs, config.device)
         layout = layout_in_effect(module, args, kwargs, config)
         with applied(config) as effective:
-            run = TorchRun(module, args, kwargs, on_value, every_op=self.options.level == "op")
+            every_op = self.options.level == "op"
+            run = TorchRun(module, args, kwargs, on_value, every_op=every_op, place=self.case.place)
             before(run.recorder)
             return run, {**effective, **layout}, self._start(run)
 

@@ -70,6 +70,27 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a part of a model lies in it, so that its stages can bear the names that they have in the whole.
+
+    Attributes:
+        paths: of the part's modules, as ``named_modules()`` of the part and of the whole model have them.
+        calls: how often each module (path in the whole model) was called before the part was.
+    """
+
+    paths: Mapping[str, str]
+    calls: Mapping[str, int]
+
+    def ref(self, ref: StageRef) -> StageRef:
+        """A stage's name in the whole model."""
+        module, slash, operation = ref.stage.partition("/")
+        if module not in self.paths:
+            return ref
+        path = self.paths[module]
+        return StageRef(path + slash + operation, ref.call + self.calls.get(path, 0), ref.output)
+
+
+@dataclass(frozen=True, slots=True)
 class TorchTrace:
     """Structure of a PyTorch run; the tensors themselves are elsewhere.
 
@@ -384,7 +405,8 @@ class StageRow:
 
     ``onnx_nodes`` are in a topological order, the last one makes the value; ``onnx_ops`` are their types, and
     ``onnx_weights`` the initialisers that they read. ``role``: ``judged`` rows and ``output`` rows (outputs of the model
-    that are no judged stage) count for the verdict, ``group`` rows are containers shown beside them.
+    that are no judged stage) count for the verdict, ``group`` rows are containers shown beside them. ``part``: that the
+    stage belongs to; ``None`` where the model is one graph.
     """
 
     index: int
@@ -405,6 +427,7 @@ class StageRow:
     role: Role = "judged"
     onnx_ops: tuple[str, ...] = ()
     onnx_weights: tuple[str, ...] = ()
+    part: str | None = None
 
     @property
     def ref(self) -> StageRef:
@@ -469,6 +492,7 @@ class Origin:
         onnx_details: of the first nodes: attributes, and the line that the exporter says they come from.
         replay: folder beside ``report.json`` that shows the error with ONNX Runtime and numpy alone; ``None``: not made.
         witness: what another runner makes of the nodes; ``None`` where none was asked: PyTorch is off, or not looked into.
+        part: that the stage belongs to; ``None`` where the model is one graph.
     """
 
     stage: str
@@ -489,6 +513,7 @@ class Origin:
     onnx_weights: tuple[str, ...] = ()
     replay: str | None = None
     witness: Witness | None = None
+    part: str | None = None
 
     @property
     def ref(self) -> StageRef:
@@ -744,6 +769,78 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
+class PartOutput:
+    """One output of a part in one call.
+
+    Attributes:
+        onnx_value: the output of the part's graph; empty where it has none.
+        local: the untouched graph on PyTorch's own inputs, against PyTorch. judgement: of that.
+        total: in the chained run, fed with what the chain had made so far; ``None`` if the chain did not get here.
+    """
+
+    output: OutputKey
+    onnx_value: str
+    local: ErrorMetrics
+    judgement: Judgement
+    total: ErrorMetrics | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartCall:
+    """One call of a part under one configuration pair.
+
+    Attributes:
+        call: of the part, from 0.
+        status: of the part alone, on PyTorch's inputs.
+        input_error: relative error of the chained run's inputs, taken together as one vector; ``None`` if unknown.
+    """
+
+    call: int
+    config: str
+    status: ConfigStatus
+    input_error: float | None
+    outputs: tuple[PartOutput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PartResult:
+    """A part of the model that has an ONNX file of its own.
+
+    Attributes:
+        part: the submodule; several that share a file are joined with ``+``.
+        onnx: the file.
+        calls: how often the model calls it. compared: how many of these calls were compared, the first ones.
+        status: of the part alone, on the inputs that PyTorch gives it. reason: why it is inconclusive.
+        stages, aligned, coverage: as in ``Alignment``, over all compared calls.
+        runs: each compared call under each configuration pair.
+    """
+
+    part: str
+    onnx: str
+    calls: int
+    compared: int
+    status: Status
+    reason: str | None
+    stages: int
+    aligned: int
+    coverage: float | None
+    runs: tuple[PartCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GlueStage:
+    """A stage that lies in no part: PyTorch computes it on both sides, so that it is not compared.
+
+    ``after``: the part that was called last before it; ``None`` before all parts.
+    """
+
+    ref: StageRef
+    type: str
+    source: str | None
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything one command found; every reporter prints this and nothing else.
 
@@ -753,6 +850,8 @@ class Report:
         timings: seconds by step, in the order they ran.
         samples: what became of each sample, where there were several and this is the report on all of them; the rest is
             that of the worst one.
+        parts: of a model in several ONNX files, in the order in which PyTorch calls them; () where it is one graph.
+        glue: what PyTorch computes between the parts.
     """
 
     case: Mapping[str, Any]
@@ -765,4 +864,6 @@ class Report:
     timings: Mapping[str, float]
     notes: tuple[str, ...] = ()
     samples: tuple[SampleResult, ...] = ()
+    parts: tuple[PartResult, ...] = ()
+    glue: tuple[GlueStage, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)

@@ -48,19 +48,22 @@ def select(trace: TorchTrace, level: str, stages: Sequence[str], groups: Sequenc
         BisectError: a glob that nothing matches.
         InconclusiveError: the model has no stage at this level.
     """
-    judged = _picked(trace, stages, "--stages") if stages else tuple(s for s in trace.stages if _at_level(s, level))
+    root = trace.modules.get("", "")
+    judged = (
+        _picked(trace, stages, "--stages") if stages else tuple(s for s in trace.stages if _at_level(s, level, root))
+    )
     if not judged:
         raise InconclusiveError(
             f"the model has no stage at level {level}", hint="try --level leaf, or --level op for functional code"
         )
     values = {stage.value for stage in judged}
     finals = {value for _, value in trace.outputs} - values
-    outputs = tuple(s for s in trace.stages if s.ref.stage == "" and s.value in finals)
+    outputs = tuple(s for s in trace.stages if s.ref.stage == root and s.value in finals)
     known = {stage.ref for stage in judged}
     containers = tuple(s for s in (_picked(trace, groups, "--group") if groups else ()) if s.ref not in known)
     layers: dict[str, list[Stage]] = {}
     for name, members in (("judged", judged), ("groups", containers)):
-        depths = _nesting(members)
+        depths = _nesting(members, root)
         for stage in members:
             depth = depths[stage.ref.stage]
             layer = MAIN_LAYER if name == "judged" and not depth else f"{name}{depth}"
@@ -68,28 +71,32 @@ def select(trace: TorchTrace, level: str, stages: Sequence[str], groups: Sequenc
     return Selection(judged, outputs, containers, {name: tuple(members) for name, members in layers.items()})
 
 
-def _nesting(stages: Iterable[Stage]) -> dict[str, int]:
-    """How many of the other stages' paths each path lies inside."""
+def _nesting(stages: Iterable[Stage], root: str) -> dict[str, int]:
+    """How many of the other stages' paths each path lies inside; all lie inside the root."""
     paths = {stage.ref.stage for stage in stages}
     depths = {}
     for path in paths:
         parts = path.replace("/", ".").split(".")
-        outer = {".".join(parts[:i]) for i in range(1, len(parts))} | {""}
+        outer = {".".join(parts[:i]) for i in range(1, len(parts))} | {root}
         depths[path] = sum(other in paths and other != path for other in outer)
     return depths
 
 
-def _at_level(stage: Stage, level: str) -> bool:
+def _at_level(stage: Stage, level: str, root: str) -> bool:
     if level == "op":
         return "#" in stage.ref.stage
-    return stage.level == level and stage.ref.stage != ""
+    return stage.level == level and stage.ref.stage != root
 
 
 def _picked(trace: TorchTrace, globs: Sequence[str], option: str) -> tuple[Stage, ...]:
     found: dict[StageRef, Stage] = {}
     for glob in globs:
         # As the report prints it; the path itself is empty.
-        hits = [s for s in trace.stages if glob_matches(s.ref.stage, "" if glob == "(model)" else glob)]
+        hits = [
+            s
+            for s in trace.stages
+            if glob_matches(s.ref.stage, trace.modules.get("", "") if glob == "(model)" else glob)
+        ]
         if not hits:
             paths = sorted({s.ref.stage for s in trace.stages if s.ref.stage})
             near = difflib.get_close_matches(glob, paths, n=3, cutoff=0.3) or paths[:3]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +15,9 @@ from numpy.typing import NDArray
 
 from bisect_tool.backends.compiled import eagerly
 from bisect_tool.recorder import Frame, Op, Recorder, Trace, Value
-from bisect_tool.records import Stage, StageRef, TorchTrace
+from bisect_tool.records import Place, Stage, StageRef, TorchTrace
+
+_PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
 
 # Operations that only say how memory is read, or copy it: they make no numbers, so they are no stages.
 LAYOUT_OPS = frozenset(
@@ -118,6 +123,7 @@ class TorchRun:
         on_value: called with each stage's value and its tensor while the model is paused there.
         every_op: report operations inside leaf modules too.
         tape: keep what is needed to compute any stage again, see :mod:`bisect_tool.backends.replay`.
+        place: of the module in a larger model; its stages are named as there.
     """
 
     def __init__(
@@ -129,7 +135,9 @@ class TorchRun:
         *,
         every_op: bool = False,
         tape: bool = False,
+        place: Place | None = None,
     ):
+        self.place = place
         self.module = module
         self.args = args
         self.kwargs = kwargs
@@ -147,7 +155,22 @@ class TorchRun:
     def trace(self) -> TorchTrace:
         first = {id(child): path for path, child in self.module.named_modules()}
         paths = {path: first[id(child)] for path, child in self.module.named_modules(remove_duplicate=False)}
-        return build_trace(self.recorder.trace, paths, every_op=self.every_op)
+        trace = build_trace(self.recorder.trace, paths, every_op=self.every_op)
+        return trace if self.place is None else _placed(trace, self.place)
+
+
+def _placed(trace: TorchTrace, place: Place) -> TorchTrace:
+    """The trace with the names of the whole model. A graph may be tagged with either: both lead to the same path."""
+
+    def renamed(stage: Stage) -> Stage:
+        alias = None if stage.alias_of is None else place.ref(stage.alias_of)
+        # The roof over several submodules is this package's; nobody looks for a fault there.
+        own = stage.source is not None and stage.source.startswith(_PACKAGE)
+        return replace(stage, ref=place.ref(stage.ref), alias_of=alias, source=None if own else stage.source)
+
+    own = {name: place.paths.get(path, path) for name, path in trace.modules.items()}
+    whole = {path: path for path in own.values()}
+    return replace(trace, stages=tuple(map(renamed, trace.stages)), modules={**whole, **own})
 
 
 def build_trace(trace: Trace, modules: Mapping[str, str], *, every_op: bool = False) -> TorchTrace:

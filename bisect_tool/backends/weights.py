@@ -14,24 +14,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.torch_runner import to_numpy
 from bisect_tool.fingerprints import places_by_weights, weight_owners
-from bisect_tool.records import StageRow
+from bisect_tool.records import Place, StageRow
 from bisect_tool.weights import Folding, WeightReport, compare_weights, pair_weights
 
 _PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "FusedGemm"}
 
 
-def check_weights(module: torch.nn.Module, program: OnnxProgram, rows: Sequence[StageRow]) -> WeightReport:
+def check_weights(
+    module: torch.nn.Module, program: OnnxProgram, rows: Sequence[StageRow], place: Place | None = None
+) -> WeightReport:
     """Compares the graph's initialisers with the model's parameters and buffers.
 
     Args:
         module: the model.
         program: the graph; its weights are read where they lie.
         rows: of the report; they say which module a product belongs to.
+        place: of the module in a larger model, after which the rows are named.
     """
     tensors = _tensors(module)
     shapes = program.floating_weights()
     pairs = pair_weights(
-        shapes, {name: tuple(t.shape) for name, t in tensors.items()}, _products(program, rows, module)
+        shapes, {name: tuple(t.shape) for name, t in tensors.items()}, _products(program, rows, module, place)
     )
     return compare_weights(pairs, program.weight, lambda name: to_numpy(tensors[name]), _foldings(module))
 
@@ -48,15 +51,18 @@ def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _products(program: OnnxProgram, rows: Sequence[StageRow], module: torch.nn.Module) -> Mapping[str, list[str]]:
-    linear = {path for path, child in module.named_modules() if type(child) is torch.nn.Linear}
+def _products(
+    program: OnnxProgram, rows: Sequence[StageRow], module: torch.nn.Module, place: Place | None
+) -> Mapping[str, list[str]]:
+    names = {} if place is None else place.paths
+    linear = {names.get(path, path): path for path, m in module.named_modules() if type(m) is torch.nn.Linear}
     readers: dict[str, list[str]] = {}
     for row in rows:
         if row.stage in linear:
             nodes = set(row.onnx_nodes)
             for node in program.graph.nodes:
                 if node.name in nodes and node.op_type in _PRODUCTS and len(node.inputs) > 1:
-                    readers.setdefault(node.inputs[1], []).append(row.stage)
+                    readers.setdefault(node.inputs[1], []).append(linear[row.stage])
     return readers
 
 

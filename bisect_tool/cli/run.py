@@ -18,7 +18,7 @@ from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import case_name, load, load_case, make_case
 from bisect_tool.cli.process import load_libraries, no_collection
-from bisect_tool.cli.settings import parse_size, read_case_file
+from bisect_tool.cli.settings import check_parts, parse_size, read_case_file
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
 from bisect_tool.matrix import read_matrix
 from bisect_tool.tolerances import make_tolerance
@@ -45,6 +45,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "rtol": None,
     "inputs": (),
     "raw": (),
+    "parts": (),
     "groups": (),
     "stages": (),
     "allow_pickle": False,
@@ -55,6 +56,13 @@ _DEFAULTS: Mapping[str, Any] = {
 
 @click.command(context_settings=shared.SETTINGS)
 @shared.loading
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    metavar="SUBMODULE=FILE",
+    help="ONNX file of one submodule, or of several as a+b+c; the others stay in PyTorch. Repeatable.",
+)
 @shared.exporting
 @click.option("--max-abs", type=float, help="Tolerance: largest absolute difference.")
 @click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol.")
@@ -143,6 +151,9 @@ def settings_of(given: dict[str, Any]) -> dict[str, Any]:
             hint='in a matrix file each pair names its own: backend = "onnx-reference" in [pair.actual]',
         )
     _check_export_options(given, settings)
+    settings["parts"] = check_parts(settings["parts"])
+    if settings["parts"]:
+        _check_beside_parts(given, settings)
     return settings
 
 
@@ -164,6 +175,24 @@ def _check_export_options(given: Mapping[str, Any], settings: Mapping[str, Any])
             f"{', '.join(useless)}: for an export, and --onnx makes none",
             hint=f"leave {'it' if len(useless) == 1 else 'them'} out, or --onnx",
         )
+
+
+def _check_beside_parts(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuses what a model in several files leaves no room for."""
+    if settings["onnx"]:
+        raise BisectError(
+            "--part and --onnx exclude each other: the one is about files of submodules, the other about one of all",
+            hint="give one of the two",
+        )
+    if settings["matrix"]:
+        raise BisectError(
+            "--part and --matrix do not go together yet",
+            hint="leave --matrix out; or run it on one part, as a model of its own with --onnx",
+        )
+    exports = ("exporter", "opset", "constant_folding", "keep_onnx")
+    useless = [f"--{name.replace('_', '-')}" for name in exports if given[name] is not None]
+    if useless:
+        raise BisectError(f"{', '.join(useless)}: for an export, and --part makes none", hint="leave it out, or --part")
 
 
 def progress(quiet: bool) -> Callable[[str], None]:
@@ -236,7 +265,12 @@ def _run_samples(
         number: int, case: LoadedCase, chosen: Options, replays: dict[str, Any], graphs: MatrixGraphs | None = None
     ) -> Report:
         if matrix is None:
-            return bisect(case, replace(chosen, keep_replay=functools.partial(_collect, replays)), say)
+            chosen = replace(chosen, keep_replay=functools.partial(_collect, replays))
+            if settings["parts"]:
+                from bisect_tool.parts import bisect_parts
+
+                return bisect_parts(case, settings["parts"], chosen, say)
+            return bisect(case, chosen, say)
         from bisect_tool.experiments import run_matrix
 
         load_one = _loader(settings, case, number)
@@ -325,7 +359,7 @@ def _run_many(
 
     if options.onnx is not None:
         check_given_graph(options.onnx, cases, sources)
-    samples = Samples(cases, sources, options.tolerance, given=options.onnx is not None)
+    samples = Samples(cases, sources, options.tolerance, given=options.onnx is not None or bool(settings["parts"]))
     matrix = bool(settings["matrix"])
     shared: dict[int, MatrixGraphs] = {}
     with shared_work(cases[0].module, options.keep_onnx, overwrite=options.overwrite) as graphs:

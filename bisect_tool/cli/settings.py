@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ KEYS: Mapping[str, Mapping[str, str]] = {
 }
 """Section → key → name of the command's parameter."""
 
+PARTS = "parts"
+"""A section whose keys are submodules, and whose values are their ONNX files."""
+
 _CHOICES = {
     "exporter": ("dynamo", "torchscript"),
     "level": ("op", "leaf", "container"),
@@ -70,8 +73,13 @@ def read_case_file(path: Path) -> dict[str, Any]:
         raise BisectError(f"config {path}: not valid TOML ({error})", hint="see configs/ for examples") from error
     found: dict[str, Any] = {}
     for section, values in data.items():
+        if section == PARTS and isinstance(values, dict):
+            found[PARTS] = _parts(values, path)
+            continue
         if section not in KEYS or not isinstance(values, dict):
-            raise BisectError(f"config {path}: unknown section [{section}]", hint=f"sections are: {', '.join(KEYS)}")
+            raise BisectError(
+                f"config {path}: unknown section [{section}]", hint=f"sections are: {', '.join([*KEYS, PARTS])}"
+            )
         for key, value in values.items():
             name = KEYS[section].get(key)
             if name is None:
@@ -80,6 +88,43 @@ def read_case_file(path: Path) -> dict[str, Any]:
             _check_type(name, value, f"config {path}: {key} in [{section}]")
             found[name] = _prepare(name, value, path)
     return found
+
+
+def _parts(values: Mapping[str, Any], path: Path) -> tuple[tuple[str, str], ...]:
+    """Submodules and files; TOML makes inner tables of dotted keys without quotes."""
+    for name, file in values.items():
+        if not isinstance(file, str):
+            raise BisectError(
+                f"config {path}: {name} in [{PARTS}]: {file!r} is not a string",
+                hint='"neck.blocks" = "neck.onnx": a path with dots, or joined with +, is quoted',
+            )
+    base = path.resolve().parent
+    return tuple((name, os.path.normpath(base / file)) for name, file in values.items())
+
+
+def check_parts(given: Sequence[str | tuple[str, str]]) -> dict[str, Path]:
+    """Files by submodule, from the command line's ``SUBMODULE=FILE`` or a case file's pairs.
+
+    Raises:
+        BisectError: no such form, or a submodule given twice.
+    """
+    found: dict[str, Path] = {}
+    for part in given:
+        name, file = part if isinstance(part, tuple) else _split_part(part)
+        if name in found:
+            raise BisectError(f"--part {name}: given twice ({found[name]}, {file})", hint="a submodule has one file")
+        found[name] = Path(file)
+    return found
+
+
+def _split_part(text: str) -> tuple[str, str]:
+    name, separator, file = text.partition("=")
+    if not separator or not name.strip() or not file.strip():
+        raise BisectError(
+            f"--part {text!r}: not of the form SUBMODULE=FILE",
+            hint="for example --part backbone=backbone.onnx; --onnx FILE for the whole model",
+        )
+    return name.strip(), file.strip()
 
 
 def _check_type(name: str, value: Any, where: str) -> None:

@@ -18,14 +18,17 @@ from bisect_tool.records import (
     ConfigStatus,
     Diagnosis,
     ErrorMetrics,
+    GlueStage,
     HandOver,
     Origin,
     OutputResult,
+    PartResult,
     Report,
     SampleResult,
     Spread,
     StageRef,
     StageRow,
+    Status,
     Tolerance,
     Witness,
 )
@@ -192,6 +195,64 @@ def shows_shares(report: Report, config: str | None) -> bool:
         return False
     results = [row.results[config] for row in report.stages if config is not None and config in row.results]
     return any(result.share is not None for result in results)
+
+
+# Parts
+
+
+@dataclass(frozen=True)
+class PartLine:
+    """A part in one call, under the configuration that is shown; errors are relative L2, of the worst output.
+
+    ``glue``: stages that PyTorch computes behind it.
+    """
+
+    part: PartResult
+    name: str
+    status: ConfigStatus | Status
+    entering: float | None
+    made: float | None
+    out: float | None
+    glue: tuple[GlueStage, ...]
+
+
+def part_lines(report: Report, config: str | None) -> list[PartLine]:
+    """The parts in the order in which they are called first; one without an answer has no numbers."""
+    lines = []
+    for part in report.parts:
+        glue = tuple(stage for stage in report.glue if stage.after == part.part)
+        runs = [call for call in part.runs if call.config == config]
+        if not runs:
+            lines.append(PartLine(part, part.part, part.status, None, None, None, glue))
+        for number, call in enumerate(runs):
+            last = number == len(runs) - 1
+            name = part.part if call.call == 0 else f"{part.part}@{call.call}"
+            made = [badness(out.local.rel_l2) for out in call.outputs]
+            totals = [badness(out.total.rel_l2) for out in call.outputs if out.total is not None]
+            lines.append(
+                PartLine(
+                    part,
+                    name,
+                    part.status if part.status == "inconclusive" else call.status,
+                    call.input_error,
+                    max(made, default=None),
+                    max(totals, default=None),
+                    glue if last else (),
+                )
+            )
+    return lines
+
+
+def glue_text(stages: Sequence[GlueStage]) -> str:
+    """``scatter (Scatter), /mul#0 (mul)``: what PyTorch computes in one place, each stage once."""
+    names = dict.fromkeys(f"{stage.ref.stage or '(model)'} ({stage.type})" for stage in stages)
+    return names_text(list(names), 4)
+
+
+PARTS_LEGEND = (
+    "Relative L2 of the worst output. in: of what the chain feeds the part; alone: of its outputs on PyTorch's inputs; "
+    "chained: of its outputs in the chain. Lines that begin with PyTorch: computed by PyTorch on both sides, not compared."
+)
 
 
 # Matrices

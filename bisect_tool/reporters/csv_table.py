@@ -20,7 +20,7 @@ TOTAL_COLUMNS = ("max_abs", "mean_abs", "rel_l2", "max_rel", "cosine", "sqnr_db"
 LOCAL_COLUMNS = ("local_max_abs", "local_rel_l2")
 RESULT_COLUMNS = ("input_error", "growth", "amplification", "floor", "noise_ratio", "judgement", "share")
 SAMPLE_COLUMNS = ("index", "source", "status", "worst_output", "over_limit", "noise_ratio")
-COLUMNS = (*STAGE_COLUMNS, "config", *TOTAL_COLUMNS, *LOCAL_COLUMNS, *RESULT_COLUMNS)
+COLUMNS = (*STAGE_COLUMNS, "config", *TOTAL_COLUMNS, *LOCAL_COLUMNS, *RESULT_COLUMNS, "part")
 
 
 def frame(report: Report) -> DataFrame:
@@ -65,7 +65,7 @@ def _rows(report: Report) -> list[dict[str, Any]]:
 def _cells(row: StageRow, config: str | None, result: Comparison | None) -> dict[str, Any]:
     cells: dict[str, Any] = dict.fromkeys(COLUMNS)
     cells.update({name: getattr(row, name) for name in STAGE_COLUMNS})
-    cells.update(shape=shape_text(row.shape), config=config, judgement="not compared")
+    cells.update(shape=shape_text(row.shape), config=config, judgement="not compared", part=row.part)
     if result is not None:
         cells.update({name: getattr(result.total, name) for name in TOTAL_COLUMNS})
         cells.update({name: getattr(result, name) for name in RESULT_COLUMNS})

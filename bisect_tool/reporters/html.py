@@ -83,6 +83,10 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
             for run in report.configs
         ],
         shown_sample=common.shown_sample(report),
+        part_lines=common.part_lines(report, config),
+        first_glue=[stage for stage in report.glue if stage.after is None],
+        glue_text=common.glue_text,
+        parts_legend=common.PARTS_LEGEND,
         matrix=_matrix(report) if common.is_matrix(report) else None,
         remedy_code=common.remedy_code,
         hypothesis_cells=pairs.hypothesis_cells,

@@ -88,6 +88,9 @@ def render(
         _pairs(page, report, all_stages)
     else:
         _configs(page, report)
+    if report.parts:
+        page.line()
+        _parts(page, report)
     for note in report.notes:
         page.prose(note, label=("note: ", "bold yellow"))
     config = common.main_config(report)
@@ -201,6 +204,43 @@ def _config_row(report: Report, config: ConfigRun) -> Row:
         common.effective_text(config.effective),
     )
     return Row(cells, ((4, _STATUS_STYLES[config.status]), (5, "dim")))
+
+
+# Parts
+
+
+def _parts(page: Page, report: Report) -> None:
+    config = common.main_config(report)
+    page.line((f"Parts under {config}" if config is not None else "Parts", "bold"))
+    columns = (
+        Column("part", minimum=16),
+        Column("file", minimum=12, drop=2),
+        Column("aligned", right=True, drop=1),
+        Column("in", right=True),
+        Column("alone", right=True),
+        Column("chained", right=True),
+        Column("status"),
+    )
+    entries: list[Row | Span] = []
+    first = [stage for stage in report.glue if stage.after is None]
+    if first:
+        entries.append(Span(f"  PyTorch: {common.glue_text(first)}", fold=True))
+    for line in common.part_lines(report, config):
+        part = line.part
+        cells = (
+            line.name,
+            os.path.basename(part.onnx),
+            f"{part.aligned} of {part.stages}",
+            common.sci(line.entering),
+            common.sci(line.made),
+            common.sci(line.out),
+            common.STATUSES[line.status],
+        )
+        entries.append(Row(cells, ((6, _STATUS_STYLES[line.status]),)))
+        if line.glue:
+            entries.append(Span(f"  PyTorch: {common.glue_text(line.glue)}", fold=True))
+    page.table(columns, entries)
+    page.prose(common.PARTS_LEGEND, indent="  ", style="dim")
 
 
 # Pairs of a matrix
@@ -412,8 +452,15 @@ def _entries(
     extra: _Extra,
 ) -> Iterator[Row | Span]:
     group = ""
+    part: str | None = None
     left_out: list[StageRow] = []
     for number, row in enumerate(rows):
+        if row.part != part:
+            if left_out:
+                yield Span(_left_out_text(left_out, config), fold=True)
+                left_out = []
+            part, group = row.part, ""
+            yield Span(f"  part {common.printable(part)}, on PyTorch's inputs", "")
         if number not in keep:
             left_out.append(row)
             continue
@@ -545,7 +592,7 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
     detailed = [*here[:ORIGINS_IN_DETAIL], *(origin for origin in here[ORIGINS_IN_DETAIL:] if origin is strongest)]
     for origin in detailed:
         page.line()
-        _origin(page, origin, rows.get(origin.ref), here, common.runner_text(report, origin.config))
+        _origin(page, report, origin, rows.get(origin.ref), here)
     rest = [origin for origin in here if origin not in detailed]
     if rest:
         page.line()
@@ -589,8 +636,12 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
             page.prose(f"and {len(lost) - 5} more")
 
 
-def _origin(page: Page, origin: Origin, row: StageRow | None, origins: Sequence[Origin], runner: str) -> None:
+def _origin(page: Page, report: Report, origin: Origin, row: StageRow | None, origins: Sequence[Origin]) -> None:
+    runner = common.runner_text(report, origin.config)
     _place(page, "origin", origin.ref, row, origin.config, source=origin.source, kind=origin.type)
+    if origin.part is not None:
+        file = next((part.onnx for part in report.parts if part.part == origin.part), "-")
+        page.prose(f"{origin.part} ({file})", label=("part: ", ""), indent="  ")
     page.prose(", ".join(common.node_texts(origin, NODES_IN_DETAIL)) or "no node", label=("onnx: ", ""), indent="  ")
     page.line("  value: ", origin.onnx_value)
     if origin.onnx_weights:

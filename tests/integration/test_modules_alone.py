@@ -14,7 +14,13 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
 )
 HEAVY = ("torch", "onnxruntime", "onnx", "onnx_ir")
-JOINING = ("bisect_tool.pipeline", "bisect_tool.experiments", "bisect_tool.several", "bisect_tool.recorder")
+JOINING = (
+    "bisect_tool.pipeline",
+    "bisect_tool.experiments",
+    "bisect_tool.parts",
+    "bisect_tool.several",
+    "bisect_tool.recorder",
+)
 NEED_TORCH = [m for m in MODULES if m.startswith("bisect_tool.backends.") or m in JOINING]
 LIGHT = [m for m in MODULES if m not in NEED_TORCH]
 

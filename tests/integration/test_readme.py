@@ -76,7 +76,10 @@ def execute_line(line: str) -> tuple[int, str]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         if program == "python":
-            runpy.run_path(arguments[0], run_name="__main__")
+            with pytest.MonkeyPatch.context() as patch:
+                # A script reads its own arguments, not those of the tests.
+                patch.setattr("sys.argv", arguments)
+                runpy.run_path(arguments[0], run_name="__main__")
             return 0, out.getvalue()
         command = {"bisect-divergence": run, "bisect-tool": tool}[program]
         return execute(command, program, arguments), out.getvalue()

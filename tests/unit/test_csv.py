@@ -14,7 +14,7 @@ from bisect_tool.reporters.csv_table import csv_text, frame
 
 HEADER = (
     "index,stage,call,output,level,type,source,shape,dtype,onnx_value,config,max_abs,mean_abs,rel_l2,max_rel,cosine,"
-    "sqnr_db,max_ulp,p99_abs,local_max_abs,local_rel_l2,input_error,growth,amplification,floor,noise_ratio,judgement,share"
+    "sqnr_db,max_ulp,p99_abs,local_max_abs,local_rel_l2,input_error,growth,amplification,floor,noise_ratio,judgement,share,part"
 )
 
 
