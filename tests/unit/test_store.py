@@ -421,6 +421,6 @@ def test_documentation_names_every_key() -> None:
 
 def test_checked_in_sample_is_of_this_schema() -> None:
     """People read it before they run anything."""
-    report = read_report(Path(__file__).resolve().parents[2] / "reports" / "sample")
+    report = store.read_report(pathlib.Path(__file__).resolve().parents[2] / "reports" / "sample")
     assert "diverges" == report.verdict.status
     assert report.verdict.origins and report.verdict.origins[0].replay
