@@ -52,6 +52,7 @@ from bisect_tool.records import (
 from bisect_tool.remedies import NO_SWITCH, describe, explored, hypotheses, no_switch
 from bisect_tool.store import read_report, report_text
 from bisect_tool.verdicts import decide
+from bisect_tool.weights import CODE as OTHER_CHECKPOINT
 from bisect_tool.weights import checkpoint_line
 
 Load = Callable[[], LoadedCase]
@@ -215,7 +216,8 @@ class _Matrix:
         origins = tuple(replace(o, side=o.side or sides.get(o.config)) for o in map(self._own, verdict.origins))
         first = verdict.first_over_tolerance
         hand_over = self.reports[first.config].verdict.hand_over if first is not None else None
-        of_weights = self.reports[first.config].verdict.diagnoses if first is not None else ()
+        of_graph = self.reports[first.config].verdict if first is not None else None
+        causes = of_graph.diagnoses if of_graph is not None else ()
         named = [f"{d.code}: {d.title} separates failing from passing" for d in diagnoses if d.gating]
         own = [self.runs[pair.name] for pair in self.matrix.pairs]
         summary = (*verdict.summary, *named, *explored(findings, own, {run.name: self._worst(run.name) for run in own}))
@@ -223,7 +225,11 @@ class _Matrix:
         summary = (
             *summary,
             *(line for line in told if line.startswith((*OPENINGS, JUDGED))),
-            *map(checkpoint_line, of_weights),
+            *(
+                checkpoint_line(each)
+                for each in (of_graph.diagnoses if of_graph is not None else ())
+                if each.code == OTHER_CHECKPOINT
+            ),
         )
         if self.exhausted is not None:
             summary = (*summary, f"no switch explains it: {NO_SWITCH}")
@@ -239,7 +245,8 @@ class _Matrix:
                 verdict,
                 summary=summary,
                 origins=origins,
-                diagnoses=(*diagnoses, *of_weights),
+                diagnoses=(*diagnoses, *causes),
+                ledger=of_graph.ledger if of_graph is not None else (),
                 ruled_out=tuple(ruled_out),
                 hand_over=hand_over,
                 hypotheses=hypotheses(findings),

@@ -16,6 +16,7 @@ from bisect_tool.backends.operations import operations_of
 from bisect_tool.backends.ort_runner import keep_sessions
 from bisect_tool.backends.structures import bytes_of_weights, form_of
 from bisect_tool.baked import diagnose
+from bisect_tool.diagnose.causes import UNKNOWN
 from bisect_tool.environment import snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.many import report_on_all, sample_name, sample_result, worst_sample
@@ -230,10 +231,9 @@ class Samples:
 def _with(report: Report, diagnosis: Diagnosis) -> Report:
     line = f"{diagnosis.code}: {diagnosis.title}: the graph holds what PyTorch did on another sample"
     verdict = report.verdict
-    return replace(
-        report,
-        verdict=replace(verdict, summary=(*verdict.summary, line), diagnoses=(*verdict.diagnoses, diagnosis)),
-    )
+    # What nothing in a stage's nodes mends is this.
+    others = [each for each in verdict.diagnoses if each.code != UNKNOWN]
+    return replace(report, verdict=replace(verdict, summary=(*verdict.summary, line), diagnoses=(*others, diagnosis)))
 
 
 def check_given_graph(path: Path, cases: Sequence[LoadedCase], sources: Sequence[str]) -> None:

@@ -137,6 +137,8 @@ def _calls(
 
     def keep(value: int, tensor: torch.Tensor) -> None:
         nonlocal left
+        if tensor.is_nested:
+            return
         size = tensor.numel() * tensor.element_size()
         if value not in arrays and size <= left and tensor.layout is torch.strided:
             left -= size

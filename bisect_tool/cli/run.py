@@ -37,6 +37,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "level": "leaf",
     "memory_budget": "2GiB",
     "min_coverage": 0.9,
+    **dict.fromkeys(_TOLERANCES),
     "threads": 0,
     "matrix": None,
     "runner": None,

@@ -966,9 +966,10 @@ def test_no_switch_cures_a_broken_graph(run: Run, scaled: Path, preset: str) -> 
     assert 1 == outcome.code, outcome.err
     verdict = outcome.report["verdict"]
     named = [d["title"] for d in verdict["diagnoses"] if "emulated" not in d["title"] and d["title"] != "autocast"]
-    assert ["the given graph"] == named
+    assert ["the given graph", "a weight differs from the model's"] == named
     assert "the given file differs from what the model exports to, not how it is run" in verdict["summary"]
-    assert not [d for d in verdict["diagnoses"] if d["title"] != "the given graph" and d["remedy_verified"]]
+    switches = [d for d in verdict["diagnoses"] if d["code"] == "BD301"]
+    assert not [d for d in switches if d["title"] != "the given graph" and d["remedy_verified"]]
     assert not any(
         item["conclusion"] == "culprit" and item["switch"] in ("autocast", "dtype") for item in verdict["hypotheses"]
     )
@@ -997,7 +998,7 @@ def test_broken_model_is_no_switch(run: Run, scaled: Path, monkeypatch: pytest.M
     outcome = run("Convolved", BROKEN_EXPORT)
     assert (1, {"plain": "diverges", "half": "agrees"}) == (outcome.code, statuses(outcome))
     verdict = outcome.report["verdict"]
-    assert [] == verdict["diagnoses"]
+    assert ["BD202"] == [diagnosis["code"] for diagnosis in verdict["diagnoses"]], "no switch is"
     assert ["all switches: the graph or the model differs, not how it is run"] == [
         r["title"] for r in verdict["ruled_out"]
     ]
@@ -1020,8 +1021,9 @@ def test_file_before_settings_of_the_export(run: Run, scaled: Path) -> None:
     """A pair with settings of the export is about a fresh export: what separates it from the file is that first."""
     outcome = run("Convolved", APART, "--onnx", scaled)
     assert (1, {"given": "diverges", "apart": "agrees"}) == (outcome.code, statuses(outcome))
-    (diagnosis,) = outcome.report["verdict"]["diagnoses"]
+    (diagnosis, cause) = outcome.report["verdict"]["diagnoses"]
     assert ("the given graph", True) == (diagnosis["title"], diagnosis["remedy_verified"])
+    assert "BD202" == cause["code"]
     (tried,) = [config for name, config in configs(outcome).items() if "-try-" in name]
     assert ({}, "exported afresh") == (tried["actual"]["switches"], tried["effective"]["graph"])
 
