@@ -966,7 +966,9 @@ def test_no_switch_cures_a_broken_graph(run: Run, scaled: Path, preset: str) -> 
     assert 1 == outcome.code, outcome.err
     verdict = outcome.report["verdict"]
     named = [d["title"] for d in verdict["diagnoses"] if "emulated" not in d["title"] and d["title"] != "autocast"]
-    assert ["the given graph", "a weight differs from the model's"] == named
+    assert "the given graph" == named[0]
+    # Where a pair without optimisation tells where the error is made, its cause is named too.
+    assert {"a weight differs from the model's"} >= {*named[1:]}
     assert "the given file differs from what the model exports to, not how it is run" in verdict["summary"]
     switches = [d for d in verdict["diagnoses"] if d["code"] == "BD301"]
     assert not [d for d in switches if d["title"] != "the given graph" and d["remedy_verified"]]
