@@ -551,7 +551,7 @@ class LedgerEntry:
         change: what would be wrong if it mends, in words.
         error_before, error_after: relative L2 of the stage's local error; ``None``: ONNX Runtime did not run it.
         conclusion: ``cause``: only rounding is left; ``contributes``: most of the error goes, and no other change removes
-            all of it; ``ruled out``; ``no answer``.
+            all of it, or it would mend as well and is less likely meant; ``ruled out``; ``no answer``.
     """
 
     ref: StageRef

@@ -32,13 +32,16 @@ def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
     if outcome.cause is not None:
         cause = outcome.cause
         assert cause.error is not None
-        others = f"; {count - 1} other changes did not" if count > 1 else ""
+        without = sum(not each.mends for each in outcome.tried)
+        others = f"; {without} other change{'s' if without > 1 else ''} did not" if without else ""
+        also = next((each for each in outcome.tried if each.mends and each is not cause), None)
         return Diagnosis(
             code=cause.trial.code,
             title=TITLES[cause.trial.code],
             evidence=(
                 cause.trial.text,
                 f"tried in {where}: the local error falls from {outcome.before:.1e} to {cause.error:.1e}{others}",
+                *([f"this would mend it too: {also.trial.text}"] if also is not None else []),
             ),
             remedy=cause.trial.remedy,
             remedy_verified=True,
@@ -93,4 +96,4 @@ def _conclusion(tried: Tried, outcome: Outcome) -> TrialConclusion:
         return "no answer"
     if tried is outcome.cause:
         return "cause"
-    return "contributes" if tried is outcome.partly else "ruled out"
+    return "contributes" if tried is outcome.partly or tried.mends else "ruled out"

@@ -113,7 +113,6 @@ _UNARY = {
     "asin": "Asin",
     "acos": "Acos",
     "atan": "Atan",
-    "hardswish": "HardSwish",
     "mish": "Mish",
     "softsign": "Softsign",
     "logical_not": "Not",
@@ -158,7 +157,14 @@ def _gelu(call: Call, opset: int) -> Sequence[Form]:
 
 @_form("silu")
 def _silu(call: Call, opset: int) -> Sequence[Form]:
-    return [Form("Swish", (_first(call),), {"alpha": 1.0})]
+    # As one operator, and the sigmoid of it where exporters multiply by themselves.
+    return [Form("Swish", (_first(call),), {"alpha": 1.0}), Form("Sigmoid", (_first(call),), {})]
+
+
+@_form("hardswish")
+def _hardswish(call: Call, opset: int) -> Sequence[Form]:
+    gate = Form("HardSigmoid", (_first(call),), {"alpha": 1 / 6, "beta": 0.5})
+    return [Form("HardSwish", (_first(call),), {}), gate]
 
 
 @_form("_prelu_kernel", "prelu")
@@ -401,6 +407,13 @@ def _grid(call: Call, opset: int) -> Sequence[Form]:
 
 
 # -- products ---------------------------------------------------------------------------------------------------------
+
+
+def summand(call: Call) -> Operand | None:
+    """The bias that a product or a convolution adds; ``None`` without one."""
+    if call.name in ("addmm", "addmv", "baddbmm"):
+        return call.operand("self")
+    return call.operand("bias") if call.name in ("linear", "convolution", "_convolution") else None
 
 
 @_form("mm", "bmm", "matmul")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bisect_tool.align import family
 from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
 from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, EXTRA, MISSING, OPERANDS, OPERATOR, PRECISION
-from bisect_tool.diagnose.onnx_forms import Form, forms, gelu_steps
+from bisect_tool.diagnose.onnx_forms import Form, forms, gelu_steps, summand
 from bisect_tool.diagnose.weight_forms import Static, weight_forms
 
 Array = NDArray[Any]
@@ -201,7 +201,30 @@ def _replaced(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
             found = own if reads and set(reads) <= set(node.inputs) else others
             found.append(_replacement(node, call, form, inputs, opset))
     yield from own
+    yield from _without_bias(node, calls)
     yield from others
+
+
+def _without_bias(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
+    """The bias of a product, where the graph has nothing in the place of its sum."""
+    if node.op not in _PLAIN or not node.inputs:
+        return
+    shape = node.shapes.get(node.output, ())
+    for call in calls:
+        bias = summand(call)
+        if bias is None or not bias.static or bias.array.ndim != 1 or call.result is None:
+            continue
+        # Channels come last in products and second in convolutions.
+        for axis in {len(shape) - 1, 1} if len(shape) > 1 else ():
+            if shape[axis] == bias.array.size:
+                spread = bias.array.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+                yield Trial(
+                    MISSING,
+                    node.name,
+                    f"the bias that PyTorch's {call.name} adds is missing: {node.name} is a mere {node.op}",
+                    "the graph needs an Add there: export it again, or with another exporter or opset",
+                    Edit(node.output, (Step("Add", (node.inputs[0], spread), {}),)),
+                )
 
 
 def _rank_differs(node: Node, form: Form) -> bool:

@@ -96,13 +96,21 @@ def try_all(
     original = result_of(None)
     before = math.inf if original is None else _error(expected, original)
     complete = True
+    # Numbers that mend and that no call of PyTorch's has: which of them is meant, the others tell.
+    fitted: list[tuple[int, Tried]] = []
     for proposal in proposals:
+        if fitted and not isinstance(proposal, Fit):
+            continue
         if len(tried) >= MAX_TRIALS or time.perf_counter() > end:
             complete = False
             break
-        for found in _attempts(proposal, attempt, result_of, expected, original):
-            if found.mends:
+        for value, found in _attempts(proposal, attempt, result_of, expected, original):
+            if found.mends and value is None:
                 return Outcome(before, found, None, tuple(tried), False)
+            if found.mends and value is not None:
+                fitted.append((_digits(value), found))
+    if fitted:
+        return Outcome(before, min(fitted, key=lambda each: each[0])[1], None, tuple(tried), False)
     measured = [each for each in tried if each.error is not None and math.isfinite(each.error)]
     best = min(measured, key=lambda each: each.error or 0.0, default=None)
     partly = best if best is not None and best.error is not None and best.error * CONTRIBUTES <= before else None
@@ -115,9 +123,10 @@ def _attempts(
     result_of: Callable[[Edit | None], Array | None],
     expected: Array,
     original: Array | None,
-) -> Iterator[Tried]:
+) -> Iterator[tuple[float | None, Tried]]:
+    """Trials with what came of them; a number that was fitted beside its trial."""
     if isinstance(proposal, Trial):
-        yield attempt(proposal)
+        yield None, attempt(proposal)
         return
     fitted = None if original is None else _fit(proposal, result_of, expected, original)
     if fitted is None:
@@ -125,8 +134,29 @@ def _attempts(
     # A number that PyTorch's call has is the value; one that was fitted is only near it.
     for text, number in proposal.hints:
         if abs(fitted - number) <= _NEAR * max(abs(number), abs(fitted)):
-            yield attempt(proposal.trial(number, text))
-    yield attempt(proposal.trial(fitted, None))
+            yield None, attempt(proposal.trial(number, text))
+    # Two numbers may make up for each other, as in n / (n - 1); people write short ones.
+    short = _shortest(fitted)
+    if short != fitted:
+        tried = attempt(proposal.trial(short, None))
+        yield short, tried
+        if tried.mends:
+            return
+    yield fitted, attempt(proposal.trial(fitted, None))
+
+
+def _shortest(value: float) -> float:
+    """The number with the fewest digits within a part in 10⁵."""
+    for digits in range(1, 8):
+        short = float(f"{value:.{digits}g}")
+        if abs(short - value) <= 1e-5 * abs(value):
+            return short
+    return value
+
+
+def _digits(value: float) -> int:
+    """Significant digits of a number as short as single precision allows."""
+    return len(f"{value:.7g}".partition("e")[0].replace(".", "").replace("-", "").strip("0"))
 
 
 def _fit(fit: Fit, result_of: Callable[[Edit | None], Array | None], expected: Array, original: Array) -> float | None:

@@ -241,3 +241,38 @@ def test_time_ends_the_trials() -> None:
     outcome = try_all(endless, run_scale(1.0), X * 2, close_to(X * 2), seconds=0.05)
     assert not outcome.complete
     assert len(outcome.tried) <= 160
+
+
+def test_of_two_numbers_that_mend_the_shorter_is_meant() -> None:
+    """n / (n - 1): with 13.65 for 13, 14.7 for 14 would do as well."""
+
+    def trial(place: int) -> Any:
+        return lambda value, hint: Trial(CONSTANT, f"n{place}", f"{value:.7g}", "", edit(place, value))
+
+    def edit(place: int, value: float) -> Edit:
+        return Edit(str(place), (Step("Mul", ("x", np.float32(value)), {}),))
+
+    def run(edit: Edit | None) -> Array:
+        numbers = [14.0, 13.65]
+        if edit is not None:
+            numbers[int(edit.output)] = float(np.asarray(edit.steps[0].inputs[1]))
+        return (X.astype(np.float64) * numbers[0] / numbers[1]).astype(np.float32)
+
+    expected = (X.astype(np.float64) * 14 / 13).astype(np.float32)
+    outcome = try_all([Fit(14.0, trial(0), ()), Fit(13.65, trial(1), ())], run, expected, close_to(expected))
+    assert outcome.cause is not None
+    assert ("n1", "13") == (outcome.cause.trial.node, outcome.cause.trial.text)
+
+
+def test_bias_that_is_not_added() -> None:
+    bias = np.arange(4, dtype=np.float32)
+    product = Call("addmm", {"self": Operand(bias, True), "mat1": Operand(X, False, "x")}, X)
+    found = [each for each in trials([node("Identity")], [product]) if each.code == MISSING]
+    assert "the bias that PyTorch's addmm adds is missing" in found[0].text
+    assert np.array_equal(bias, np.asarray(found[0].edit.steps[0].inputs[1]).reshape(-1))
+
+
+def test_sigmoid_of_a_product_that_is_silu() -> None:
+    found = [each for each in trials([node("Tanh")], [call("silu")]) if each.code == OPERATOR]
+    assert {"Swish", "Sigmoid"} >= {step.op for each in found for step in each.edit.steps} - {"Mul"}
+    assert ["Sigmoid"] in [[step.op for step in each.edit.steps] for each in found]
