@@ -57,6 +57,7 @@ _LEAST_APART = 0.05
 _KERNELS_APART = 3.0
 _MOSTLY = 1.5
 
+_PAIRS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _MARKS = ("Quantize", "QLinear", "MatMulInteger", "ConvInteger", "QGemm", "QAttention", "MatMulNBits")
 
 
@@ -149,9 +150,41 @@ def _third(node: OnnxNode) -> str | None:
     return node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] else None
 
 
+_PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN")
+_WEIGHTS = 0.2
+"""Share of the products that have quantised weights, from which on a graph counts as quantised: tools leave some out."""
+_INPUTS = 0.5
+"""The same of products that read quantised activations, where no weight is quantised."""
+
+
 def is_quantised(graph: OnnxGraph, stages: Iterable[Stage]) -> bool:
-    """Whether a graph is quantised and the model is not: a model trained with fake quantisation has it on both sides."""
-    return bool(quantised_counts(graph)) and not any("quantize" in stage.type.lower() for stage in stages)
+    """Whether a graph is quantised and the model is not: a model trained with fake quantisation has it on both sides.
+
+    Quantising is for products. One value in a float graph that passes a pair of nodes is a fault like any other, and
+    the noise floor finds it.
+    """
+    if not quantised_counts(graph) or any("quantize" in stage.type.lower() for stage in stages):
+        return False
+    back = {name: node for node in graph.nodes if node.op_type == "DequantizeLinear" for name in node.outputs if name}
+    made = {name: node for node in graph.nodes for name in node.outputs if name}
+
+    def is_weight(name: str) -> bool:
+        """Whether a dequantised value is computed from constants alone."""
+        maker = made.get(name)
+        if maker is None:
+            return name in graph.initializers
+        return all(is_weight(each) for each in maker.inputs if each)
+
+    products = weights = inputs = 0
+    for node in graph.nodes:
+        integer = is_quantised_node(node) and node.op_type not in _PAIRS
+        if not integer and node.op_type not in _PRODUCTS:
+            continue
+        products += 1
+        read = [name for name in node.inputs if name in back]
+        weights += integer or any(is_weight(name) for name in read)
+        inputs += bool(read)
+    return products > 0 and (weights >= max(1, _WEIGHTS * products) or inputs > max(1, _INPUTS * products))
 
 
 def sqnr_db(rel_l2: float) -> float:

@@ -79,9 +79,20 @@ def test_the_number_of_a_byte() -> None:
 def test_a_model_with_fake_quantisation_is_as_quantised() -> None:
     """A graph is called quantised beside a float model only."""
     stage = Stage(StageRef("fc", 0, 0), "leaf", "Linear", None, (1,), "float32", 1, (0,), 1)
-    assert is_quantised(graph(CONV, Q, DQ, RELU), [stage])
+    weight = node("DequantizeLinear", "w_q s z", "w")
+    quantised = graph(weight, node("Conv", "x w", "c"), Q, DQ, RELU)
+    assert is_quantised(quantised, [stage])
     assert not is_quantised(graph(CONV, RELU), [stage])
-    assert not is_quantised(graph(CONV, Q, DQ, RELU), [stage, replace(stage, type="FakeQuantize")])
+    assert not is_quantised(quantised, [stage, replace(stage, type="FakeQuantize")])
+
+
+def test_one_pair_does_not_make_a_graph_quantised() -> None:
+    """It is a fault of its stage: the rest computes in float, and is judged so."""
+    stage = Stage(StageRef("fc", 0, 0), "leaf", "Linear", None, (1,), "float32", 1, (0,), 1)
+    products = [node("MatMul", f"{name} w_q", f"m{i}") for i, name in enumerate(("x", "c_d", "m1"))]
+    assert not is_quantised(graph(CONV, Q, DQ, *products), [stage])
+    assert not is_quantised(graph(CONV, Q, DQ, RELU), [stage]), "no product reads it"
+    assert is_quantised(graph(node("QLinearConv", "x s z", "c_q"), DQ, RELU), [stage])
 
 
 INT8 = Scales(0.1, 0, -128, 127, 0.1, 0)
