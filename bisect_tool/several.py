@@ -16,7 +16,6 @@ from bisect_tool.backends.operations import operations_of
 from bisect_tool.backends.ort_runner import keep_sessions
 from bisect_tool.backends.structures import bytes_of_weights, form_of
 from bisect_tool.baked import diagnose
-from bisect_tool.diagnose.causes import UNKNOWN
 from bisect_tool.environment import snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.many import report_on_all, sample_name, sample_result, worst_sample
@@ -231,9 +230,9 @@ class Samples:
 def _with(report: Report, diagnosis: Diagnosis) -> Report:
     line = f"{diagnosis.code}: {diagnosis.title}: the graph holds what PyTorch did on another sample"
     verdict = report.verdict
-    # What nothing in a stage's nodes mends is this.
-    others = [each for each in verdict.diagnoses if each.code != UNKNOWN]
-    return replace(report, verdict=replace(verdict, summary=(*verdict.summary, line), diagnoses=(*others, diagnosis)))
+    # What a change of single nodes shows, or fails to show, is this: their remedy would break the other samples.
+    others = [each for each in verdict.diagnoses if each.origin is None]
+    return replace(report, verdict=replace(verdict, summary=(*verdict.summary, line), diagnoses=(diagnosis, *others)))
 
 
 def check_given_graph(path: Path, cases: Sequence[LoadedCase], sources: Sequence[str]) -> None:

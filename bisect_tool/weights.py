@@ -266,10 +266,10 @@ class _Sums:
         norm = self.expected[axis]
         return np.divide(self.products[axis], norm, out=np.ones_like(norm), where=norm > 0)
 
-    def is_scaled(self, axis: int) -> bool:
+    def is_scaled(self, axis: int, limit: float = FOLDED) -> bool:
         """Whether each index of an axis was multiplied by a number of its own."""
         left = self.actual[axis] - self.factors(axis) * self.products[axis]
-        return bool(np.abs(left).sum() <= FOLDED**2 * self.actual[axis].sum())
+        return bool(np.abs(left).sum() <= limit**2 * self.actual[axis].sum())
 
     def place(self) -> tuple[int | None, int | None]:
         found = [
@@ -342,12 +342,15 @@ def _rounded_to(actual: Array, expected: Array, sums: _Sums) -> str | None:
 def _is_folded(actual: Array, expected: Array, sums: _Sums, foldings: Sequence[Folding]) -> bool:
     """Whether the graph's weight is the model's with a BatchNorm folded in."""
 
+    narrow = _NARROW.get(actual.dtype.name)
+    limit = FOLDED if narrow is None else max(FOLDED, float(ml_dtypes.finfo(narrow).eps))
+
     def near(one: Array, other: Array) -> bool:
-        return bool(np.linalg.norm(one - other) <= FOLDED * max(float(np.linalg.norm(other)), 1e-30))
+        return bool(np.linalg.norm(one - other) <= limit * max(float(np.linalg.norm(other)), 1e-30))
 
     for folding in foldings:
         for axis, size in enumerate(actual.shape[:2]):
-            if size == folding.scale.size and sums.is_scaled(axis) and near(sums.factors(axis), folding.scale):
+            if size == folding.scale.size and sums.is_scaled(axis, limit) and near(sums.factors(axis), folding.scale):
                 return True
         if actual.shape == folding.scale.shape:
             bias = expected.astype(np.float64)

@@ -334,6 +334,7 @@ def _edited(model: onnx.ModelProto, edit: Edit) -> onnx.ModelProto:
         inputs = [_named(graph, given, before, f"{edit.output}__{number}_{i}") for i, given in enumerate(step.inputs)]
         outputs = list(old.output) if last and not edit.keep else [edit.output] if last else [step.output or ""]
         made.append(_node(step, inputs, outputs, old))
+        made[-1].name = f"{old.name}__tried_{number}"
     if edit.keep:
         kept = graph.node[place]
         kept.output[list(kept.output).index(edit.output)] = before

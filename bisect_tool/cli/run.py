@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -19,7 +20,7 @@ from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import case_name, load, load_case, make_case
 from bisect_tool.cli.process import load_libraries, no_collection
 from bisect_tool.cli.settings import check_parts, parse_size, read_case_file
-from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
+from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError, InconclusiveError
 from bisect_tool.matrix import read_matrix
 from bisect_tool.tolerances import make_tolerance
 
@@ -335,8 +336,28 @@ def _prepare(
     loaded = load(settings)
     options = replace(_options(settings, loaded.module), overwrite=force)
     # All samples are checked before the first one runs.
-    bound = [bind_sample(loaded.module, sample) for sample in loaded.samples]
-    return [make_case(settings, loaded, sample) for sample in bound], [sample.source for sample in bound], options
+    bound = []
+    for sample in loaded.samples:
+        with _naming(sample.source, len(loaded.samples)):
+            bound.append(bind_sample(loaded.module, sample))
+    cases = []
+    for sample in bound:
+        with _naming(sample.source, len(bound)):
+            cases.append(make_case(settings, loaded, sample))
+    return cases, [sample.source for sample in bound], options
+
+
+@contextlib.contextmanager
+def _naming(source: str, count: int) -> Iterator[None]:
+    """Errors inside name the sample, where there are several."""
+    try:
+        yield
+    except InconclusiveError:
+        raise
+    except BisectError as error:
+        if count == 1:
+            raise
+        raise BisectError(f"sample {source}: {error.message}", hint=error.hint) from error
 
 
 def _loader(settings: Mapping[str, Any], case: LoadedCase, number: int) -> Callable[[], LoadedCase]:
@@ -380,7 +401,8 @@ def _run_many(
             say(progress_line(number, len(cases), source))
             target = f"{number:03d}-{Path(source).stem}"
             replays: dict[str, Any] = {}
-            judged = samples.judge(number, functools.partial(run, number, replays), target)
+            with _naming(source, len(cases)):
+                judged = samples.judge(number, functools.partial(run, number, replays), target)
             if number == 0 and not matrix:
                 tell_kept(options, say)
             _write(judged.report, folder / target, force, say, replays)

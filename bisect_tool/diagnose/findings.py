@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from bisect_tool.diagnose.causes import TITLES, UNKNOWN
+from bisect_tool.diagnose.causes import TITLES, UNKNOWN, WEIGHT
 from bisect_tool.diagnose.trying import Outcome, Tried
 from bisect_tool.records import Diagnosis, LedgerEntry, Origin, StageRef, TrialConclusion
 
@@ -23,7 +24,23 @@ def diagnoses(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str],
             made = _diagnosis(origin, outcome)
             key = made.code, made.evidence[0] if made.code != UNKNOWN else str(origin.ref)
             found.setdefault(key, made)
-    return tuple(found.values())
+    return _few_weights(list(found.values()))
+
+
+MOST_WEIGHTS = 3
+"""Weights that are told one by one; more of them are another checkpoint rather than so many faults."""
+
+
+def _few_weights(found: list[Diagnosis]) -> tuple[Diagnosis, ...]:
+    weights = [each for each in found if each.code == WEIGHT]
+    if len(weights) <= MOST_WEIGHTS:
+        return tuple(found)
+    first, others = weights[0], weights[1:]
+    names = ", ".join(str(each.origin) for each in others[:MOST_WEIGHTS])
+    more = f" and {len(others) - MOST_WEIGHTS} more" if len(others) > MOST_WEIGHTS else ""
+    line = f"weights of {len(others)} more origins differ too ({names}{more}): another checkpoint?"
+    told = replace(first, evidence=(*first.evidence, line))
+    return tuple(told if each is first else each for each in found if each is first or each not in others)
 
 
 def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
@@ -51,7 +68,8 @@ def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
             error_after=cause.error,
         )
     ended = "" if outcome.complete else ", then time or number of trials ended it"
-    evidence = [f"{count} changes were tried in {where}{ended}: none leaves only rounding of {outcome.before:.1e}"]
+    tried = "1 change was" if count == 1 else f"{count} changes were"
+    evidence = [f"{tried} tried in {where}{ended}: none leaves only rounding of {outcome.before:.1e}"]
     error = None
     if outcome.partly is not None:
         error = outcome.partly.error

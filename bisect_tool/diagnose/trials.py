@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,8 @@ def propose(
     for node in nodes:
         yield from _other_settings(node)
         yield from _other_windows(node)
+    for node in nodes:
+        yield from _in_front(node, calls, opset)
     for node in nodes:
         yield from _inserted(node, calls, opset)
 
@@ -207,7 +209,8 @@ def _replaced(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
 
 def _without_bias(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
     """The bias of a product, where the graph has nothing in the place of its sum."""
-    if node.op not in _PLAIN or not node.inputs:
+    product = node.op in ("MatMul", "Conv", "ConvTranspose", "Gemm")
+    if not node.inputs or not (product or node.op in _PLAIN):
         return
     shape = node.shapes.get(node.output, ())
     for call in calls:
@@ -218,12 +221,14 @@ def _without_bias(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
         for axis in {len(shape) - 1, 1} if len(shape) > 1 else ():
             if shape[axis] == bias.array.size:
                 spread = bias.array.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+                where = f"behind {node.name}" if product else f"{node.name} is a mere {node.op}"
+                read = BEFORE if product else node.inputs[0]
                 yield Trial(
                     MISSING,
                     node.name,
-                    f"the bias that PyTorch's {call.name} adds is missing: {node.name} is a mere {node.op}",
+                    f"the bias that PyTorch's {call.name} adds is missing: {where}",
                     "the graph needs an Add there: export it again, or with another exporter or opset",
-                    Edit(node.output, (Step("Add", (node.inputs[0], spread), {}),)),
+                    Edit(node.output, (Step("Add", (read, spread), {}),), keep=product),
                 )
 
 
@@ -366,6 +371,37 @@ def _without(chain: Sequence[Node], source: str) -> Trial:
     return Trial(code, chain[0].name, text, remedy, Edit(chain[-1].output, (Step("Identity", (source,), {}),)))
 
 
+def _in_front(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
+    """PyTorch's operation between the node and a value that it reads, where that is one of the operation's operands."""
+    for place, name in enumerate(node.inputs):
+        size = _size(node, name) if name and place not in node.constants else None
+        for call in calls if size is not None else ():
+            if call.result is None or call.result.size != size or call.result.size <= 1:
+                continue
+            for form in forms(call, opset):
+                if not form.inputs or form.op in ("Transpose", "Concat", node.op):
+                    continue
+                inputs = tuple(_resolved(each, node) for each in form.inputs)
+                # A tensor that the graph has nowhere would mend what is wrong before it.
+                given = zip(form.inputs[: form.operands], inputs, strict=False)
+                foreign = any(isinstance(o, Operand) and not o.static and not isinstance(to, str) for o, to in given)
+                if foreign or name not in [each for each in inputs if isinstance(each, str)]:
+                    continue
+                steps = _steps(form.op, inputs, form.attributes, opset)
+                steps = (*steps[:-1], replace(steps[-1], output=_INSERTED))
+                read = tuple(_INSERTED if i == place else other or None for i, other in enumerate(node.inputs))
+                yield Trial(
+                    MISSING,
+                    node.name,
+                    f"PyTorch's {call.name}{_numbers(call)} is missing in front of {node.name}, which reads {name} itself",
+                    f"the graph needs {_article(form.op)} there: export it again, or with another exporter or opset",
+                    Edit(node.output, (*steps, Step(node.op, read, node.attributes))),
+                )
+
+
+_INSERTED = "<inserted>"
+
+
 def _inserted(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
     """PyTorch's operation behind the node."""
     size = _size(node, node.output)
@@ -403,7 +439,7 @@ def _reordered(node: Node) -> Iterator[Trial]:
         inputs = list(node.inputs)
         for place, taken in zip(places, order, strict=True):
             inputs[place] = node.inputs[taken]
-        text = f"{node.op} {node.name} reads its inputs in the wrong order; right is {', '.join(inputs[first:])}"
+        text = f"{node.op} {node.name} reads its inputs in the wrong order, not as {', '.join(inputs[first:])}"
         step = Step(node.op, tuple(name or None for name in inputs), node.attributes)
         yield Trial(OPERANDS, node.name, text, "put its inputs into that order", Edit(node.output, (step,)))
 
@@ -421,11 +457,11 @@ def _fitted(node: Node, calls: Sequence[Call]) -> Iterator[Fit]:
 def _constant_trial(node: Node, place: int, array: Array) -> Callable[[float, str | None], Trial]:
     def trial(value: float, hint: str | None) -> Trial:
         made = np.full(array.shape, value, array.dtype)
-        text = f"{node.op} {node.name}: the constant {node.inputs[place]} is {_text(array)}; {value:.7g} makes it right"
+        text = f"{node.op} {node.name}: the constant {node.inputs[place]} is {_text(array)}, not {value:.7g}"
         return Trial(
             CONSTANT,
             node.name,
-            text + (f", PyTorch's {hint}" if hint else ""),
+            text + (f"; PyTorch's {hint}" if hint else ""),
             f"set {node.inputs[place]} to {value:.7g}",
             _with(node, inputs={place: made}),
         )
@@ -435,11 +471,11 @@ def _constant_trial(node: Node, place: int, array: Array) -> Callable[[float, st
 
 def _attribute_trial(node: Node, name: str, value: float) -> Callable[[float, str | None], Trial]:
     def trial(other: float, hint: str | None) -> Trial:
-        text = f"{node.op} {node.name}: {name} is {value:.7g}; {other:.7g} makes it right"
+        text = f"{node.op} {node.name}: {name} is {value:.7g}, not {other:.7g}"
         return Trial(
             ATTRIBUTE,
             node.name,
-            text + (f", PyTorch's {hint}" if hint else ""),
+            text + (f"; PyTorch's {hint}" if hint else ""),
             f"set {name} to {other:.7g}",
             _with(node, {name: other}),
         )
@@ -464,7 +500,6 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "approximate": ("none", "tanh"),
     "coordinate_transformation_mode": (
         *("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric"),
-        "tf_half_pixel_for_nn",
     ),
     "nearest_mode": ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil"),
     "padding_mode": ("zeros", "border", "reflection"),
@@ -489,7 +524,7 @@ def _other_settings(node: Node) -> Iterator[Trial]:
     """The other values of attributes that have few; axes and permutations of the same shape."""
     for name, value in node.attributes.items():
         for other in _choices(node, name, value):
-            text = f"{node.op} {node.name}: {name} is {_text(value)}; with {_text(other)} it is right"
+            text = f"{node.op} {node.name}: {name} is {_text(value)}, not {_text(other)}"
             yield Trial(ATTRIBUTE, node.name, text, f"set {name} to {_text(other)}", _with(node, {name: other}))
 
 
@@ -512,13 +547,13 @@ def _other_windows(node: Node) -> Iterator[Trial]:
                 1: np.full_like(node.constants[1], other),
                 2: np.full_like(node.constants[2], other + length),
             }
-            text = f"Slice {node.name} begins at {start}; at {other} it is right"
+            text = f"Slice {node.name} begins at {start}, not at {other}"
             yield Trial(CONSTANT, node.name, text, f"let it begin at {other}", _with(node, inputs=constants))
     elif node.op == "Gather" and 1 in node.constants and node.constants[1].size == 1:
         size = shape[int(node.attributes.get("axis", 0))]
         index = int(node.constants[1].item()) % size
         for other in _nearest_places(index, size):
-            text = f"Gather {node.name} takes index {index}; with {other} it is right"
+            text = f"Gather {node.name} takes index {index}, not {other}"
             constants = {1: np.full_like(node.constants[1], other)}
             yield Trial(CONSTANT, node.name, text, f"take index {other}", _with(node, inputs=constants))
 

@@ -78,7 +78,8 @@ def weight_forms(have: Array, statics: Sequence[Static], *, gates: int = 0) -> t
     for name, array in [*[each[2:] for each in ranked[:MAX_FORMS]], *neutral]:
         made = np.ascontiguousarray(array).astype(have.dtype)
         moved = have.size > 1 and np.array_equal(np.sort(have, axis=None), np.sort(made, axis=None))
-        text = f"holds the numbers of {name} in another order" if moved else f"is not {name}: {difference(have, made)}"
+        other = f"differs from the model's {name}: {difference(have, made)}"
+        text = f"holds the numbers of the model's {name} in another order" if moved else other
         found.append(WeightForm(LAYOUT if moved else WEIGHT, text, made))
     return tuple(found)
 

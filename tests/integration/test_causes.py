@@ -138,6 +138,43 @@ def test_cause_is_named_and_its_remedy_tried(
     assert [code] == [entry.code for entry in ends]
 
 
+def passed_by(model: ModelProto) -> None:
+    """The sum is there no more, and what read it reads one of its operands."""
+    node = [node for node in model.graph.node if node.op_type == "Add"][-1]
+    for other in model.graph.node:
+        other.input[:] = [node.input[0] if name == node.output[0] else name for name in other.input]
+    model.graph.node.remove(node)
+
+
+def without_bias(model: ModelProto) -> None:
+    node = next(node for node in model.graph.node if "fc.weight" in node.input)
+    del node.input[2:]
+
+
+@pytest.mark.parametrize(
+    "edit, stage, text",
+    [
+        (passed_by, "pool", "PyTorch's add (alpha 1) is missing in front of"),
+        (without_bias, "fc", "the bias that PyTorch's"),
+    ],
+)
+def test_what_is_not_there_at_all_is_put_in(
+    exported: tuple[Net, torch.Tensor, Path],
+    tmp_path: Path,
+    edit: Callable[[ModelProto], None],
+    stage: str,
+    text: str,
+) -> None:
+    report = report_of(exported, tmp_path, edit)
+    diagnosis = next(each for each in report.verdict.diagnoses if each.origin is not None)
+    assert ("BD103", stage, True) == (
+        diagnosis.code,
+        diagnosis.origin and diagnosis.origin.stage,
+        diagnosis.remedy_verified,
+    )
+    assert text in diagnosis.evidence[0]
+
+
 def test_two_faults_in_one_stage_are_unknown(exported: tuple[Net, torch.Tensor, Path], tmp_path: Path) -> None:
     """Nothing alone mends it, and nothing is claimed."""
 

@@ -86,7 +86,7 @@ def test_one_other_weight_is_told_at_its_origin(tmp_path: Path, exporter: str) -
     (origin,) = report.verdict.origins
     (diagnosis,) = report.verdict.diagnoses
     assert ("head", "BD202", True) == (origin.stage, diagnosis.code, diagnosis.remedy_verified)
-    assert "is not head.weight" in diagnosis.evidence[0]
+    assert "differs from the model's head.weight" in diagnosis.evidence[0]
     assert "all of it at index 3 of axis 1" in diagnosis.evidence[0]
     assert not [text for text in origin.evidence if "weight" in text], "it is told once"
 

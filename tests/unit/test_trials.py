@@ -151,7 +151,7 @@ def test_right_kernel_needs_no_trial() -> None:
 
 def test_square_weight_that_is_turned() -> None:
     (found,) = weight_forms(W.T.copy(), [Static("fc.weight", W)])
-    assert (LAYOUT, "holds the numbers of fc.weight in another order") == (found.code, found.text)
+    assert (LAYOUT, "holds the numbers of the model's fc.weight in another order") == (found.code, found.text)
     assert np.array_equal(W, found.array)
 
 
@@ -276,3 +276,18 @@ def test_sigmoid_of_a_product_that_is_silu() -> None:
     found = [each for each in trials([node("Tanh")], [call("silu")]) if each.code == OPERATOR]
     assert {"Swish", "Sigmoid"} >= {step.op for each in found for step in each.edit.steps} - {"Mul"}
     assert ["Sigmoid"] in [[step.op for step in each.edit.steps] for each in found]
+
+
+def test_operation_that_is_missing_in_front() -> None:
+    """A residual sum that the graph left out shows in what reads it."""
+    whole = Call("add", {"self": Operand(X, False, "x"), "other": Operand(2 * X, False, "z"), "alpha": 1}, 3 * X)
+    found = [each for each in trials([node("LayerNormalization")], [whole]) if "in front" in each.text]
+    assert [["Add", "LayerNormalization"]] == [[step.op for step in each.edit.steps] for each in found]
+    add, norm = found[0].edit.steps
+    assert ("x", "z") == add.inputs and (add.output,) == norm.inputs
+
+
+def test_no_tensor_of_pytorch_stands_in_front() -> None:
+    """What the graph has nowhere would mend any fault before it."""
+    whole = Call("add", {"self": Operand(X, False, "x"), "other": Operand(2 * X, False), "alpha": 1}, 3 * X)
+    assert not [each for each in trials([node("LayerNormalization")], [whole]) if "in front" in each.text]
