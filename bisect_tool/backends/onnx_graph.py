@@ -32,7 +32,9 @@ def load_onnx(path: Path) -> ir.Model:
         there = f": {', '.join(inside[:3])}{' ...' if len(inside) > 3 else ''}" if inside else ""
         raise BisectError(f"ONNX file {path}: is a folder", hint=f"name the .onnx file in it{there}")
     if not path.is_file():
-        raise BisectError(f"ONNX file {path}: no such file", hint="give the path of an .onnx file to --onnx, or to --part")
+        raise BisectError(
+            f"ONNX file {path}: no such file", hint="give the path of an .onnx file to --onnx, or to --part"
+        )
     if path.stat().st_size == 0:
         raise BisectError(f"ONNX file {path}: the file is empty", hint="export it again")
     try:
