@@ -148,55 +148,6 @@ def look_inside(around: Surroundings, opened: Opened, origin: Origin, stage: Sta
     return replace(origin, onnx_nodes=narrowed.nodes, evidence=narrowed.evidence, operation=text)
 
 
-@dataclass(frozen=True, slots=True)
-class FaultyPart:
-    """A stage of the graph between its cut points, as it can be run alone.
-
-    Attributes:
-        nodes: in topological order.
-        output: the stage's value.
-        feeds: what the nodes read: PyTorch's tensors, and inputs of the graph.
-        expected: PyTorch's value of the stage, with its axes as the graph has them.
-        known: PyTorch's values that it starts from, or from the nearest of them.
-        cuts: of these, those that the graph has, by ONNX value.
-    """
-
-    nodes: tuple[str, ...]
-    output: str
-    feeds: Mapping[str, Array]
-    expected: Array
-    known: frozenset[int]
-    cuts: Mapping[str, Match]
-
-
-def faulty_part(around: Surroundings, origin: Origin, stage: Stage, known: Set[int]) -> FaultyPart:
-    """The nodes of an origin's stage with what they read.
-
-    Args:
-        around: the run.
-        origin: with all nodes of its stage.
-        stage: the origin's.
-        known: values that the forced run was cut at; the stage starts from the nearest of them.
-
-    Raises:
-        CannotReplayError: the nodes read something that has no value here.
-    """
-    program, own = around.program, around.matches[stage.value]
-    known = known - {stage.value}
-    cuts = {around.matches[value].onnx: around.matches[value] for value in known if value in around.matches}
-    nodes = origin.onnx_nodes
-    while turned := {name for name in program.part(nodes).reads if name in cuts and cuts[name].permutation}:
-        # Axes in another order may be the exporter's choice or the very fault: the values before them say which.
-        known -= {cuts[name].value for name in turned}
-        cuts = {name: match for name, match in cuts.items() if name not in turned}
-        nodes = program.nodes_between(own.onnx, cuts.keys())
-    feeds = _feeds(around, program.part(nodes).reads, cuts)
-    expected = around.activations.fetch(stage.value)
-    if own.permutation is not None:
-        expected = expected.transpose(own.permutation)
-    return FaultyPart(nodes, own.onnx, feeds, expected, frozenset(known), cuts)
-
-
 def _feeds(around: Surroundings, names: tuple[str, ...], cuts: Mapping[str, Match]) -> dict[str, Array]:
     """What the stage's nodes read: PyTorch's tensors, and inputs of the graph."""
     feeds: dict[str, Array] = {}
