@@ -9,6 +9,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -256,7 +257,10 @@ def read(blank: Result, report: Any) -> Result:
     found = [row.results[BASE] for row in report.stages if BASE in row.results]
     noises = [result.noise for result in found if result.noise is not None]
     levels = {run.name: run.status for run in report.configs}
-    origins = [f"origin {origin.ref}, ratio {origin.noise_ratio}" for origin in report.verdict.origins]
+    origins = [
+        f"origin {origin.ref}" + (f", ratio {origin.noise_ratio:.2g}" if origin.noise_ratio is not None else "")
+        for origin in report.verdict.origins
+    ]
     agrees = report.verdict.status == "agrees" and not origins
     return dataclasses.replace(
         blank,
@@ -337,7 +341,7 @@ def _shipped_table(results: Sequence[Result]) -> str:
         "|---|---|---:|---:|---|---|---:|---:|---:|---|",
     ]
     for r in results:
-        file, weights = r.net.split(", ")
+        file, weights = r.net.rsplit("+", 1)
         apart = "" if r.apart is None else f"{r.apart:.1e}"
         coverage = "" if r.coverage is None else f"{r.coverage:.0%}"
         worst = "" if r.worst is None else f"{r.worst:.1e}"
@@ -387,6 +391,7 @@ def _table(results: Sequence[Result], nets: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
+    text = re.sub(r"\s*whole log: \S+", "", text)  # a file that is gone
     return text.replace("|", "\\|").replace(str(Path.home()), "~")
 
 

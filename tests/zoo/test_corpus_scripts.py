@@ -122,6 +122,15 @@ def test_pages_are_made_of_little(tmp_path: Path) -> None:
     assert "| bert | transformers | dynamo | 3/3 | 100% |" in corpus_run.page(results)
 
 
+def test_the_page_of_shipped_files_tells_the_file_from_the_weights() -> None:
+    shipped = [net for net in corpus_nets.NETS.values() if net.file is not None]
+    results = [corpus_run.Result(net.name, corpus_run.SHIPPED, net.expected, held="13/13") for net in shipped]
+    page = corpus_run.page(results)
+    assert "| silero_vad.onnx | jit |  | 13/13 | agrees | agrees |" in page
+    assert page.count(".onnx | safetensors |") == 6
+    assert "of these with the right verdict | 12 |" in page
+
+
 def test_what_a_shipped_file_holds_is_found_without_the_tool(tmp_path: Path) -> None:
     """The right verdict rests on plain runs and on the weights themselves, those inside of bodies included."""
     torch.manual_seed(0)
