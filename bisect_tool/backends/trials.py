@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from onnx import helper, numpy_helper
 from bisect_tool.backends.inside import Opened, Surroundings
 from bisect_tool.backends.onnx_program import type_of_array
 from bisect_tool.backends.ort_runner import PartRuns
+from bisect_tool.backends.otherwise import find_otherwise
 from bisect_tool.backends.replay import AS_RUN, CannotReplayError, replay_values, slice_of
 from bisect_tool.backends.runners import runner_of
 from bisect_tool.backends.stream import in_onnx_form
@@ -97,7 +100,14 @@ def find_cause(
             return opened.close(opened.expected, made)
         return bool(np.array_equal(opened.expected, made))
 
-    return try_all(proposals, run, opened.expected, right, seconds)
+    began = time.perf_counter()
+    outcome = try_all(proposals, run, opened.expected, right, seconds)
+    actual = values.get(opened.output)
+    if outcome.cause is None and actual is not None:
+        with contextlib.suppress(CannotReplayError):
+            left = max(seconds - (time.perf_counter() - began), seconds / 4)
+            return replace(outcome, otherwise=find_otherwise(around, opened, stage, actual, left))
+    return outcome
 
 
 def _new_inputs(around: Surroundings, opened: Opened, edited: onnx.ModelProto, edit: Edit) -> dict[str, Array]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bisect_tool.diagnose.causes import TITLES, UNKNOWN, WEIGHT
+from bisect_tool.diagnose.otherwise import Change
 from bisect_tool.diagnose.trying import Outcome, Tried
 from bisect_tool.records import Diagnosis, LedgerEntry, Origin, StageRef, TrialConclusion
 
@@ -74,6 +75,8 @@ def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
     if outcome.partly is not None:
         error = outcome.partly.error
         evidence.append(f"nearest: {outcome.partly.trial.text}; {error:.1e} is left then")
+    if outcome.otherwise is not None:
+        return _otherwise(origin, outcome, *outcome.otherwise, *evidence)
     return Diagnosis(
         code=UNKNOWN,
         title=TITLES[UNKNOWN],
@@ -84,6 +87,21 @@ def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
         origin=origin.ref,
         error_before=outcome.before,
         error_after=error,
+    )
+
+
+def _otherwise(origin: Origin, outcome: Outcome, change: Change, apart: float, *tried: str) -> Diagnosis:
+    """The graph does what PyTorch would do with one thing changed."""
+    return Diagnosis(
+        code=change.code,
+        title=TITLES[change.code],
+        evidence=(f"ONNX's value is what PyTorch gives {change.text}: relative L2 {apart:.1e}", *tried),
+        remedy=change.remedy,
+        remedy_verified=None,
+        cost=None,
+        origin=origin.ref,
+        error_before=outcome.before,
+        error_after=None,
     )
 
 
@@ -105,6 +123,12 @@ def ledger(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Ou
                     error_after=each.error,
                     conclusion=_conclusion(each, outcome),
                 )
+            )
+        if outcome is not None and outcome.otherwise is not None:
+            change, apart = outcome.otherwise
+            text = f"PyTorch {change.text}, beside ONNX's value"
+            entries.append(
+                LedgerEntry(origin.ref, origin.config, change.code, "", text, outcome.before, apart, "cause")
             )
     return tuple(entries)
 

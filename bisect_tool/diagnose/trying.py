@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bisect_tool.diagnose.calls import Edit
+from bisect_tool.diagnose.otherwise import Change
 from bisect_tool.diagnose.trials import Fit, Trial
 
 Array = NDArray[Any]
@@ -24,6 +25,9 @@ MAX_SECONDS = 10.0
 
 CONTRIBUTES = 3.0
 """A change that leaves less than this part of the error, but not only rounding, is told as one of several causes."""
+
+MOST_LEFT = 0.3
+"""Relative L2 above which a change mends nothing, whatever the floor is."""
 
 _STEPS = 5
 _NEAR = 0.02
@@ -54,6 +58,7 @@ class Outcome:
         partly: the trial that removed most of the error, where none mends it; ``None`` if that is little.
         tried: all of them, in order.
         complete: every proposal was tried; else time or number of runs ended it, or the cause was found.
+        otherwise: where nothing mends it, the change of PyTorch's own call that gives ONNX's value, and how far from it.
     """
 
     before: float
@@ -61,6 +66,7 @@ class Outcome:
     partly: Tried | None
     tried: tuple[Tried, ...]
     complete: bool
+    otherwise: tuple[Change, float] | None = None
 
 
 def try_all(
@@ -89,7 +95,8 @@ def try_all(
     def attempt(trial: Trial) -> Tried:
         made = result_of(trial.edit)
         error = None if made is None else _error(expected, made)
-        found = Tried(trial, error, made is not None and right(made))
+        # A floor as high as the values themselves would call anything right.
+        found = Tried(trial, error, error is not None and made is not None and error <= MOST_LEFT and right(made))
         tried.append(found)
         return found
 
@@ -194,7 +201,7 @@ def _fit(fit: Fit, result_of: Callable[[Edit | None], Array | None], expected: A
 def _error(expected: Array, made: Array) -> float:
     one, two = expected.astype(np.float64), made.astype(np.float64)
     with np.errstate(all="ignore"):
-        norm = float(np.linalg.norm(one))
+        norm = float(np.linalg.norm(one[np.isfinite(one)]))
         apart = float(np.linalg.norm(np.where((one == two) | (np.isnan(one) & np.isnan(two)), 0.0, two - one)))
     if not math.isfinite(apart):
         return math.inf
