@@ -15,6 +15,7 @@ from bisect_tool.backends.inside import Opened, Surroundings
 from bisect_tool.backends.replay import AS_RUN, CannotReplayError, replay_values, slice_of
 from bisect_tool.backends.torch_runner import FACTORY_OPS, LAYOUT_OPS
 from bisect_tool.diagnose.otherwise import MAX_CHANGES, Calling, Change, Parameter, changes
+from bisect_tool.diagnose.trying import MOST_LEFT
 from bisect_tool.recorder import Op, Ref, Trace
 from bisect_tool.records import Stage
 from bisect_tool.rows import from_here
@@ -77,7 +78,8 @@ def _apart(actual: Array, made: Array, opened: Opened) -> float | None:
     one, other = np.where(odd, 0.0, one), np.where(odd, 0.0, other)
     norm = float(np.linalg.norm(one))
     apart = float(np.linalg.norm(other - one)) / norm if norm else float(bool(other.any()))
-    return apart if opened.close(one.astype(actual.dtype), other.astype(actual.dtype)) else None
+    near = apart <= MOST_LEFT and opened.close(one.astype(actual.dtype), other.astype(actual.dtype))
+    return apart if near else None
 
 
 def _calling(tape: Trace, op: Op) -> Calling:
@@ -112,7 +114,8 @@ def _calling(tape: Trace, op: Op) -> Calling:
         and all(tape.values[v].dtype in _WHOLE for v in op.inputs)
     )
     name = str(getattr(schema, "name", op.name)).partition("::")[2] or op.name
-    return Calling(name, tuple(parameters), passes, whole, from_here(op.source))
+    module = tape.frames[op.frame].path if op.frame >= 0 else ""
+    return Calling(name, tuple(parameters), passes, whole, from_here(op.source), module)
 
 
 def _default(argument: Any) -> Any:
@@ -131,7 +134,7 @@ def _changed(tape: Trace, op: Op, change: Change) -> Op:
     func, args, kwargs = op.call
     made = copy.copy(op)
     if change.kind == "argument":
-        made.call = (func, *_with_argument(func, args, kwargs, change))
+        made.call = (func, *_with_arguments(func, args, kwargs, change))
     elif change.kind == "without":
         made.call = (_first_operand(op.in_place), args, kwargs)
     elif change.kind == "sister":
@@ -142,14 +145,17 @@ def _changed(tape: Trace, op: Op, change: Change) -> Op:
     return made
 
 
-def _with_argument(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], change: Change) -> tuple[Any, Any]:
-    place = next(i for i, argument in enumerate(func._schema.arguments) if argument.name == change.name)
-    value = change.value
-    if isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype):
-        value = getattr(torch, value)
-    if place < len(args):
-        return [value if i == place else each for i, each in enumerate(args)], kwargs
-    return args, {**kwargs, change.name: value}
+def _with_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], change: Change) -> tuple[Any, Any]:
+    places = {argument.name: place for place, argument in enumerate(func._schema.arguments)}
+    listed, named = list(args), dict(kwargs)
+    for name, value in change.values.items():
+        if isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype):
+            value = getattr(torch, value)
+        if places[name] < len(listed):
+            listed[places[name]] = value
+        else:
+            named[name] = value
+    return listed, named
 
 
 def _first_operand(in_place: bool) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ left out of account. Nothing here runs anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +48,7 @@ class Calling:
         passes: its result has shape and type of its first operand, so that it can be left out.
         whole: it computes whole numbers from whole numbers.
         source: ``file:line``; ``None`` if unknown.
+        module: path of the module that ran it; empty for the model itself.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Calling:
     passes: bool
     whole: bool
     source: str | None
+    module: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,8 @@ class Change:
         call: its number among the calls.
         kind: ``argument``: one has another value; ``sister``: another function; ``without``: it is left out;
             ``through``: its operands pass through another type.
-        name: of the argument, of the sister, or of the type.
-        value: of the argument.
+        name: of the sister or of the type; else empty.
+        values: of arguments, by name.
         code: of the cause, should this give ONNX's value.
         text: what PyTorch computes then, to go on from "ONNX's value is what PyTorch gives".
         remedy: what to do then.
@@ -75,7 +77,7 @@ class Change:
     call: int
     kind: Kind
     name: str
-    value: Any
+    values: Mapping[str, Any]
     code: str
     text: str
     remedy: str
@@ -139,7 +141,7 @@ def changes(calls: Sequence[Calling]) -> Iterator[Change]:
                 number,
                 "sister",
                 other,
-                None,
+                {},
                 OPERATOR,
                 f"with {other} in the place of {_named(call)}",
                 f"the graph computes {other} there: export it again, or with another exporter or opset",
@@ -151,7 +153,7 @@ def changes(calls: Sequence[Calling]) -> Iterator[Change]:
                 number,
                 "without",
                 "",
-                None,
+                {},
                 MISSING,
                 f"without {_named(call)}" + (", which writes in place" if write else ""),
                 "write into a new tensor, y = f(x) or torch.where, and not into a view of another one"
@@ -164,7 +166,7 @@ def changes(calls: Sequence[Calling]) -> Iterator[Change]:
                 number,
                 "through",
                 type_,
-                None,
+                {},
                 PRECISION,
                 f"with {_named(call)} computed in {type_}",
                 f"compute it in floating numbers that hold these whole ones, or keep them small: {type_} does not hold them",
@@ -178,12 +180,32 @@ def _arguments(number: int, call: Calling) -> Iterator[Change]:
             if any(type(value) is type(other) and value == other for other in seen):
                 continue
             seen.append(value)
-            text = f"with {parameter.name} {_text(value)} in {_named(call)}, and not {_text(parameter.value)}"
-            remedy = (
-                f"the graph has nothing for {parameter.name}: write {call.name} out in operations that need no such "
-                "argument, or take another exporter or opset"
-            )
-            yield Change(number, "argument", parameter.name, value, ATTRIBUTE, text, remedy)
+            yield _argument(number, call, [parameter], [value])
+    # What belongs together is left out together, such as a scale for each axis.
+    given = [each for each in call.parameters if each.value != each.default]
+    if len(given) > 1:
+        yield _argument(number, call, given, [each.default for each in given])
+
+
+def _argument(number: int, call: Calling, parameters: Sequence[Parameter], values: Sequence[Any]) -> Change:
+    names = _and(each.name for each in parameters)
+    new, old = _and(_text(value) for value in values), _and(_text(each.value) for each in parameters)
+    code = PRECISION if all(each.type == "ScalarType" for each in parameters) else ATTRIBUTE
+    return Change(
+        number,
+        "argument",
+        "",
+        {each.name: value for each, value in zip(parameters, values, strict=True)},
+        code,
+        f"with {names} {new} in {_named(call)}, and not {old}",
+        f"the graph has nothing for {names}: write {call.name} out in operations that need no such argument, or take "
+        "another exporter or opset",
+    )
+
+
+def _and(texts: Iterable[str]) -> str:
+    *first, last = dict.fromkeys(texts)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _values(parameter: Parameter) -> Iterator[Any]:
@@ -206,7 +228,8 @@ def _values(parameter: Parameter) -> Iterator[Any]:
 
 
 def _named(call: Calling) -> str:
-    return f"{call.name} at {call.source}" if call.source else call.name
+    where = f" of {call.module}" if call.module else ""
+    return f"{call.name}{where}" + (f" at {call.source}" if call.source else "")
 
 
 def _text(value: Any) -> str:
