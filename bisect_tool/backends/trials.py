@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from bisect_tool.backends.runners import runner_of
 from bisect_tool.backends.stream import in_onnx_form
 from bisect_tool.backends.torch_runner import FACTORY_OPS, LAYOUT_OPS, to_numpy
 from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
-from bisect_tool.diagnose.trials import propose
+from bisect_tool.diagnose.rules import Clue, Facts, answers
+from bisect_tool.diagnose.trials import Fit, Trial, propose
 from bisect_tool.diagnose.trying import Outcome, try_all
 from bisect_tool.diagnose.weight_forms import Static
 from bisect_tool.errors import InconclusiveError
@@ -86,9 +88,21 @@ def find_cause(
             return loaded.run([opened.output], {**feeds, **more})[0]
         return None
 
+    def twice() -> tuple[Array, Array] | None:
+        # In one session: each new one may start its random numbers alike.
+        with contextlib.suppress(InconclusiveError):
+            loaded = runner_of(config).load(built.model, config, folder)
+            one, two = (loaded.run([opened.output], feeds)[0] for _ in range(2))
+            return None if one is None or two is None or one.size != two.size else (one, two)
+        return None
+
     nodes = _nodes(around, opened, model, values, opset)
     first = [node for node in nodes if node.name in set(suspects)]
-    proposals = list(propose(first, calls, statics, opset, nodes))
+    facts = Facts(first, nodes, calls, opened.expected, _in_shape(values.get(opened.output), opened), twice)
+    seen = list(answers(facts))
+    clues = tuple(each for each in seen if isinstance(each, Clue))
+    proposals: list[Trial | Fit] = [each for each in seen if isinstance(each, Trial)]
+    proposals += propose(first, calls, statics, opset, nodes)
     if len(nodes) <= _FEW and len(first) < len(nodes):
         proposals += propose([node for node in nodes if node not in first], calls, statics, opset, nodes)
 
@@ -97,7 +111,11 @@ def find_cause(
             return opened.close(opened.expected, made)
         return bool(np.array_equal(opened.expected, made))
 
-    return try_all(proposals, run, opened.expected, right, seconds)
+    return replace(try_all(proposals, run, opened.expected, right, seconds), clues=clues)
+
+
+def _in_shape(array: Array | None, opened: Opened) -> Array | None:
+    return None if array is None or array.size != opened.expected.size else array.reshape(opened.expected.shape)
 
 
 def _new_inputs(around: Surroundings, opened: Opened, edited: onnx.ModelProto, edit: Edit) -> dict[str, Array]:
@@ -267,6 +285,7 @@ def _nodes(
         constants[tensor.name] = program.weight(tensor.name)
     shapes = {name: tuple(array.shape) for name, array in {**constants, **values}.items()}
     floats = {name: array for name, array in values.items() if array.dtype.kind in "fV"}
+    others = {name: array for name, array in values.items() if array.dtype.kind in "iub"}
     found = []
     for node in model.graph.node:
         if node.op_type == "Constant" or not any(node.output):
@@ -284,6 +303,7 @@ def _nodes(
                 outputs=tuple(node.output),
                 values=used,
                 shapes={name: shapes[name] for name in [*node.input, *node.output] if name in shapes},
+                others={name: others[name] for name in [*node.input, *node.output] if name in others},
             )
         )
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bisect_tool.diagnose.causes import TITLES, UNKNOWN, WEIGHT
+from bisect_tool.diagnose.causes import RUNTIME, TITLES, UNKNOWN, WEIGHT
+from bisect_tool.diagnose.rules.facts import Clue
 from bisect_tool.diagnose.trying import Outcome, Tried
 from bisect_tool.records import Diagnosis, LedgerEntry, Origin, StageRef, TrialConclusion
 
@@ -59,6 +60,7 @@ def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
                 cause.trial.text,
                 f"tried in {where}: the local error falls from {outcome.before:.1e} to {cause.error:.1e}{others}",
                 *([f"this would mend it too: {also.trial.text}"] if also is not None else []),
+                *_seen(outcome, cause.trial.text, besides=(cause.trial.code, cause.trial.node)),
             ),
             remedy=cause.trial.remedy,
             remedy_verified=True,
@@ -74,17 +76,36 @@ def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
     if outcome.partly is not None:
         error = outcome.partly.error
         evidence.append(f"nearest: {outcome.partly.trial.text}; {error:.1e} is left then")
+    code, remedy = UNKNOWN, "look at the nodes named above beside PyTorch's line; the report has what was ruled out"
+    strong = next((clue for clue in outcome.clues if clue.speaks_for and clue.strong), None)
+    if strong is not None:
+        code, remedy = strong.code, strong.remedy or remedy
+        evidence = [*strong.text, *_seen(outcome, *strong.text), f"not certain: {evidence[0]}", *evidence[1:]]
+    elif origin.witness is not None and origin.witness.says == "runtime":
+        code = RUNTIME
+        name = f"{origin.witness.runner} {origin.witness.version}"
+        evidence = [f"{name} gives PyTorch's value for the same nodes and inputs", *_seen(outcome), *evidence]
+        remedy = "report it with the replay folder; until then another version, provider or form of these nodes"
+    else:
+        evidence += _seen(outcome)
     return Diagnosis(
-        code=UNKNOWN,
-        title=TITLES[UNKNOWN],
+        code=code,
+        title=TITLES[code],
         evidence=tuple(evidence),
-        remedy="look at the nodes named above beside PyTorch's line; the report has what was ruled out",
+        remedy=remedy,
         remedy_verified=None,
         cost=None,
         origin=origin.ref,
         error_before=outcome.before,
         error_after=error,
     )
+
+
+def _seen(outcome: Outcome, *told: str, besides: tuple[str, str] | None = None) -> list[str]:
+    """What rules saw that speaks for a cause, without what was told; ``besides``: code and node that need no more words."""
+    clues = [clue for clue in outcome.clues if clue.speaks_for and (clue.code, clue.node) != besides]
+    lines = [line for clue in clues for line in clue.text]
+    return [line for line in dict.fromkeys(lines) if not any(line in other for other in told)]
 
 
 def ledger(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Outcome]) -> tuple[LedgerEntry, ...]:
@@ -106,7 +127,23 @@ def ledger(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Ou
                     conclusion=_conclusion(each, outcome),
                 )
             )
+        entries += [_seen_entry(origin, outcome, clue) for clue in (outcome.clues if outcome is not None else ())]
     return tuple(entries)
+
+
+def _seen_entry(origin: Origin, outcome: Outcome | None, clue: Clue) -> LedgerEntry:
+    """What a rule saw; of what it speaks for a trial may have more to say."""
+    assert outcome is not None
+    return LedgerEntry(
+        ref=origin.ref,
+        config=origin.config,
+        code=clue.code,
+        node=clue.node,
+        change="; ".join(clue.text),
+        error_before=outcome.before,
+        error_after=None,
+        conclusion="no answer" if clue.speaks_for else "ruled out",
+    )
 
 
 def _conclusion(tried: Tried, outcome: Outcome) -> TrialConclusion:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bisect_tool.diagnose.calls import Edit
+from bisect_tool.diagnose.rules.facts import Clue
 from bisect_tool.diagnose.trials import Fit, Trial
 
 Array = NDArray[Any]
@@ -54,6 +55,7 @@ class Outcome:
         partly: the trial that removed most of the error, where none mends it; ``None`` if that is little.
         tried: all of them, in order.
         complete: every proposal was tried; else time or number of runs ended it, or the cause was found.
+        clues: what rules saw, for and against causes that have a sign of their own.
     """
 
     before: float
@@ -61,6 +63,7 @@ class Outcome:
     partly: Tried | None
     tried: tuple[Tried, ...]
     complete: bool
+    clues: tuple[Clue, ...] = ()
 
 
 def try_all(
