@@ -21,7 +21,8 @@ from bisect_tool.backends.replay import AS_RUN, CannotReplayError, replay_values
 from bisect_tool.backends.runners import runner_of
 from bisect_tool.backends.stream import in_onnx_form
 from bisect_tool.backends.torch_runner import FACTORY_OPS, LAYOUT_OPS, to_numpy
-from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
+from bisect_tool.backends.widening import widened
+from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step, Widened
 from bisect_tool.diagnose.rules import Clue, Facts, answers
 from bisect_tool.diagnose.trials import Fit, Trial, propose
 from bisect_tool.diagnose.trying import Outcome, try_all
@@ -76,7 +77,9 @@ def find_cause(
     folder = str(program.weights_folder)
     feeds = {name: opened.feeds[value] for name, value in built.feeds.items()}
 
-    def run(edit: Edit | None) -> Array | None:
+    def run(edit: Edit | Widened | None) -> Array | None:
+        if isinstance(edit, Widened):
+            return _run_widened(edit.narrow)
         edited = model if edit is None else _edited(model, edit)
         more = {} if edit is None else _new_inputs(around, opened, edited, edit)
         for name, array in more.items():
@@ -86,6 +89,24 @@ def find_cause(
         with contextlib.suppress(InconclusiveError, ValueError, TypeError):
             loaded = runner_of(config).load(edited.SerializeToString(), config, folder)
             return loaded.run([opened.output], {**feeds, **more})[0]
+        return None
+
+    def _run_widened(narrow: str) -> Array | None:
+        wide = widened(model, narrow, program.weight, [static.array for static in statics])
+        given = {}
+        for name, array in feeds.items():
+            if array.dtype.name == narrow:
+                match = opened.cuts.get(built.feeds[name])
+                own = None if match is None else around.activations.fetch(match.value)
+                own = (
+                    own
+                    if own is None or match is None or match.permutation is None
+                    else own.transpose(match.permutation)
+                )
+                array = np.ascontiguousarray(array if own is None else own, dtype=np.float32)
+            given[name] = array
+        with contextlib.suppress(InconclusiveError, ValueError, TypeError):
+            return runner_of(config).load(wide.SerializeToString(), config, folder).run([opened.output], given)[0]
         return None
 
     def twice() -> tuple[Array, Array] | None:

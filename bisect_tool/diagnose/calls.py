@@ -116,5 +116,15 @@ class Edit:
     keep: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Widened:
+    """The whole stage in float32: what it has in ``narrow``, float16 or bfloat16, is that no longer.
+
+    Inputs of the stage, and weights that are PyTorch's rounded, are PyTorch's own then.
+    """
+
+    narrow: str
+
+
 BEFORE = "<before>"
 """Among the inputs of a step: what the edited node itself made."""

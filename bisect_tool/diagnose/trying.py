@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.diagnose.calls import Edit
+from bisect_tool.diagnose.calls import Edit, Widened
 from bisect_tool.diagnose.rules.facts import Clue
 from bisect_tool.diagnose.trials import Fit, Trial
 
@@ -68,7 +68,7 @@ class Outcome:
 
 def try_all(
     proposals: Iterable[Trial | Fit],
-    run: Callable[[Edit | None], Array | None],
+    run: Callable[[Edit | Widened | None], Array | None],
     expected: Array,
     right: Callable[[Array], bool],
     seconds: float = MAX_SECONDS,
@@ -85,7 +85,7 @@ def try_all(
     end = time.perf_counter() + seconds
     tried: list[Tried] = []
 
-    def result_of(edit: Edit | None) -> Array | None:
+    def result_of(edit: Edit | Widened | None) -> Array | None:
         made = run(edit)
         return None if made is None or made.size != expected.size else made.reshape(expected.shape)
 
@@ -123,7 +123,7 @@ def try_all(
 def _attempts(
     proposal: Trial | Fit,
     attempt: Callable[[Trial], Tried],
-    result_of: Callable[[Edit | None], Array | None],
+    result_of: Callable[[Edit | Widened | None], Array | None],
     expected: Array,
     original: Array | None,
 ) -> Iterator[tuple[float | None, Tried]]:
@@ -162,7 +162,9 @@ def _digits(value: float) -> int:
     return len(f"{value:.7g}".partition("e")[0].replace(".", "").replace("-", "").strip("0"))
 
 
-def _fit(fit: Fit, result_of: Callable[[Edit | None], Array | None], expected: Array, original: Array) -> float | None:
+def _fit(
+    fit: Fit, result_of: Callable[[Edit | Widened | None], Array | None], expected: Array, original: Array
+) -> float | None:
     """The number that brings the result nearest to what is expected: Gauss-Newton with a secant for the derivative."""
     wanted = expected.astype(np.float64)
     value, residual = fit.start, original.astype(np.float64) - wanted

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bisect_tool.diagnose.rules import indices, integers, masks, nonfinite, randomness, training
+from bisect_tool.diagnose.rules import indices, integers, masks, narrow, nonfinite, randomness, training
 from bisect_tool.diagnose.rules.facts import Clue, Facts, Rule
 from bisect_tool.diagnose.trials import Trial
 
@@ -18,6 +18,7 @@ RULES: Sequence[Rule] = (
     masks.look,
     integers.look,
     indices.look,
+    narrow.look,
     nonfinite.look,
 )
 

@@ -23,7 +23,9 @@ def look(facts: Facts) -> Iterator[Trial | Clue]:
                 Step(node.op, tuple(name or None for name in node.inputs), kept, _RESULT),
                 Step("Identity", (_RESULT,), {}),
             )
-            text = f"BatchNormalization {node.name} is in training mode: it uses the batch's statistics, not the model's"
+            text = (
+                f"BatchNormalization {node.name} is in training mode: it uses the batch's statistics, not the model's"
+            )
             yield _trial(node, text, steps)
             # The export itself ran in training mode, and moved the statistics.
             for statistics in _statistics(facts.calls, node):
