@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bisect_tool.diagnose.causes import RUNTIME, TITLES, UNKNOWN, WEIGHT
+from bisect_tool.diagnose.causes import (
+    CHANCE,
+    CONSTANT,
+    EXTRA,
+    MISSING,
+    OPERANDS,
+    OPERATOR,
+    RUNTIME,
+    TITLES,
+    UNKNOWN,
+    WEIGHT,
+)
 from bisect_tool.diagnose.rules.facts import Clue
 from bisect_tool.diagnose.trying import Outcome, Tried
 from bisect_tool.records import Diagnosis, LedgerEntry, Origin, StageRef, TrialConclusion
@@ -26,6 +37,29 @@ def diagnoses(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str],
             key = made.code, made.evidence[0] if made.code != UNKNOWN else str(origin.ref)
             found.setdefault(key, made)
     return _few_weights(list(found.values()))
+
+
+MAY_BE_BAKED = frozenset([CONSTANT, OPERATOR, MISSING, EXTRA, OPERANDS, UNKNOWN])
+"""Causes behind which a number or a branch may stand that tracing fixed."""
+
+
+def chance(text: str) -> Diagnosis:
+    """PyTorch's side differs from itself; ``text`` says where."""
+    return Diagnosis(
+        code=CHANCE,
+        title=TITLES[CHANCE],
+        evidence=(f"PyTorch's side, run twice on the same inputs: {text}",),
+        remedy="make the random numbers an input of the model, seed them in forward, or leave them out (eval mode)",
+        remedy_verified=None,
+        cost=None,
+    )
+
+
+def with_order(found: Sequence[Diagnosis], order: Diagnosis | None) -> list[Diagnosis]:
+    """An order of the inputs that mends everything comes first, and leaves nothing unknown."""
+    if order is None:
+        return list(found)
+    return [order, *(each for each in found if each.code != UNKNOWN)]
 
 
 MOST_WEIGHTS = 3
