@@ -28,6 +28,7 @@ from bisect_tool.align import (
     trusted,
 )
 from bisect_tool.backends.activations import ActivationStore
+from bisect_tool.backends.before import look_before
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.costs import ort_cost, torch_cost
@@ -100,6 +101,7 @@ from bisect_tool.records import (
     ConfigStatus,
     Diagnosis,
     ErrorMetrics,
+    Finding,
     HandOver,
     Noise,
     NumericConfig,
@@ -148,6 +150,9 @@ EXPLAIN_SECONDS = 20.0
 
 MOST_SECONDS_OF_A_TRY = 10.0
 """Runs of the whole graph that take longer are not repeated for a guess."""
+
+MAX_TOLD = 5
+"""Findings of the preflight that are told while it runs."""
 
 MAX_DETAILED = 12
 """Nodes of an origin whose attributes go into the report."""
@@ -596,7 +601,17 @@ class _Bisection:
             notes=tuple(self.notes),
         )
 
+    def _look_before(self) -> tuple[Finding, ...]:
+        """What the files tell; the first things are told at once, as the run may take long."""
+        with self.step("preflight", "comparing the file with the model, before anything runs"):
+            found = look_before(self.case.module, self.program)
+        for each in [each for each in found if each.severity != "fact"][:MAX_TOLD]:
+            with self.step("preflight", f"preflight: {each.text}"):
+                pass
+        return found
+
     def report(self, timings: dict[str, float]) -> Report:
+        preflight = self._look_before()
         aligned = self._aligned()
         reference, matches, selection, cuts = aligned.reference, aligned.matches, aligned.selection, aligned.cuts
         trace, alignment = reference.trace, aligned.alignment
@@ -668,6 +683,7 @@ class _Bisection:
             environment=snapshot(),
             timings=timings,
             notes=tuple(self.notes),
+            preflight=preflight,
         )
 
     def _dtypes(self) -> dict[str, str]:
