@@ -28,9 +28,11 @@ from bisect_tool.align import (
     trusted,
 )
 from bisect_tool.backends.activations import ActivationStore
+from bisect_tool.backends.before import look_before
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.costs import ort_cost, torch_cost
+from bisect_tool.backends.crossings import crossing_of
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.facts import fed_inputs, graph_facts
 from bisect_tool.backends.floors import stage_noise
@@ -52,10 +54,14 @@ from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_n
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.backends.trials import find_cause, parameter_names
 from bisect_tool.backends.unfold import unfold
+from bisect_tool.backends.variants import variants
 from bisect_tool.backends.weights import check_weights, modules_by_weights
+from bisect_tool.baked import with_baked
 from bisect_tool.bodies import leave_out_bodies, match_bodies
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
-from bisect_tool.diagnose.findings import diagnoses, ledger
+from bisect_tool.diagnose.findings import MAY_BE_BAKED, chance, diagnoses, ledger, with_order
+from bisect_tool.diagnose.grown import Crossing, grown
+from bisect_tool.diagnose.input_orders import order_diagnosis, other_orders
 from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb, snapshot
@@ -66,7 +72,7 @@ from bisect_tool.layouts import describe_order, in_layout, layout_of
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
 from bisect_tool.noise import BEYOND, SETTLED, epsilon, is_settled
-from bisect_tool.outputs import bind_outputs, exchanged
+from bisect_tool.outputs import bind_outputs, exchanged, worst_error
 from bisect_tool.precision import (
     half_precision,
     held_line,
@@ -93,7 +99,9 @@ from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
     ConfigStatus,
+    Diagnosis,
     ErrorMetrics,
+    Finding,
     HandOver,
     Noise,
     NumericConfig,
@@ -139,6 +147,12 @@ MAX_REPLAYS = 8
 
 EXPLAIN_SECONDS = 20.0
 """Time that all trials together may take."""
+
+MOST_SECONDS_OF_A_TRY = 10.0
+"""Runs of the whole graph that take longer are not repeated for a guess."""
+
+MAX_TOLD = 5
+"""Findings of the preflight that are told while it runs."""
 
 MAX_DETAILED = 12
 """Nodes of an origin whose attributes go into the report."""
@@ -587,7 +601,17 @@ class _Bisection:
             notes=tuple(self.notes),
         )
 
+    def _look_before(self) -> tuple[Finding, ...]:
+        """What the files tell; the first things are told at once, as the run may take long."""
+        with self.step("preflight", "comparing the file with the model, before anything runs"):
+            found = look_before(self.case.module, self.program)
+        for each in [each for each in found if each.severity != "fact"][:MAX_TOLD]:
+            with self.step("preflight", f"preflight: {each.text}"):
+                pass
+        return found
+
     def report(self, timings: dict[str, float]) -> Report:
+        preflight = self._look_before()
         aligned = self._aligned()
         reference, matches, selection, cuts = aligned.reference, aligned.matches, aligned.selection, aligned.cuts
         trace, alignment = reference.trace, aligned.alignment
@@ -630,17 +654,19 @@ class _Bisection:
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts, explain=explain)
                 # No single stage mends a quantised graph: each of them is off.
                 verdict = verdict if self.quantised else self._hand_over(verdict, reference, matches)
+        if verdict.status == "diverges" and not self.quantised:
+            verdict = self._explain_whole(verdict, rows, trace, matches, plain)
         if verdict.status == "diverges":
             with self.step("weights", "comparing the graph's weights with the model's"):
                 verdict = with_weights(verdict, check_weights(self.case.module, self.program, rows, self.case.place))
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
-                chance = self._chance(trace, rows)
-            if chance is None:
+                chance_text = self._chance(trace, rows)
+            if chance_text is None:
                 verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged))
             else:
                 # One run against another tells nothing then: neither where error is made, nor that a file is wrong.
-                line = f"{_NO_REPEAT}: {chance}"
-                verdict = Verdict("inconclusive", (line,), None, (), ())
+                line = f"{_NO_REPEAT}: {chance_text}"
+                verdict = Verdict("inconclusive", (line,), None, (), (), diagnoses=(chance(chance_text),))
                 # Pairs of a matrix have nothing but their reason; elsewhere the verdict stands below.
                 reason = line if self.options.pairs else _NO_REPEAT
                 runs = tuple(
@@ -657,6 +683,7 @@ class _Bisection:
             environment=snapshot(),
             timings=timings,
             notes=tuple(self.notes),
+            preflight=preflight,
         )
 
     def _dtypes(self) -> dict[str, str]:
@@ -1384,6 +1411,48 @@ class _Bisection:
             return verdict
         place, before, after = found
         return replace(verdict, hand_over=HandOver(first[places[place]].ref, pair.name, before, after))
+
+    def _explain_whole(
+        self,
+        verdict: Verdict,
+        rows: Sequence[StageRow],
+        trace: TorchTrace,
+        matches: Mapping[int, Match],
+        plain: str | None,
+    ) -> Verdict:
+        """What no single stage's nodes tell: inputs in another order, what tracing baked in, rounding that grew."""
+        found = list(verdict.diagnoses)
+        reference = self.reference
+        if plain is not None and not verdict.origins and reference is not None:
+            names = {value: match.onnx for value, match in matches.items() if match.permutation is None}
+            stages = {stage.ref: stage for stage in trace.stages}
+
+            def crossing(row: StageRow) -> Crossing | None:
+                return crossing_of(stages[row.ref], reference.tape, reference.activations, names, self.chained)
+
+            found += grown(rows, plain, crossing)
+        failing = next((pair for pair in self.configs if pair.gating and pair.name in self.untouched), None)
+        if failing is not None and verdict.origins and self.seconds.get(failing.name, 0.0) < MOST_SECONDS_OF_A_TRY:
+            with self.step("inputs", "trying the inputs in other orders"):
+                found = with_order(found, self._in_other_orders(failing))
+        if any(each.code in MAY_BE_BAKED for each in found):
+            with self.step("variants", "running PyTorch on other inputs, to see what follows them"):
+                runs = variants(self.case.module, self.case.args, self.case.kwargs)
+            found = list(with_baked(found, runs, {origin.ref: origin.onnx_ops for origin in verdict.origins}))
+        return replace(verdict, diagnoses=tuple(found))
+
+    def _in_other_orders(self, pair: ConfigPair) -> Diagnosis | None:
+        outputs = self.torch_outputs.get(pair.name, [])
+        before = worst_error(self._output_results(self.untouched[pair.name], outputs))
+        run = untouched_run(self.program, pair.actual)
+        for number, order in enumerate(other_orders(self.feeds), 1):
+            try:
+                results = self._output_results(_Untouched(dict(run.run(order.feeds)), {}), outputs)
+            except InconclusiveError:
+                continue
+            if results and all(out.judgement == "pass" for out in results):
+                return order_diagnosis(order, before, worst_error(results), number, pair.name)
+        return None
 
     # -- the report's parts -------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ Status = Literal["agrees", "diverges", "inconclusive"]
 Side = Literal["expected", "actual"]
 Conclusion = Literal["culprit", "contributes", "ruled out", "no answer"]
 TrialConclusion = Literal["cause", "contributes", "ruled out", "no answer"]
+Severity = Literal["fault", "suspicion", "fact"]
 Testimony = Literal["export", "runtime", "neither", "unknown"]
 ConfigStatus = Literal["agrees", "diverges", "perturbed", "skipped", "failed", "crashed"]
 OutputKey = int | str
@@ -841,6 +842,24 @@ class GlueStage:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """What the files tell before anything runs.
+
+    Attributes:
+        code: of the page that explains it.
+        severity: ``fault``: the graph is not the model; ``suspicion``: known to change results, and may be meant;
+            ``fact``: what was done on purpose, rounding to half precision for one.
+        text: in words, with the names.
+        names: the initialisers, parameters or nodes that it is about.
+    """
+
+    code: str
+    severity: Severity
+    text: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything one command found; every reporter prints this and nothing else.
 
@@ -852,6 +871,7 @@ class Report:
             that of the worst one.
         parts: of a model in several ONNX files, in the order in which PyTorch calls them; () where it is one graph.
         glue: what PyTorch computes between the parts.
+        preflight: what the files told before anything ran.
     """
 
     case: Mapping[str, Any]
@@ -866,4 +886,5 @@ class Report:
     samples: tuple[SampleResult, ...] = ()
     parts: tuple[PartResult, ...] = ()
     glue: tuple[GlueStage, ...] = ()
+    preflight: tuple[Finding, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)

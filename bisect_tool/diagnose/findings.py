@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bisect_tool.diagnose.causes import TITLES, UNKNOWN, WEIGHT
+from bisect_tool.diagnose.causes import (
+    CHANCE,
+    CONSTANT,
+    EXTRA,
+    MISSING,
+    OPERANDS,
+    OPERATOR,
+    RUNTIME,
+    TITLES,
+    UNKNOWN,
+    WEIGHT,
+)
 from bisect_tool.diagnose.otherwise import Change
+from bisect_tool.diagnose.rules.facts import Clue
 from bisect_tool.diagnose.trying import Outcome, Tried
 from bisect_tool.records import Diagnosis, LedgerEntry, Origin, StageRef, TrialConclusion
 
@@ -26,6 +38,29 @@ def diagnoses(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str],
             key = made.code, made.evidence[0] if made.code != UNKNOWN else str(origin.ref)
             found.setdefault(key, made)
     return _few_weights(list(found.values()))
+
+
+MAY_BE_BAKED = frozenset([CONSTANT, OPERATOR, MISSING, EXTRA, OPERANDS, UNKNOWN])
+"""Causes behind which a number or a branch may stand that tracing fixed."""
+
+
+def chance(text: str) -> Diagnosis:
+    """PyTorch's side differs from itself; ``text`` says where."""
+    return Diagnosis(
+        code=CHANCE,
+        title=TITLES[CHANCE],
+        evidence=(f"PyTorch's side, run twice on the same inputs: {text}",),
+        remedy="make the random numbers an input of the model, seed them in forward, or leave them out (eval mode)",
+        remedy_verified=None,
+        cost=None,
+    )
+
+
+def with_order(found: Sequence[Diagnosis], order: Diagnosis | None) -> list[Diagnosis]:
+    """An order of the inputs that mends everything comes first, and leaves nothing unknown."""
+    if order is None:
+        return list(found)
+    return [order, *(each for each in found if each.code != UNKNOWN)]
 
 
 MOST_WEIGHTS = 3
@@ -60,6 +95,7 @@ def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
                 cause.trial.text,
                 f"tried in {where}: the local error falls from {outcome.before:.1e} to {cause.error:.1e}{others}",
                 *([f"this would mend it too: {also.trial.text}"] if also is not None else []),
+                *_seen(outcome, cause.trial.text, besides=(cause.trial.code, cause.trial.node)),
             ),
             remedy=cause.trial.remedy,
             remedy_verified=True,
@@ -75,13 +111,28 @@ def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
     if outcome.partly is not None:
         error = outcome.partly.error
         evidence.append(f"nearest: {outcome.partly.trial.text}; {error:.1e} is left then")
-    if outcome.otherwise is not None:
-        return _otherwise(origin, outcome, *outcome.otherwise, *evidence)
+    code, remedy = UNKNOWN, "look at the nodes named above beside PyTorch's line; the report has what was ruled out"
+    strong = next((clue for clue in outcome.clues if clue.speaks_for and clue.strong), None)
+    if strong is not None:
+        code, remedy = strong.code, strong.remedy or remedy
+        evidence = [*strong.text, *_seen(outcome, *strong.text), f"not certain: {evidence[0]}", *evidence[1:]]
+        evidence += [_otherwise(*outcome.otherwise)] if outcome.otherwise is not None else []
+    elif outcome.otherwise is not None:
+        change = outcome.otherwise[0]
+        code, remedy = change.code, change.remedy
+        evidence = [_otherwise(*outcome.otherwise), *_seen(outcome), *evidence]
+    elif origin.witness is not None and origin.witness.says == "runtime":
+        code = RUNTIME
+        name = f"{origin.witness.runner} {origin.witness.version}"
+        evidence = [f"{name} gives PyTorch's value for the same nodes and inputs", *_seen(outcome), *evidence]
+        remedy = "report it with the replay folder; until then another version, provider or form of these nodes"
+    else:
+        evidence += _seen(outcome)
     return Diagnosis(
-        code=UNKNOWN,
-        title=TITLES[UNKNOWN],
+        code=code,
+        title=TITLES[code],
         evidence=tuple(evidence),
-        remedy="look at the nodes named above beside PyTorch's line; the report has what was ruled out",
+        remedy=remedy,
         remedy_verified=None,
         cost=None,
         origin=origin.ref,
@@ -90,19 +141,16 @@ def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
     )
 
 
-def _otherwise(origin: Origin, outcome: Outcome, change: Change, apart: float, *tried: str) -> Diagnosis:
+def _otherwise(change: Change, apart: float) -> str:
     """The graph does what PyTorch would do with one thing changed."""
-    return Diagnosis(
-        code=change.code,
-        title=TITLES[change.code],
-        evidence=(f"ONNX's value is what PyTorch gives {change.text}: relative L2 {apart:.1e}", *tried),
-        remedy=change.remedy,
-        remedy_verified=None,
-        cost=None,
-        origin=origin.ref,
-        error_before=outcome.before,
-        error_after=None,
-    )
+    return f"ONNX's value is what PyTorch gives {change.text}: relative L2 {apart:.1e}"
+
+
+def _seen(outcome: Outcome, *told: str, besides: tuple[str, str] | None = None) -> list[str]:
+    """What rules saw that speaks for a cause, without what was told; ``besides``: code and node that need no more words."""
+    clues = [clue for clue in outcome.clues if clue.speaks_for and (clue.code, clue.node) != besides]
+    lines = [line for clue in clues for line in clue.text]
+    return [line for line in dict.fromkeys(lines) if not any(line in other for other in told)]
 
 
 def ledger(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Outcome]) -> tuple[LedgerEntry, ...]:
@@ -130,7 +178,23 @@ def ledger(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Ou
             entries.append(
                 LedgerEntry(origin.ref, origin.config, change.code, "", text, outcome.before, apart, "cause")
             )
+        entries += [_seen_entry(origin, outcome, clue) for clue in (outcome.clues if outcome is not None else ())]
     return tuple(entries)
+
+
+def _seen_entry(origin: Origin, outcome: Outcome | None, clue: Clue) -> LedgerEntry:
+    """What a rule saw; of what it speaks for a trial may have more to say."""
+    assert outcome is not None
+    return LedgerEntry(
+        ref=origin.ref,
+        config=origin.config,
+        code=clue.code,
+        node=clue.node,
+        change="; ".join(clue.text),
+        error_before=outcome.before,
+        error_after=None,
+        conclusion="no answer" if clue.speaks_for else "ruled out",
+    )
 
 
 def _conclusion(tried: Tried, outcome: Outcome) -> TrialConclusion:

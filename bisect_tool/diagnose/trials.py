@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bisect_tool.align import family
-from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
+from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step, Widened
 from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, EXTRA, MISSING, OPERANDS, OPERATOR, PRECISION
 from bisect_tool.diagnose.onnx_forms import Form, forms, gelu_steps, summand
 from bisect_tool.diagnose.weight_forms import Static, weight_forms
@@ -49,7 +49,7 @@ class Trial:
     node: str
     text: str
     remedy: str
-    edit: Edit
+    edit: Edit | Widened
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +108,13 @@ def _weights(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
     """Each weight as PyTorch has it, and then all of the node together."""
     nearest: dict[int, Trial] = {}
     for trial in _each_weight(node, statics):
+        assert isinstance(trial.edit, Edit)
         (place,) = (i for i, given in enumerate(trial.edit.steps[0].inputs) if isinstance(given, np.ndarray))
         nearest.setdefault(place, trial)
         yield trial
     if len(nearest) > 1:
-        arrays = {place: trial.edit.steps[0].inputs[place] for place, trial in nearest.items()}
+        edits = {place: trial.edit for place, trial in nearest.items() if isinstance(trial.edit, Edit)}
+        arrays = {place: edit.steps[0].inputs[place] for place, edit in edits.items()}
         texts = [trial.text.replace(f", which {node.name} reads,", "") for trial in nearest.values()]
         yield Trial(
             next(iter(nearest.values())).code,

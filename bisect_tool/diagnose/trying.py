@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.diagnose.calls import Edit
+from bisect_tool.diagnose.calls import Edit, Widened
 from bisect_tool.diagnose.otherwise import Change
+from bisect_tool.diagnose.rules.facts import Clue
 from bisect_tool.diagnose.trials import Fit, Trial
 
 Array = NDArray[Any]
@@ -59,6 +60,7 @@ class Outcome:
         tried: all of them, in order.
         complete: every proposal was tried; else time or number of runs ended it, or the cause was found.
         otherwise: where nothing mends it, the change of PyTorch's own call that gives ONNX's value, and how far from it.
+        clues: what rules saw, for and against causes that have a sign of their own.
     """
 
     before: float
@@ -67,11 +69,12 @@ class Outcome:
     tried: tuple[Tried, ...]
     complete: bool
     otherwise: tuple[Change, float] | None = None
+    clues: tuple[Clue, ...] = ()
 
 
 def try_all(
     proposals: Iterable[Trial | Fit],
-    run: Callable[[Edit | None], Array | None],
+    run: Callable[[Edit | Widened | None], Array | None],
     expected: Array,
     right: Callable[[Array], bool],
     seconds: float = MAX_SECONDS,
@@ -88,7 +91,7 @@ def try_all(
     end = time.perf_counter() + seconds
     tried: list[Tried] = []
 
-    def result_of(edit: Edit | None) -> Array | None:
+    def result_of(edit: Edit | Widened | None) -> Array | None:
         made = run(edit)
         return None if made is None or made.size != expected.size else made.reshape(expected.shape)
 
@@ -127,7 +130,7 @@ def try_all(
 def _attempts(
     proposal: Trial | Fit,
     attempt: Callable[[Trial], Tried],
-    result_of: Callable[[Edit | None], Array | None],
+    result_of: Callable[[Edit | Widened | None], Array | None],
     expected: Array,
     original: Array | None,
 ) -> Iterator[tuple[float | None, Tried]]:
@@ -166,7 +169,9 @@ def _digits(value: float) -> int:
     return len(f"{value:.7g}".partition("e")[0].replace(".", "").replace("-", "").strip("0"))
 
 
-def _fit(fit: Fit, result_of: Callable[[Edit | None], Array | None], expected: Array, original: Array) -> float | None:
+def _fit(
+    fit: Fit, result_of: Callable[[Edit | Widened | None], Array | None], expected: Array, original: Array
+) -> float | None:
     """The number that brings the result nearest to what is expected: Gauss-Newton with a secant for the derivative."""
     wanted = expected.astype(np.float64)
     value, residual = fit.start, original.astype(np.float64) - wanted
