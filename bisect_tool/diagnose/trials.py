@@ -340,11 +340,19 @@ def _left_out(nodes: Sequence[Node], calls: Sequence[Call], stage: Sequence[Node
                 passes = all(each.op == "Identity" for each in chain)
                 # A constant stands for a value only where the node computes with nothing else.
                 given = place in first.constants and len(first.constants) < len(first.inputs)
-                if source and not passes and not given and _fits(first, source, last):
+                if source and not passes and not given and not _is_call(last, calls) and _fits(first, source, last):
                     rank = sum(each.name not in surplus for each in chain)
                     found.append((rank, len(chain), number, _without(chain, source)))
             following = readers.get(last.output, [])
     return [(rank == 0, trial) for rank, *_, trial in sorted(found, key=lambda each: each[:3])]
+
+
+def _is_call(node: Node, calls: Sequence[Call]) -> bool:
+    """Whether what the node makes is what PyTorch made by the same operation: then it is not too much."""
+    made = node.values.get(node.output)
+    return any(
+        family(call.name) == family(node.op) and call.result is not None and _holds(made, call.result) for call in calls
+    )
 
 
 def _fits(first: Node, source: str, last: Node) -> bool:
@@ -635,7 +643,8 @@ def _holds(value: Array | None, result: Array) -> bool:
 def _close(one: Array, other: Array) -> bool:
     if one.dtype.kind != "f" or other.dtype.kind != "f":
         return one.dtype.kind == other.dtype.kind and bool(np.array_equal(one, other))
-    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5 * float(np.abs(other).max(initial=0.0)), equal_nan=True))
+    largest = float(np.abs(other[np.isfinite(other)]).max(initial=0.0))
+    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5 * largest, equal_nan=True))
 
 
 def _size(node: Node, name: str) -> int | None:

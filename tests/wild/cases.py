@@ -134,3 +134,255 @@ def _image(function: Callable[..., Tensor], *others: Tensor, channels: int = 8) 
 
 def _tokens(function: Callable[..., Tensor], *others: Tensor, width: int = 8) -> tuple[nn.Module, Inputs]:
     return Tokens(Wild(function), width), (torch.randn(2, 6, 6), *others)
+
+
+def _hole(x: Tensor) -> Tensor:
+    """NaN at one place."""
+    return torch.where(torch.arange(x.numel()).reshape(x.shape) == 17, float("nan"), x)
+
+
+_TWICE = torch.tensor([0, 2, 0, 1, 2, 5])
+
+# -- indices that come twice ------------------------------------------------------------------------------------------
+
+_add(
+    "index_put, accumulate",
+    "of values for one place the last is written instead of their sum",
+    "pytorch/pytorch#61034",
+    TS,
+    lambda: _tokens(lambda x, i: torch.zeros_like(x[0]).index_put((i,), x[0], accumulate=True)[None], _TWICE),
+    *("BD101", "BD113"),
+)
+_add(
+    "index_add, an index twice",
+    "ScatterElements without a reduction",
+    "pytorch/pytorch#111159",
+    TS,
+    lambda: _tokens(lambda x, i: torch.zeros_like(x).index_add(1, i, x), _TWICE),
+    *("BD101", "BD113"),
+)
+_add(
+    "scatter_reduce, mean",
+    "no mean in ONNX: the last value is written",
+    "onnx/onnx#5100",
+    DYNAMO,
+    lambda: _tokens(lambda x, i: x.scatter_reduce(1, i[None, :, None].expand(2, 6, 8), x.flip(1), "mean"), _TWICE),
+    *("BD101", "BD113"),
+)
+
+# -- whole numbers ----------------------------------------------------------------------------------------------------
+
+_add(
+    "floor_divide of negative numbers",
+    "ONNX's Div cuts off, PyTorch rounds down",
+    "pytorch/pytorch#78442",
+    TS,
+    lambda: _tokens(lambda x: ((x * 8).int() // 3).float() / 8),
+    "BD111",
+)
+_add(
+    "right shift of negative numbers",
+    "written as a division, which cuts off",
+    "pytorch/pytorch#191014",
+    TS,
+    lambda: _tokens(lambda x: ((x * 8).int() >> 1).float() / 8),
+    "BD111",
+)
+_add(
+    "cumsum of int32",
+    "PyTorch sums in int64, the graph in int32",
+    "pytorch/pytorch#77842",
+    TS,
+    lambda: _tokens(lambda x: (x * 1e9).int().cumsum(1).float() / 1e9),
+    *("BD107", "BD111"),
+)
+_add(
+    "sum of large int64",
+    "ReduceSum goes through floating numbers",
+    None,
+    BOTH,
+    lambda: _tokens(
+        lambda x, base: (((x * 100).long() + base).sum(1, keepdim=True) - base * 6).float() / 100, torch.tensor(2**60)
+    ),
+    *("BD107", "BD111", "BD501"),
+)
+_add(
+    "power of int32",
+    "Pow goes through floating numbers and does not wrap",
+    None,
+    BOTH,
+    lambda: _tokens(lambda x: torch.pow((x * 20).int(), 9).float() / 1e9),
+    *("BD107", "BD111", "BD501"),
+)
+_add(
+    "division cut off, of large numbers",
+    "the quotient passes through int64",
+    None,
+    TS,
+    lambda: _tokens(lambda x: torch.div(x * 3e19, 0.7, rounding_mode="trunc") / 1e19),
+    "BD107",
+)
+
+# -- arguments that get lost ------------------------------------------------------------------------------------------
+
+_add(
+    "avg_pool2d, divisor_override",
+    "the argument has no counterpart in AveragePool, and is dropped",
+    "pytorch/pytorch#105349",
+    BOTH,
+    lambda: _image(lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=5)),
+    "BD101",
+)
+_add(
+    "softplus, threshold",
+    "ONNX's Softplus has no threshold",
+    "onnx/onnx#5226",
+    TS,
+    lambda: _image(lambda x: F.softplus(x, 1, 0.5)),
+    "BD101",
+)
+_add(
+    "pairwise_distance, eps",
+    "eps is not added; the review of the pull request asks for it",
+    "pytorch/pytorch#75278",
+    TS,
+    lambda: _tokens(lambda x: F.pairwise_distance(x[:, :, None], x[:, :, None], eps=0.1) * x),
+    *("BD103", "BD101"),
+)
+_add(
+    "roll by more than the axis",
+    "the slices end where the axis does; mended for the other exporter",
+    "microsoft/onnxscript#3024",
+    TS,
+    lambda: _tokens(lambda x: x.roll((-2, 13), (1, 2))),
+    "BD101",
+)
+_add(
+    "antialiased resize by a factor",
+    "Resize is given the size, whose ratio is another factor",
+    "microsoft/onnxscript#2916",
+    DYNAMO,
+    lambda: _image(lambda x: F.interpolate(x, scale_factor=0.6, mode="bilinear", antialias=True)),
+    "BD101",
+)
+_add(
+    "antialiased resize, align_corners",
+    "ONNX's antialiasing does nothing to a larger image",
+    "microsoft/onnxscript#2916",
+    DYNAMO,
+    lambda: _image(lambda x: F.interpolate(x, (13, 20), mode="bilinear", antialias=True, align_corners=True)),
+    "BD102",
+)
+
+# -- writes in place --------------------------------------------------------------------------------------------------
+
+
+def _through_a_view(x: Tensor) -> Tensor:
+    y = x.clone()
+    view = y.view(2, 3, 16)
+    view.masked_fill_(view > 1, 0.0)
+    return y
+
+
+def _through_diagonal(x: Tensor) -> Tensor:
+    y = x.clone()
+    y.diagonal(0, 1, 2).fill_(3.0)
+    return y
+
+
+# The module's value is nowhere in the graph: the fault shows at the stage that reads it, and the cause names the module.
+_add(
+    "masked_fill_ through a view",
+    "the write is left out",
+    "pytorch/pytorch#95050",
+    TS,
+    lambda: _tokens(_through_a_view),
+    "BD103",
+    stage="down",
+)
+_add(
+    "fill_ of a diagonal",
+    "the write is left out",
+    "pytorch/pytorch#95050",
+    TS,
+    lambda: _tokens(_through_diagonal),
+    "BD103",
+    stage="down",
+)
+
+# -- NaN and infinities -----------------------------------------------------------------------------------------------
+
+_add(
+    "amax of NaN",
+    "ReduceMax passes over NaN, PyTorch hands it on",
+    "microsoft/onnxruntime#10514",
+    BOTH,
+    lambda: _image(lambda x: x + _hole(x).amax((2, 3), keepdim=True)),
+    *("BD501", "BD109"),
+)
+_add(
+    "topk of NaN",
+    "TopK puts NaN elsewhere: ONNX says nothing about it",
+    "onnx/onnx#4716",
+    BOTH,
+    lambda: _tokens(lambda x: _hole(x).topk(4, -1)[0].nan_to_num(9.0, 9.0, -9.0), width=4),
+    *("BD501", "BD109"),
+)
+_add(
+    "attention, a row masked throughout",
+    "PyTorch gives zeros, the exported softmax NaN",
+    "microsoft/onnxscript#2479",
+    TS,
+    lambda: _tokens(
+        lambda x, mask: F.scaled_dot_product_attention(x, x, x, mask),
+        torch.zeros(6, 6).masked_fill(torch.arange(6)[:, None] == 2, -float("inf")),
+    ),
+    "BD114",
+)
+_add(
+    "logsigmoid of large negative numbers",
+    "written as the logarithm of a sigmoid that is 0",
+    None,
+    BOTH,
+    lambda: _image(lambda x: F.logsigmoid(x * 60) / 60),
+    "BD109",
+)
+_add(
+    "baddbmm, beta 0",
+    "what is multiplied by 0 may be infinite, and PyTorch ignores it",
+    None,
+    BOTH,
+    lambda: _tokens(lambda x: torch.baddbmm(x * float("inf"), x[:, :, :6], x, beta=0)),
+    *("BD104", "BD109"),
+)
+
+# -- no faults: the two sides differ, and may -------------------------------------------------------------------------
+
+_add(
+    "topk of ties, indices",
+    "equal numbers have no order",
+    None,
+    BOTH,
+    lambda: _tokens(lambda x: torch.round(x).topk(8, -1)[1].float()),
+)
+_add(
+    "floor_divide by 0.1",
+    "1 // 0.1 is 9 or 10, as rounding has it",
+    None,
+    BOTH,
+    lambda: _tokens(lambda x: torch.floor_divide(torch.round(x * 10) / 10, 0.1)),
+)
+_add(
+    "sigmoid far out",
+    "0 instead of 2e-9 beside 1; closed as precision",
+    "pytorch/pytorch#147508",
+    BOTH,
+    lambda: _tokens(lambda x: torch.sigmoid(x * 4 - 20) * 1e9),
+)
+_add(
+    "group norm of large numbers",
+    "the variance of numbers that are far from 0 cancels, on either side",
+    None,
+    BOTH,
+    lambda: _image(lambda x: F.group_norm(x + 3e3, 2)),
+)
