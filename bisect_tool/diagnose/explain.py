@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.resources import files
 
 from bisect_tool.errors import BisectError
 
 
+@functools.cache
 def codes() -> dict[str, str]:
     """Every code with its title, in order."""
     found: dict[str, str] = {}
