@@ -64,6 +64,7 @@ from bisect_tool.diagnose.findings import (
     MAY_BE_BAKED,
     chance,
     diagnoses,
+    diagnosis_of,
     ledger,
     may_be_order,
     no_chance,
@@ -1362,7 +1363,9 @@ class _Bisection:
                         seconds = min(left, MAX_SECONDS)
                         cause = find_cause(around, opened, stage, origin.onnx_nodes, names, pair.actual, seconds)
                         outcomes[origin.ref, origin.config] = cause
-                    origin = self._with_replay(around, opened, origin, pair, number)
+                    tried = outcomes.get((origin.ref, origin.config))
+                    why = None if tried is None else diagnosis_of(origin, tried)
+                    origin = self._with_replay(around, opened, origin, pair, number, why)
                 reference.activations.retain(())
             ops, weights = self.program.reads(origin.onnx_nodes)
             details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
@@ -1375,7 +1378,7 @@ class _Bisection:
         )
 
     def _with_replay(
-        self, around: Surroundings, opened: Opened, origin: Origin, pair: ConfigPair, number: int
+        self, around: Surroundings, opened: Opened, origin: Origin, pair: ConfigPair, number: int, why: Diagnosis | None
     ) -> Origin:
         """The origin with a folder that shows its error without this tool, if they are wanted."""
         keep = self.options.keep_replay
@@ -1383,7 +1386,7 @@ class _Bisection:
             return origin
         details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
         told = replace(origin, onnx_details=details)
-        files = replay_files(around, opened, told, pair.actual, self.case.name)
+        files = replay_files(around, opened, told, pair.actual, self.case.name, why)
         if files is None:
             return origin
         name = f"{REPLAY_FOLDER}/{number + 1:02d}-{re.sub('[^A-Za-z0-9._-]+', '_', str(origin.ref))[:60]}"

@@ -36,7 +36,7 @@ def diagnoses(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str],
     for origin in origins:
         outcome = outcomes.get((origin.ref, origin.config))
         if outcome is not None:
-            made = _diagnosis(origin, outcome)
+            made = diagnosis_of(origin, outcome)
             key = made.code, made.evidence[0] if made.code != UNKNOWN else str(origin.ref)
             found.setdefault(key, made)
     return _few_weights(list(found.values()))
@@ -109,7 +109,8 @@ def _few_weights(found: list[Diagnosis]) -> tuple[Diagnosis, ...]:
     return tuple(told if each is first else each for each in found if each is first or each not in others)
 
 
-def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
+def diagnosis_of(origin: Origin, outcome: Outcome) -> Diagnosis:
+    """What trying showed for one origin."""
     where = f"{origin.ref} under {origin.config}"
     count = len(outcome.tried)
     if outcome.cause is not None:
