@@ -59,7 +59,20 @@ from bisect_tool.backends.weights import check_weights, modules_by_weights
 from bisect_tool.baked import with_baked
 from bisect_tool.bodies import leave_out_bodies, match_bodies
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
-from bisect_tool.diagnose.findings import MAY_BE_BAKED, chance, diagnoses, ledger, with_order
+from bisect_tool.diagnose.causes import BAKED
+from bisect_tool.diagnose.findings import (
+    MAY_BE_BAKED,
+    chance,
+    diagnoses,
+    diagnosis_of,
+    ledger,
+    may_be_order,
+    no_chance,
+    no_order,
+    not_baked,
+    runtime_ruled_out,
+    with_order,
+)
 from bisect_tool.diagnose.grown import Crossing, grown
 from bisect_tool.diagnose.input_orders import order_diagnosis, other_orders
 from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
@@ -148,8 +161,8 @@ MAX_REPLAYS = 8
 EXPLAIN_SECONDS = 20.0
 """Time that all trials together may take."""
 
-MOST_SECONDS_OF_A_TRY = 10.0
-"""Runs of the whole graph that take longer are not repeated for a guess."""
+SECONDS_FOR_ORDERS = 10.0
+"""Time for runs of the whole graph on its inputs in other orders; what runs then is finished."""
 
 MAX_TOLD = 5
 """Findings of the preflight that are told while it runs."""
@@ -662,7 +675,8 @@ class _Bisection:
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
                 chance_text = self._chance(trace, rows)
             if chance_text is None:
-                verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged))
+                ruled_out = (*verdict.ruled_out, no_chance())
+                verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged), ruled_out=ruled_out)
             else:
                 # One run against another tells nothing then: neither where error is made, nor that a file is wrong.
                 line = f"{_NO_REPEAT}: {chance_text}"
@@ -1349,7 +1363,9 @@ class _Bisection:
                         seconds = min(left, MAX_SECONDS)
                         cause = find_cause(around, opened, stage, origin.onnx_nodes, names, pair.actual, seconds)
                         outcomes[origin.ref, origin.config] = cause
-                    origin = self._with_replay(around, opened, origin, pair, number)
+                    tried = outcomes.get((origin.ref, origin.config))
+                    why = None if tried is None else diagnosis_of(origin, tried)
+                    origin = self._with_replay(around, opened, origin, pair, number, why)
                 reference.activations.retain(())
             ops, weights = self.program.reads(origin.onnx_nodes)
             details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
@@ -1362,7 +1378,7 @@ class _Bisection:
         )
 
     def _with_replay(
-        self, around: Surroundings, opened: Opened, origin: Origin, pair: ConfigPair, number: int
+        self, around: Surroundings, opened: Opened, origin: Origin, pair: ConfigPair, number: int, why: Diagnosis | None
     ) -> Origin:
         """The origin with a folder that shows its error without this tool, if they are wanted."""
         keep = self.options.keep_replay
@@ -1370,7 +1386,7 @@ class _Bisection:
             return origin
         details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
         told = replace(origin, onnx_details=details)
-        files = replay_files(around, opened, told, pair.actual, self.case.name)
+        files = replay_files(around, opened, told, pair.actual, self.case.name, why)
         if files is None:
             return origin
         name = f"{REPLAY_FOLDER}/{number + 1:02d}-{re.sub('[^A-Za-z0-9._-]+', '_', str(origin.ref))[:60]}"
@@ -1431,28 +1447,43 @@ class _Bisection:
                 return crossing_of(stages[row.ref], reference.tape, reference.activations, names, self.chained)
 
             found += grown(rows, plain, crossing)
+        ruled_out = [*verdict.ruled_out, *runtime_ruled_out(verdict.origins)]
         failing = next((pair for pair in self.configs if pair.gating and pair.name in self.untouched), None)
-        if failing is not None and verdict.origins and self.seconds.get(failing.name, 0.0) < MOST_SECONDS_OF_A_TRY:
+        if failing is not None and verdict.origins and may_be_order(found):
             with self.step("inputs", "trying the inputs in other orders"):
-                found = with_order(found, self._in_other_orders(failing))
+                order, tried = self._in_other_orders(failing)
+            found = with_order(found, order)
+            ruled_out += [no_order(tried)] if order is None and tried else []
         if any(each.code in MAY_BE_BAKED for each in found):
             with self.step("variants", "running PyTorch on other inputs, to see what follows them"):
-                runs = variants(self.case.module, self.case.args, self.case.kwargs)
+                runs = variants(self.case.module, self.case.args, self.case.kwargs, longer=self._takes_other_sizes())
             found = list(with_baked(found, runs, {origin.ref: origin.onnx_ops for origin in verdict.origins}))
-        return replace(verdict, diagnoses=tuple(found))
+            ruled_out += [not_baked(len(runs) - 1)] if len(runs) > 1 and all(d.code != BAKED for d in found) else []
+        return replace(verdict, diagnoses=tuple(found), ruled_out=tuple(ruled_out))
 
-    def _in_other_orders(self, pair: ConfigPair) -> Diagnosis | None:
+    def _takes_other_sizes(self) -> bool:
+        """Whether the file leaves an input's first size open: else it was made for this one, and no size was baked in."""
+        sizes = self.program.header().input_shapes.values()
+        return any(shape and not shape[0].isdigit() for shape in sizes)
+
+    def _in_other_orders(self, pair: ConfigPair) -> tuple[Diagnosis | None, int]:
+        """An order of the inputs under which the outputs agree, and how many were tried."""
+        ends = time.perf_counter() + SECONDS_FOR_ORDERS
         outputs = self.torch_outputs.get(pair.name, [])
         before = worst_error(self._output_results(self.untouched[pair.name], outputs))
         run = untouched_run(self.program, pair.actual)
-        for number, order in enumerate(other_orders(self.feeds), 1):
+        tried = 0
+        for order in other_orders(self.feeds):
+            if time.perf_counter() > ends:
+                break
             try:
                 results = self._output_results(_Untouched(dict(run.run(order.feeds)), {}), outputs)
             except InconclusiveError:
                 continue
+            tried += 1
             if results and all(out.judgement == "pass" for out in results):
-                return order_diagnosis(order, before, worst_error(results), number, pair.name)
-        return None
+                return order_diagnosis(order, before, worst_error(results), tried, pair.name), tried
+        return None, tried
 
     # -- the report's parts -------------------------------------------------------------------------------------------
 

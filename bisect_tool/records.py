@@ -543,7 +543,7 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One change that was tried in an origin's nodes, and what came of it.
+    """One hypothesis about an origin: a change that was tried in its nodes, or what a rule looked for.
 
     Attributes:
         ref, config: of the origin.
@@ -553,6 +553,7 @@ class LedgerEntry:
         error_before, error_after: relative L2 of the stage's local error; ``None``: ONNX Runtime did not run it.
         conclusion: ``cause``: only rounding is left; ``contributes``: most of the error goes, and no other change removes
             all of it, or it would mend as well and is less likely meant; ``ruled out``; ``no answer``.
+        tried: something was changed and ran; else ``change`` is what was seen, and ``error_after`` is ``None``.
     """
 
     ref: StageRef
@@ -563,6 +564,7 @@ class LedgerEntry:
     error_before: float
     error_after: float | None
     conclusion: TrialConclusion
+    tried: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ def _weights(
         {name: tuple(t.shape) for name, t in tensors.items()},
         {name: paths for name, paths in products.items() if paths},
     )
+    pairs += _by_scope(program, modules, tensors, pairs)
     report = compare_weights(pairs, program.weight, lambda name: to_numpy(tensors[name]), foldings_of(module))
     yield from _differing(report, program, tensors)
     yield from _turned(report, pairs, program, tensors, readers, linear)
@@ -73,6 +74,59 @@ def _weights(
     quantised = quantized_nodes(program.graph)
     if quantised:
         yield Finding(ROUNDED, "fact", f"the graph is quantised: {len(quantised)} nodes work with few bits", ())
+
+
+_OWN = {
+    "Conv": {1: "weight"},
+    "ConvTranspose": {1: "weight"},
+    "LayerNormalization": {1: "weight", 2: "bias"},
+    "InstanceNormalization": {1: "weight", 2: "bias"},
+    "GroupNormalization": {1: "weight", 2: "bias"},
+    "BatchNormalization": {1: "weight", 2: "bias", 3: "running_mean", 4: "running_var"},
+    "PRelu": {1: "weight"},
+}
+"""Tensors of the module that a node's inputs are. Not the bias of a convolution: what follows it is folded into that."""
+
+_KINDS = {
+    **dict.fromkeys(("Conv", "ConvTranspose"), ("Conv",)),
+    "LayerNormalization": ("LayerNorm",),
+    "InstanceNormalization": ("InstanceNorm",),
+    "GroupNormalization": ("GroupNorm",),
+    "BatchNormalization": ("BatchNorm", "SyncBatchNorm"),
+    "PRelu": ("PReLU",),
+}
+"""Beginnings of the classes whose tensors these are."""
+
+
+def _by_scope(
+    program: OnnxProgram,
+    modules: Mapping[str, torch.nn.Module],
+    tensors: Mapping[str, torch.Tensor],
+    known: Sequence[WeightPair],
+) -> list[WeightPair]:
+    """Weights that have lost their names, by the module that the node's name says."""
+    named = {pair.onnx for pair in known}
+    readers: dict[str, set[str]] = {}
+    for node in program.graph.nodes:
+        path = module_of(node, modules) if node.op_type in _OWN and not node.domain else None
+        kind = type(modules[path]).__name__ if path else ""
+        fits = (
+            kind.startswith(("Conv", "Lazy")) if node.op_type.startswith("Conv") else "Norm" in kind or kind == "PReLU"
+        )
+        for place, own in _OWN.get(node.op_type, {}).items() if path and fits else ():
+            name = node.inputs[place] if place < len(node.inputs) else ""
+            if name and name not in named and program.is_weight(name) and f"{path}.{own}" in tensors:
+                readers.setdefault(name, set()).add(f"{path}.{own}")
+    found = []
+    shapes = program.floating_weights()
+    for name, parameters in readers.items():
+        # One that several read was merged with its equals.
+        (parameter, *others) = sorted(parameters)
+        have = tuple(n for n in shapes.get(name, ()) if n != 1)
+        if not others and have and have == tuple(n for n in tensors[parameter].shape if n != 1):
+            # A convolution's weight may be scaled by what follows it; the numbers of a norm are its own.
+            found.append(WeightPair(name, parameter, by_name=len(have) == 1))
+    return found
 
 
 def _differing(report: WeightReport, program: OnnxProgram, tensors: Mapping[str, torch.Tensor]) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +13,29 @@ from bisect_tool.backends.second_draw import random_like
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.baked import Variant
 
+MOST_SECONDS = 10.0
 
-def variants(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Variant, ...]:
-    """The run on the sample itself first, and then those on other inputs, as far as the model takes them."""
+
+def variants(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    longer: bool,
+    seconds: float = MOST_SECONDS,
+) -> tuple[Variant, ...]:
+    """The run on the sample itself first, and then those on other inputs, as far as the model takes them.
+
+    Args:
+        module, args, kwargs: the case.
+        longer: inputs of another size are asked too.
+        seconds: to spend; what runs then is finished.
+    """
+    ends = time.perf_counter() + seconds
     found = []
-    for text, given, named in _inputs(args, kwargs):
+    for text, given, named in _inputs(args, kwargs, longer):
+        if time.perf_counter() > ends:
+            break
         kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
         try:
             with torch.random.fork_rng(devices=[]):
@@ -32,13 +51,16 @@ def variants(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     return tuple(found)
 
 
-def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+def _inputs(
+    args: tuple[Any, ...], kwargs: dict[str, Any], longer: bool
+) -> Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     yield "the sample", args, kwargs
     yield "other numbers", *random_like(args, kwargs)
     for text, change in (("the sample with its sign turned", _negated), ("a sample twice as large", _doubled)):
         given, named = map_tensors((args, kwargs), change)
         yield text, given, named
-    yield "the sample's first axis twice as long", *map_tensors((args, kwargs), _longer)
+    if longer:
+        yield "the sample's first axis twice as long", *map_tensors((args, kwargs), _longer)
 
 
 def _negated(tensor: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ TITLES = {
     LAYOUT: "a weight is laid out otherwise than the operator wants it",
     NOT_FINITE: "weights that are NaN or infinite",
     ROUNDED: "weights are rounded to a narrower type",
-    BAKED: "a branch, a size or a number baked at trace time",
+    BAKED: "a constant was baked in at trace time",
     TRAINING: "left in training mode",
     CHANCE: "a side differs from itself when it runs twice",
     INPUTS: "inputs or channels are in another order",

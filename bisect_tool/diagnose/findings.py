@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bisect_tool.diagnose.causes import (
+    BAKED,
     CHANCE,
     CONSTANT,
     EXTRA,
+    INPUTS,
+    LAYOUT,
     MISSING,
     OPERANDS,
     OPERATOR,
@@ -20,7 +23,7 @@ from bisect_tool.diagnose.causes import (
 from bisect_tool.diagnose.otherwise import Change
 from bisect_tool.diagnose.rules.facts import Clue
 from bisect_tool.diagnose.trying import Outcome, Tried
-from bisect_tool.records import Diagnosis, LedgerEntry, Origin, StageRef, TrialConclusion
+from bisect_tool.records import Diagnosis, LedgerEntry, Origin, RuledOut, StageRef, TrialConclusion
 
 
 def diagnoses(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Outcome]) -> tuple[Diagnosis, ...]:
@@ -34,7 +37,7 @@ def diagnoses(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str],
     for origin in origins:
         outcome = outcomes.get((origin.ref, origin.config))
         if outcome is not None:
-            made = _diagnosis(origin, outcome)
+            made = diagnosis_of(origin, outcome)
             key = made.code, made.evidence[0] if made.code != UNKNOWN else str(origin.ref)
             found.setdefault(key, made)
     return _few_weights(list(found.values()))
@@ -63,6 +66,34 @@ def with_order(found: Sequence[Diagnosis], order: Diagnosis | None) -> list[Diag
     return [order, *(each for each in found if each.code != UNKNOWN)]
 
 
+def may_be_order(found: Sequence[Diagnosis]) -> bool:
+    """Whether another order of the inputs could be behind what was found."""
+    turned = (EXTRA, LAYOUT, OPERANDS)
+    return any(each.remedy_verified is not True or each.code in turned for each in found)
+
+
+def no_order(count: int) -> RuledOut:
+    orders = f"{count} other orders" if count > 1 else "the one other order"
+    return RuledOut(INPUTS, TITLES[INPUTS], (f"{orders} of inputs and channels: the outputs are not PyTorch's",))
+
+
+def not_baked(count: int) -> RuledOut:
+    return RuledOut(BAKED, TITLES[BAKED], (f"on {count} other inputs no number or branch at the origins is another",))
+
+
+def no_chance() -> RuledOut:
+    return RuledOut(CHANCE, "PyTorch differs from itself", ("run twice, it gives the same",))
+
+
+def runtime_ruled_out(origins: Sequence[Origin]) -> list[RuledOut]:
+    """Where another runner, given the same nodes and values, makes what the judged one made of them."""
+    agreeing = [origin for origin in origins if origin.witness is not None and origin.witness.says == "export"]
+    if not agreeing or len(agreeing) < sum(origin.witness is not None for origin in origins):
+        return []
+    runner = agreeing[0].witness.runner if agreeing[0].witness is not None else ""
+    return [RuledOut(RUNTIME, TITLES[RUNTIME], (f"{runner} gives the graph's value too",))]
+
+
 MOST_WEIGHTS = 3
 """Weights that are told one by one; more of them are another checkpoint rather than so many faults."""
 
@@ -79,7 +110,8 @@ def _few_weights(found: list[Diagnosis]) -> tuple[Diagnosis, ...]:
     return tuple(told if each is first else each for each in found if each is first or each not in others)
 
 
-def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
+def diagnosis_of(origin: Origin, outcome: Outcome) -> Diagnosis:
+    """What trying showed for one origin."""
     where = f"{origin.ref} under {origin.config}"
     count = len(outcome.tried)
     if outcome.cause is not None:
@@ -193,7 +225,8 @@ def _seen_entry(origin: Origin, outcome: Outcome | None, clue: Clue) -> LedgerEn
         change="; ".join(clue.text),
         error_before=outcome.before,
         error_after=None,
-        conclusion="no answer" if clue.speaks_for else "ruled out",
+        conclusion="ruled out" if not clue.speaks_for else "no answer" if outcome.cause is None else "contributes",
+        tried=False,
     )
 
 

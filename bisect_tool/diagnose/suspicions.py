@@ -110,6 +110,8 @@ def _settings(node: Described) -> Iterator[Said]:
         have = node.attributes.get(name)
         if have is None or should is None:
             continue
+        if name == "axis" and node.rank is not None:
+            have = int(have) % node.rank
         if isinstance(have, float) or isinstance(should, float):
             differs = not _same(float(have), float(should))
         elif isinstance(have, (list, tuple)):
@@ -149,8 +151,25 @@ def _expected(node: Described) -> Iterator[tuple[str, Any]]:
     elif (node.op, kind) == ("DepthToSpace", "PixelShuffle"):
         yield "blocksize", int(given["upscale_factor"])
         yield "mode", "CRD"
+    elif node.op in ("Softmax", "LogSoftmax") and kind == node.op and isinstance(given["dim"], int):
+        if node.rank is not None and "axis" in node.attributes:
+            yield "axis", given["dim"] % node.rank
+    elif (node.op, kind) == ("Resize", "Upsample"):
+        yield from _upsample(node, given)
     elif (node.op, kind) == ("GRU", "GRU"):
         yield "linear_before_reset", 1
+
+
+def _upsample(node: Described, given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    mode = str(given["mode"])
+    yield "mode", "nearest" if "nearest" in mode else "cubic" if mode == "bicubic" else "linear"
+    place = str(node.attributes.get("coordinate_transformation_mode", ""))
+    if mode == "nearest":
+        yield "coordinate_transformation_mode", "asymmetric"
+    elif "linear" in mode or mode == "bicubic":
+        corners = bool(given["align_corners"])
+        halves = place if place in ("half_pixel", "pytorch_half_pixel") else "half_pixel"
+        yield "coordinate_transformation_mode", "align_corners" if corners else halves
 
 
 def _numbers(value: Any) -> list[int]:

@@ -33,7 +33,6 @@ def look(facts: Facts) -> Iterator[Trial | Clue]:
         CHANCE,
         (f"run twice on the same inputs, the graph's stage differs by {apart / size if size else apart:.1e}{by}",),
         "make the random numbers an input of the model, or leave them out of what is exported",
-        node=sources[0].name if sources else "",
         strong=bool(sources) or (size > 0 and apart / size > 1e-4),
     )
     for source in sources:
