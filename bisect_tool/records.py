@@ -551,8 +551,9 @@ class LedgerEntry:
         node: that was changed.
         change: what would be wrong if it mends, in words.
         error_before, error_after: relative L2 of the stage's local error; ``None``: ONNX Runtime did not run it.
-        conclusion: ``cause``: only rounding is left; ``contributes``: most of the error goes, and no other change removes
-            all of it, or it would mend as well and is less likely meant; ``ruled out``; ``no answer``.
+        conclusion: ``cause``: only rounding is left, or, without a node, PyTorch's call changed so gives ONNX's value;
+            ``contributes``: most of the error goes, and no other change removes all of it, or it would mend as well and is
+            less likely meant; ``ruled out``; ``no answer``.
         tried: something was changed and ran; else ``change`` is what was seen, and ``error_after`` is ``None``.
     """
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bisect_tool.diagnose.causes import (
+    ATTRIBUTE,
     BAKED,
     CHANCE,
     CONSTANT,
@@ -120,6 +121,24 @@ def diagnosis_of(origin: Origin, outcome: Outcome) -> Diagnosis:
         without = sum(not each.mends for each in outcome.tried)
         others = f"; {without} other change{'s' if without > 1 else ''} did not" if without else ""
         also = next((each for each in outcome.tried if each.mends and each is not cause), None)
+        if _runtime_is_off(origin) and cause.trial.code in _OF_THE_GRAPH:
+            # The same nodes give PyTorch's value elsewhere: a change of them is a way round, and no cause.
+            return Diagnosis(
+                code=RUNTIME,
+                title=TITLES[RUNTIME],
+                evidence=(
+                    _witnessed(origin),
+                    *_seen(outcome),
+                    f"a way round, tried in {where}: {cause.trial.remedy} ({cause.trial.node}); the local error falls from "
+                    f"{outcome.before:.1e} to {cause.error:.1e}{others}",
+                ),
+                remedy=f"report it with the replay folder; until then: {cause.trial.remedy} ({cause.trial.node})",
+                remedy_verified=True,
+                cost=None,
+                origin=origin.ref,
+                error_before=outcome.before,
+                error_after=cause.error,
+            )
         return Diagnosis(
             code=cause.trial.code,
             title=TITLES[cause.trial.code],
@@ -153,10 +172,9 @@ def diagnosis_of(origin: Origin, outcome: Outcome) -> Diagnosis:
         change = outcome.otherwise[0]
         code, remedy = change.code, change.remedy
         evidence = [_otherwise(*outcome.otherwise), *_seen(outcome), *evidence]
-    elif origin.witness is not None and origin.witness.says == "runtime":
+    elif _runtime_is_off(origin):
         code = RUNTIME
-        name = f"{origin.witness.runner} {origin.witness.version}"
-        evidence = [f"{name} gives PyTorch's value for the same nodes and inputs", *_seen(outcome), *evidence]
+        evidence = [_witnessed(origin), *_seen(outcome), *evidence]
         remedy = "report it with the replay folder; until then another version, provider or form of these nodes"
     else:
         evidence += _seen(outcome)
@@ -171,6 +189,20 @@ def diagnosis_of(origin: Origin, outcome: Outcome) -> Diagnosis:
         error_before=outcome.before,
         error_after=error,
     )
+
+
+_OF_THE_GRAPH = frozenset([ATTRIBUTE, OPERATOR, MISSING, EXTRA, OPERANDS, CONSTANT])
+"""Causes that say that the graph is wrong."""
+
+
+def _runtime_is_off(origin: Origin) -> bool:
+    return origin.witness is not None and origin.witness.says == "runtime"
+
+
+def _witnessed(origin: Origin) -> str:
+    assert origin.witness is not None
+    name = f"{origin.witness.runner} {origin.witness.version}"
+    return f"{name} gives PyTorch's value for the same nodes and inputs"
 
 
 def _otherwise(change: Change, apart: float) -> str:

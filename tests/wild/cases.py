@@ -361,7 +361,7 @@ _add(
 _add(
     "topk of ties, indices",
     "equal numbers have no order",
-    None,
+    "pytorch/pytorch#27542",
     BOTH,
     lambda: _tokens(lambda x: torch.round(x).topk(8, -1)[1].float()),
 )
