@@ -132,7 +132,8 @@ def find_cause(
             return opened.close(opened.expected, made)
         return bool(np.array_equal(opened.expected, made))
 
-    return replace(try_all(proposals, run, opened.expected, right, seconds), clues=clues)
+    outcome = try_all(proposals, run, opened.expected, right, seconds)
+    return replace(outcome, clues=clues, calls=frozenset(call.key for call in calls if call.key is not None))
 
 
 def _in_shape(array: Array | None, opened: Opened) -> Array | None:
@@ -252,7 +253,7 @@ def _call(op: Op, operand: Any, arrays: Mapping[int, Array]) -> Call | None:
             given = argument.default_value if argument.has_default_value() else None
         arguments[argument.name] = plain(given)
     result = next((arrays[v] for v in op.outputs if v in arrays), None)
-    return Call(op.name, arguments, result, from_here(op.source))
+    return Call(op.name, arguments, result, from_here(op.source), op.outputs[0] if op.outputs else None)
 
 
 def _folded(calls: Sequence[Call], statics: Mapping[int, Static]) -> list[Static]:

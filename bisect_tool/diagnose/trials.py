@@ -43,6 +43,7 @@ class Trial:
         text: what is wrong if it mends, in words.
         remedy: what to do then.
         edit: the change.
+        about: key of the call of PyTorch's that the graph lacks there; ``None``: it is about something else.
     """
 
     code: str
@@ -50,6 +51,7 @@ class Trial:
     text: str
     remedy: str
     edit: Edit | Widened
+    about: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +255,8 @@ def _replacement(node: Node, call: Call, form: Form, inputs: tuple[str | Array |
         text = f"{node.name} is {_article(node.op)}, where PyTorch computes {call.name}{_numbers(call)}"
     attributes = dict(form.attributes)
     remedy = f"the graph needs {_article(form.op)} there: export it again, or with another exporter or opset"
-    return Trial(code, node.name, text, remedy, Edit(node.output, _steps(form.op, inputs, attributes, opset)))
+    edit = Edit(node.output, _steps(form.op, inputs, attributes, opset))
+    return Trial(code, node.name, text, remedy, edit, call.key if code == MISSING else None)
 
 
 _PLAIN = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Dropout"}
@@ -398,6 +401,7 @@ def _in_front(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
                     f"PyTorch's {call.name}{_numbers(call)} is missing in front of {node.name}, which reads {name} itself",
                     f"the graph needs {_article(form.op)} there: export it again, or with another exporter or opset",
                     Edit(node.output, (*steps, Step(node.op, read, node.attributes))),
+                    call.key,
                 )
 
 
@@ -420,9 +424,10 @@ def _inserted(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
             yield Trial(
                 MISSING,
                 node.name,
-                f"PyTorch's {call.name}{_numbers(call)} is missing behind {node.name}",
+                f"PyTorch's {call.name}{_numbers(call)} is missing behind {node.name}, or where it comes to the same",
                 f"the graph needs {_article(form.op)} there: export it again, or with another exporter or opset",
                 Edit(node.output, _steps(form.op, inputs, form.attributes, opset), keep=True),
+                call.key,
             )
 
 

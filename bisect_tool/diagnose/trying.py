@@ -56,6 +56,7 @@ class Outcome:
         tried: all of them, in order.
         complete: every proposal was tried; else time or number of runs ended it, or the cause was found.
         clues: what rules saw, for and against causes that have a sign of their own.
+        calls: keys of PyTorch's calls in the stage.
     """
 
     before: float
@@ -64,6 +65,7 @@ class Outcome:
     tried: tuple[Tried, ...]
     complete: bool
     clues: tuple[Clue, ...] = ()
+    calls: frozenset[int] = frozenset()
 
 
 def try_all(

@@ -56,7 +56,9 @@ def test_text_is_folded_to_80_columns_and_says_what_the_page_says(code: str) -> 
     assert page(code).removeprefix("# ").split() == text.split()
 
 
-def test_terminal_gets_no_marks_of_markdown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_gets_no_marks_of_markdown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     with pytest.raises(SystemExit):
         explain(["BD109"])
