@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bisect_tool.backends.inside import Opened, Surroundings
+from bisect_tool.backends.lower_precision import reduced
 from bisect_tool.backends.onnx_program import type_of_array
 from bisect_tool.backends.ort_runner import PartRuns
 from bisect_tool.backends.replay import AS_RUN, CannotReplayError, replay_values, slice_of
@@ -133,6 +134,13 @@ def find_cause(
         return bool(np.array_equal(opened.expected, made))
 
     outcome = try_all(proposals, run, opened.expected, right, seconds)
+    if outcome.cause is None and facts.actual is not None:
+        off = facts.actual
+        match = around.matches[stage.value]
+        if match.permutation is not None:
+            off = off.transpose(np.argsort(match.permutation))
+        rounds = reduced(around.tape, stage.value, opened.known, around.activations.tensor, off, "actual")
+        clues += () if rounds is None else (rounds,)
     return replace(outcome, clues=clues, calls=frozenset(call.key for call in calls if call.key is not None))
 
 

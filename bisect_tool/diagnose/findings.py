@@ -91,6 +91,20 @@ def chance(text: str) -> Diagnosis:
     )
 
 
+def by_clue(origin: Origin, clue: Clue) -> Diagnosis:
+    """What was seen at an origin where nothing can be tried."""
+    return Diagnosis(
+        code=clue.code,
+        title=TITLES[clue.code],
+        evidence=clue.text,
+        remedy=clue.remedy,
+        remedy_verified=None,
+        cost=None,
+        origin=origin.ref,
+        error_before=origin.local_rel_l2,
+    )
+
+
 def with_order(found: Sequence[Diagnosis], order: Diagnosis | None) -> list[Diagnosis]:
     """An order of the inputs that mends everything comes first, and leaves nothing unknown."""
     if order is None:
