@@ -38,6 +38,7 @@ from bisect_tool.backends.facts import fed_inputs, graph_facts
 from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.inside import Opened, Surroundings, look_inside, open_stage
+from bisect_tool.backends.lower_precision import reduced
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
@@ -62,6 +63,7 @@ from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.diagnose.causes import BAKED
 from bisect_tool.diagnose.findings import (
     MAY_BE_BAKED,
+    by_clue,
     chance,
     diagnoses,
     diagnosis_of,
@@ -1336,6 +1338,7 @@ class _Bisection:
         )
         origins = []
         outcomes: dict[tuple[StageRef, str], Outcome] = {}
+        of_torch: tuple[Diagnosis, ...] = ()
         names = parameter_names(self.case.module)
         ends = time.perf_counter() + EXPLAIN_SECONDS
         for number, origin in enumerate(verdict.origins):
@@ -1366,6 +1369,10 @@ class _Bisection:
                     tried = outcomes.get((origin.ref, origin.config))
                     why = None if tried is None else diagnosis_of(origin, tried)
                     origin = self._with_replay(around, opened, origin, pair, number, why)
+            elif explain and exact and cut is not None and number < MAX_EXPLAINED and self._is_plain(pair.expected):
+                fetch, off = reference.activations.tensor, reference.activations.fetch(stage.value)
+                clue = reduced(reference.tape, stage.value, cut.known - {stage.value}, fetch, off, "expected")
+                of_torch += () if clue is None else (by_clue(origin, clue),)
                 reference.activations.retain(())
             ops, weights = self.program.reads(origin.onnx_nodes)
             details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
@@ -1373,7 +1380,7 @@ class _Bisection:
         return replace(
             verdict,
             origins=note_shared(origins),
-            diagnoses=(*verdict.diagnoses, *diagnoses(origins, outcomes)),
+            diagnoses=(*verdict.diagnoses, *diagnoses(origins, outcomes), *of_torch),
             ledger=ledger(origins, outcomes),
         )
 

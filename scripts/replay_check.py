@@ -129,7 +129,7 @@ def page(found: list[Checked], python: Path, seconds: float) -> str:
         "",
         "Faults are planted into the zoo's graphs, a few kinds in turn for each family and exporter, and each origin's",
         "replay folder runs in a virtual environment made for this: onnxruntime, numpy and what these need, no PyTorch, no",
-        f"onnx, not this tool. *Same*: it prints the report's `local_rel_l2`, to a part in {1 / AGREE:.0f}, or both are infinite.",
+        f"onnx, not this tool. *Same*: it prints the report's `local_rel_l2`, to a part in {1 / AGREE:.0f}, or both are inf.",
         "",
         f"onnxruntime {versions[0]}, numpy {versions[1]}; {seconds:.0f} s.",
         "",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bisect_tool.backends.inside import Opened, Surroundings
+from bisect_tool.backends.lower_precision import reduced
 from bisect_tool.backends.onnx_program import type_of_array
 from bisect_tool.backends.ort_runner import PartRuns
 from bisect_tool.backends.otherwise import find_otherwise
@@ -135,13 +136,20 @@ def find_cause(
         return bool(np.array_equal(opened.expected, made))
 
     began = time.perf_counter()
-    outcome = replace(try_all(proposals, run, opened.expected, right, seconds), clues=clues)
-    actual = values.get(opened.output)
-    if outcome.cause is None and actual is not None:
+    outcome = try_all(proposals, run, opened.expected, right, seconds)
+    otherwise = None
+    if outcome.cause is None and facts.actual is not None:
+        off = facts.actual
+        match = around.matches[stage.value]
+        if match.permutation is not None:
+            off = off.transpose(np.argsort(match.permutation))
+        rounds = reduced(around.tape, stage.value, opened.known, around.activations.tensor, off, "actual")
+        clues += () if rounds is None else (rounds,)
+        left = max(seconds - (time.perf_counter() - began), seconds / 4)
         with contextlib.suppress(CannotReplayError):
-            left = max(seconds - (time.perf_counter() - began), seconds / 4)
-            return replace(outcome, otherwise=find_otherwise(around, opened, stage, actual, left))
-    return outcome
+            otherwise = find_otherwise(around, opened, stage, facts.actual, left)
+    keys = frozenset(call.key for call in calls if call.key is not None)
+    return replace(outcome, clues=clues, calls=keys, otherwise=otherwise)
 
 
 def _in_shape(array: Array | None, opened: Opened) -> Array | None:
@@ -261,7 +269,7 @@ def _call(op: Op, operand: Any, arrays: Mapping[int, Array]) -> Call | None:
             given = argument.default_value if argument.has_default_value() else None
         arguments[argument.name] = plain(given)
     result = next((arrays[v] for v in op.outputs if v in arrays), None)
-    return Call(op.name, arguments, result, from_here(op.source))
+    return Call(op.name, arguments, result, from_here(op.source), op.outputs[0] if op.outputs else None)
 
 
 def _folded(calls: Sequence[Call], statics: Mapping[int, Static]) -> list[Static]:

@@ -35,12 +35,14 @@ class Call:
         arguments: by the names of the operator's schema, defaults filled in; tensors are :class:`Operand`.
         result: its first floating result.
         source: ``file:line``; ``None`` if unknown.
+        key: tells it from the run's other calls; ``None`` where that is not known.
     """
 
     name: str
     arguments: Mapping[str, Any]
     result: Array | None
     source: str | None = None
+    key: int | None = None
 
     def operand(self, *names: str) -> Operand | None:
         """The first of some arguments that is a tensor."""

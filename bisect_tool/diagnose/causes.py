@@ -40,7 +40,7 @@ TITLES = {
     CONSTANT: "a constant differs from PyTorch's",
     PRECISION: "a value passes through a narrower type",
     REDUCED: "one side multiplies in lower precision",
-    NONFINITE: "NaN or an infinity begins here",
+    NONFINITE: "NaN or infinities on one side only",
     OVERFLOW: "a number is too large for half precision",
     INTEGERS: "whole numbers overflow, or divide otherwise",
     JUMP: "rounding on the edge of a step: a tie or a threshold",

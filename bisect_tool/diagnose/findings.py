@@ -35,13 +35,46 @@ def diagnoses(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str],
         outcomes: by the origin's stage and configuration; origins that are not in it were not looked into.
     """
     found: dict[tuple[str, str], Diagnosis] = {}
+    same: dict[tuple[str, str], list[Origin]] = {}
+    missing: dict[int, tuple[str, str]] = {}
     for origin in origins:
         outcome = outcomes.get((origin.ref, origin.config))
-        if outcome is not None:
-            made = diagnosis_of(origin, outcome)
-            key = made.code, made.evidence[0] if made.code != UNKNOWN else str(origin.ref)
-            found.setdefault(key, made)
-    return _few_weights(list(found.values()))
+        about = None if outcome is None or outcome.cause is None else outcome.cause.trial.about
+        if outcome is not None and about is not None:
+            missing.setdefault(about, _key(origin, outcome))
+    for origin in origins:
+        outcome = outcomes.get((origin.ref, origin.config))
+        if outcome is None:
+            continue
+        key = _key(origin, outcome)
+        # What one call lacks shows wherever its result is read, also where no single change of the reader mends it.
+        lacking = [missing[call] for call in sorted(outcome.calls & missing.keys())]
+        if key[0] == UNKNOWN and lacking and lacking[0] != key:
+            key = lacking[0]
+        same.setdefault(key, []).append(origin)
+        if key == _key(origin, outcome):
+            found.setdefault(key, diagnosis_of(origin, outcome))
+    told = [_also(each, same[key]) for key, each in found.items()]
+    return _few_weights(told)
+
+
+def _key(origin: Origin, outcome: Outcome) -> tuple[str, str]:
+    """What makes two diagnoses one."""
+    cause = outcome.cause
+    if cause is None:
+        return UNKNOWN, f"{origin.ref} {origin.config}"
+    about = cause.trial.about
+    return cause.trial.code, cause.trial.text if about is None else f"call {about}"
+
+
+def _also(diagnosis: Diagnosis, origins: Sequence[Origin]) -> Diagnosis:
+    """One cause, and the other origins that it shows in."""
+    others = [str(origin.ref) for origin in origins if origin.ref != diagnosis.origin]
+    if not others or diagnosis.code == UNKNOWN:
+        return diagnosis
+    more = f" and {len(others) - MOST_WEIGHTS} more" if len(others) > MOST_WEIGHTS else ""
+    line = f"it shows in {', '.join(others[:MOST_WEIGHTS])}{more} too"
+    return replace(diagnosis, evidence=(*diagnosis.evidence, line))
 
 
 MAY_BE_BAKED = frozenset([CONSTANT, OPERATOR, MISSING, EXTRA, OPERANDS, UNKNOWN])
@@ -57,6 +90,20 @@ def chance(text: str) -> Diagnosis:
         remedy="make the random numbers an input of the model, seed them in forward, or leave them out (eval mode)",
         remedy_verified=None,
         cost=None,
+    )
+
+
+def by_clue(origin: Origin, clue: Clue) -> Diagnosis:
+    """What was seen at an origin where nothing can be tried."""
+    return Diagnosis(
+        code=clue.code,
+        title=TITLES[clue.code],
+        evidence=clue.text,
+        remedy=clue.remedy,
+        remedy_verified=None,
+        cost=None,
+        origin=origin.ref,
+        error_before=origin.local_rel_l2,
     )
 
 
@@ -168,6 +215,7 @@ def diagnosis_of(origin: Origin, outcome: Outcome) -> Diagnosis:
         code, remedy = strong.code, strong.remedy or remedy
         evidence = [*strong.text, *_seen(outcome, *strong.text), f"not certain: {evidence[0]}", *evidence[1:]]
         evidence += [_otherwise(*outcome.otherwise)] if outcome.otherwise is not None else []
+        evidence += [_witnessed(origin)] if _runtime_is_off(origin) else []
     elif outcome.otherwise is not None:
         change = outcome.otherwise[0]
         code, remedy = change.code, change.remedy

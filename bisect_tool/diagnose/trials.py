@@ -43,6 +43,7 @@ class Trial:
         text: what is wrong if it mends, in words.
         remedy: what to do then.
         edit: the change.
+        about: key of the call of PyTorch's that the graph lacks there; ``None``: it is about something else.
     """
 
     code: str
@@ -50,6 +51,7 @@ class Trial:
     text: str
     remedy: str
     edit: Edit | Widened
+    about: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +258,8 @@ def _replacement(node: Node, call: Call, form: Form, inputs: tuple[str | Array |
         text = f"{node.name} is {_article(node.op)}, where PyTorch computes {call.name}{_numbers(call)}"
     attributes = dict(form.attributes)
     remedy = f"the graph needs {_article(form.op)} there: export it again, or with another exporter or opset"
-    return Trial(code, node.name, text, remedy, Edit(node.output, _steps(form.op, inputs, attributes, opset)))
+    edit = Edit(node.output, _steps(form.op, inputs, attributes, opset))
+    return Trial(code, node.name, text, remedy, edit, call.key if code == MISSING else None)
 
 
 _PLAIN = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Dropout"}
@@ -350,8 +353,15 @@ def _left_out(nodes: Sequence[Node], calls: Sequence[Call], stage: Sequence[Node
 def _is_call(node: Node, calls: Sequence[Call]) -> bool:
     """Whether what the node makes is what PyTorch made by the same operation: then it is not too much."""
     made = node.values.get(node.output)
+    if made is None or made.dtype.kind != "f":
+        return False
+    own = (call.result for call in calls if family(call.name) == family(node.op))
+    # To a few units in the last place: a factor of 1.0005 may be the very thing.
     return any(
-        family(call.name) == family(node.op) and call.result is not None and _holds(made, call.result) for call in calls
+        result is not None
+        and result.shape == made.shape
+        and np.allclose(made, result, rtol=1e-6, atol=1e-7 * _largest(result), equal_nan=True)
+        for result in own
     )
 
 
@@ -409,6 +419,7 @@ def _in_front(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
                     f"PyTorch's {call.name}{_numbers(call)} is missing in front of {node.name}, which reads {name} itself",
                     f"the graph needs {_article(form.op)} there: export it again, or with another exporter or opset",
                     Edit(node.output, (*steps, Step(node.op, read, node.attributes))),
+                    call.key,
                 )
 
 
@@ -431,9 +442,10 @@ def _inserted(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
             yield Trial(
                 MISSING,
                 node.name,
-                f"PyTorch's {call.name}{_numbers(call)} is missing behind {node.name}",
+                f"PyTorch's {call.name}{_numbers(call)} is missing behind {node.name}, or where it comes to the same",
                 f"the graph needs {_article(form.op)} there: export it again, or with another exporter or opset",
                 Edit(node.output, _steps(form.op, inputs, form.attributes, opset), keep=True),
+                call.key,
             )
 
 
@@ -643,8 +655,11 @@ def _holds(value: Array | None, result: Array) -> bool:
 def _close(one: Array, other: Array) -> bool:
     if one.dtype.kind != "f" or other.dtype.kind != "f":
         return one.dtype.kind == other.dtype.kind and bool(np.array_equal(one, other))
-    largest = float(np.abs(other[np.isfinite(other)]).max(initial=0.0))
-    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5 * largest, equal_nan=True))
+    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5 * _largest(other), equal_nan=True))
+
+
+def _largest(array: Array) -> float:
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
 
 
 def _size(node: Node, name: str) -> int | None:

@@ -61,6 +61,7 @@ class Outcome:
         complete: every proposal was tried; else time or number of runs ended it, or the cause was found.
         otherwise: where nothing mends it, the change of PyTorch's own call that gives ONNX's value, and how far from it.
         clues: what rules saw, for and against causes that have a sign of their own.
+        calls: keys of PyTorch's calls in the stage.
     """
 
     before: float
@@ -70,6 +71,7 @@ class Outcome:
     complete: bool
     otherwise: tuple[Change, float] | None = None
     clues: tuple[Clue, ...] = ()
+    calls: frozenset[int] = frozenset()
 
 
 def try_all(

@@ -63,5 +63,5 @@ def test_terminal_gets_no_marks_of_markdown(
     with pytest.raises(SystemExit):
         explain(["BD109"])
     text = capsys.readouterr().out
-    assert "BD109: NaN or an infinity begins here" in text
+    assert "BD109: NaN or infinities on one side only" in text
     assert "# BD109" not in text and "`" not in text

@@ -329,6 +329,48 @@ _add(
     *("BD501", "BD109"),
 )
 _add(
+    "max_pool2d of NaN",
+    "MaxPool passes over NaN, PyTorch hands it on",
+    None,
+    TS,
+    lambda: _image(lambda x: F.max_pool2d(_hole(x), 2)),
+    "BD109",
+)
+_add(
+    "sign of NaN",
+    "0 in PyTorch, NaN in ONNX Runtime",
+    None,
+    TS,
+    lambda: _image(lambda x: torch.sign(_hole(x))),
+    "BD109",
+)
+_add(
+    "hardshrink of NaN",
+    "written with comparisons, which NaN fails",
+    None,
+    TS,
+    lambda: _image(lambda x: F.hardshrink(_hole(x), 0.3)),
+    "BD109",
+)
+_add(
+    "grid_sample at NaN",
+    "GridSample takes a number for it, PyTorch gives NaN",
+    None,
+    TS,
+    lambda: _image(
+        lambda x, grid: F.grid_sample(x, _hole(grid), "bilinear", "zeros", False), torch.rand(2, 6, 5, 2) * 2 - 1
+    ),
+    "BD109",
+)
+_add(
+    "lower clamp of infinity",
+    "Clip without an upper bound gives the largest number for infinity",
+    None,
+    TS,
+    lambda: _tokens(lambda x: F.normalize(x * float("inf"), p=1.0, dim=-1).nan_to_num(9.0, 9.0, -9.0)),
+    "BD501",
+)
+_add(
     "attention, a row masked throughout",
     "PyTorch gives zeros, the exported softmax NaN",
     "microsoft/onnxscript#2479",

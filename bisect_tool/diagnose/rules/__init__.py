@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bisect_tool.diagnose.rules import indices, integers, masks, narrow, nonfinite, randomness, training
+from bisect_tool.diagnose.rules import indices, integers, masks, narrow, nonfinite, randomness, swallowed, training
 from bisect_tool.diagnose.rules.facts import Clue, Facts, Rule
 from bisect_tool.diagnose.trials import Trial
 
@@ -19,6 +19,8 @@ RULES: Sequence[Rule] = (
     integers.look,
     indices.look,
     narrow.look,
+    # What both sides have is no beginning.
+    swallowed.look,
     nonfinite.look,
 )
 
