@@ -127,14 +127,58 @@ _WORDS: Mapping[str, tuple[Any, ...]] = {
 }
 """Arguments that have few values."""
 
+_SAFE = frozenset(
+    [
+        *(
+            "accumulate",
+            "align_corners",
+            "alpha",
+            "approximate",
+            "beta",
+            "ceil_mode",
+            "correction",
+            "count_include_pad",
+        ),
+        *("decimals", "delta", "descending", "diagonal", "divisor_override", "dtype", "eps", "epsilon", "include_self"),
+        *("interpolation_mode", "label_smoothing", "lambd", "largest", "lower", "margin", "max", "max_val", "min"),
+        *("min_val", "nan", "neginf", "negative_slope", "ord", "p", "padding_mode", "posinf", "reduce", "right"),
+        *("rounding_mode", "scale", "scale_factors", "scales", "scales_d", "scales_h", "scales_w", "shifts", "side"),
+        *("stable", "swap", "threshold", "unbiased", "upper", "value"),
+    ]
+)
+"""Arguments that are changed. A kernel that is told another size or layout may write beyond its memory: nothing of that here."""
+
+_CLOSED = (
+    "rnn",
+    "lstm",
+    "gru",
+    "cudnn",
+    "mkldnn",
+    "miopen",
+    "onednn",
+    "mps",
+    "flash",
+    "efficient",
+    "sparse",
+    "quantize",
+)
+"""Parts of names of operators that trust what they are given, and are left alone."""
+
 _WHOLE_TYPES = ("float32", "float64", "int32")
+_ARITHMETIC = frozenset(
+    [
+        *("add", "sub", "rsub", "mul", "div", "floor_divide", "remainder", "fmod", "pow", "square", "abs", "neg"),
+        *("sum", "prod", "cumsum", "cumprod", "mm", "bmm", "matmul", "addmm", "dot", "mv"),
+    ]
+)
 _MAX_LIST = 6
 
 
 def changes(calls: Sequence[Calling]) -> Iterator[Change]:
     """Changes of single calls, the most telling first: arguments, sisters, writes and calls left out, types."""
     for number, call in enumerate(calls):
-        yield from _arguments(number, call)
+        if not any(part in call.name for part in _CLOSED):
+            yield from _arguments(number, call)
     for number, call in enumerate(calls):
         for other in SISTERS.get(call.name, ()):
             yield Change(
@@ -161,7 +205,7 @@ def changes(calls: Sequence[Calling]) -> Iterator[Change]:
                 else f"{call.name} has no nodes in the graph: export it again, or with another exporter or opset",
             )
     for number, call in enumerate(calls):
-        for type_ in _WHOLE_TYPES if call.whole else ():
+        for type_ in _WHOLE_TYPES if call.whole and call.name in _ARITHMETIC else ():
             yield Change(
                 number,
                 "through",
@@ -174,7 +218,8 @@ def changes(calls: Sequence[Calling]) -> Iterator[Change]:
 
 
 def _arguments(number: int, call: Calling) -> Iterator[Change]:
-    for parameter in call.parameters:
+    parameters = [each for each in call.parameters if each.name in _SAFE]
+    for parameter in parameters:
         seen: list[Any] = [parameter.value]
         for value in _values(parameter):
             if any(type(value) is type(other) and value == other for other in seen):
@@ -182,7 +227,7 @@ def _arguments(number: int, call: Calling) -> Iterator[Change]:
             seen.append(value)
             yield _argument(number, call, [parameter], [value])
     # What belongs together is left out together, such as a scale for each axis.
-    given = [each for each in call.parameters if each.value != each.default]
+    given = [each for each in parameters if each.value != each.default]
     if len(given) > 1:
         yield _argument(number, call, given, [each.default for each in given])
 

@@ -67,6 +67,14 @@ def test_sisters_writes_and_types() -> None:
     assert "in place" not in proposed("__rshift__", passes=True)[0].text
 
 
+def test_sizes_and_closed_kernels_are_left_alone() -> None:
+    """A kernel that is told another size than its operands have may write beyond its memory."""
+    assert [] == proposed("max_pool2d", Parameter("stride", "List[int]", False, [2, 2], []))
+    assert [] == proposed("gru", Parameter("bidirectional", "bool", False, True, False))
+    assert [] == proposed("mkldnn_rnn_layer", Parameter("alpha", "float", False, 2.0, 1.0))
+    assert [] == proposed("gather", whole=True)
+
+
 class Net(torch.nn.Module):
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]):
         super().__init__()
