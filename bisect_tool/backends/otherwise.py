@@ -97,6 +97,9 @@ def _calling(tape: Trace, op: Op) -> Calling:
         if "dtype" in argument.name:
             kind = "ScalarType"
         default = _default(argument) if argument.has_default_value() else value
+        value, default = (
+            str(each).removeprefix("torch.") if isinstance(each, torch.dtype) else each for each in (value, default)
+        )
         parameters.append(Parameter(argument.name, kind, optional, value, default))
     first = next((tape.values[v] for v in op.inputs), None)
     result = tape.values[op.outputs[0]] if op.outputs else None

@@ -146,7 +146,7 @@ _SAFE = frozenset(
         *("stable", "swap", "threshold", "unbiased", "upper", "value"),
     ]
 )
-"""Arguments that are changed. A kernel that is told another size or layout may write beyond its memory: nothing of that here."""
+"""Arguments that are changed. A kernel that is told another size may write beyond its memory: nothing of that here."""
 
 _CLOSED = (
     "rnn",
