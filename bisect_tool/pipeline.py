@@ -72,6 +72,7 @@ from bisect_tool.diagnose.findings import (
     no_chance,
     no_order,
     not_baked,
+    placement,
     runtime_ruled_out,
     with_order,
 )
@@ -689,6 +690,7 @@ class _Bisection:
                     replace(run, status="failed", skipped_reason=reason) if run.status == "diverges" else run
                     for run in runs
                 )
+        verdict = replace(verdict, diagnoses=(*verdict.diagnoses, *placement(self.misplaced)))
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
