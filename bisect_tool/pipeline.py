@@ -167,6 +167,9 @@ EXPLAIN_SECONDS = 20.0
 SECONDS_FOR_ORDERS = 10.0
 """Time for runs of the whole graph on its inputs in other orders; what runs then is finished."""
 
+REPLAY_NAME = 48
+"""Characters of a stage's name in that of its folder: the line that runs it fits a terminal."""
+
 MAX_TOLD = 5
 """Findings of the preflight that are told while it runs."""
 
@@ -1398,7 +1401,7 @@ class _Bisection:
         files = replay_files(around, opened, told, pair.actual, self.case.name, why)
         if files is None:
             return origin
-        name = f"{REPLAY_FOLDER}/{number + 1:02d}-{re.sub('[^A-Za-z0-9._-]+', '_', str(origin.ref))[:60]}"
+        name = f"{REPLAY_FOLDER}/{number + 1:02d}-{re.sub('[^A-Za-z0-9._-]+', '_', str(origin.ref))[:REPLAY_NAME]}"
         keep(name, files)
         return replace(origin, replay=name)
 
