@@ -72,6 +72,7 @@ from bisect_tool.diagnose.findings import (
     no_chance,
     no_order,
     not_baked,
+    placement,
     runtime_ruled_out,
     with_order,
 )
@@ -165,6 +166,9 @@ EXPLAIN_SECONDS = 20.0
 
 SECONDS_FOR_ORDERS = 10.0
 """Time for runs of the whole graph on its inputs in other orders; what runs then is finished."""
+
+REPLAY_NAME = 48
+"""Characters of a stage's name in that of its folder: the line that runs it fits a terminal."""
 
 MAX_TOLD = 5
 """Findings of the preflight that are told while it runs."""
@@ -689,6 +693,7 @@ class _Bisection:
                     replace(run, status="failed", skipped_reason=reason) if run.status == "diverges" else run
                     for run in runs
                 )
+        verdict = replace(verdict, diagnoses=(*verdict.diagnoses, *placement(self.misplaced)))
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
@@ -1396,7 +1401,7 @@ class _Bisection:
         files = replay_files(around, opened, told, pair.actual, self.case.name, why)
         if files is None:
             return origin
-        name = f"{REPLAY_FOLDER}/{number + 1:02d}-{re.sub('[^A-Za-z0-9._-]+', '_', str(origin.ref))[:60]}"
+        name = f"{REPLAY_FOLDER}/{number + 1:02d}-{re.sub('[^A-Za-z0-9._-]+', '_', str(origin.ref))[:REPLAY_NAME]}"
         keep(name, files)
         return replace(origin, replay=name)
 

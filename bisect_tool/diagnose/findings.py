@@ -16,6 +16,7 @@ from bisect_tool.diagnose.causes import (
     MISSING,
     OPERANDS,
     OPERATOR,
+    PLACEMENT,
     RUNTIME,
     TITLES,
     UNKNOWN,
@@ -91,6 +92,25 @@ def chance(text: str) -> Diagnosis:
         remedy_verified=None,
         cost=None,
     )
+
+
+def placement(misplaced: Mapping[str, str]) -> tuple[Diagnosis, ...]:
+    """Configurations whose nodes did not run where they were asked to.
+
+    Args:
+        misplaced: what ran elsewhere, by name of the configuration.
+    """
+    if not misplaced:
+        return ()
+    found = Diagnosis(
+        code=PLACEMENT,
+        title=TITLES[PLACEMENT],
+        evidence=tuple(f"{name}: {text}" for name, text in misplaced.items()),
+        remedy="install what the provider needs, and look at the session's log for what it left behind",
+        remedy_verified=None,
+        cost=None,
+    )
+    return (found,)
 
 
 def by_clue(origin: Origin, clue: Clue) -> Diagnosis:
