@@ -77,7 +77,7 @@ from bisect_tool.diagnose.findings import (
     with_order,
 )
 from bisect_tool.diagnose.grown import Crossing, grown
-from bisect_tool.diagnose.input_orders import order_diagnosis, other_orders
+from bisect_tool.diagnose.input_orders import CLEARLY, order_diagnosis, other_orders
 from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb, snapshot
@@ -1493,7 +1493,9 @@ class _Bisection:
             except InconclusiveError:
                 continue
             tried += 1
-            if results and all(out.judgement == "pass" for out in results):
+            # Outputs that hardly differed as they were say nothing for an order under which they hardly differ either.
+            clear = worst_error(results) * CLEARLY <= before
+            if results and clear and all(out.judgement == "pass" for out in results):
                 return order_diagnosis(order, before, worst_error(results), tried, pair.name), tried
         return None, tried
 

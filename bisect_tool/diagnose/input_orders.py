@@ -21,6 +21,9 @@ CHANNELS = (3,)
 MOST = 16
 """Orders that are tried."""
 
+CLEARLY = 10
+"""How much smaller the outputs' error has to be in another order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:

@@ -321,6 +321,14 @@ _add(
     *("BD501", "BD109"),
 )
 _add(
+    "amax of NaN, then a number for it",
+    "the same, and no NaN leaves the module",
+    "microsoft/onnxruntime#10514",
+    TS,
+    lambda: _image(lambda x: _hole(x).amax((2, 3), keepdim=True).nan_to_num(9.0, 9.0, -9.0)),
+    *("BD109", "BD501"),
+)
+_add(
     "topk of NaN",
     "TopK puts NaN elsewhere: ONNX says nothing about it",
     "onnx/onnx#4716",

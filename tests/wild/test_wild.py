@@ -42,6 +42,7 @@ def test_stage_and_cause(name: str, exporter: str, tmp_path: Path) -> None:
     assert found.stage is not None and found.stage.partition("/")[0] == case.stage, verdict.summary
     assert "actual" == verdict.origins[0].side
     assert found.diagnosis is not None and found.diagnosis.code in case.codes, verdict.diagnoses
+    assert found.diagnosis is verdict.diagnoses[0], verdict.diagnoses
     # Blaming whatever is there would be no art.
     assert len([row for row in found.report.stages if row.results]) >= 8
 
