@@ -45,7 +45,7 @@ from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, t
 from bisect_tool.backends.ort_runner import SegmentedRun
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
-from bisect_tool.backends.replay_folder import replay_files
+from bisect_tool.backends.replay_folder import Told, replay_files
 from bisect_tool.backends.runners import WholeRun, untouched_run
 from bisect_tool.backends.second_draw import random_like, torch_signatures
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
@@ -1332,6 +1332,7 @@ class _Bisection:
         shown = {stage.ref: stage for stage in selection.shown}
         pairs = {pair.name: pair for pair in self.configs}
         floors = {(row.ref, name): result.floor for row in rows for name, result in row.results.items()}
+        locals_ = {(row.ref, name): result.local for row in rows for name, result in row.results.items()}
         around = Surroundings(
             self.program,
             reference.tape,
@@ -1373,7 +1374,8 @@ class _Bisection:
                         outcomes[origin.ref, origin.config] = cause
                     tried = outcomes.get((origin.ref, origin.config))
                     why = None if tried is None else diagnosis_of(origin, tried)
-                    origin = self._with_replay(around, opened, origin, pair, number, why)
+                    told = Told(why, locals_.get((origin.ref, origin.config)))
+                    origin = self._with_replay(around, opened, origin, pair, number, told)
             elif explain and exact and cut is not None and number < MAX_EXPLAINED and self._is_plain(pair.expected):
                 fetch, off = reference.activations.tensor, reference.activations.fetch(stage.value)
                 clue = reduced(reference.tape, stage.value, cut.known - {stage.value}, fetch, off, "expected")
@@ -1390,7 +1392,7 @@ class _Bisection:
         )
 
     def _with_replay(
-        self, around: Surroundings, opened: Opened, origin: Origin, pair: ConfigPair, number: int, why: Diagnosis | None
+        self, around: Surroundings, opened: Opened, origin: Origin, pair: ConfigPair, number: int, known: Told
     ) -> Origin:
         """The origin with a folder that shows its error without this tool, if they are wanted."""
         keep = self.options.keep_replay
@@ -1398,7 +1400,7 @@ class _Bisection:
             return origin
         details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
         told = replace(origin, onnx_details=details)
-        files = replay_files(around, opened, told, pair.actual, self.case.name, why)
+        files = replay_files(around, opened, told, pair.actual, self.case.name, known)
         if files is None:
             return origin
         name = f"{REPLAY_FOLDER}/{number + 1:02d}-{re.sub('[^A-Za-z0-9._-]+', '_', str(origin.ref))[:REPLAY_NAME]}"

@@ -19,9 +19,19 @@ from bisect_tool.backends.torch_runner import to_numpy
 from bisect_tool.backends.weights import foldings_of, tensors_of
 from bisect_tool.diagnose.causes import LAYOUT, NOT_FINITE, ROUNDED, WEIGHT
 from bisect_tool.diagnose.suspicions import Described, suspicions
+from bisect_tool.diagnose.weight_forms import difference
 from bisect_tool.precision import quantized_nodes
 from bisect_tool.records import Finding, OnnxNode
-from bisect_tool.weights import CODE, WeightDifference, WeightPair, WeightReport, compare_weights, pair_weights
+from bisect_tool.weights import (
+    CODE,
+    FOLDED,
+    Folding,
+    WeightDifference,
+    WeightPair,
+    WeightReport,
+    compare_weights,
+    pair_weights,
+)
 
 Array = NDArray[Any]
 
@@ -61,8 +71,9 @@ def _weights(
         {name: paths for name, paths in products.items() if paths},
     )
     pairs += _by_scope(program, modules, tensors, pairs)
-    report = compare_weights(pairs, program.weight, lambda name: to_numpy(tensors[name]), foldings_of(module))
-    yield from _differing(report, program, tensors)
+    foldings = foldings_of(module)
+    report = compare_weights(pairs, program.weight, lambda name: to_numpy(tensors[name]), foldings)
+    yield from _differing(report, program, tensors, foldings)
     yield from _turned(report, pairs, program, tensors, readers, linear)
     if report.rounded:
         types = " and ".join(dict.fromkeys(str(each.rounded) for each in report.rounded))
@@ -129,7 +140,12 @@ def _by_scope(
     return found
 
 
-def _differing(report: WeightReport, program: OnnxProgram, tensors: Mapping[str, torch.Tensor]) -> Iterator[Finding]:
+def _differing(
+    report: WeightReport,
+    program: OnnxProgram,
+    tensors: Mapping[str, torch.Tensor],
+    foldings: Sequence[Folding],
+) -> Iterator[Finding]:
     names = tuple(each.pair.onnx for each in report.differing)
     if report.is_another_checkpoint:
         worst = max(report.differing, key=lambda each: each.rel_l2)
@@ -140,26 +156,56 @@ def _differing(report: WeightReport, program: OnnxProgram, tensors: Mapping[str,
         yield Finding(CODE, "fault", text, names)
         return
     for each in report.differing[:MOST_NAMED]:
-        yield Finding(WEIGHT, "fault", _difference(each, program, tensors), (each.pair.onnx,))
+        yield Finding(WEIGHT, "fault", _difference(each, program, tensors, foldings), (each.pair.onnx,))
     if len(names) > MOST_NAMED:
         rest = names[MOST_NAMED:]
         yield Finding(WEIGHT, "fault", f"{len(rest)} more weights differ from the model's: {some(list(rest))}", rest)
 
 
-def _difference(each: WeightDifference, program: OnnxProgram, tensors: Mapping[str, torch.Tensor]) -> str:
+def _difference(
+    each: WeightDifference,
+    program: OnnxProgram,
+    tensors: Mapping[str, torch.Tensor],
+    foldings: Sequence[Folding],
+) -> str:
     """How many elements differ, how far, and where."""
     have = np.asarray(program.weight(each.pair.onnx))
     should = to_numpy(tensors[each.pair.parameter])
     count = ""
+    other = "" if each.pair.onnx == each.pair.parameter else f" ({each.pair.parameter})"
+    folded = _nearest_folded(have, should, foldings)
+    if folded is not None:
+        moved = int((np.abs(have - folded) > FOLDED * np.abs(folded)).sum())
+        return (
+            f"weight {each.pair.onnx}{other} differs from the model's with a BatchNorm folded in: {moved} of {have.size} "
+            f"numbers, {difference(have, folded.astype(have.dtype))}"
+        )
     if have.size == should.size and have.squeeze().shape == should.squeeze().shape:
         moved = int((have.squeeze() != should.squeeze()).sum())
         count = f": {moved} of {have.size} numbers"
     place = "" if each.axis is None else f", all of it at index {each.index} of axis {each.axis}"
-    other = "" if each.pair.onnx == each.pair.parameter else f" ({each.pair.parameter})"
     return (
         f"weight {each.pair.onnx}{other} differs from the model's{count}, relative L2 {each.rel_l2:.1e}, "
         f"at most {each.max_abs:.2g}{place}"
     )
+
+
+def _nearest_folded(have: Array, should: Array, foldings: Sequence[Folding]) -> Array | None:
+    """The model's weight with the BatchNorm that at least half of the channels have folded in; ``None``: there is none."""
+    if have.shape != should.shape or have.ndim < 2:
+        return None
+    for folding in foldings:
+        for axis in (0, 1):
+            if have.shape[axis] != folding.scale.size:
+                continue
+            shape = [1] * have.ndim
+            shape[axis] = -1
+            folded = should.astype(np.float64) * folding.scale.reshape(shape)
+            rest = tuple(i for i in range(have.ndim) if i != axis)
+            apart, norm = (np.sqrt((a * a).sum(axis=rest)) for a in (have - folded, folded))
+            if 2 * int((apart <= FOLDED * norm).sum()) >= folding.scale.size:
+                return folded
+    return None
 
 
 def _turned(

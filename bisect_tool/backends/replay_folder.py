@@ -6,6 +6,7 @@ import io
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from bisect_tool.backends.inside import Opened, Surroundings
 from bisect_tool.backends.onnx_program import type_of_array
-from bisect_tool.records import Diagnosis, NumericConfig, Origin
+from bisect_tool.records import Diagnosis, ErrorMetrics, NumericConfig, Origin
 
 Array = NDArray[Any]
 
@@ -25,6 +26,15 @@ MAX_BYTES = 256 << 20
 """Weights, inputs and result of an origin together; bigger ones get no folder."""
 
 _PLAIN = "biufc"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is known of an origin besides itself: its cause, as far as it was looked for, and its local error."""
+
+    why: Diagnosis | None = None
+    local: ErrorMetrics | None = None
+
 
 RUN = '''"""Runs the nodes of one stage on PyTorch's inputs, and prints how far their result is from PyTorch's.
 
@@ -83,7 +93,7 @@ def replay_files(
     origin: Origin,
     config: NumericConfig,
     case: str,
-    why: Diagnosis | None = None,
+    known: Told,
 ) -> dict[str, bytes | str] | None:
     """The folder's files by name; ``None`` where tensors are too big or of types that numpy's files lack.
 
@@ -92,7 +102,7 @@ def replay_files(
         origin: with the nodes that hold the fault.
         config: of ONNX Runtime's side.
         case: name of the case.
-        why: what trying showed.
+        known: what goes into the bug report.
     """
     program = around.program
     part = program.part(opened.nodes)
@@ -140,7 +150,7 @@ def replay_files(
         "about.json": json.dumps(about, indent=2, default=str) + "\n",
         "run.py": RUN,
         "README.md": _readme(about, origin),
-        "bug-report.md": bug_report(about, origin, opened.expected, why),
+        "bug-report.md": bug_report(about, origin, opened.expected, known),
     }
 
 
@@ -194,14 +204,14 @@ expected = np.load("expected.npy")
 print("largest absolute difference:", np.abs(actual.reshape(expected.shape).astype(float) - expected).max())"""
 
 
-def bug_report(about: Mapping[str, Any], origin: Origin, expected: Array, why: Diagnosis | None) -> str:
+def bug_report(about: Mapping[str, Any], origin: Origin, expected: Array, known: Told) -> str:
     """Text for an issue tracker: what differs, how to see it, the numbers, the cause as far as it is known.
 
     Args:
         about: content of ``about.json``.
         origin: with the nodes that hold the fault.
         expected: PyTorch's result.
-        why: what trying showed; ``None``: nothing was tried.
+        known: its cause and its local error.
     """
     versions = about["versions"]
     ops = " and ".join(dict.fromkeys(each.op_type for each in origin.onnx_details)) or origin.type
@@ -235,11 +245,12 @@ def bug_report(about: Mapping[str, Any], origin: Origin, expected: Array, why: D
         "|---|---|",
         "| expected | PyTorch's result on the same inputs, in `expected.npy` |",
         f"| relative L2 of the difference | {origin.local_rel_l2:.6e} |",
+        *_worst(known.local),
         *([f"| in units of what rounding makes there | {origin.noise_ratio:.3g} |"] if origin.noise_ratio else []),
         "",
         "## Cause",
         "",
-        *_cause(why),
+        *_cause(known.why),
         "",
         "Nodes:",
         "",
@@ -252,6 +263,19 @@ def bug_report(about: Mapping[str, Any], origin: Origin, expected: Array, why: D
         f"- graph optimisation: {about['configuration']['optimization']}, CPU provider",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _worst(local: ErrorMetrics | None) -> list[str]:
+    """Where the two are furthest apart."""
+    if local is None or local.worst_index is None or local.problem:
+        return []
+    odd = f"| NaN or infinite on one side only | {local.nonfinite_mismatch} |"
+    return [
+        f"| largest absolute difference | {local.max_abs:.6e} |",
+        f"| there, at {tuple(local.worst_index)} | expected {local.worst_expected:.9g}, actual {local.worst_actual:.9g} |",
+        f"| elements that differ | {local.differing} of {local.count} |",
+        *([odd] if local.nonfinite_mismatch else []),
+    ]
 
 
 def _opsets(about: Mapping[str, Any]) -> str:

@@ -54,7 +54,9 @@ def suspicions(nodes: Sequence[Described], opset: int, kinds: frozenset[str]) ->
     """
     found: dict[tuple[str, Severity, str], list[str]] = {}
     for node in nodes:
-        for code, severity, text in (*_training(node, kinds), *_random(node), *_settings(node), *_known(node, opset)):
+        # What differs from the module's needs no suspicion besides.
+        settings = list(_settings(node)) or list(_known(node, opset))
+        for code, severity, text in (*_training(node, kinds), *_random(node), *settings):
             found.setdefault((code, severity, text), []).append(node.name)
     return [
         Finding(code, severity, f"{_some(names)}: {text}", tuple(names))

@@ -91,3 +91,14 @@ def test_weight_says_how_it_differs(change: str, code: str, severity: str, text:
     assert (code, severity) == (found.code, found.severity)
     assert ("emb.weight",) == found.names
     assert text in found.text
+
+
+def test_folded_weight_is_held_against_the_model_with_the_batchnorm_folded_in() -> None:
+    model = onnx.load(exported("residual", "dynamo"))
+    tensor = next(each for each in model.graph.initializer if each.name == "layer1.0.conv1.weight")
+    array = numpy_helper.to_array(tensor).copy()
+    array[5] *= 1.1
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    (found,) = found_in("residual", model)
+    assert "with a BatchNorm folded in: 144 of 2304 numbers" in found.text
+    assert found.text.endswith("all of it at index 5 of axis 0")
