@@ -390,6 +390,25 @@ _add(
     "BD114",
 )
 _add(
+    "attention, a row masked throughout by truth values",
+    "PyTorch gives zeros, the exported softmax equal weights",
+    "microsoft/onnxscript#2479",
+    DYNAMO,
+    lambda: _tokens(
+        lambda x, mask: F.scaled_dot_product_attention(*[x[:, None]] * 3, mask)[:, 0],
+        torch.arange(6)[:, None].expand(6, 6) != 2,
+    ),
+    "BD114",
+)
+_add(
+    "logaddexp of large numbers",
+    "written as the logarithm of a sum of exponentials",
+    None,
+    DYNAMO,
+    lambda: _tokens(lambda x: torch.logaddexp(x * 100, -x * 100) / 100),
+    "BD109",
+)
+_add(
     "logsigmoid of large negative numbers",
     "written as the logarithm of a sigmoid that is 0",
     None,
