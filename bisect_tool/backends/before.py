@@ -39,6 +39,7 @@ MOST_NAMED = 5
 """Weights that are told one by one; more of them are another checkpoint."""
 
 _PRODUCTS = {"MatMul", "Gemm"}
+_BLOCK = 1 << 20
 
 
 def look_before(module: torch.nn.Module, program: OnnxProgram) -> tuple[Finding, ...]:
@@ -259,14 +260,19 @@ def _not_finite(module: torch.nn.Module, program: OnnxProgram) -> Iterator[Findi
         yield Finding(NOT_FINITE, "suspicion", text, tuple(name for name, _ in named))
     found = []
     for name in program.floating_weights():
-        array = np.asarray(program.weight(name))
         # Masks are constants of minus infinity on purpose; NaN never is.
-        count = int(np.isnan(array.astype(np.float32) if array.dtype.kind == "V" else array).sum())
+        count = _count_nan(np.asarray(program.weight(name)).reshape(-1))
         if count:
             found.append((name, count))
     if found:
         text = f"the file's weights hold NaN: {some([f'{name} ({count})' for name, count in found])}"
         yield Finding(NOT_FINITE, "fault", text, tuple(name for name, _ in found))
+
+
+def _count_nan(flat: Array) -> int:
+    """In blocks: weights that are mapped from a file are never in memory as a whole."""
+    blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
+    return sum(int(np.isnan(b.astype(np.float32) if b.dtype.kind == "V" else b).sum()) for b in blocks)
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------

@@ -127,7 +127,13 @@ def _weights(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
         )
 
 
+_NO_WEIGHTS = {"Resize", "Upsample"}
+"""Their constants are sizes and scales."""
+
+
 def _each_weight(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
+    if node.op in _NO_WEIGHTS:
+        return
     for place, have in node.constants.items():
         if have.size > 1 and have.dtype.kind in "fV":
             for form in weight_forms(have, statics, gates=_GATES.get(node.op, 0)):

@@ -15,6 +15,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from bisect_tool import LoadedCase, Options, bisect, make_tolerance
+from bisect_tool.errors import InconclusiveError
 from bisect_tool.records import Diagnosis, Report
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
@@ -361,3 +362,22 @@ def test_healthy_model_has_neither_diagnoses_nor_findings(tmp_path: Path, dynamo
         report.verdict.ledger,
         report.preflight,
     )
+
+
+def test_index_that_leaves_its_axis_has_a_hint(tmp_path: Path) -> None:
+    """The TorchScript exporter flattens several indices into one, which is wrong for negative ones."""
+
+    class Pick(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer(1)
+
+        def forward(self, x: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            out: Tensor = self.layer(x)[i, j]
+            return out
+
+    rows, columns = torch.tensor([0, -4, 2]), torch.tensor([1, -8, 3])
+    with pytest.raises(InconclusiveError) as caught:
+        report_on(Pick(), (X, rows, columns), tmp_path)
+    assert "out of data bounds" in caught.value.message
+    assert "BD113" in (caught.value.hint or "")

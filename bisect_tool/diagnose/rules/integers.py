@@ -111,7 +111,9 @@ def _cast(node: Node) -> Iterator[Trial | Clue]:
         f"{int(off.sum())} of {off.size} numbers that Cast {node.name} turns into {result.dtype} do not fit: "
         f"{given[place]}{place_text(place)} became {int(result[place])}"
     )
-    yield Clue(INTEGERS, (told,), "keep whole numbers in int64", node=node.name)
+    # What becomes of a float that does not fit is open; whether anything reads it, nobody knows here.
+    strong = given.dtype.kind in "iu"
+    yield Clue(INTEGERS, (told,), "keep whole numbers in int64", node=node.name, strong=strong)
     if given.dtype.kind in "iu":
         step = Step("Identity", (node.inputs[0],), {})
         yield Trial(INTEGERS, node.name, told, "keep whole numbers in int64", Edit(node.output, (step,)))
