@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from bisect_tool.align import family
+from bisect_tool.diagnose.causes import CONSTANT as CONSTANT_CODE
+from bisect_tool.diagnose.causes import EXTRA, MISSING, OPERANDS, OPERATOR, UNKNOWN
 from bisect_tool.records import Diagnosis, Operation, StageRef
 from bisect_tool.rows import from_here
 
@@ -48,6 +51,14 @@ class Difference:
     there: tuple[Operation, ...]
     place: int
     branch: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """PyTorch's run on some inputs; ``text``: which."""
+
+    text: str
+    run: tuple[Operation, ...]
 
 
 def differences(agreeing: Sequence[Operation], diverging: Sequence[Operation]) -> list[Difference]:
@@ -115,15 +126,10 @@ def diagnose(
         evidence.append(f"and {left} more {'place' if left == 1 else 'places'} where the two runs of PyTorch differ")
     if branches:
         title = BRANCH
-        remedy = (
-            "make the choice part of the graph: torch.cond for the Python if, torch.where where both sides can be "
-            "computed, torch.while_loop for a loop whose length varies; or export once for each branch"
-        )
+        remedy = _BRANCH_REMEDY
     elif same_shapes:
         title = CONSTANT
-        remedy = (
-            "keep the number a tensor: without .item(), float(), int() or len(), so that the graph computes it anew"
-        )
+        remedy = _CONSTANT_REMEDY
     else:
         title = CONSTANT
         remedy = (
@@ -131,6 +137,69 @@ def diagnose(
             "x.shape by tensor operations, not through Python's math, int() or float(); or export once for each shape"
         )
     return Diagnosis(CODE, title, tuple(evidence), remedy, None, None)
+
+
+_MEND = frozenset([CONSTANT_CODE, OPERATOR, MISSING, EXTRA, OPERANDS, UNKNOWN])
+
+
+def with_baked(
+    found: Sequence[Diagnosis], variants: Sequence[Variant], nodes: Mapping[StageRef, Sequence[str]]
+) -> tuple[Diagnosis, ...]:
+    """Diagnoses of a single sample, those whose number or branch follows the input as what tracing baked in.
+
+    Args:
+        found: of the origins.
+        variants: PyTorch's run on the sample, and on other inputs.
+        nodes: types of the nodes that hold an origin's fault.
+    """
+    if len(variants) < 2:
+        return tuple(found)
+    own, *others = variants
+    return tuple(_baked(each, own, others, nodes) or each if each.code in _MEND else each for each in found)
+
+
+def _baked(
+    each: Diagnosis, own: Variant, others: Sequence[Variant], nodes: Mapping[StageRef, Sequence[str]]
+) -> Diagnosis | None:
+    if each.origin is None:
+        return None
+    last = _last_place(own.run, each.origin)
+    if last is None:
+        return None
+    ops = {family(op) for op in nodes.get(each.origin, ())}
+    for other in others:
+        for difference in differences(other.run, own.run):
+            if difference.place > last:
+                break
+            if difference.branch:
+                here, there = ({family(op.name) for op in side} for side in (difference.here, difference.there))
+                if not (here - there) & ops or (there - here) & ops:
+                    continue
+                line = (
+                    f"PyTorch runs {_listed(difference.there) if difference.there else 'nothing'} on the sample, "
+                    f"and {_listed(difference.here)} on {other.text}: the graph has the latter for every input"
+                )
+                return _told(each, BRANCH, line, _BRANCH_REMEDY)
+            if each.code == CONSTANT_CODE and difference.place == last and each.remedy_verified:
+                if difference.there[0].name in SHAPING:
+                    continue
+                line = _constant_line(difference, other.text, "the sample")
+                line += ": the number follows the input, and the graph has one for every input"
+                return _told(each, CONSTANT, line, _CONSTANT_REMEDY)
+    return None
+
+
+def _told(each: Diagnosis, title: str, line: str, remedy: str) -> Diagnosis:
+    return replace(each, code=CODE, title=title, evidence=(*each.evidence, line), remedy=remedy)
+
+
+_BRANCH_REMEDY = (
+    "make the choice part of the graph: torch.cond for the Python if, torch.where where both sides can be "
+    "computed, torch.while_loop for a loop whose length varies; or export once for each branch"
+)
+_CONSTANT_REMEDY = (
+    "keep the number a tensor: without .item(), float(), int() or len(), so that the graph computes it anew"
+)
 
 
 def _last_place(run: Sequence[Operation], first: StageRef | None) -> int | None:

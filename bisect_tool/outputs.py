@@ -9,11 +9,12 @@ tuples never change places.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bisect_tool.records import OutputKey
+from bisect_tool.records import OutputKey, OutputResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +100,9 @@ def _keeps_lists(keys: Sequence[OutputKey], places: Sequence[int]) -> bool:
         if apart is not None and apart[0].isdigit() and apart[1].isdigit() and at > then:
             return False
     return True
+
+
+def worst_error(results: Sequence[OutputResult]) -> float:
+    """Largest relative L2 of the final outputs; infinite where one could not be compared."""
+    errors = [math.inf if out.total.problem or math.isnan(out.total.rel_l2) else out.total.rel_l2 for out in results]
+    return max(errors, default=math.inf)

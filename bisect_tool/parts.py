@@ -45,7 +45,7 @@ from bisect_tool.merging import (
 from bisect_tool.metrics import judge, measure
 from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect
 from bisect_tool.recorder import flatten_tensors
-from bisect_tool.records import ConfigRun, ErrorMetrics, NumericConfig, OutputKey, OutputResult, Report
+from bisect_tool.records import ConfigRun, ErrorMetrics, Finding, NumericConfig, OutputKey, OutputResult, Report
 
 Array = NDArray[Any]
 
@@ -96,6 +96,16 @@ class _File:
         graph = self.program.graph
         own = {name for node in graph.nodes for name in (node.name, *node.outputs) if name}
         return frozenset(own | graph.initializers | set(graph.inputs))
+
+
+def _preflight(reports: Sequence[CallReport]) -> tuple[Finding, ...]:
+    """What was found before the parts ran, each with the part's name; several calls of a part find the same."""
+    found = [
+        replace(finding, text=f"{each.part}: {finding.text}")
+        for each in reports
+        for finding in (each.report.preflight if each.report is not None else ())
+    ]
+    return tuple(dict.fromkeys(found))
 
 
 class _Parts:
@@ -159,6 +169,7 @@ class _Parts:
             notes=tuple(dict.fromkeys(self.notes)),
             parts=parts,
             glue=self.captured.glue,
+            preflight=_preflight(reports),
         )
 
     def _calls(self, part: Part) -> list[Call]:

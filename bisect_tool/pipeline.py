@@ -28,21 +28,24 @@ from bisect_tool.align import (
     trusted,
 )
 from bisect_tool.backends.activations import ActivationStore
+from bisect_tool.backends.before import look_before
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.costs import ort_cost, torch_cost
+from bisect_tool.backends.crossings import crossing_of
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.facts import fed_inputs, graph_facts
 from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.inside import Opened, Surroundings, look_inside, open_stage
+from bisect_tool.backends.lower_precision import reduced
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import SegmentedRun
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
-from bisect_tool.backends.replay_folder import replay_files
+from bisect_tool.backends.replay_folder import Told, replay_files
 from bisect_tool.backends.runners import WholeRun, untouched_run
 from bisect_tool.backends.second_draw import random_like, torch_signatures
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
@@ -52,10 +55,29 @@ from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_n
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.backends.trials import find_cause, parameter_names
 from bisect_tool.backends.unfold import unfold
+from bisect_tool.backends.variants import variants
 from bisect_tool.backends.weights import check_weights, modules_by_weights
+from bisect_tool.baked import with_baked
 from bisect_tool.bodies import leave_out_bodies, match_bodies
 from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
-from bisect_tool.diagnose.findings import diagnoses, ledger
+from bisect_tool.diagnose.causes import BAKED
+from bisect_tool.diagnose.findings import (
+    MAY_BE_BAKED,
+    by_clue,
+    chance,
+    diagnoses,
+    diagnosis_of,
+    ledger,
+    may_be_order,
+    no_chance,
+    no_order,
+    not_baked,
+    placement,
+    runtime_ruled_out,
+    with_order,
+)
+from bisect_tool.diagnose.grown import Crossing, grown
+from bisect_tool.diagnose.input_orders import CLEARLY, order_diagnosis, other_orders
 from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb, snapshot
@@ -66,7 +88,7 @@ from bisect_tool.layouts import describe_order, in_layout, layout_of
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
 from bisect_tool.noise import BEYOND, SETTLED, epsilon, is_settled
-from bisect_tool.outputs import bind_outputs, exchanged
+from bisect_tool.outputs import bind_outputs, exchanged, worst_error
 from bisect_tool.precision import (
     half_precision,
     held_line,
@@ -93,7 +115,9 @@ from bisect_tool.records import (
     ConfigPair,
     ConfigRun,
     ConfigStatus,
+    Diagnosis,
     ErrorMetrics,
+    Finding,
     HandOver,
     Noise,
     NumericConfig,
@@ -139,6 +163,15 @@ MAX_REPLAYS = 8
 
 EXPLAIN_SECONDS = 20.0
 """Time that all trials together may take."""
+
+SECONDS_FOR_ORDERS = 10.0
+"""Time for runs of the whole graph on its inputs in other orders; what runs then is finished."""
+
+REPLAY_NAME = 48
+"""Characters of a stage's name in that of its folder: the line that runs it fits a terminal."""
+
+MAX_TOLD = 5
+"""Findings of the preflight that are told while it runs."""
 
 MAX_DETAILED = 12
 """Nodes of an origin whose attributes go into the report."""
@@ -587,7 +620,17 @@ class _Bisection:
             notes=tuple(self.notes),
         )
 
+    def _look_before(self) -> tuple[Finding, ...]:
+        """What the files tell; the first things are told at once, as the run may take long."""
+        with self.step("preflight", "comparing the file with the model, before anything runs"):
+            found = look_before(self.case.module, self.program)
+        for each in [each for each in found if each.severity != "fact"][:MAX_TOLD]:
+            with self.step("preflight", f"preflight: {each.text}"):
+                pass
+        return found
+
     def report(self, timings: dict[str, float]) -> Report:
+        preflight = self._look_before()
         aligned = self._aligned()
         reference, matches, selection, cuts = aligned.reference, aligned.matches, aligned.selection, aligned.cuts
         trace, alignment = reference.trace, aligned.alignment
@@ -630,23 +673,27 @@ class _Bisection:
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts, explain=explain)
                 # No single stage mends a quantised graph: each of them is off.
                 verdict = verdict if self.quantised else self._hand_over(verdict, reference, matches)
+        if verdict.status == "diverges" and not self.quantised:
+            verdict = self._explain_whole(verdict, rows, trace, matches, plain)
         if verdict.status == "diverges":
             with self.step("weights", "comparing the graph's weights with the model's"):
                 verdict = with_weights(verdict, check_weights(self.case.module, self.program, rows, self.case.place))
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
-                chance = self._chance(trace, rows)
-            if chance is None:
-                verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged))
+                chance_text = self._chance(trace, rows)
+            if chance_text is None:
+                ruled_out = (*verdict.ruled_out, no_chance())
+                verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged), ruled_out=ruled_out)
             else:
                 # One run against another tells nothing then: neither where error is made, nor that a file is wrong.
-                line = f"{_NO_REPEAT}: {chance}"
-                verdict = Verdict("inconclusive", (line,), None, (), ())
+                line = f"{_NO_REPEAT}: {chance_text}"
+                verdict = Verdict("inconclusive", (line,), None, (), (), diagnoses=(chance(chance_text),))
                 # Pairs of a matrix have nothing but their reason; elsewhere the verdict stands below.
                 reason = line if self.options.pairs else _NO_REPEAT
                 runs = tuple(
                     replace(run, status="failed", skipped_reason=reason) if run.status == "diverges" else run
                     for run in runs
                 )
+        verdict = replace(verdict, diagnoses=(*verdict.diagnoses, *placement(self.misplaced)))
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
@@ -657,6 +704,7 @@ class _Bisection:
             environment=snapshot(),
             timings=timings,
             notes=tuple(self.notes),
+            preflight=preflight,
         )
 
     def _dtypes(self) -> dict[str, str]:
@@ -1284,6 +1332,7 @@ class _Bisection:
         shown = {stage.ref: stage for stage in selection.shown}
         pairs = {pair.name: pair for pair in self.configs}
         floors = {(row.ref, name): result.floor for row in rows for name, result in row.results.items()}
+        locals_ = {(row.ref, name): result.local for row in rows for name, result in row.results.items()}
         around = Surroundings(
             self.program,
             reference.tape,
@@ -1295,6 +1344,7 @@ class _Bisection:
         )
         origins = []
         outcomes: dict[tuple[StageRef, str], Outcome] = {}
+        of_torch: tuple[Diagnosis, ...] = ()
         names = parameter_names(self.case.module)
         ends = time.perf_counter() + EXPLAIN_SECONDS
         for number, origin in enumerate(verdict.origins):
@@ -1322,7 +1372,14 @@ class _Bisection:
                         seconds = min(left, MAX_SECONDS)
                         cause = find_cause(around, opened, stage, origin.onnx_nodes, names, pair.actual, seconds)
                         outcomes[origin.ref, origin.config] = cause
-                    origin = self._with_replay(around, opened, origin, pair, number)
+                    tried = outcomes.get((origin.ref, origin.config))
+                    why = None if tried is None else diagnosis_of(origin, tried)
+                    told = Told(why, locals_.get((origin.ref, origin.config)))
+                    origin = self._with_replay(around, opened, origin, pair, number, told)
+            elif explain and exact and cut is not None and number < MAX_EXPLAINED and self._is_plain(pair.expected):
+                fetch, off = reference.activations.tensor, reference.activations.fetch(stage.value)
+                clue = reduced(reference.tape, stage.value, cut.known - {stage.value}, fetch, off, "expected")
+                of_torch += () if clue is None else (by_clue(origin, clue),)
                 reference.activations.retain(())
             ops, weights = self.program.reads(origin.onnx_nodes)
             details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
@@ -1330,12 +1387,12 @@ class _Bisection:
         return replace(
             verdict,
             origins=note_shared(origins),
-            diagnoses=(*verdict.diagnoses, *diagnoses(origins, outcomes)),
+            diagnoses=(*verdict.diagnoses, *diagnoses(origins, outcomes), *of_torch),
             ledger=ledger(origins, outcomes),
         )
 
     def _with_replay(
-        self, around: Surroundings, opened: Opened, origin: Origin, pair: ConfigPair, number: int
+        self, around: Surroundings, opened: Opened, origin: Origin, pair: ConfigPair, number: int, known: Told
     ) -> Origin:
         """The origin with a folder that shows its error without this tool, if they are wanted."""
         keep = self.options.keep_replay
@@ -1343,10 +1400,10 @@ class _Bisection:
             return origin
         details = self.program.details(origin.onnx_nodes[:MAX_DETAILED])
         told = replace(origin, onnx_details=details)
-        files = replay_files(around, opened, told, pair.actual, self.case.name)
+        files = replay_files(around, opened, told, pair.actual, self.case.name, known)
         if files is None:
             return origin
-        name = f"{REPLAY_FOLDER}/{number + 1:02d}-{re.sub('[^A-Za-z0-9._-]+', '_', str(origin.ref))[:60]}"
+        name = f"{REPLAY_FOLDER}/{number + 1:02d}-{re.sub('[^A-Za-z0-9._-]+', '_', str(origin.ref))[:REPLAY_NAME]}"
         keep(name, files)
         return replace(origin, replay=name)
 
@@ -1384,6 +1441,65 @@ class _Bisection:
             return verdict
         place, before, after = found
         return replace(verdict, hand_over=HandOver(first[places[place]].ref, pair.name, before, after))
+
+    def _explain_whole(
+        self,
+        verdict: Verdict,
+        rows: Sequence[StageRow],
+        trace: TorchTrace,
+        matches: Mapping[int, Match],
+        plain: str | None,
+    ) -> Verdict:
+        """What no single stage's nodes tell: inputs in another order, what tracing baked in, rounding that grew."""
+        found = list(verdict.diagnoses)
+        reference = self.reference
+        if plain is not None and not verdict.origins and reference is not None:
+            names = {value: match.onnx for value, match in matches.items() if match.permutation is None}
+            stages = {stage.ref: stage for stage in trace.stages}
+
+            def crossing(row: StageRow) -> Crossing | None:
+                return crossing_of(stages[row.ref], reference.tape, reference.activations, names, self.chained)
+
+            found += grown(rows, plain, crossing)
+        ruled_out = [*verdict.ruled_out, *runtime_ruled_out(verdict.origins)]
+        failing = next((pair for pair in self.configs if pair.gating and pair.name in self.untouched), None)
+        if failing is not None and verdict.origins and may_be_order(found):
+            with self.step("inputs", "trying the inputs in other orders"):
+                order, tried = self._in_other_orders(failing)
+            found = with_order(found, order)
+            ruled_out += [no_order(tried)] if order is None and tried else []
+        if any(each.code in MAY_BE_BAKED for each in found):
+            with self.step("variants", "running PyTorch on other inputs, to see what follows them"):
+                runs = variants(self.case.module, self.case.args, self.case.kwargs, longer=self._takes_other_sizes())
+            found = list(with_baked(found, runs, {origin.ref: origin.onnx_ops for origin in verdict.origins}))
+            ruled_out += [not_baked(len(runs) - 1)] if len(runs) > 1 and all(d.code != BAKED for d in found) else []
+        return replace(verdict, diagnoses=tuple(found), ruled_out=tuple(ruled_out))
+
+    def _takes_other_sizes(self) -> bool:
+        """Whether the file leaves an input's first size open: else it was made for this one, and no size was baked in."""
+        sizes = self.program.header().input_shapes.values()
+        return any(shape and not shape[0].isdigit() for shape in sizes)
+
+    def _in_other_orders(self, pair: ConfigPair) -> tuple[Diagnosis | None, int]:
+        """An order of the inputs under which the outputs agree, and how many were tried."""
+        ends = time.perf_counter() + SECONDS_FOR_ORDERS
+        outputs = self.torch_outputs.get(pair.name, [])
+        before = worst_error(self._output_results(self.untouched[pair.name], outputs))
+        run = untouched_run(self.program, pair.actual)
+        tried = 0
+        for order in other_orders(self.feeds):
+            if time.perf_counter() > ends:
+                break
+            try:
+                results = self._output_results(_Untouched(dict(run.run(order.feeds)), {}), outputs)
+            except InconclusiveError:
+                continue
+            tried += 1
+            # Outputs that hardly differed as they were say nothing for an order under which they hardly differ either.
+            clear = worst_error(results) * CLEARLY <= before
+            if results and clear and all(out.judgement == "pass" for out in results):
+                return order_diagnosis(order, before, worst_error(results), tried, pair.name), tried
+        return None, tried
 
     # -- the report's parts -------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ Status = Literal["agrees", "diverges", "inconclusive"]
 Side = Literal["expected", "actual"]
 Conclusion = Literal["culprit", "contributes", "ruled out", "no answer"]
 TrialConclusion = Literal["cause", "contributes", "ruled out", "no answer"]
+Severity = Literal["fault", "suspicion", "fact"]
 Testimony = Literal["export", "runtime", "neither", "unknown"]
 ConfigStatus = Literal["agrees", "diverges", "perturbed", "skipped", "failed", "crashed"]
 OutputKey = int | str
@@ -542,7 +543,7 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One change that was tried in an origin's nodes, and what came of it.
+    """One hypothesis about an origin: a change that was tried in its nodes, or what a rule looked for.
 
     Attributes:
         ref, config: of the origin.
@@ -550,8 +551,10 @@ class LedgerEntry:
         node: that was changed.
         change: what would be wrong if it mends, in words.
         error_before, error_after: relative L2 of the stage's local error; ``None``: ONNX Runtime did not run it.
-        conclusion: ``cause``: only rounding is left; ``contributes``: most of the error goes, and no other change removes
-            all of it, or it would mend as well and is less likely meant; ``ruled out``; ``no answer``.
+        conclusion: ``cause``: only rounding is left, or, without a node, PyTorch's call changed so gives ONNX's value;
+            ``contributes``: most of the error goes, and no other change removes all of it, or it would mend as well and is
+            less likely meant; ``ruled out``; ``no answer``.
+        tried: something was changed and ran; else ``change`` is what was seen, and ``error_after`` is ``None``.
     """
 
     ref: StageRef
@@ -562,6 +565,7 @@ class LedgerEntry:
     error_before: float
     error_after: float | None
     conclusion: TrialConclusion
+    tried: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -841,6 +845,24 @@ class GlueStage:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """What the files tell before anything runs.
+
+    Attributes:
+        code: of the page that explains it.
+        severity: ``fault``: the graph is not the model; ``suspicion``: known to change results, and may be meant;
+            ``fact``: what was done on purpose, rounding to half precision for one.
+        text: in words, with the names.
+        names: the initialisers, parameters or nodes that it is about.
+    """
+
+    code: str
+    severity: Severity
+    text: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything one command found; every reporter prints this and nothing else.
 
@@ -852,6 +874,7 @@ class Report:
             that of the worst one.
         parts: of a model in several ONNX files, in the order in which PyTorch calls them; () where it is one graph.
         glue: what PyTorch computes between the parts.
+        preflight: what the files told before anything ran.
     """
 
     case: Mapping[str, Any]
@@ -866,4 +889,5 @@ class Report:
     samples: tuple[SampleResult, ...] = ()
     parts: tuple[PartResult, ...] = ()
     glue: tuple[GlueStage, ...] = ()
+    preflight: tuple[Finding, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)

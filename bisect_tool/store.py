@@ -33,7 +33,7 @@ KNOWN_FILES = (REPORT_FILE, "stages.csv", "samples.csv", "amplification.png", "a
 """Every file that this tool puts into a report folder; with ``force`` these, and nothing else, are replaced."""
 
 REPLAY_FOLDER = "replay"
-REPLAY_FILES = ("README.md", "about.json", "expected.npy", "inputs.npz", "model.onnx", "run.py")
+REPLAY_FILES = ("README.md", "about.json", "bug-report.md", "expected.npy", "inputs.npz", "model.onnx", "run.py")
 """What a replay folder of an origin holds; the folders lie in ``REPLAY_FOLDER``."""
 
 FileContent = bytes | str | Callable[[Path], object]

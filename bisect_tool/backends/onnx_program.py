@@ -119,6 +119,7 @@ class OnnxProgram:
         for node in self._nodes:
             self._values.update((value.name or "", value) for value in node.outputs)
         self._by_name = {node.name: node for node in self.graph.nodes}
+        self._own = {node.name: own for node, own in zip(self.graph.nodes, self._nodes, strict=True)}
         self.makers = {name: i for i, node in enumerate(self.graph.nodes) for name in node.outputs if name}
         self._constant = {
             i for i, node in enumerate(self.graph.nodes) if node.op_type == "Constant" and not node.domain
@@ -295,6 +296,17 @@ class OnnxProgram:
             for node, own in zip(self.graph.nodes, self._nodes, strict=True)
             if node.name in wanted
         )
+
+    def attributes(self, name: str) -> dict[str, Any]:
+        """Plain attributes of a node: numbers, texts and lists of them."""
+        plain = (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING)
+        lists = (ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS)
+        own = self._own[name]
+        return {
+            a.name: list(a.value) if a.type in lists else a.value
+            for a in own.attributes.values()
+            if a.type in (*plain, *lists)
+        }
 
     def part(self, names: Sequence[str]) -> Segment:
         """Some nodes, by name, as a segment of their own."""

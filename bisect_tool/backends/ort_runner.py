@@ -192,9 +192,20 @@ def run_session(
         if places:
             # A shape that depends on the data may be another one than last time.
             return run_session(session, outputs, feeds)
-        raise InconclusiveError(f"ONNX Runtime failed while running: {_reason(error)}") from error
+        reason = _reason(error)
+        raise InconclusiveError(f"ONNX Runtime failed while running: {reason}", hint=_hint(reason)) from error
     results = dict(zip(names, binding.get_outputs(), strict=True))
     return [places[name] if name in places else _from_ort(results[name]) for name in outputs]
+
+
+def _hint(reason: str) -> str | None:
+    """What an error of a kernel's comes from, where it says so."""
+    if "out of data bounds" in reason or "out of bounds" in reason:
+        return (
+            "an index leaves its axis: a negative one may have been flattened on export (`bisect-tool explain BD113`), or "
+            "the sample is larger than the one of the export"
+        )
+    return None
 
 
 def _place(kind: ValueType | None, buffers: BufferPool) -> Array | None:

@@ -341,15 +341,20 @@ def _unregistered(attributes: Sequence[tuple[str, Tensor]], loose: Sequence[str]
 
 
 def _non_finite(module: torch.nn.Module) -> Iterator[Finding]:
+    names = [f"{name} ({count})" for name, count in non_finite_weights(module)]
+    if names:
+        yield Finding("warning", f"weights with values that are not finite, and how many: {some(names)}")
+
+
+def non_finite_weights(module: torch.nn.Module) -> list[tuple[str, int]]:
+    """Parameters and buffers that hold NaN or infinities where these do not belong, and how many."""
     found = []
     for name, weight in module.named_parameters():
         found.append((name, _count_bad(weight, infinite=True)))
     for name, buffer in module.named_buffers():
         # Masks are buffers of -inf on purpose; statistics never are.
         found.append((name, _count_bad(buffer, infinite=name.rpartition(".")[2] in ("running_mean", "running_var"))))
-    names = [f"{name} ({count})" for name, count in found if count]
-    if names:
-        yield Finding("warning", f"weights with values that are not finite, and how many: {some(names)}")
+    return [(name, count) for name, count in found if count]
 
 
 def _count_bad(tensor: Tensor, *, infinite: bool) -> int:

@@ -6,6 +6,7 @@ import io
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from bisect_tool.backends.inside import Opened, Surroundings
 from bisect_tool.backends.onnx_program import type_of_array
-from bisect_tool.records import NumericConfig, Origin
+from bisect_tool.records import Diagnosis, ErrorMetrics, NumericConfig, Origin
 
 Array = NDArray[Any]
 
@@ -25,6 +26,15 @@ MAX_BYTES = 256 << 20
 """Weights, inputs and result of an origin together; bigger ones get no folder."""
 
 _PLAIN = "biufc"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is known of an origin besides itself: its cause, as far as it was looked for, and its local error."""
+
+    why: Diagnosis | None = None
+    local: ErrorMetrics | None = None
+
 
 RUN = '''"""Runs the nodes of one stage on PyTorch's inputs, and prints how far their result is from PyTorch's.
 
@@ -60,13 +70,16 @@ def main():
     session = ort.InferenceSession(str(HERE / "model.onnx"), options, providers=["CPUExecutionProvider"])
     (actual,) = session.run([about["output"]], inputs)
     one, other = expected.astype(np.float64).reshape(-1), actual.astype(np.float64).reshape(-1)
-    apart = np.where((one == other) | (np.isnan(one) & np.isnan(other)), 0.0, other - one)
-    norm = float(np.linalg.norm(one))
-    error = float(np.linalg.norm(apart))
+    with np.errstate(all="ignore"):
+        apart = np.where((one == other) | (np.isnan(one) & np.isnan(other)), 0.0, other - one)
+        # A NaN or an infinity on one side only is as far apart as can be.
+        apart = np.where(np.isfinite(apart), apart, np.inf)
+        norm = float(np.linalg.norm(one[np.isfinite(one)]))
+        error = float(np.linalg.norm(apart))
     print("stage:", about["stage"])
     print("onnxruntime:", ort.__version__, "numpy:", np.__version__)
     print("largest absolute difference: %.6e" % float(np.abs(apart).max() if apart.size else 0.0))
-    print("relative L2: %.6e" % (error / norm if norm else error))
+    print("relative L2: %.6e" % (error / norm if norm else np.inf if error else 0.0))
 
 
 if __name__ == "__main__":
@@ -75,7 +88,12 @@ if __name__ == "__main__":
 
 
 def replay_files(
-    around: Surroundings, opened: Opened, origin: Origin, config: NumericConfig, case: str
+    around: Surroundings,
+    opened: Opened,
+    origin: Origin,
+    config: NumericConfig,
+    case: str,
+    known: Told,
 ) -> dict[str, bytes | str] | None:
     """The folder's files by name; ``None`` where tensors are too big or of types that numpy's files lack.
 
@@ -84,6 +102,7 @@ def replay_files(
         origin: with the nodes that hold the fault.
         config: of ONNX Runtime's side.
         case: name of the case.
+        known: what goes into the bug report.
     """
     program = around.program
     part = program.part(opened.nodes)
@@ -122,6 +141,7 @@ def replay_files(
             "python": platform.python_version(),
             "platform": platform.platform(),
         },
+        "graph": {"producer": program.header().producer, "opsets": dict(program.header().opsets)},
     }
     return {
         "model.onnx": model.SerializeToString(),
@@ -130,6 +150,7 @@ def replay_files(
         "about.json": json.dumps(about, indent=2, default=str) + "\n",
         "run.py": RUN,
         "README.md": _readme(about, origin),
+        "bug-report.md": bug_report(about, origin, opened.expected, known),
     }
 
 
@@ -157,7 +178,8 @@ Nodes that hold the fault:
 
 {nodes or "- not told apart"}
 
-Files: `model.onnx` (the stage with its weights), `inputs.npz` (its inputs), `expected.npy` (PyTorch's result), `about.json`.
+Files: `model.onnx` (the stage with its weights), `inputs.npz` (its inputs), `expected.npy` (PyTorch's result), `about.json`,
+`bug-report.md` (to paste into an issue tracker).
 
 Made with:
 
@@ -167,3 +189,120 @@ Made with:
 
 def _times(origin: Origin) -> str:
     return "" if origin.noise_ratio is None else f", {origin.noise_ratio:.2g} times what rounding makes there"
+
+
+_SNIPPET = """import numpy as np
+import onnxruntime as ort
+
+options = ort.SessionOptions()
+options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+session = ort.InferenceSession("model.onnx", options, providers=["CPUExecutionProvider"])
+given = np.load("inputs.npz")
+inputs = {{{inputs}}}
+(actual,) = session.run([{output!r}], inputs)
+expected = np.load("expected.npy")
+print("largest absolute difference:", np.abs(actual.reshape(expected.shape).astype(float) - expected).max())"""
+
+
+def bug_report(about: Mapping[str, Any], origin: Origin, expected: Array, known: Told) -> str:
+    """Text for an issue tracker: what differs, how to see it, the numbers, the cause as far as it is known.
+
+    Args:
+        about: content of ``about.json``.
+        origin: with the nodes that hold the fault.
+        expected: PyTorch's result.
+        known: its cause and its local error.
+    """
+    versions = about["versions"]
+    ops = " and ".join(dict.fromkeys(each.op_type for each in origin.onnx_details)) or origin.type
+    lines = [
+        f"# {ops}: the result differs from PyTorch's by {origin.local_rel_l2:.1e} relative L2",
+        "",
+        f"(onnxruntime {versions['onnxruntime']}, torch {versions['torch']}, {_opsets(about)})",
+        "",
+        "## What happens",
+        "",
+        f"`{origin.type}`{f' at `{origin.source}`' if origin.source else ''} and the ONNX nodes that stand for it were "
+        "given the same inputs.",
+        f"The result of the nodes, of shape {list(expected.shape)}, lies {origin.local_rel_l2:.3e} relative L2 from "
+        f"PyTorch's{_times(origin)}.",
+        *_side(origin),
+        "",
+        "## To reproduce",
+        "",
+        "With the files attached (`model.onnx`, `inputs.npz`, `expected.npy`), and onnxruntime and numpy only:",
+        "",
+        "```python",
+        _SNIPPET.format(
+            inputs=", ".join(f"{name!r}: given[{key!r}]" for key, name in about["inputs"].items()),
+            output=about["output"],
+        ),
+        "```",
+        "",
+        "## Expected and actual",
+        "",
+        "| | |",
+        "|---|---|",
+        "| expected | PyTorch's result on the same inputs, in `expected.npy` |",
+        f"| relative L2 of the difference | {origin.local_rel_l2:.6e} |",
+        *_worst(known.local),
+        *([f"| in units of what rounding makes there | {origin.noise_ratio:.3g} |"] if origin.noise_ratio else []),
+        "",
+        "## Cause",
+        "",
+        *_cause(known.why),
+        "",
+        "Nodes:",
+        "",
+        *[f"- `{each.name}`: {each.op_type} {_settings(each.attributes)}".rstrip() for each in origin.onnx_details],
+        "",
+        "## Environment",
+        "",
+        *[f"- {name}: {version}" for name, version in versions.items()],
+        f"- file: {about['graph']['producer'] or 'producer unknown'}, {_opsets(about)}",
+        f"- graph optimisation: {about['configuration']['optimization']}, CPU provider",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _worst(local: ErrorMetrics | None) -> list[str]:
+    """Where the two are furthest apart."""
+    if local is None or local.worst_index is None or local.problem:
+        return []
+    odd = f"| NaN or infinite on one side only | {local.nonfinite_mismatch} |"
+    return [
+        f"| largest absolute difference | {local.max_abs:.6e} |",
+        f"| there, at {tuple(local.worst_index)} | expected {local.worst_expected:.9g}, actual {local.worst_actual:.9g} |",
+        f"| elements that differ | {local.differing} of {local.count} |",
+        *([odd] if local.nonfinite_mismatch else []),
+    ]
+
+
+def _opsets(about: Mapping[str, Any]) -> str:
+    return ", ".join(f"opset {version} of {domain}" for domain, version in about["graph"]["opsets"].items())
+
+
+def _side(origin: Origin) -> list[str]:
+    found = []
+    if origin.side is not None:
+        off = "ONNX's side" if origin.side == "actual" else "PyTorch"
+        found.append(f"Against float64, {off} is the one that is off.")
+    witness = origin.witness
+    if witness is not None and witness.says in ("export", "runtime"):
+        whose = "the same value as ONNX Runtime" if witness.says == "export" else "PyTorch's value"
+        found.append(f"{witness.runner} {witness.version} gives {whose} for these nodes.")
+    return found
+
+
+def _cause(why: Diagnosis | None) -> list[str]:
+    if why is None:
+        return ["Not looked into."]
+    known = "" if why.remedy_verified else ", not certain"
+    tried = ""
+    if why.remedy_verified and why.error_after is not None:
+        tried = f" With that changed the difference falls to {why.error_after:.1e}."
+    return [f"{why.title}{known} ({why.code}).{tried}", "", *(f"- {line}" for line in why.evidence)]
+
+
+def _settings(attributes: Mapping[str, str]) -> str:
+    return f"({', '.join(f'{name}={value}' for name, value in attributes.items())})" if attributes else ""

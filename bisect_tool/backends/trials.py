@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,18 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from bisect_tool.backends.inside import Opened, Surroundings
+from bisect_tool.backends.lower_precision import reduced
 from bisect_tool.backends.onnx_program import type_of_array
 from bisect_tool.backends.ort_runner import PartRuns
+from bisect_tool.backends.otherwise import find_otherwise
 from bisect_tool.backends.replay import AS_RUN, CannotReplayError, replay_values, slice_of
 from bisect_tool.backends.runners import runner_of
 from bisect_tool.backends.stream import in_onnx_form
 from bisect_tool.backends.torch_runner import FACTORY_OPS, LAYOUT_OPS, to_numpy
-from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
-from bisect_tool.diagnose.trials import propose
+from bisect_tool.backends.widening import widened
+from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step, Widened
+from bisect_tool.diagnose.rules import Clue, Facts, answers
+from bisect_tool.diagnose.trials import Fit, Trial, propose
 from bisect_tool.diagnose.trying import Outcome, try_all
 from bisect_tool.diagnose.weight_forms import Static
 from bisect_tool.errors import InconclusiveError
@@ -74,7 +80,9 @@ def find_cause(
     folder = str(program.weights_folder)
     feeds = {name: opened.feeds[value] for name, value in built.feeds.items()}
 
-    def run(edit: Edit | None) -> Array | None:
+    def run(edit: Edit | Widened | None) -> Array | None:
+        if isinstance(edit, Widened):
+            return _run_widened(edit.narrow)
         edited = model if edit is None else _edited(model, edit)
         more = {} if edit is None else _new_inputs(around, opened, edited, edit)
         for name, array in more.items():
@@ -86,9 +94,39 @@ def find_cause(
             return loaded.run([opened.output], {**feeds, **more})[0]
         return None
 
+    def _run_widened(narrow: str) -> Array | None:
+        wide = widened(model, narrow, program.weight, [static.array for static in statics])
+        given = {}
+        for name, array in feeds.items():
+            if array.dtype.name == narrow:
+                match = opened.cuts.get(built.feeds[name])
+                own = None if match is None else around.activations.fetch(match.value)
+                own = (
+                    own
+                    if own is None or match is None or match.permutation is None
+                    else own.transpose(match.permutation)
+                )
+                array = np.ascontiguousarray(array if own is None else own, dtype=np.float32)
+            given[name] = array
+        with contextlib.suppress(InconclusiveError, ValueError, TypeError):
+            return runner_of(config).load(wide.SerializeToString(), config, folder).run([opened.output], given)[0]
+        return None
+
+    def twice() -> tuple[Array, Array] | None:
+        # In one session: each new one may start its random numbers alike.
+        with contextlib.suppress(InconclusiveError):
+            loaded = runner_of(config).load(built.model, config, folder)
+            one, two = (loaded.run([opened.output], feeds)[0] for _ in range(2))
+            return None if one is None or two is None or one.size != two.size else (one, two)
+        return None
+
     nodes = _nodes(around, opened, model, values, opset)
     first = [node for node in nodes if node.name in set(suspects)]
-    proposals = list(propose(first, calls, statics, opset, nodes))
+    facts = Facts(first, nodes, calls, opened.expected, _in_shape(values.get(opened.output), opened), twice)
+    seen = list(answers(facts))
+    clues = tuple(each for each in seen if isinstance(each, Clue))
+    proposals: list[Trial | Fit] = [each for each in seen if isinstance(each, Trial)]
+    proposals += propose(first, calls, statics, opset, nodes)
     if len(nodes) <= _FEW and len(first) < len(nodes):
         proposals += propose([node for node in nodes if node not in first], calls, statics, opset, nodes)
 
@@ -97,7 +135,25 @@ def find_cause(
             return opened.close(opened.expected, made)
         return bool(np.array_equal(opened.expected, made))
 
-    return try_all(proposals, run, opened.expected, right, seconds)
+    began = time.perf_counter()
+    outcome = try_all(proposals, run, opened.expected, right, seconds)
+    otherwise = None
+    if outcome.cause is None and facts.actual is not None:
+        off = facts.actual
+        match = around.matches[stage.value]
+        if match.permutation is not None:
+            off = off.transpose(np.argsort(match.permutation))
+        rounds = reduced(around.tape, stage.value, opened.known, around.activations.tensor, off, "actual")
+        clues += () if rounds is None else (rounds,)
+        left = max(seconds - (time.perf_counter() - began), seconds / 4)
+        with contextlib.suppress(CannotReplayError):
+            otherwise = find_otherwise(around, opened, stage, facts.actual, left)
+    keys = frozenset(call.key for call in calls if call.key is not None)
+    return replace(outcome, clues=clues, calls=keys, otherwise=otherwise)
+
+
+def _in_shape(array: Array | None, opened: Opened) -> Array | None:
+    return None if array is None or array.size != opened.expected.size else array.reshape(opened.expected.shape)
 
 
 def _new_inputs(around: Surroundings, opened: Opened, edited: onnx.ModelProto, edit: Edit) -> dict[str, Array]:
@@ -213,7 +269,7 @@ def _call(op: Op, operand: Any, arrays: Mapping[int, Array]) -> Call | None:
             given = argument.default_value if argument.has_default_value() else None
         arguments[argument.name] = plain(given)
     result = next((arrays[v] for v in op.outputs if v in arrays), None)
-    return Call(op.name, arguments, result, from_here(op.source))
+    return Call(op.name, arguments, result, from_here(op.source), op.outputs[0] if op.outputs else None)
 
 
 def _folded(calls: Sequence[Call], statics: Mapping[int, Static]) -> list[Static]:
@@ -267,6 +323,7 @@ def _nodes(
         constants[tensor.name] = program.weight(tensor.name)
     shapes = {name: tuple(array.shape) for name, array in {**constants, **values}.items()}
     floats = {name: array for name, array in values.items() if array.dtype.kind in "fV"}
+    others = {name: array for name, array in values.items() if array.dtype.kind in "iub"}
     found = []
     for node in model.graph.node:
         if node.op_type == "Constant" or not any(node.output):
@@ -284,6 +341,7 @@ def _nodes(
                 outputs=tuple(node.output),
                 values=used,
                 shapes={name: shapes[name] for name in [*node.input, *node.output] if name in shapes},
+                others={name: others[name] for name in [*node.input, *node.output] if name in others},
             )
         )
     return found

@@ -31,15 +31,16 @@ def check_weights(
         rows: of the report; they say which module a product belongs to.
         place: of the module in a larger model, after which the rows are named.
     """
-    tensors = _tensors(module)
+    tensors = tensors_of(module)
     shapes = program.floating_weights()
     pairs = pair_weights(
         shapes, {name: tuple(t.shape) for name, t in tensors.items()}, _products(program, rows, module, place)
     )
-    return compare_weights(pairs, program.weight, lambda name: to_numpy(tensors[name]), _foldings(module))
+    return compare_weights(pairs, program.weight, lambda name: to_numpy(tensors[name]), foldings_of(module))
 
 
-def _tensors(module: torch.nn.Module) -> dict[str, Tensor]:
+def tensors_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Floating parameters and buffers that hold data, by dotted name; shared ones under all their names."""
     named = [
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
@@ -66,7 +67,8 @@ def _products(
     return readers
 
 
-def _foldings(module: torch.nn.Module) -> list[Folding]:
+def foldings_of(module: torch.nn.Module) -> list[Folding]:
+    """What each BatchNorm of a model does to a channel."""
     found = []
     for child in module.modules():
         if not isinstance(child, _BatchNorm) or child.running_mean is None or child.running_var is None:
@@ -83,7 +85,7 @@ def modules_by_weights(module: torch.nn.Module, program: OnnxProgram) -> dict[st
 
     Every weight of both sides is read once: for graphs whose names say nothing.
     """
-    tensors = _tensors(module)
+    tensors = tensors_of(module)
     shapes = program.floating_weights()
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     owners = weight_owners(

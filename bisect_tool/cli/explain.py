@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import click
 
-from bisect_tool.diagnose.explain import codes, page
+from bisect_tool.diagnose.explain import codes, page, wrapped
+
+WIDTH = 80
+"""Columns of the text where stdout is no terminal."""
+
+MOST_COLUMNS = 100
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,5 +27,20 @@ def explain(code: str | None, form: str) -> int:
         )
         return 0
     text = page(code)
-    click.echo(json.dumps({"code": code.strip().upper(), "text": text}, indent=2) if form == "json" else text.rstrip())
+    if form == "json":
+        click.echo(json.dumps({"code": code.strip().upper(), "text": text}, indent=2))
+    elif sys.stdout.isatty():
+        _print_rendered(text)
+    else:
+        click.echo(wrapped(text, WIDTH))
     return 0
+
+
+def _print_rendered(text: str) -> None:
+    """As rich shows Markdown, no wider than is read with ease."""
+    from rich.markdown import Markdown
+
+    from bisect_tool.reporters.terminal import PipedConsole
+
+    console = PipedConsole()
+    console.print(Markdown(text), width=min(console.width, MOST_COLUMNS))

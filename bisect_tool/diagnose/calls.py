@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -35,12 +35,14 @@ class Call:
         arguments: by the names of the operator's schema, defaults filled in; tensors are :class:`Operand`.
         result: its first floating result.
         source: ``file:line``; ``None`` if unknown.
+        key: tells it from the run's other calls; ``None`` where that is not known.
     """
 
     name: str
     arguments: Mapping[str, Any]
     result: Array | None
     source: str | None = None
+    key: int | None = None
 
     def operand(self, *names: str) -> Operand | None:
         """The first of some arguments that is a tensor."""
@@ -69,6 +71,7 @@ class Node:
         outputs: names.
         values: computed inputs and outputs as they stand on PyTorch's inputs of the stage, by name; only floating ones.
         shapes: of the same and of all others that are known.
+        others: values that are not floating: whole numbers, truth values.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Node:
     outputs: tuple[str, ...]
     values: Mapping[str, Array]
     shapes: Mapping[str, tuple[int, ...]]
+    others: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def output(self) -> str:
@@ -112,6 +116,16 @@ class Edit:
     output: str
     steps: tuple[Step, ...]
     keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Widened:
+    """The whole stage in float32: what it has in ``narrow``, float16 or bfloat16, is that no longer.
+
+    Inputs of the stage, and weights that are PyTorch's rounded, are PyTorch's own then.
+    """
+
+    narrow: str
 
 
 BEFORE = "<before>"

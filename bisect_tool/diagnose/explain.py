@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import textwrap
 from importlib.resources import files
 
 from bisect_tool.errors import BisectError
 
 
+@functools.cache
 def codes() -> dict[str, str]:
     """Every code with its title, in order."""
     found: dict[str, str] = {}
@@ -28,3 +31,15 @@ def page(code: str) -> str:
     if wanted not in known:
         raise BisectError(f"no page for {code!r}", hint=f"codes are: {', '.join(known)}")
     return files(__package__).joinpath("pages", f"{wanted}.md").read_text(encoding="utf-8")
+
+
+def wrapped(text: str, width: int) -> str:
+    """A page as plain text: paragraphs folded to a width, the title without its mark, code and lists as they are."""
+    parts = []
+    for part in text.strip().split("\n\n"):
+        if part.startswith(("```", "- ", "    ", "|")):
+            parts.append(part)
+        else:
+            body = part.removeprefix("# ").replace("\n", " ")
+            parts.append(textwrap.fill(body, width, break_long_words=False, break_on_hyphens=False))
+    return "\n\n".join(parts)

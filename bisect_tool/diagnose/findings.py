@@ -5,9 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bisect_tool.diagnose.causes import TITLES, UNKNOWN, WEIGHT
+from bisect_tool.diagnose.causes import (
+    ATTRIBUTE,
+    BAKED,
+    CHANCE,
+    CONSTANT,
+    EXTRA,
+    INPUTS,
+    LAYOUT,
+    MISSING,
+    OPERANDS,
+    OPERATOR,
+    PLACEMENT,
+    RUNTIME,
+    TITLES,
+    UNKNOWN,
+    WEIGHT,
+)
+from bisect_tool.diagnose.otherwise import Change
+from bisect_tool.diagnose.rules.facts import Clue
 from bisect_tool.diagnose.trying import Outcome, Tried
-from bisect_tool.records import Diagnosis, LedgerEntry, Origin, StageRef, TrialConclusion
+from bisect_tool.records import Diagnosis, LedgerEntry, Origin, RuledOut, StageRef, TrialConclusion
 
 
 def diagnoses(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Outcome]) -> tuple[Diagnosis, ...]:
@@ -18,13 +36,130 @@ def diagnoses(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str],
         outcomes: by the origin's stage and configuration; origins that are not in it were not looked into.
     """
     found: dict[tuple[str, str], Diagnosis] = {}
+    same: dict[tuple[str, str], list[Origin]] = {}
+    missing: dict[int, tuple[str, str]] = {}
     for origin in origins:
         outcome = outcomes.get((origin.ref, origin.config))
-        if outcome is not None:
-            made = _diagnosis(origin, outcome)
-            key = made.code, made.evidence[0] if made.code != UNKNOWN else str(origin.ref)
-            found.setdefault(key, made)
-    return _few_weights(list(found.values()))
+        about = None if outcome is None or outcome.cause is None else outcome.cause.trial.about
+        if outcome is not None and about is not None:
+            missing.setdefault(about, _key(origin, outcome))
+    for origin in origins:
+        outcome = outcomes.get((origin.ref, origin.config))
+        if outcome is None:
+            continue
+        key = _key(origin, outcome)
+        # What one call lacks shows wherever its result is read, also where no single change of the reader mends it.
+        lacking = [missing[call] for call in sorted(outcome.calls & missing.keys())]
+        if key[0] == UNKNOWN and lacking and lacking[0] != key:
+            key = lacking[0]
+        same.setdefault(key, []).append(origin)
+        if key == _key(origin, outcome):
+            found.setdefault(key, diagnosis_of(origin, outcome))
+    told = [_also(each, same[key]) for key, each in found.items()]
+    return _few_weights(told)
+
+
+def _key(origin: Origin, outcome: Outcome) -> tuple[str, str]:
+    """What makes two diagnoses one."""
+    cause = outcome.cause
+    if cause is None:
+        return UNKNOWN, f"{origin.ref} {origin.config}"
+    about = cause.trial.about
+    return cause.trial.code, cause.trial.text if about is None else f"call {about}"
+
+
+def _also(diagnosis: Diagnosis, origins: Sequence[Origin]) -> Diagnosis:
+    """One cause, and the other origins that it shows in."""
+    others = [str(origin.ref) for origin in origins if origin.ref != diagnosis.origin]
+    if not others or diagnosis.code == UNKNOWN:
+        return diagnosis
+    more = f" and {len(others) - MOST_WEIGHTS} more" if len(others) > MOST_WEIGHTS else ""
+    line = f"it shows in {', '.join(others[:MOST_WEIGHTS])}{more} too"
+    return replace(diagnosis, evidence=(*diagnosis.evidence, line))
+
+
+MAY_BE_BAKED = frozenset([CONSTANT, OPERATOR, MISSING, EXTRA, OPERANDS, UNKNOWN])
+"""Causes behind which a number or a branch may stand that tracing fixed."""
+
+
+def chance(text: str) -> Diagnosis:
+    """PyTorch's side differs from itself; ``text`` says where."""
+    return Diagnosis(
+        code=CHANCE,
+        title=TITLES[CHANCE],
+        evidence=(f"PyTorch's side, run twice on the same inputs: {text}",),
+        remedy="make the random numbers an input of the model, seed them in forward, or leave them out (eval mode)",
+        remedy_verified=None,
+        cost=None,
+    )
+
+
+def placement(misplaced: Mapping[str, str]) -> tuple[Diagnosis, ...]:
+    """Configurations whose nodes did not run where they were asked to.
+
+    Args:
+        misplaced: what ran elsewhere, by name of the configuration.
+    """
+    if not misplaced:
+        return ()
+    found = Diagnosis(
+        code=PLACEMENT,
+        title=TITLES[PLACEMENT],
+        evidence=tuple(f"{name}: {text}" for name, text in misplaced.items()),
+        remedy="install what the provider needs, and look at the session's log for what it left behind",
+        remedy_verified=None,
+        cost=None,
+    )
+    return (found,)
+
+
+def by_clue(origin: Origin, clue: Clue) -> Diagnosis:
+    """What was seen at an origin where nothing can be tried."""
+    return Diagnosis(
+        code=clue.code,
+        title=TITLES[clue.code],
+        evidence=clue.text,
+        remedy=clue.remedy,
+        remedy_verified=None,
+        cost=None,
+        origin=origin.ref,
+        error_before=origin.local_rel_l2,
+    )
+
+
+def with_order(found: Sequence[Diagnosis], order: Diagnosis | None) -> list[Diagnosis]:
+    """An order of the inputs that mends everything comes first, and leaves nothing unknown."""
+    if order is None:
+        return list(found)
+    return [order, *(each for each in found if each.code != UNKNOWN)]
+
+
+def may_be_order(found: Sequence[Diagnosis]) -> bool:
+    """Whether another order of the inputs could be behind what was found."""
+    turned = (EXTRA, LAYOUT, OPERANDS)
+    return any(each.remedy_verified is not True or each.code in turned for each in found)
+
+
+def no_order(count: int) -> RuledOut:
+    orders = f"{count} other orders" if count > 1 else "the one other order"
+    return RuledOut(INPUTS, TITLES[INPUTS], (f"{orders} of inputs and channels: the outputs are not PyTorch's",))
+
+
+def not_baked(count: int) -> RuledOut:
+    return RuledOut(BAKED, TITLES[BAKED], (f"on {count} other inputs no number or branch at the origins is another",))
+
+
+def no_chance() -> RuledOut:
+    return RuledOut(CHANCE, "PyTorch differs from itself", ("run twice, it gives the same",))
+
+
+def runtime_ruled_out(origins: Sequence[Origin]) -> list[RuledOut]:
+    """Where another runner, given the same nodes and values, makes what the judged one made of them."""
+    agreeing = [origin for origin in origins if origin.witness is not None and origin.witness.says == "export"]
+    if not agreeing or len(agreeing) < sum(origin.witness is not None for origin in origins):
+        return []
+    runner = agreeing[0].witness.runner if agreeing[0].witness is not None else ""
+    return [RuledOut(RUNTIME, TITLES[RUNTIME], (f"{runner} gives the graph's value too",))]
 
 
 MOST_WEIGHTS = 3
@@ -43,7 +178,8 @@ def _few_weights(found: list[Diagnosis]) -> tuple[Diagnosis, ...]:
     return tuple(told if each is first else each for each in found if each is first or each not in others)
 
 
-def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
+def diagnosis_of(origin: Origin, outcome: Outcome) -> Diagnosis:
+    """What trying showed for one origin."""
     where = f"{origin.ref} under {origin.config}"
     count = len(outcome.tried)
     if outcome.cause is not None:
@@ -52,6 +188,24 @@ def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
         without = sum(not each.mends for each in outcome.tried)
         others = f"; {without} other change{'s' if without > 1 else ''} did not" if without else ""
         also = next((each for each in outcome.tried if each.mends and each is not cause), None)
+        if _runtime_is_off(origin) and cause.trial.code in _OF_THE_GRAPH:
+            # The same nodes give PyTorch's value elsewhere: a change of them is a way round, and no cause.
+            return Diagnosis(
+                code=RUNTIME,
+                title=TITLES[RUNTIME],
+                evidence=(
+                    _witnessed(origin),
+                    *_seen(outcome),
+                    f"a way round, tried in {where}: {cause.trial.remedy} ({cause.trial.node}); the local error falls from "
+                    f"{outcome.before:.1e} to {cause.error:.1e}{others}",
+                ),
+                remedy=f"report it with the replay folder; until then: {cause.trial.remedy} ({cause.trial.node})",
+                remedy_verified=True,
+                cost=None,
+                origin=origin.ref,
+                error_before=outcome.before,
+                error_after=cause.error,
+            )
         return Diagnosis(
             code=cause.trial.code,
             title=TITLES[cause.trial.code],
@@ -59,6 +213,7 @@ def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
                 cause.trial.text,
                 f"tried in {where}: the local error falls from {outcome.before:.1e} to {cause.error:.1e}{others}",
                 *([f"this would mend it too: {also.trial.text}"] if also is not None else []),
+                *_seen(outcome, cause.trial.text, besides=(cause.trial.code, cause.trial.node)),
             ),
             remedy=cause.trial.remedy,
             remedy_verified=True,
@@ -74,17 +229,60 @@ def _diagnosis(origin: Origin, outcome: Outcome) -> Diagnosis:
     if outcome.partly is not None:
         error = outcome.partly.error
         evidence.append(f"nearest: {outcome.partly.trial.text}; {error:.1e} is left then")
+    code, remedy = UNKNOWN, "look at the nodes named above beside PyTorch's line; the report has what was ruled out"
+    strong = next((clue for clue in outcome.clues if clue.speaks_for and clue.strong), None)
+    if strong is not None:
+        code, remedy = strong.code, strong.remedy or remedy
+        evidence = [*strong.text, *_seen(outcome, *strong.text), f"not certain: {evidence[0]}", *evidence[1:]]
+        evidence += [_otherwise(*outcome.otherwise)] if outcome.otherwise is not None else []
+        evidence += [_witnessed(origin)] if _runtime_is_off(origin) else []
+    elif outcome.otherwise is not None:
+        change = outcome.otherwise[0]
+        code, remedy = change.code, change.remedy
+        evidence = [_otherwise(*outcome.otherwise), *_seen(outcome), *evidence]
+    elif _runtime_is_off(origin):
+        code = RUNTIME
+        evidence = [_witnessed(origin), *_seen(outcome), *evidence]
+        remedy = "report it with the replay folder; until then another version, provider or form of these nodes"
+    else:
+        evidence += _seen(outcome)
     return Diagnosis(
-        code=UNKNOWN,
-        title=TITLES[UNKNOWN],
+        code=code,
+        title=TITLES[code],
         evidence=tuple(evidence),
-        remedy="look at the nodes named above beside PyTorch's line; the report has what was ruled out",
+        remedy=remedy,
         remedy_verified=None,
         cost=None,
         origin=origin.ref,
         error_before=outcome.before,
         error_after=error,
     )
+
+
+_OF_THE_GRAPH = frozenset([ATTRIBUTE, OPERATOR, MISSING, EXTRA, OPERANDS, CONSTANT])
+"""Causes that say that the graph is wrong."""
+
+
+def _runtime_is_off(origin: Origin) -> bool:
+    return origin.witness is not None and origin.witness.says == "runtime"
+
+
+def _witnessed(origin: Origin) -> str:
+    assert origin.witness is not None
+    name = f"{origin.witness.runner} {origin.witness.version}"
+    return f"{name} gives PyTorch's value for the same nodes and inputs"
+
+
+def _otherwise(change: Change, apart: float) -> str:
+    """The graph does what PyTorch would do with one thing changed."""
+    return f"ONNX's value is what PyTorch gives {change.text}: relative L2 {apart:.1e}"
+
+
+def _seen(outcome: Outcome, *told: str, besides: tuple[str, str] | None = None) -> list[str]:
+    """What rules saw that speaks for a cause, without what was told; ``besides``: code and node that need no more words."""
+    clues = [clue for clue in outcome.clues if clue.speaks_for and (clue.code, clue.node) != besides]
+    lines = [line for clue in clues for line in clue.text]
+    return [line for line in dict.fromkeys(lines) if not any(line in other for other in told)]
 
 
 def ledger(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Outcome]) -> tuple[LedgerEntry, ...]:
@@ -106,7 +304,30 @@ def ledger(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Ou
                     conclusion=_conclusion(each, outcome),
                 )
             )
+        if outcome is not None and outcome.otherwise is not None:
+            change, apart = outcome.otherwise
+            text = f"PyTorch {change.text}, beside ONNX's value"
+            entries.append(
+                LedgerEntry(origin.ref, origin.config, change.code, "", text, outcome.before, apart, "cause")
+            )
+        entries += [_seen_entry(origin, outcome, clue) for clue in (outcome.clues if outcome is not None else ())]
     return tuple(entries)
+
+
+def _seen_entry(origin: Origin, outcome: Outcome | None, clue: Clue) -> LedgerEntry:
+    """What a rule saw; of what it speaks for a trial may have more to say."""
+    assert outcome is not None
+    return LedgerEntry(
+        ref=origin.ref,
+        config=origin.config,
+        code=clue.code,
+        node=clue.node,
+        change="; ".join(clue.text),
+        error_before=outcome.before,
+        error_after=None,
+        conclusion="ruled out" if not clue.speaks_for else "no answer" if outcome.cause is None else "contributes",
+        tried=False,
+    )
 
 
 def _conclusion(tried: Tried, outcome: Outcome) -> TrialConclusion:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bisect_tool.align import family
-from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
+from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step, Widened
 from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, EXTRA, MISSING, OPERANDS, OPERATOR, PRECISION
 from bisect_tool.diagnose.onnx_forms import Form, forms, gelu_steps, summand
 from bisect_tool.diagnose.weight_forms import Static, weight_forms
@@ -43,13 +43,15 @@ class Trial:
         text: what is wrong if it mends, in words.
         remedy: what to do then.
         edit: the change.
+        about: key of the call of PyTorch's that the graph lacks there; ``None``: it is about something else.
     """
 
     code: str
     node: str
     text: str
     remedy: str
-    edit: Edit
+    edit: Edit | Widened
+    about: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +110,13 @@ def _weights(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
     """Each weight as PyTorch has it, and then all of the node together."""
     nearest: dict[int, Trial] = {}
     for trial in _each_weight(node, statics):
+        assert isinstance(trial.edit, Edit)
         (place,) = (i for i, given in enumerate(trial.edit.steps[0].inputs) if isinstance(given, np.ndarray))
         nearest.setdefault(place, trial)
         yield trial
     if len(nearest) > 1:
-        arrays = {place: trial.edit.steps[0].inputs[place] for place, trial in nearest.items()}
+        edits = {place: trial.edit for place, trial in nearest.items() if isinstance(trial.edit, Edit)}
+        arrays = {place: edit.steps[0].inputs[place] for place, edit in edits.items()}
         texts = [trial.text.replace(f", which {node.name} reads,", "") for trial in nearest.values()]
         yield Trial(
             next(iter(nearest.values())).code,
@@ -123,7 +127,13 @@ def _weights(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
         )
 
 
+_NO_WEIGHTS = {"Resize", "Upsample"}
+"""Their constants are sizes and scales."""
+
+
 def _each_weight(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
+    if node.op in _NO_WEIGHTS:
+        return
     for place, have in node.constants.items():
         if have.size > 1 and have.dtype.kind in "fV":
             for form in weight_forms(have, statics, gates=_GATES.get(node.op, 0)):
@@ -191,6 +201,9 @@ def _replaced(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
             if _rank_differs(node, form):
                 continue
             same = form.op == node.op
+            # What the node reads is this result already: nothing of the call is missing.
+            if node.op in _PLAIN and any(_holds(node.values.get(name), call.result) for name in node.inputs):
+                continue
             inputs = tuple(_resolved(each, node) for each in form.inputs)
             reads = [name for name in inputs[: form.operands] if isinstance(name, str)]
             if same and not _differs(node, inputs, form):
@@ -251,7 +264,8 @@ def _replacement(node: Node, call: Call, form: Form, inputs: tuple[str | Array |
         text = f"{node.name} is {_article(node.op)}, where PyTorch computes {call.name}{_numbers(call)}"
     attributes = dict(form.attributes)
     remedy = f"the graph needs {_article(form.op)} there: export it again, or with another exporter or opset"
-    return Trial(code, node.name, text, remedy, Edit(node.output, _steps(form.op, inputs, attributes, opset)))
+    edit = Edit(node.output, _steps(form.op, inputs, attributes, opset))
+    return Trial(code, node.name, text, remedy, edit, call.key if code == MISSING else None)
 
 
 _PLAIN = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Dropout"}
@@ -335,11 +349,26 @@ def _left_out(nodes: Sequence[Node], calls: Sequence[Call], stage: Sequence[Node
                 passes = all(each.op == "Identity" for each in chain)
                 # A constant stands for a value only where the node computes with nothing else.
                 given = place in first.constants and len(first.constants) < len(first.inputs)
-                if source and not passes and not given and _fits(first, source, last):
+                if source and not passes and not given and not _is_call(last, calls) and _fits(first, source, last):
                     rank = sum(each.name not in surplus for each in chain)
                     found.append((rank, len(chain), number, _without(chain, source)))
             following = readers.get(last.output, [])
     return [(rank == 0, trial) for rank, *_, trial in sorted(found, key=lambda each: each[:3])]
+
+
+def _is_call(node: Node, calls: Sequence[Call]) -> bool:
+    """Whether what the node makes is what PyTorch made by the same operation: then it is not too much."""
+    made = node.values.get(node.output)
+    if made is None or made.dtype.kind != "f":
+        return False
+    own = (call.result for call in calls if family(call.name) == family(node.op))
+    # To a few units in the last place: a factor of 1.0005 may be the very thing.
+    return any(
+        result is not None
+        and result.shape == made.shape
+        and np.allclose(made, result, rtol=1e-6, atol=1e-7 * _largest(result), equal_nan=True)
+        for result in own
+    )
 
 
 def _fits(first: Node, source: str, last: Node) -> bool:
@@ -396,6 +425,7 @@ def _in_front(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
                     f"PyTorch's {call.name}{_numbers(call)} is missing in front of {node.name}, which reads {name} itself",
                     f"the graph needs {_article(form.op)} there: export it again, or with another exporter or opset",
                     Edit(node.output, (*steps, Step(node.op, read, node.attributes))),
+                    call.key,
                 )
 
 
@@ -418,9 +448,10 @@ def _inserted(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
             yield Trial(
                 MISSING,
                 node.name,
-                f"PyTorch's {call.name}{_numbers(call)} is missing behind {node.name}",
+                f"PyTorch's {call.name}{_numbers(call)} is missing behind {node.name}, or where it comes to the same",
                 f"the graph needs {_article(form.op)} there: export it again, or with another exporter or opset",
                 Edit(node.output, _steps(form.op, inputs, form.attributes, opset), keep=True),
+                call.key,
             )
 
 
@@ -623,10 +654,18 @@ def _equal_arrays(one: Array, other: Array) -> bool:
     return bool(np.allclose(flat, wanted, rtol=1e-6, atol=0))
 
 
+def _holds(value: Array | None, result: Array) -> bool:
+    return value is not None and value.shape == result.shape and _close(value, result)
+
+
 def _close(one: Array, other: Array) -> bool:
     if one.dtype.kind != "f" or other.dtype.kind != "f":
         return one.dtype.kind == other.dtype.kind and bool(np.array_equal(one, other))
-    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5 * float(np.abs(other).max(initial=0.0)), equal_nan=True))
+    return bool(np.allclose(one, other, rtol=1e-3, atol=1e-5 * _largest(other), equal_nan=True))
+
+
+def _largest(array: Array) -> float:
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
 
 
 def _size(node: Node, name: str) -> int | None:

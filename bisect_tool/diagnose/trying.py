@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.diagnose.calls import Edit
+from bisect_tool.diagnose.calls import Edit, Widened
+from bisect_tool.diagnose.otherwise import Change
+from bisect_tool.diagnose.rules.facts import Clue
 from bisect_tool.diagnose.trials import Fit, Trial
 
 Array = NDArray[Any]
@@ -24,6 +26,9 @@ MAX_SECONDS = 10.0
 
 CONTRIBUTES = 3.0
 """A change that leaves less than this part of the error, but not only rounding, is told as one of several causes."""
+
+MOST_LEFT = 0.3
+"""Relative L2 above which a change mends nothing, whatever the floor is."""
 
 _STEPS = 5
 _NEAR = 0.02
@@ -54,6 +59,9 @@ class Outcome:
         partly: the trial that removed most of the error, where none mends it; ``None`` if that is little.
         tried: all of them, in order.
         complete: every proposal was tried; else time or number of runs ended it, or the cause was found.
+        otherwise: where nothing mends it, the change of PyTorch's own call that gives ONNX's value, and how far from it.
+        clues: what rules saw, for and against causes that have a sign of their own.
+        calls: keys of PyTorch's calls in the stage.
     """
 
     before: float
@@ -61,11 +69,14 @@ class Outcome:
     partly: Tried | None
     tried: tuple[Tried, ...]
     complete: bool
+    otherwise: tuple[Change, float] | None = None
+    clues: tuple[Clue, ...] = ()
+    calls: frozenset[int] = frozenset()
 
 
 def try_all(
     proposals: Iterable[Trial | Fit],
-    run: Callable[[Edit | None], Array | None],
+    run: Callable[[Edit | Widened | None], Array | None],
     expected: Array,
     right: Callable[[Array], bool],
     seconds: float = MAX_SECONDS,
@@ -82,14 +93,15 @@ def try_all(
     end = time.perf_counter() + seconds
     tried: list[Tried] = []
 
-    def result_of(edit: Edit | None) -> Array | None:
+    def result_of(edit: Edit | Widened | None) -> Array | None:
         made = run(edit)
         return None if made is None or made.size != expected.size else made.reshape(expected.shape)
 
     def attempt(trial: Trial) -> Tried:
         made = result_of(trial.edit)
         error = None if made is None else _error(expected, made)
-        found = Tried(trial, error, made is not None and right(made))
+        # A floor as high as the values themselves would call anything right.
+        found = Tried(trial, error, error is not None and made is not None and error <= MOST_LEFT and right(made))
         tried.append(found)
         return found
 
@@ -120,7 +132,7 @@ def try_all(
 def _attempts(
     proposal: Trial | Fit,
     attempt: Callable[[Trial], Tried],
-    result_of: Callable[[Edit | None], Array | None],
+    result_of: Callable[[Edit | Widened | None], Array | None],
     expected: Array,
     original: Array | None,
 ) -> Iterator[tuple[float | None, Tried]]:
@@ -159,7 +171,9 @@ def _digits(value: float) -> int:
     return len(f"{value:.7g}".partition("e")[0].replace(".", "").replace("-", "").strip("0"))
 
 
-def _fit(fit: Fit, result_of: Callable[[Edit | None], Array | None], expected: Array, original: Array) -> float | None:
+def _fit(
+    fit: Fit, result_of: Callable[[Edit | Widened | None], Array | None], expected: Array, original: Array
+) -> float | None:
     """The number that brings the result nearest to what is expected: Gauss-Newton with a secant for the derivative."""
     wanted = expected.astype(np.float64)
     value, residual = fit.start, original.astype(np.float64) - wanted
@@ -194,7 +208,7 @@ def _fit(fit: Fit, result_of: Callable[[Edit | None], Array | None], expected: A
 def _error(expected: Array, made: Array) -> float:
     one, two = expected.astype(np.float64), made.astype(np.float64)
     with np.errstate(all="ignore"):
-        norm = float(np.linalg.norm(one))
+        norm = float(np.linalg.norm(one[np.isfinite(one)]))
         apart = float(np.linalg.norm(np.where((one == two) | (np.isnan(one) & np.isnan(two)), 0.0, two - one)))
     if not math.isfinite(apart):
         return math.inf

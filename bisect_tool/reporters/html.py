@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bisect_tool.records import Comparison, Report, StageRow
-from bisect_tool.reporters import common, pairs
+from bisect_tool.reporters import causes, common, pairs
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -108,6 +108,11 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         environment=list(flat(report.environment)),
         absent=[item for item in report.alignment.unaligned if not item.in_graph],
         lost=[item for item in report.alignment.unaligned if item.in_graph],
+        findings=causes.findings(report),
+        severities=causes.SEVERITIES,
+        trials=causes.trials(report),
+        cause_title=causes.title,
+        count_text=causes.count_text,
     )
     # lone surrogates (undecodable file names) have no UTF-8 form
     return page.encode("utf-8", "backslashreplace").decode("utf-8")

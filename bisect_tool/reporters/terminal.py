@@ -13,7 +13,7 @@ from typing import IO, Literal
 from rich.console import Console
 
 from bisect_tool.records import Comparison, ConfigRun, Diagnosis, Origin, Report, StageRef, StageRow
-from bisect_tool.reporters import common, pairs
+from bisect_tool.reporters import causes, common, pairs
 from bisect_tool.reporters.layout import Column, Page, Row, Span, column_widths
 
 FULL_TABLE = 24
@@ -24,6 +24,7 @@ ORIGINS_IN_TABLE = 5
 COSTS_IN_TABLE = 3
 ORIGINS_IN_DETAIL = 3
 NODES_IN_DETAIL = 3
+FINDINGS_IN_TABLE = 8
 TRIALS_IN_TABLE = 8
 """More runs than these that only serve to explain others are counted, not listed."""
 SHARES_FROM = 120
@@ -93,6 +94,7 @@ def render(
         _parts(page, report)
     for note in report.notes:
         page.prose(note, label=("note: ", "bold yellow"))
+    _preflight(page, report)
     config = common.main_config(report)
     columns: list[str] = []
     for title, rows in (("Stage groups", common.group_rows(report)), ("Stages", common.stage_rows(report))):
@@ -111,6 +113,22 @@ def render(
     if report_dir is not None:
         page.line()
         page.line(("Report  ", "bold"), os.path.join(report_dir, "index.html"))
+
+
+# Before the run
+
+
+def _preflight(page: Page, report: Report) -> None:
+    """What the files told, each in a line of its own."""
+    found = causes.findings(report)
+    if found:
+        page.line()
+        page.line(("Before the run", "bold"), ": the file beside the model")
+    for each in found[:FINDINGS_IN_TABLE]:
+        style = {"fault": "bold red", "suspicion": "bold yellow"}.get(each.severity, "dim")
+        page.prose(each.text, label=(f"{each.code} {causes.SEVERITIES[each.severity]}: ", style), indent="  ")
+    if len(found) > FINDINGS_IN_TABLE:
+        page.prose(f"and {len(found) - FINDINGS_IN_TABLE} more, in the report", indent="  ", style="dim")
 
 
 # Samples
@@ -620,6 +638,7 @@ def _verdict(page: Page, report: Report, config: str | None) -> None:
     for diagnosis in (each for each in verdict.diagnoses if common.is_emulation(each) and not each.gating):
         page.line()
         _lines_for_a_gpu(page, diagnosis)
+    _ledger(page, report)
     if verdict.hypotheses:
         page.line()
         _hypotheses(page, report)
@@ -654,7 +673,8 @@ def _origin(page: Page, report: Report, origin: Origin, row: StageRow | None, or
     for text in origin.evidence:
         page.prose(text, indent="  ", style="dim")
     if origin.replay:
-        page.line("  replay: ", f"python {origin.replay}/run.py, in the report's folder")
+        page.prose("in the report's folder:", label=("replay: ", ""), indent="  ")
+        page.line("    ", f"python {origin.replay}/run.py")
     result = row.results.get(origin.config) if row else None
     if result is not None and result.quantised is not None:
         quality = result.quantised
@@ -721,6 +741,29 @@ def _hypotheses(page: Page, report: Report) -> None:
         ],
         indent=2,
     )
+
+
+def _ledger(page: Page, report: Report) -> None:
+    """What was tried for the first origins, by cause; the report has each change by itself."""
+    columns = (
+        Column("code"),
+        Column("cause", minimum=16, cut="end"),
+        Column("tried", right=True),
+        Column("error left", right=True, drop=1),
+        Column("conclusion"),
+    )
+    styles = {"cause": "bold red", "contributes": "yellow"}
+    for trials in causes.trials(report)[:ORIGINS_IN_DETAIL]:
+        page.line()
+        page.line(("Tried", "bold"), f" in {trials.where}, error {common.sci(trials.before)} before")
+        rows = [
+            Row(
+                (row.code, causes.title(row.code), causes.count_text(row), common.sci(row.best), row.conclusion),
+                ((4, styles[row.conclusion]),) if row.conclusion in styles else (),
+            )
+            for row in trials.hypotheses
+        ]
+        page.table(columns, rows, indent=2)
 
 
 def _lines_for_a_gpu(page: Page, diagnosis: Diagnosis) -> None:

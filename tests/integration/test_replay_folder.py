@@ -96,3 +96,19 @@ def test_a_new_report_leaves_no_old_replay(files: Path) -> None:
 
 def test_agreeing_runs_have_none(files: Path) -> None:
     assert not (judged(files, "good.onnx").folder / "replay").exists()
+
+
+def test_bug_report_has_the_numbers_the_cause_and_a_script_that_runs(files: Path) -> None:
+    outcome = judged(files, "bad.onnx")
+    origin = outcome.report["verdict"]["origins"][0]
+    folder = outcome.folder / origin["replay"]
+    text = (folder / "bug-report.md").read_text(encoding="utf-8")
+    assert text.startswith("# Gemm: the result differs from PyTorch's by ")
+    assert f"torch {torch.__version__}" in text and "opset " in text
+    assert "(BD202). With that changed the difference falls to " in text
+    assert f"| relative L2 of the difference | {origin['local_rel_l2']:.6e} |" in text
+    (largest,) = re.findall(r"largest absolute difference \| (\S+) \|", text)
+    (script,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder)
+    assert 0 == done.returncode, done.stderr
+    assert float(largest) == pytest.approx(float(done.stdout.split()[-1]), rel=1e-4)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import bisect_tool
 from bisect_tool.cli.explain import explain
 from bisect_tool.diagnose.causes import TITLES
-from bisect_tool.diagnose.explain import codes, page
+from bisect_tool.diagnose.explain import codes, page, wrapped
 from bisect_tool.errors import BisectError
 
 PACKAGE = Path(bisect_tool.__file__).parent
@@ -45,5 +45,23 @@ def test_unknown_code_lists_those_there_are() -> None:
 
 def test_command() -> None:
     assert "BD101  an attribute differs" in CliRunner().invoke(explain, []).output
-    assert CliRunner().invoke(explain, ["BD203"]).output.startswith("# BD203: ")
+    assert CliRunner().invoke(explain, ["BD203"]).output.startswith("BD203: ")
     assert '"code": "BD203"' in CliRunner().invoke(explain, ["bd203", "--format", "json"]).output
+
+
+@pytest.mark.parametrize("code", codes())
+def test_text_is_folded_to_80_columns_and_says_what_the_page_says(code: str) -> None:
+    text = wrapped(page(code), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert page(code).removeprefix("# ").split() == text.split()
+
+
+def test_terminal_gets_no_marks_of_markdown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    with pytest.raises(SystemExit):
+        explain(["BD109"])
+    text = capsys.readouterr().out
+    assert "BD109: NaN or infinities on one side only" in text
+    assert "# BD109" not in text and "`" not in text

@@ -108,7 +108,7 @@ def test_surplus_goes_before_constants() -> None:
     two = Node("two", "Add", {}, ("h", "o"), {1: np.float32([0.5])}, ("y",), {"h": X}, {"h": X.shape, "y": X.shape})
     one = Node(**{**{f: getattr(one, f) for f in Node.__slots__}, "values": {"x": X, "h": X}})
     two = Node(**{**{f: getattr(two, f) for f in Node.__slots__}, "values": {"h": X, "y": X}})
-    codes = [each.code for each in trials([one, two], [call("add", X, other=1e-6, alpha=1)])]
+    codes = [each.code for each in trials([one, two], [call("add", X + np.float32(0.5), other=0.5, alpha=1)])]
     assert codes.index(EXTRA) < codes.index(CONSTANT)
 
 
