@@ -179,16 +179,22 @@ def _transformers(log: str) -> list[tuple[str, bool]]:
 
 
 def session_log(
-    model: bytes, chosen: Sequence[tuple[str, dict[str, str]]], entries: Mapping[str, str] | None = None
+    model: bytes,
+    chosen: Sequence[tuple[str, dict[str, str]]],
+    entries: Mapping[str, str] | None = None,
+    config: NumericConfig | None = None,
 ) -> str:
-    """The log of making a session at the highest level, everything included; what goes wrong is in it.
+    """The log of making a session, everything included; what goes wrong is in it.
 
     Args:
         model: a serialised graph.
         chosen: execution providers with their options.
         entries: session keys.
+        config: of the session; ``None``: ONNX Runtime's defaults, the highest level.
     """
     options = ort.SessionOptions()
+    if config is not None:
+        configure(options, config)
     options.log_severity_level = 0
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
