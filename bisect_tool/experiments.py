@@ -21,6 +21,7 @@ from bisect_tool.backends.ort_options import dtype_in_effect, require_config
 from bisect_tool.backends.reproducing import numbers_digest, seeded
 from bisect_tool.backends.torch_runner import float_dtype_of
 from bisect_tool.backends.torch_switches import applied, placed
+from bisect_tool.diagnose.optimiser import finding_of, with_finding
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.hypotheses import (
     Finding,
@@ -48,6 +49,7 @@ from bisect_tool.records import (
     Report,
     StageRef,
     StageRow,
+    Verdict,
 )
 from bisect_tool.remedies import NO_SWITCH, describe, explored, hypotheses, no_switch
 from bisect_tool.store import read_report, report_text
@@ -209,6 +211,7 @@ class _Matrix:
         rows = self._merged(base)
         runs = tuple(self.runs.values())
         verdict = decide(rows, runs, base.alignment, self.options.min_coverage, selected=bool(self.options.stages))
+        verdict = self._with_passes(verdict)
         diagnoses, ruled_out, sides = describe(findings, list(self.runs.values()))
         if self.exhausted is not None:
             ruled_out.append(no_switch(self.exhausted, self.fresh))
@@ -245,8 +248,8 @@ class _Matrix:
                 verdict,
                 summary=summary,
                 origins=origins,
-                diagnoses=(*diagnoses, *causes),
-                ledger=of_graph.ledger if of_graph is not None else (),
+                diagnoses=(*diagnoses, *dict.fromkeys([*causes, *verdict.diagnoses])),
+                ledger=tuple(dict.fromkeys([*(of_graph.ledger if of_graph is not None else ()), *verdict.ledger])),
                 ruled_out=tuple(ruled_out),
                 hand_over=hand_over,
                 hypotheses=hypotheses(findings),
@@ -297,7 +300,11 @@ class _Matrix:
         target = self.folder / f"pair-{len(self.timings)}.json"
         # In its own process it is all there is; whether it counts is decided here.
         alone = replace(pair, gating=True)
-        options = replace(self.options, onnx=graph, keep_onnx=None, pairs=(alone,), look=True, measure=True)
+        # Why is asked of the matrix's own pairs that count; the others only serve to explain those.
+        asked = pair.gating and any(pair.name == own.name for own in self.matrix.pairs)
+        options = replace(
+            self.options, onnx=graph, keep_onnx=None, pairs=(alone,), look=True, measure=True, passes=asked
+        )
         run_isolated(run_pair, self._load, options, target, folder=self.folder, environment=environment(pair))
         report = read_report(target)
         run = replace(report.configs[0], gating=pair.gating)
@@ -445,6 +452,15 @@ class _Matrix:
             return known
         row = next(row for row in report.stages if row.ref == origin.ref)
         return replace(origin, onnx_value=row.onnx_value or "", onnx_nodes=row.onnx_nodes)
+
+    def _with_passes(self, verdict: Verdict) -> Verdict:
+        """The verdict with what was found about the optimiser, of the first pair that counts and has such a finding."""
+        for pair in self.matrix.pairs:
+            report = self.reports.get(pair.name)
+            found = finding_of(report.verdict) if report is not None and pair.gating else None
+            if found is not None:
+                return with_finding(verdict, found)
+        return verdict
 
     def _worst(self, name: str) -> StageRef | None:
         """Where a pair's error comes from: the stage that makes most of it, or, where the stages' own errors cannot be

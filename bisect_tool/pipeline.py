@@ -653,6 +653,8 @@ class _Bisection:
                     replace(run, status="failed", skipped_reason=reason) if run.status == "diverges" else run
                     for run in runs
                 )
+        elif any(run.status == "failed" for run in runs):
+            verdict = self._with_passes(verdict, rows, runs)
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
@@ -1350,7 +1352,9 @@ class _Bisection:
         for run in sorted(runs, key=lambda run: not run.gating):
             pair = next(pair for pair in self.configs if pair.name == run.name)
             expected = self.torch_outputs.get(pair.name)
-            if run.status != "diverges" or not is_optimised(pair) or expected is None:
+            if expected is None and self._is_plain(pair.expected) and self.reference is not None:
+                expected = self.reference.outputs  # it failed before anything was compared
+            if run.status not in ("diverges", "failed") or not is_optimised(pair) or expected is None:
                 continue
             judge = functools.partial(self._judge_run, pair, expected, rows)
             with contextlib.suppress(InconclusiveError), self.step("passes", "trying the optimiser's passes"):

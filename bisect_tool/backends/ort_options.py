@@ -72,7 +72,7 @@ def configure(options: Any, config: NumericConfig, *, placement: bool = False) -
         BisectError: a name or a value is not valid.
         InconclusiveError: it is, but cannot be had here; the message says what is missing.
     """
-    check_config(config, passes=known_passes() if "disabled_passes" in config.switches else None)
+    check_config(config, passes=known_passes() | _seen if "disabled_passes" in config.switches else None)
     for name, value in config.switches.items():
         _require(lookup("onnxruntime", name), value)
     level = text_of("onnxruntime", "optimization", config.optimization or "all")
@@ -174,6 +174,10 @@ def changing_passes(log: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+_seen: set[str] = set()
+"""Passes that named themselves in the log of some session of this process: of a user's graph, on another provider."""
+
+
 def _transformers(log: str) -> list[tuple[str, bool]]:
     return [(name, done != "0") for name, done in re.findall(r"GraphTransformer (\S+) modified: (\d+)", log)]
 
@@ -204,6 +208,7 @@ def session_log(
             log.write(f"\nproviders: {' '.join(session.get_providers())}\n")
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             log.write(f"\n{type(error).__name__}: {error}\n")
+    _seen.update(name for name, _ in _transformers(log.getvalue()) if name not in REQUIRED_PASSES)
     return log.getvalue()
 
 

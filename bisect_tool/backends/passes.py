@@ -14,7 +14,6 @@ from bisect_tool.backends.optimised import SWITCH, Array, Optimised, OptimisedRu
 from bisect_tool.backends.ort_options import require_config
 from bisect_tool.diagnose.optimiser import OptimiserFinding, Spot, diagnosis, ledger, line
 from bisect_tool.errors import BisectError
-from bisect_tool.hypotheses import MARKED
 from bisect_tool.metrics import relative_difference
 from bisect_tool.numerics import code_for
 from bisect_tool.observation import Observed, Seen, first_deviating
@@ -185,11 +184,11 @@ class _Watch:
             error = distance(reference[wrong[0]], outputs[wrong[0]])
             spot = self._spot(observed, observed.seen.error if observed.seen is not None else error)
             if spot.inner and self._budget.take():
-                # Between the nodes again, what the optimiser made one of: is it right then?
+                # Between the nodes again, what the optimiser made one of: is the value right then?
                 with contextlib.suppress(BisectError):
-                    opened = self._runs.run(self._level, (), (*pinned, *spot.inner))
-                    healed, agrees = self._judge(opened)
-                    if agrees or (healed is not None and healed < (self._before or math.inf) * MARKED):
+                    opened = self._runs.run(self._level, (), (*pinned, *spot.inner, spot.value))
+                    healed = distance(self._right(spot.value), opened.get(spot.value))
+                    if healed <= self._limit:
                         outputs, pinned = opened, (*pinned, *spot.inner)
                         spot = replace(spot, healed=healed)
             found.append(spot)
@@ -201,7 +200,7 @@ class _Watch:
         """Looks at one value."""
         try:
             outputs = self._runs.run(self._level, (), (*pinned, name))
-            expected = self._plain.run("off", (), (name,)).get(name)
+            expected = self._right(name)
         except BisectError:
             return Seen(False, True, None, False)
         neutral = all(same_bits(now[output], outputs.get(output)) for output in self._runs.names)
@@ -211,6 +210,10 @@ class _Watch:
             return Seen(neutral, faulty, None, False)
         apart = distance(expected, value)
         return Seen(neutral, faulty, apart, not apart <= self._limit)
+
+    def _right(self, name: str) -> Array | None:
+        """A value in the unoptimised run."""
+        return self._plain.run("off", (), (name,)).get(name)
 
     def _spot(self, observed: Observed, error: float | None) -> Spot:
         # What was looked at and changed the outputs is no border: the fault may lie on either side of it.

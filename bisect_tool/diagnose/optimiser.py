@@ -30,6 +30,9 @@ _INSTEAD_OF = ("the final outputs diverge under", "where the error is made was n
 """How lines of a verdict begin that a finding answers."""
 
 
+_RIGHT = "the graph unoptimised is right"
+
+
 @dataclass(frozen=True, slots=True)
 class OptimiserFinding:
     """What explains an optimised run: the diagnosis with all that ran, the places as origins, and a line."""
@@ -55,6 +58,16 @@ def worst_error(results: Sequence[OutputResult]) -> float | None:
         if out.judgement != "not compared"
     ]
     return max(errors, default=None)
+
+
+def finding_of(verdict: Verdict) -> OptimiserFinding | None:
+    """The finding that a verdict on one optimised configuration holds; ``None``: it has none."""
+    made = next((each for each in verdict.diagnoses if each.code == CODE), None)
+    if made is None:
+        return None
+    said = next((text for text in verdict.summary if _RIGHT in text), made.title)
+    entries = tuple(entry for entry in verdict.ledger if entry.code == CODE)
+    return OptimiserFinding(made, entries, verdict.origins, said)
 
 
 def with_finding(verdict: Verdict, found: OptimiserFinding) -> Verdict:
@@ -90,7 +103,7 @@ class Spot:
         stages: that the replaced nodes belong to, in the order of the run.
         good: how many values before it were seen to be right.
         inner: values between the nodes, which the optimised graph does not have any more.
-        healed: error of the final outputs while these are looked at; ``None``: not tried, or it did not run.
+        healed: error of the value while these are looked at, if it is right then; else ``None``.
         hidden: values before it that cannot be looked at without changing the final outputs.
         runs: that it took. complete: not ended for want of time or runs.
     """
@@ -195,7 +208,7 @@ def _place(spot: Spot) -> list[str]:
         )
     if spot.healed is not None:
         lines.append(
-            f"looking at {_listed(spot.inner)} in between hides it: final outputs off by {_number(spot.healed)}"
+            f"looking at {_listed(spot.inner)} in between mends it: {spot.value} is off by {_number(spot.healed)} then"
         )
     elif spot.hidden:
         lines.append(f"cannot be looked at without changing the final outputs: {_listed(spot.hidden)}")
@@ -258,11 +271,13 @@ def line(pair: ConfigPair, search: PassSearch, spots: Sequence[Spot]) -> str:
     what = f"the optimiser pass {' and '.join(search.found)} does" if search.found else "optimisation does"
     what = what.replace(" does", " do") if len(search.found) > 1 else what
     where = _listed([str(spot.stages[-1]) for spot in spots if spot.stages])
-    return f"{what} it under {pair.name}, the graph unoptimised is right" + (f": at {where}" if where else "")
+    return f"{what} it under {pair.name}, {_RIGHT}" + (f": at {where}" if where else "")
 
 
 def _number(error: float | None) -> str:
-    return "nothing: it does not run" if error is None else f"{error:.1e}"
+    if error is None:
+        return "it does not run"
+    return f"{error:.1e}" if math.isfinite(error) else "inf (another shape, or NaN on one side)"
 
 
 def _listed(names: Sequence[str]) -> str:
