@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bisect_tool.delta import smallest
@@ -111,7 +111,7 @@ def mends(before: float | None, run: PassRun) -> bool:
 def search_passes(
     level: str,
     lower: Sequence[str],
-    candidates: Sequence[tuple[str, str]],
+    changing: Callable[[Sequence[str]], Sequence[tuple[str, str]]],
     before: float | None,
     attempt: Callable[[str, tuple[str, ...]], PassRun],
     budget: Budget,
@@ -121,7 +121,8 @@ def search_passes(
     Args:
         level: of optimisation that is deployed, and wrong.
         lower: levels below it, the lowest first; without any optimisation the run is known to be right.
-        candidates: passes that can be left out, each with the level that brings it in.
+        changing: passes that change the graph when some are left out, each with the level that brings it in: what one
+            pass leaves alone another may take.
         before: error of the deployed run; ``None`` where it does not run.
         attempt: runs the model at a level, without some passes.
         budget: of runs; levels, sets and single passes all take from it.
@@ -145,9 +146,13 @@ def search_passes(
             first = at
             break
         best = at
-    # What the first wrong level brings in is likelier than what was there before.
-    order = sorted(candidates, key=lambda item: item[1] != first)
-    names = list(dict.fromkeys(name for name, _ in order))
+    levels = dict(changing(()))
+    while levels and not right(level, _in_order(levels, first)):
+        more = {name: at for name, at in changing(list(levels)) if name not in levels}
+        if not more or budget.exhausted:
+            break
+        levels.update(more)
+    names = _in_order(levels, first)
     found: list[str] = []
     if names and right(level, names):
         found = smallest(names, lambda chosen: right(level, chosen))
@@ -174,3 +179,8 @@ def search_passes(
         trials=tuple(trials),
         complete=not budget.exhausted,
     )
+
+
+def _in_order(levels: Mapping[str, str], first: str) -> list[str]:
+    """Names of passes; what the first wrong level brings in is likelier than what was there before."""
+    return sorted(levels, key=lambda name: levels[name] != first)

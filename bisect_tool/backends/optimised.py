@@ -20,7 +20,7 @@ from bisect_tool.backends.ort_options import changing_passes, providers, session
 from bisect_tool.backends.ort_runner import make_session, run_session
 from bisect_tool.errors import InconclusiveError
 from bisect_tool.records import NumericConfig, OnnxGraph
-from bisect_tool.switches import PASSES, REQUIRED_PASSES
+from bisect_tool.switches import PASSES
 
 Array = NDArray[Any]
 Outputs = dict[str, Array | None]
@@ -75,16 +75,21 @@ class OptimisedRuns:
         switches = {**self._config.switches, SWITCH: left_out} if left_out else dict(self._config.switches)
         return replace(self._config, optimization=level, switches=switches)
 
-    def candidates(self) -> list[tuple[str, str]]:
-        """Passes that changed this graph and can be left out, each with its level, in the order in which they ran.
+    def changing(self, level: str, disabled: Sequence[str] = ()) -> list[tuple[str, str]]:
+        """Passes that change this graph and can be left out, each with its level, in the order in which they run.
 
         ONNX Runtime's log says which; of rules it names only the group, so that all rules of that group stand for it.
+
+        Args:
+            level: of optimisation.
+            disabled: passes that are left out.
         """
-        config = replace(self._config, switches={**self._config.switches})
+        config = self.config(level, disabled)
         key = "session.model_external_initializers_file_folder_path"
         log = session_log(self._model, providers(config), {key: self._folder}, config)
         levels = {known.name: known.level for known in PASSES}
-        names = [name for name in changing_passes(log) if name not in REQUIRED_PASSES and name not in self._own]
+        left_out = {*self._own, *disabled}
+        names = [name for name in changing_passes(log) if name not in left_out]
         return [(name, levels.get(name, "extended")) for name in names]
 
     def run(self, level: str, disabled: Sequence[str] = (), exposed: Sequence[str] = ()) -> Outputs:

@@ -82,7 +82,8 @@ def explain_optimised(
 
     lower = LEVELS[: LEVELS.index(level)] if level in LEVELS else ()
     lower = tuple(at for at in lower if _has_level(runs, at))
-    search = search_passes(level, lower, runs.candidates(), before, attempt, Budget(MOST_RUNS, MOST_SECONDS))
+    changing = functools.partial(runs.changing, level)
+    search = search_passes(level, lower, changing, before, attempt, Budget(MOST_RUNS, MOST_SECONDS))
     spots: list[Spot] = []
     if before is not None:
         spots = _Watch(program, runs, level, plain, feeds, judge, search, whole, rows).spots(deployed)

@@ -32,7 +32,7 @@ def optimiser(
 
 
 def search(attempt: Callable[[str, tuple[str, ...]], PassRun], names: Sequence[str] = NAMES, runs: int = 1000):
-    return search_passes("all", (), [(name, "basic") for name in names], WRONG, attempt, Budget(runs, 1e9))
+    return search_passes("all", (), lambda _: [(name, "basic") for name in names], WRONG, attempt, Budget(runs, 1e9))
 
 
 @given(groups)
@@ -123,10 +123,22 @@ def test_levels_from_coarse_to_fine(wrong_from: str, first: str, best: str | Non
         return PassRun(RIGHT if good else WRONG, good)
 
     candidates = [(f"Of{level}", level) for level in order]
-    result = search_passes("all", LEVELS, candidates, WRONG, attempt, Budget(100, 1e9))
+    result = search_passes("all", LEVELS, lambda _: candidates, WRONG, attempt, Budget(100, 1e9))
     assert (first, best, (culprit,)) == (result.first_level, result.best_level, result.found)
     singles = [trial.disabled[0] for trial in result.trials if len(trial.disabled) == 1]
     assert culprit == singles[0]
+
+
+def test_what_one_pass_leaves_alone_another_takes() -> None:
+    """Three fusions take the same nodes, one after the other: each shows up only once those before it are left out."""
+    fusions = ["First", "Second", "Third"]
+
+    def changing(disabled: Sequence[str]) -> list[tuple[str, str]]:
+        return [(name, "basic") for name in ["Other", *fusions] if name not in disabled][: 2 - ("Other" in disabled)]
+
+    attempt = optimiser(lambda disabled: set(fusions) <= disabled)
+    result = search_passes("all", (), changing, WRONG, attempt, Budget(100, 1e9))
+    assert set(fusions) == set(result.found)
 
 
 def test_a_run_that_fails_mends_nothing() -> None:
