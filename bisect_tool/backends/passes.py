@@ -18,7 +18,7 @@ from bisect_tool.metrics import relative_difference
 from bisect_tool.numerics import code_for
 from bisect_tool.observation import Observed, Seen, first_deviating
 from bisect_tool.passes import Budget, PassRun, PassSearch, mends, search_passes
-from bisect_tool.records import ConfigPair, NumericConfig, Origin, StageRef, StageRow
+from bisect_tool.records import ConfigPair, NumericConfig, OnnxGraph, OnnxNode, Origin, StageRef, StageRow
 from bisect_tool.remedies import time_text
 
 MOST_RUNS = 120
@@ -159,7 +159,7 @@ class _Watch:
         rows: Sequence[StageRow],
     ):
         self._program, self._runs, self._level, self._judge = program, runs, level, judge
-        self._before, self._rows = search.before, rows
+        self._before, self._first_level, self._rows = search.before, search.first_level, rows
         self._plain = OptimisedRuns(program, plain, feeds)
         self._limit = _limit(search)
         self._budget = Budget(MOST_LOOKS, MOST_SECONDS)
@@ -168,6 +168,7 @@ class _Watch:
         self._inputs = {out: node.inputs for node in self._graph.nodes for out in node.outputs if out}
         finals = set(runs.names)
         self._candidates = {name for name in self._inputs if name in program.makers and name not in finals}
+        self._varying = _varying(program.graph)
 
     def spots(self, deployed: Outputs) -> list[Spot]:
         reference = self._plain.run("off")
@@ -179,11 +180,11 @@ class _Watch:
             if not wrong:
                 break
             probe = functools.partial(self._probe, outputs, pinned)
-            observed = first_deviating(wrong[0], self._inputs, self._candidates, probe, self._budget)
-            if any(spot.value == observed.first for spot in found):
+            seen = first_deviating(wrong[0], self._inputs, self._candidates, probe, self._budget)
+            if any(spot.value == seen.first for spot in found):
                 break
             error = distance(reference[wrong[0]], outputs[wrong[0]])
-            spot = self._spot(observed, observed.seen.error if observed.seen is not None else error)
+            spot = self._spot(self._narrowed(seen, probe), error)
             if spot.inner and self._budget.take():
                 # Between the nodes again, what the optimiser made one of: is the value right then?
                 with contextlib.suppress(BisectError):
@@ -216,16 +217,52 @@ class _Watch:
         """A value in the unoptimised run."""
         return self._plain.run("off", (), (name,)).get(name)
 
-    def _spot(self, observed: Observed, error: float | None) -> Spot:
+    def _narrowed(self, seen: Observed, probe: Callable[[str], Seen]) -> Observed:
+        """The same, looked at more closely where several optimised nodes lie before the value.
+
+        Between them the optimiser has values of its own, such as maps in another layout. To look at what they stand for
+        adds nodes, and may change nothing of the rest.
+        """
+        borders = self._borders(seen)
+        if len(self._instead(seen.first, borders)) < 2:
+            return seen
+        nodes = self._nodes_between(seen.first, borders)
+        inputs = {out: node.inputs for node in nodes for out in node.outputs if out}
+        closer = first_deviating(seen.first, inputs, inputs.keys() - self._inputs.keys(), probe, self._budget)
+        return Observed(
+            first=closer.first,
+            seen=closer.seen or seen.seen,
+            good=(*seen.good, *closer.good),
+            hidden=closer.hidden or seen.hidden,
+            healing=closer.healing or seen.healing,
+            runs=seen.runs + closer.runs,
+            complete=seen.complete and closer.complete,
+        )
+
+    def _borders(self, seen: Observed) -> set[str]:
+        """Values that are known to be right, or at which the optimised graph can be cut all the same."""
         # What was looked at and changed the outputs is no border: the fault may lie on either side of it.
-        borders = (self._candidates | set(self._program.graph.inputs)) - set(observed.hidden) - {observed.first}
-        names = self._program.nodes_between(observed.first, borders)
-        nodes = [node for node in self._program.graph.nodes if node.name in set(names)]
+        there = self._candidates | set(self._program.graph.inputs) | set(seen.good)
+        return there - set(seen.hidden) - {seen.first}
+
+    def _nodes_between(self, value: str, borders: Set[str]) -> list[OnnxNode]:
+        """Nodes of the given graph that compute a value from others; those that compute constants are left out."""
+        names = set(self._program.nodes_between(value, borders))
+        return [
+            node
+            for node in self._program.graph.nodes
+            if node.name in names and not self._varying.isdisjoint(node.outputs)
+        ]
+
+    def _spot(self, observed: Observed, error: float) -> Spot:
+        borders = self._borders(observed)
+        nodes = self._nodes_between(observed.first, borders)
+        names = {node.name for node in nodes}
         made = [name for node in nodes for name in node.outputs if name and name != observed.first]
-        stages = [row for row in self._rows if row.role != "group" and not set(row.onnx_nodes).isdisjoint(names)]
+        stages = [row for row in self._rows if row.role != "group" and not names.isdisjoint(row.onnx_nodes)]
         return Spot(
             value=observed.first,
-            error=error,
+            error=observed.seen.error if observed.seen is not None else error,
             nodes=tuple(f"{node.name} ({node.op_type})" for node in nodes),
             instead=self._instead(observed.first, borders),
             reads=tuple(dict.fromkeys(n for node in nodes for n in node.inputs if n in borders)),
@@ -239,8 +276,16 @@ class _Watch:
         )
 
     def _instead(self, value: str, borders: Set[str]) -> tuple[str, ...]:
-        """Operators of the optimised graph between a value and those that are known to be right."""
-        makers = {out: node for node in self._graph.nodes for out in node.outputs if out}
+        """Operators of the optimised graph between a value and those that are known to be right.
+
+        Where it has the value no more, as in another layout, the lowest wrong level is asked: it has fewer names of its
+        own.
+        """
+        graph = self._graph
+        if value not in self._inputs:
+            lowest = self._runs.look(self._first_level)
+            graph = lowest.graph if lowest is not None else graph
+        makers = {out: node for node in graph.nodes for out in node.outputs if out}
         found: dict[str, str] = {}
         stack = [value]
         while stack:
@@ -251,6 +296,15 @@ class _Watch:
             found[node.name] = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
             stack.extend(node.inputs)
         return tuple(reversed(found.values()))
+
+
+def _varying(graph: OnnxGraph) -> set[str]:
+    """Values that depend on the graph's inputs."""
+    found = set(graph.inputs)
+    for node in graph.nodes:
+        if not found.isdisjoint(node.inputs):
+            found.update(name for name in node.outputs if name)
+    return found
 
 
 def _origins(pair: ConfigPair, spots: Sequence[Spot], rows: Sequence[StageRow]) -> tuple[Origin, ...]:

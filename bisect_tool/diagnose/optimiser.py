@@ -26,8 +26,8 @@ NO_PASS = "the optimised graph gives another result, and no pass that can be swi
 
 _LISTED = 4
 
-_INSTEAD_OF = ("the final outputs diverge under", "where the error is made was not measured")
-"""How lines of a verdict begin that a finding answers."""
+_UNKNOWN_PLACE, _NOT_MEASURED = ", and no exposed stage does", "where the error is made was not measured"
+"""What lines of a verdict say that a finding answers."""
 
 
 _RIGHT = "the graph unoptimised is right"
@@ -73,11 +73,10 @@ def finding_of(verdict: Verdict) -> OptimiserFinding | None:
 def with_finding(verdict: Verdict, found: OptimiserFinding) -> Verdict:
     """The verdict with a finding; its place is where the divergence begins, if no place was known."""
     first = verdict.first_over_tolerance
-    kept = [text for text in verdict.summary if first is not None or not text.startswith(_INSTEAD_OF)]
-    lines = (found.line, *kept)
-    if first is not None:
-        lines = (*kept[:1], found.line, *(text for text in kept[1:] if not text.startswith(_INSTEAD_OF)))
-    elif found.origins:
+    # What was said of a hidden place is answered now.
+    kept = [text.partition(_UNKNOWN_PLACE)[0] for text in verdict.summary if not text.startswith(_NOT_MEASURED)]
+    lines = (*kept[:1], found.line, *kept[1:])
+    if first is None and found.origins:
         origin = found.origins[0]
         first = FirstOverTolerance(origin.stage, origin.call, origin.output, origin.config)
     return replace(
@@ -176,6 +175,7 @@ def _error_of_level(search: PassSearch) -> float | None:
 
 def _before_and_after(pair: ConfigPair, search: PassSearch, after: float | None) -> str:
     was = "does not run" if search.before is None else f"final outputs off by {_number(search.before)}"
+    was += " (another shape, or NaN on one side)" if search.before is not None and math.isinf(search.before) else ""
     if search.found:
         return f"{pair.name}: {was}; without {' and '.join(search.found)} by {_number(after)}"
     tried = sum(len(trial.disabled) > 1 for trial in search.trials)
@@ -268,8 +268,10 @@ def _entry(
 
 def line(pair: ConfigPair, search: PassSearch, spots: Sequence[Spot]) -> str:
     """The finding in one line of the verdict."""
-    what = f"the optimiser pass {' and '.join(search.found)} does" if search.found else "optimisation does"
-    what = what.replace(" does", " do") if len(search.found) > 1 else what
+    many = len(search.found) > 1
+    what = "optimisation does"
+    if search.found:
+        what = f"the optimiser {'passes' if many else 'pass'} {' and '.join(search.found)} {'do' if many else 'does'}"
     where = _listed([str(spot.stages[-1]) for spot in spots if spot.stages])
     return f"{what} it under {pair.name}, {_RIGHT}" + (f": at {where}" if where else "")
 
@@ -277,7 +279,7 @@ def line(pair: ConfigPair, search: PassSearch, spots: Sequence[Spot]) -> str:
 def _number(error: float | None) -> str:
     if error is None:
         return "it does not run"
-    return f"{error:.1e}" if math.isfinite(error) else "inf (another shape, or NaN on one side)"
+    return f"{error:.1e}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -122,6 +122,30 @@ class PadThenPool(nn.Module):
         return self.head(self.pool(self.pad(self.act(self.stem(x)))))
 
 
+class Block(nn.Module):
+    def __init__(self, size: int):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(size, size, 3, padding=1), nn.BatchNorm2d(size), nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.act(self.norm(self.conv(x)))
+
+
+class PadAmongBlocks(nn.Module):
+    """The same among convolutions, which ONNX Runtime computes in a layout and under names of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.before = nn.Conv2d(3, 16, 3, padding=1), nn.Sequential(Block(16), Block(16), nn.ELU())
+        self.pad, self.pool = nn.ZeroPad2d(1), nn.MaxPool2d(3, 2)
+        self.after, self.head = nn.Sequential(Block(16), Block(16)), nn.Conv2d(16, 4, 1)
+        with torch.no_grad():
+            self.stem.bias.sub_(2)  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.after(self.pool(self.pad(self.before(self.stem(x))))))
+
+
 NETS = {
     "quartic": lambda: Between(Quartic()),
     "pieces": lambda: Between(InPieces()),
@@ -131,6 +155,7 @@ NETS = {
     "dropped_rms": lambda: Between(DroppedRms()),
     "rank": lambda: Between(Rank()),
     "pad": PadThenPool,
+    "pad_among": PadAmongBlocks,
     "healthy": lambda: Between(nn.LayerNorm(16), nn.Linear(16, 16), nn.GELU()),
 }
 
@@ -144,4 +169,4 @@ def make(name: str) -> nn.Module:
 def sample(name: str) -> Tensor:
     """An input for it."""
     torch.manual_seed(1)
-    return torch.randn(2, 3, 9, 9) if name == "pad" else torch.randn(16, 16)
+    return torch.randn(2, 3, 9, 9) if name.startswith("pad") else torch.randn(16, 16)

@@ -58,6 +58,8 @@ FAULTS = [
     ("rank", "torchscript", {"DivMulFusion"}, "middle.0"),
     ("pad", "torchscript", {"Pad_Fusion"}, "pool"),
     ("pad", "dynamo", {"Pad_Fusion"}, "pool"),
+    ("pad_among", "torchscript", {"Pad_Fusion"}, "pool"),
+    ("pad_among", "dynamo", {"Pad_Fusion"}, "pool"),
 ]
 
 
@@ -81,7 +83,11 @@ def test_the_pass_the_place_and_a_remedy(net: str, exporter: str, passes: set[st
     assert diagnosis["error_after"] < 1e-5 < float(diagnosis["error_before"])
     key, value = diagnosis["remedy"].split('"')[1::2]
     assert final_error(graph, net, **{key: value}) < 1e-5
-    assert stage == verdict["first_over_tolerance"]["stage"] == verdict["origins"][0]["stage"]
+    (origin,) = verdict["origins"]
+    assert stage == verdict["first_over_tolerance"]["stage"] == origin["stage"]
+    (row,) = [row for row in report["stages"] if row["stage"] == stage and row["role"] != "group"]
+    assert row["onnx_value"] == origin["onnx_value"]
+    assert any("in place of these nodes" in text for text in origin["evidence"])
     assert diagnosis["origin"]["stage"] == stage
     causes = [e for e in verdict["ledger"] if e["code"] == CODE and e["conclusion"] == "cause"]
     assert [f"optimiser without {' and '.join(sorted(named))}"] == [e["change"] for e in causes]
