@@ -265,7 +265,10 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
             with step("measure", "timing plain runs of both sides"):
                 report = replace(report, configs=tuple(map(comparison.with_costs, report.configs)))
     folded = any(not stage.in_graph for stage in report.alignment.unaligned)
-    if options.onnx is None and report.verdict.status == "diverges" and folded and not options.export.keep_stages:
+    # It is made at this level alone: what only a higher one gets wrong is the optimiser's, and no export's.
+    level = options.optimizations[0]
+    own = any(run.status == "diverges" and run.actual.optimization == level for run in report.configs)
+    if options.onnx is None and own and folded and not options.export.keep_stages:
         return _with_kept_stages(report, case, options, progress)
     return report
 

@@ -197,6 +197,7 @@ def _place(spot: Spot) -> list[str]:
     lines = []
     if spot.nodes:
         instead = f": {_listed(spot.instead)} in their place" if spot.instead else ""
+        instead += f", from {_listed(spot.reads)} to {spot.value}" if spot.instead and spot.reads else ""
         stages = f", of {_listed([str(stage) for stage in spot.stages])}" if spot.stages else ""
         lines.append(f"rewritten there: {_listed(spot.nodes)}{stages}{instead}")
     if spot.error is not None:
