@@ -19,7 +19,7 @@ from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.ort_options import changing_passes, providers, session_log
 from bisect_tool.backends.ort_runner import make_session, run_session
 from bisect_tool.errors import InconclusiveError
-from bisect_tool.records import NumericConfig, OnnxGraph
+from bisect_tool.records import NumericConfig, OnnxGraph, OnnxNode
 from bisect_tool.switches import PASSES
 
 Array = NDArray[Any]
@@ -29,7 +29,7 @@ SWITCH = "disabled_passes"
 MOST_WEIGHTS = 500_000_000
 """Bytes of weights up to which the optimised graph is written and read: its file holds them."""
 
-_NodeKey = tuple[str, str, tuple[str, ...], tuple[str, ...], tuple[bytes, ...]]
+NodeKey = tuple[str, str, tuple[str, ...], tuple[str, ...], tuple[bytes, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Optimised:
     """
 
     graph: OnnxGraph
-    keys: Counter[_NodeKey]
+    keys: Counter[NodeKey]
 
     def changed(self, other: Optimised) -> int:
         """Nodes that only one of the two has."""
@@ -142,6 +142,13 @@ class OptimisedRuns:
         name_everything(model.graph)
         return Optimised(describe(model), keys)
 
+    def keys_of(self, nodes: Sequence[OnnxNode]) -> list[NodeKey]:
+        """Nodes of the given graph as :class:`Optimised` tells them, where they would be left as they are."""
+        known = self.given_values()
+        wanted = {name for node in nodes for name in node.outputs if name}
+        model = onnx.ModelProto.FromString(self._model)
+        return [_key(node, known) for node in model.graph.node if not wanted.isdisjoint(node.output)]
+
     def given_values(self) -> Set[str]:
         """Names that the file itself gives: the optimiser may invent others."""
         graph = self._program.graph
@@ -157,7 +164,7 @@ class OptimisedRuns:
         return bytes(model.SerializeToString())
 
 
-def _key(node: onnx.NodeProto, known: Set[str]) -> _NodeKey:
+def _key(node: onnx.NodeProto, known: Set[str]) -> NodeKey:
     return (
         node.op_type,
         node.domain,

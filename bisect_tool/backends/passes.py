@@ -164,6 +164,7 @@ class _Watch:
         self._limit = _limit(search)
         self._budget = Budget(MOST_LOOKS, MOST_SECONDS)
         # Values that the optimiser has done away with cannot be looked at without bringing them back.
+        self._whole = whole
         self._graph = whole.graph if whole is not None else program.graph
         self._inputs = {out: node.inputs for node in self._graph.nodes for out in node.outputs if out}
         finals = set(runs.names)
@@ -270,6 +271,7 @@ class _Watch:
             good=len(observed.good),
             inner=tuple(name for name in made if name not in self._inputs),
             healed=None,
+            rewritten=self._whole is None or any(self._whole.keys[key] == 0 for key in self._runs.keys_of(nodes)),
             hidden=observed.hidden,
             runs=observed.runs,
             complete=observed.complete,
@@ -312,7 +314,7 @@ def _origins(pair: ConfigPair, spots: Sequence[Spot], rows: Sequence[StageRow]) 
     by_ref = {row.ref: row for row in rows if row.role != "group"}
     found = []
     for spot in spots:
-        if not spot.stages:
+        if not spot.stages or not spot.rewritten:
             continue
         row = by_ref[spot.stages[-1]]
         others = [str(ref) for ref in spot.stages[:-1]]

@@ -22,6 +22,7 @@ CODE = "BD302"
 """The optimised graph is wrong, and the same graph unoptimised is right."""
 
 TITLE = "an optimiser pass changes the result"
+BLOWN_UP = "a node blows up the rounding that optimisation changes"
 NO_PASS = "the optimised graph gives another result, and no pass that can be switched off explains it"
 
 _LISTED = 4
@@ -103,6 +104,7 @@ class Spot:
         good: how many values before it were seen to be right.
         inner: values between the nodes, which the optimised graph does not have any more.
         healed: error of the value while these are looked at, if it is right then; else ``None``.
+        rewritten: the optimised graph has something else there; else only rounding before it differs.
         hidden: values before it that cannot be looked at without changing the final outputs.
         runs: that it took. complete: not ended for want of time or runs.
     """
@@ -116,6 +118,7 @@ class Spot:
     good: int
     inner: tuple[str, ...]
     healed: float | None
+    rewritten: bool
     hidden: tuple[str, ...]
     runs: int
     complete: bool
@@ -142,7 +145,7 @@ def diagnosis(
     named = " and ".join(search.found)
     fixed = search.found or search.best_level is not None
     after = search.mended.error if search.mended is not None else _error_of_level(search)
-    title = f"{TITLE}: {named}" if search.found else NO_PASS
+    title = f"{_what(spots)}: {named}" if search.found else NO_PASS
     evidence = [_before_and_after(pair, search, after), *_levels(search)]
     for spot in spots:
         evidence += _place(spot)
@@ -166,6 +169,10 @@ def diagnosis(
         error_before=search.before,
         error_after=after,
     )
+
+
+def _what(spots: Sequence[Spot]) -> str:
+    return BLOWN_UP if spots and not any(spot.rewritten for spot in spots) else TITLE
 
 
 def _error_of_level(search: PassSearch) -> float | None:
@@ -195,7 +202,12 @@ def _levels(search: PassSearch) -> list[str]:
 
 def _place(spot: Spot) -> list[str]:
     lines = []
-    if spot.nodes:
+    if spot.nodes and not spot.rewritten:
+        lines.append(
+            f"not rewritten there: {_listed(spot.nodes)}, of {_listed([str(stage) for stage in spot.stages])}; what they "
+            "read differs by rounding alone (ties, a step, cancellation?)"
+        )
+    elif spot.nodes:
         instead = f": {_listed(spot.instead)} in their place" if spot.instead else ""
         instead += f", from {_listed(spot.reads)} to {spot.value}" if spot.instead and spot.reads else ""
         stages = f", of {_listed([str(stage) for stage in spot.stages])}" if spot.stages else ""
@@ -274,6 +286,9 @@ def line(pair: ConfigPair, search: PassSearch, spots: Sequence[Spot]) -> str:
     if search.found:
         what = f"the optimiser {'passes' if many else 'pass'} {' and '.join(search.found)} {'do' if many else 'does'}"
     where = _listed([str(spot.stages[-1]) for spot in spots if spot.stages])
+    if _what(spots) == BLOWN_UP:
+        by = f" by {' and '.join(search.found)}" if search.found else ""
+        return f"rounding that is changed{by} under {pair.name} is blown up at {where}; {_RIGHT}"
     return f"{what} it under {pair.name}, {_RIGHT}" + (f": at {where}" if where else "")
 
 
