@@ -73,21 +73,22 @@ def finding_of(verdict: Verdict) -> OptimiserFinding | None:
 
 def with_finding(verdict: Verdict, found: OptimiserFinding) -> Verdict:
     """The verdict with a finding; its place is where the divergence begins, if no place was known."""
-    first = verdict.first_over_tolerance
-    # What was said of a hidden place is answered now.
-    kept = [text.partition(_UNKNOWN_PLACE)[0] for text in verdict.summary if not text.startswith(_NOT_MEASURED)]
-    lines = (*kept[:1], found.line, *kept[1:])
-    if first is None and found.origins:
-        origin = found.origins[0]
-        first = FirstOverTolerance(origin.stage, origin.call, origin.output, origin.config)
+    verdict = with_places(verdict, found.origins)
     return replace(
         verdict,
-        summary=lines,
-        first_over_tolerance=first,
-        origins=(*verdict.origins, *found.origins),
+        summary=(*verdict.summary[:1], found.line, *verdict.summary[1:]),
         diagnoses=(*verdict.diagnoses, found.diagnosis),
         ledger=(*verdict.ledger, *found.ledger),
     )
+
+
+def with_places(verdict: Verdict, origins: Sequence[Origin]) -> Verdict:
+    """The verdict with places that the optimiser rewrote; what it says of hidden places is answered then."""
+    kept = [text.partition(_UNKNOWN_PLACE)[0] for text in verdict.summary if not text.startswith(_NOT_MEASURED)]
+    first = verdict.first_over_tolerance
+    if first is None and origins:
+        first = FirstOverTolerance(origins[0].stage, origins[0].call, origins[0].output, origins[0].config)
+    return replace(verdict, summary=tuple(kept), first_over_tolerance=first, origins=(*verdict.origins, *origins))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,19 @@ class Quartic(nn.Module):
         return d / torch.sqrt((d**4).mean(-1, keepdim=True) + 1e-5) * self.weight + self.bias
 
 
+class Reversed(nn.Module):
+    """The mean minus the number: the fusion subtracts the other way round."""
+
+    def __init__(self, size: int = 16):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(size) + 0.5)
+        self.bias = nn.Parameter(torch.randn(size) * 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        d = x.mean(-1, keepdim=True) - x
+        return d / torch.sqrt(d.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight + self.bias
+
+
 class Center(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x - x.mean(-1, keepdim=True)
@@ -148,6 +161,7 @@ class PadAmongBlocks(nn.Module):
 
 NETS = {
     "quartic": lambda: Between(Quartic()),
+    "reversed": lambda: Between(Reversed()),
     "pieces": lambda: Between(InPieces()),
     "two": lambda: Between(Quartic(), nn.Linear(16, 16), nn.Tanh(), Quartic()),
     "dropped_both": lambda: Between(Dropped()),

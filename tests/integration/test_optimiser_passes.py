@@ -60,6 +60,7 @@ def final_error(graph: Path, net: str, **settings: str) -> float:
 FAULTS = [
     ("quartic", "torchscript", {"LayerNormFusionL1", "LayerNormFusionL2"}, "middle.0"),
     ("quartic", "dynamo", {"LayerNormFusionL1", "LayerNormFusionL2"}, "middle.0"),
+    ("reversed", "torchscript", {"LayerNormFusionL1", "LayerNormFusionL2"}, "middle.0"),
     ("dropped_center", "torchscript", {"LayerNormFusionL1", "LayerNormFusionL2"}, "middle.0"),
     ("dropped_rms", "torchscript", {"SimplifiedLayerNormFusion"}, "middle.0"),
     ("rank", "torchscript", {"DivMulFusion"}, "middle.0"),
@@ -161,6 +162,38 @@ def test_two_places_of_one_pass(tmp_path: Path) -> None:
         pytest.skip("this onnxruntime does not have the fault")
     verdict = outcome.report["verdict"]
     assert ["middle.0", "middle.3"] == [origin["stage"] for origin in verdict["origins"]]
+
+
+def test_a_part_with_a_file_of_its_own(tmp_path: Path) -> None:
+    """The pass and the place are those of the part, under the model's names."""
+    torch.onnx.export(make("quartic").middle, (sample("quartic"),), tmp_path / "middle.onnx", dynamo=False)
+    outcome = run("quartic", tmp_path, "--part", f"middle={tmp_path / 'middle.onnx'}")
+    verdict = outcome.report["verdict"]
+    if "diverges" != verdict["status"]:
+        pytest.skip("this onnxruntime does not have the fault")
+    assert 1 == outcome.code
+    (diagnosis,) = [each for each in verdict["diagnoses"] if each["code"] == CODE]
+    assert "(part middle)" in diagnosis["title"]
+    assert ["middle.0"] == [origin["stage"] for origin in verdict["origins"]]
+    assert "middle.0" == verdict["first_over_tolerance"]["stage"]
+
+
+def test_in_a_matrix(tmp_path: Path) -> None:
+    """A hidden place is found in a pair's own process, and told beside what separates the pairs."""
+    matrix = tmp_path / "matrix.toml"
+    matrix.write_text(
+        '[[pair]]\nname = "plain"\n[pair.actual]\noptimization = "off"\n[[pair]]\nname = "deployed"\n', encoding="utf-8"
+    )
+    outcome = run("pieces", tmp_path, "--exporter", "torchscript", "--matrix", matrix)
+    report = outcome.report
+    verdict = report["verdict"]
+    if "diverges" != verdict["status"]:
+        pytest.skip("this onnxruntime does not have the fault")
+    assert {"BD301", CODE} == {each["code"] for each in verdict["diagnoses"]}
+    assert [("middle.0.affine", "deployed")] == [(o["stage"], o["config"]) for o in verdict["origins"]]
+    assert "deployed" == verdict["first_over_tolerance"]["config"]
+    assert any(entry["code"] == CODE and entry["conclusion"] == "cause" for entry in verdict["ledger"])
+    jsonschema.validate(report, SCHEMA)
 
 
 def test_passes_that_only_together_mend(tmp_path: Path) -> None:
