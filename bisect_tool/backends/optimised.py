@@ -130,7 +130,7 @@ class OptimisedRuns:
     def _read(self, path: Path) -> Optimised:
         proto = onnx.load(str(path), load_external_data=False)
         known = self.given_values()
-        keys = Counter(_key(node, known) for node in proto.graph.node)
+        keys = Counter(_key(node, known, _opsets(proto)) for node in proto.graph.node)
         # Only the structure counts; weights may be large.
         del proto.graph.value_info[:]
         for tensor in proto.graph.initializer:
@@ -147,7 +147,7 @@ class OptimisedRuns:
         known = self.given_values()
         wanted = {name for node in nodes for name in node.outputs if name}
         model = onnx.ModelProto.FromString(self._model)
-        return [_key(node, known) for node in model.graph.node if not wanted.isdisjoint(node.output)]
+        return [_key(node, known, _opsets(model)) for node in model.graph.node if not wanted.isdisjoint(node.output)]
 
     def given_values(self) -> Set[str]:
         """Names that the file itself gives: the optimiser may invent others."""
@@ -164,11 +164,34 @@ class OptimisedRuns:
         return bytes(model.SerializeToString())
 
 
-def _key(node: onnx.NodeProto, known: Set[str]) -> NodeKey:
+def _key(node: onnx.NodeProto, known: Set[str], opsets: Mapping[str, int]) -> NodeKey:
     return (
         node.op_type,
         node.domain,
         tuple(name for name in node.input if name in known),
         tuple(name for name in node.output if name in known),
-        tuple(sorted(a.SerializeToString(deterministic=True) for a in node.attribute)),
+        tuple(
+            sorted(
+                attribute.SerializeToString(deterministic=True)
+                for attribute in node.attribute
+                if not _is_default(node, attribute, opsets.get(node.domain, 1))
+            )
+        ),
     )
+
+
+def _is_default(node: onnx.NodeProto, attribute: onnx.AttributeProto, opset: int) -> bool:
+    """Whether an attribute says what would hold without it: ONNX Runtime writes some out once anything has changed."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    except onnx.defs.SchemaError:
+        return False
+    declared = schema.attributes.get(attribute.name)
+    if declared is None or declared.default_value.type == onnx.AttributeProto.UNDEFINED:
+        return False
+    value, default = (onnx.helper.get_attribute_value(each) for each in (attribute, declared.default_value))
+    return bool(value == default)
+
+
+def _opsets(model: onnx.ModelProto) -> dict[str, int]:
+    return {"" if each.domain == "ai.onnx" else each.domain: each.version for each in model.opset_import}
