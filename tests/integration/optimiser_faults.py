@@ -59,9 +59,9 @@ class Affine(nn.Module):
 class InPieces(nn.Module):
     """The same in modules of their own: looking at any of their outputs keeps the fusion from happening."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 16):
         super().__init__()
-        self.center, self.spread, self.affine = Center(), Spread(), Affine()
+        self.center, self.spread, self.affine = Center(), Spread(), Affine(size)
 
     def forward(self, x: Tensor) -> Tensor:
         d = self.center(x)
