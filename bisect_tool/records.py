@@ -525,7 +525,8 @@ class Diagnosis:
     """Why something diverges. ``gating``: a configuration that counts; else it explains what was only explored.
 
     ``origin``: the stage that it explains, if it is about one; ``error_before`` and ``error_after`` are relative L2 of that
-    stage's local error without and with the remedy, ``None`` where that was not tried.
+    stage's local error without and with the remedy, ``None`` where that was not tried; for a pass of the optimiser (BD302)
+    they are those of the worst final output.
     """
 
     code: str
@@ -542,7 +543,7 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One change that was tried in an origin's nodes, and what came of it.
+    """One change that was tried in an origin's nodes, or a pass of the optimiser that was left out, and what came of it.
 
     Attributes:
         ref, config: of the origin.

@@ -52,7 +52,7 @@ FLAT: dict[str, tuple[Callable[[int], nn.Module], frozenset[str]]] = {
     "axis dropped, root mean square": (lambda size: DroppedRms(size), NORMS),
 }
 MAPS: dict[str, tuple[Callable[[int], nn.Module], frozenset[str]]] = {
-    "padding of a pool": (lambda _: PadAndPool(), frozenset(["Pad_Fusion", "ConstantFolding"])),
+    "padding of a pool": (lambda _: PadAndPool(), frozenset(["Pad_Fusion"])),
 }
 
 
