@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from bisect_tool.backends.ort_options import dtype_in_effect, require_config
 from bisect_tool.backends.reproducing import numbers_digest, seeded
 from bisect_tool.backends.torch_runner import float_dtype_of
 from bisect_tool.backends.torch_switches import applied, placed
+from bisect_tool.diagnose.optimiser import CODE as OPTIMISER
+from bisect_tool.diagnose.optimiser import finding_of, with_finding
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.hypotheses import (
     Finding,
@@ -48,6 +50,7 @@ from bisect_tool.records import (
     Report,
     StageRef,
     StageRow,
+    Verdict,
 )
 from bisect_tool.remedies import NO_SWITCH, describe, explored, hypotheses, no_switch
 from bisect_tool.store import read_report, report_text
@@ -209,6 +212,7 @@ class _Matrix:
         rows = self._merged(base)
         runs = tuple(self.runs.values())
         verdict = decide(rows, runs, base.alignment, self.options.min_coverage, selected=bool(self.options.stages))
+        verdict = self._with_passes(verdict, findings)
         diagnoses, ruled_out, sides = describe(findings, list(self.runs.values()))
         if self.exhausted is not None:
             ruled_out.append(no_switch(self.exhausted, self.fresh))
@@ -217,7 +221,9 @@ class _Matrix:
         first = verdict.first_over_tolerance
         hand_over = self.reports[first.config].verdict.hand_over if first is not None else None
         of_graph = self.reports[first.config].verdict if first is not None else None
-        causes = of_graph.diagnoses if of_graph is not None else ()
+        # What is about the optimiser is in the verdict already, as far as no switch explains it.
+        causes = [each for each in of_graph.diagnoses if each.code != OPTIMISER] if of_graph is not None else []
+        tried = [each for each in of_graph.ledger if each.code != OPTIMISER] if of_graph is not None else []
         named = [f"{d.code}: {d.title} separates failing from passing" for d in diagnoses if d.gating]
         own = [self.runs[pair.name] for pair in self.matrix.pairs]
         summary = (*verdict.summary, *named, *explored(findings, own, {run.name: self._worst(run.name) for run in own}))
@@ -245,8 +251,8 @@ class _Matrix:
                 verdict,
                 summary=summary,
                 origins=origins,
-                diagnoses=(*diagnoses, *causes),
-                ledger=of_graph.ledger if of_graph is not None else (),
+                diagnoses=(*diagnoses, *causes, *verdict.diagnoses),
+                ledger=(*tried, *verdict.ledger),
                 ruled_out=tuple(ruled_out),
                 hand_over=hand_over,
                 hypotheses=hypotheses(findings),
@@ -297,7 +303,11 @@ class _Matrix:
         target = self.folder / f"pair-{len(self.timings)}.json"
         # In its own process it is all there is; whether it counts is decided here.
         alone = replace(pair, gating=True)
-        options = replace(self.options, onnx=graph, keep_onnx=None, pairs=(alone,), look=True, measure=True)
+        # Why is asked of the matrix's own pairs that count; the others only serve to explain those.
+        asked = pair.gating and any(pair.name == own.name for own in self.matrix.pairs)
+        options = replace(
+            self.options, onnx=graph, keep_onnx=None, pairs=(alone,), look=True, measure=True, passes=asked
+        )
         run_isolated(run_pair, self._load, options, target, folder=self.folder, environment=environment(pair))
         report = read_report(target)
         run = replace(report.configs[0], gating=pair.gating)
@@ -445,6 +455,23 @@ class _Matrix:
             return known
         row = next(row for row in report.stages if row.ref == origin.ref)
         return replace(origin, onnx_value=row.onnx_value or "", onnx_nodes=row.onnx_nodes)
+
+    def _with_passes(self, verdict: Verdict, findings: Sequence[Finding]) -> Verdict:
+        """The verdict with what was found about the optimiser, of the first pair that counts and has such a finding.
+
+        A pass that a switch of the pair brings in is explained by the switch.
+        """
+        of_switches = {
+            finding.failing.name for finding in findings if all(step.name != "optimization" for step in finding.fix)
+        }
+        for pair in self.matrix.pairs:
+            report = self.reports.get(pair.name)
+            if report is None or not pair.gating or pair.name in of_switches:
+                continue
+            found = finding_of(report.verdict)
+            if found is not None:
+                return with_finding(verdict, found)
+        return verdict
 
     def _worst(self, name: str) -> StageRef | None:
         """Where a pair's error comes from: the stage that makes most of it, or, where the stages' own errors cannot be

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from bisect_tool.delta import smallest
 from bisect_tool.numerics import Step, lookup, steps, take
 from bisect_tool.records import ConfigPair, ConfigRun, Side
 
@@ -210,26 +211,5 @@ def separate(failing: ConfigRun, passing: ConfigRun, attempt: Try) -> Finding:
         # Of several the most specific one, a key of its own rather than a whole level or device; then the cheapest.
         fix = [min(single, key=lambda step: (lookup(step.side, step.name).home == "field", run_seconds(made([step]))))]
     else:
-        fix = _smallest(list(differing), mended)
+        fix = smallest(differing, mended)
     return Finding(failing, passing, tuple(fix), made(fix), tuple(suspicions))
-
-
-def _smallest(steps_: list[Step], agrees: Callable[[Sequence[Step]], bool]) -> list[Step]:
-    """A set of which no single step can be left out (ddmin, on the steps that mend)."""
-    pieces = 2
-    while len(steps_) >= 2:
-        size = math.ceil(len(steps_) / pieces)
-        parts = [steps_[i : i + size] for i in range(0, len(steps_), size)]
-        rests = [[s for s in steps_ if s not in part] for part in parts]
-        smaller = next((p for p in parts if agrees(p)), None)
-        if smaller is not None:
-            steps_, pieces = smaller, 2
-            continue
-        smaller = next((r for r in rests if r and agrees(r)), None)
-        if smaller is not None:
-            steps_, pieces = smaller, max(pieces - 1, 2)
-            continue
-        if pieces >= len(steps_):
-            break
-        pieces = min(len(steps_), 2 * pieces)
-    return steps_

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
+from bisect_tool.diagnose.optimiser import with_places
 from bisect_tool.drilldown import SHARED, note_shared
 from bisect_tool.records import (
     Alignment,
@@ -279,6 +280,10 @@ def merged_verdict(
     verdict = decide(rows, runs, alignment, min_coverage, selected=selected)
     drilled = merged_origins(reports, rename)
     origins = tuple(drilled.get((o.ref, o.config), o) for o in verdict.origins)
+    # What the optimiser does inside a part shows in no row.
+    rewritten = [origin for key, origin in drilled.items() if key not in {(o.ref, o.config) for o in origins}]
+    verdict = with_places(replace(verdict, origins=origins), rewritten) if rewritten else verdict
+    origins = (*origins, *rewritten)
     lines = list(verdict.summary)
     status = verdict.status
     if status == "diverges":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 import shutil
@@ -43,6 +44,7 @@ from bisect_tool.backends.memory import map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import SegmentedRun
+from bisect_tool.backends.passes import explain_optimised
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
 from bisect_tool.backends.replay_folder import Told, replay_files
@@ -78,6 +80,7 @@ from bisect_tool.diagnose.findings import (
 )
 from bisect_tool.diagnose.grown import Crossing, grown
 from bisect_tool.diagnose.input_orders import CLEARLY, order_diagnosis, other_orders
+from bisect_tool.diagnose.optimiser import is_optimised, with_finding, worst_error
 from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb, snapshot
@@ -239,6 +242,7 @@ class Options:
         runner: what computes the graph when no ``pairs`` are given. With ``onnx-reference`` there is one pair: nothing is
             optimised. Stages are aligned with ONNX Runtime all the same.
         graphs: where exported graphs come from that several cases share; ``None``: this case exports its own.
+        passes: where an optimised run is wrong and the unoptimised one is not, look for the passes that do it.
     """
 
     tolerance: Tolerance
@@ -261,6 +265,7 @@ class Options:
     keep_replay: Callable[[str, Mapping[str, bytes | str]], None] | None = None
     runner: Runner = "onnxruntime"
     graphs: GraphSource | None = None
+    passes: bool = True
 
 
 def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: None) -> Report:
@@ -293,7 +298,10 @@ def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: No
             with step("measure", "timing plain runs of both sides"):
                 report = replace(report, configs=tuple(map(comparison.with_costs, report.configs)))
     folded = any(not stage.in_graph for stage in report.alignment.unaligned)
-    if options.onnx is None and report.verdict.status == "diverges" and folded and not options.export.keep_stages:
+    # It is made at this level alone: what only a higher one gets wrong is the optimiser's, and no export's.
+    level = options.optimizations[0]
+    own = any(run.status == "diverges" and run.actual.optimization == level for run in report.configs)
+    if options.onnx is None and own and folded and not options.export.keep_stages:
         return _with_kept_stages(report, case, options, progress)
     return report
 
@@ -683,6 +691,7 @@ class _Bisection:
             if chance_text is None:
                 ruled_out = (*verdict.ruled_out, no_chance())
                 verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged), ruled_out=ruled_out)
+                verdict = self._with_passes(verdict, rows, runs)
             else:
                 # One run against another tells nothing then: neither where error is made, nor that a file is wrong.
                 line = f"{_NO_REPEAT}: {chance_text}"
@@ -693,6 +702,8 @@ class _Bisection:
                     replace(run, status="failed", skipped_reason=reason) if run.status == "diverges" else run
                     for run in runs
                 )
+        elif any(run.status == "failed" for run in runs):
+            verdict = self._with_passes(verdict, rows, runs)
         verdict = replace(verdict, diagnoses=(*verdict.diagnoses, *placement(self.misplaced)))
         return Report(
             case={"name": self.case.name, **self.case.description},
@@ -1390,6 +1401,39 @@ class _Bisection:
             diagnoses=(*verdict.diagnoses, *diagnoses(origins, outcomes), *of_torch),
             ledger=ledger(origins, outcomes),
         )
+
+    def _with_passes(self, verdict: Verdict, rows: Sequence[StageRow], runs: Sequence[ConfigRun]) -> Verdict:
+        """The verdict with what the optimiser does wrong, where the unoptimised graph is right.
+
+        Configurations that count go first, and one is enough: what is wrong at one level is at the next.
+        """
+        if not self.options.passes or not self.options.observe or not rows:
+            return verdict
+        for run in sorted(runs, key=lambda run: not run.gating):
+            pair = next(pair for pair in self.configs if pair.name == run.name)
+            expected = self.torch_outputs.get(pair.name)
+            if expected is None and self._is_plain(pair.expected) and self.reference is not None:
+                expected = self.reference.outputs  # it failed before anything was compared
+            if run.status not in ("diverges", "failed") or not is_optimised(pair) or expected is None:
+                continue
+            judge = functools.partial(self._judge_run, pair, expected, rows)
+            with contextlib.suppress(InconclusiveError), self.step("passes", "trying the optimiser's passes"):
+                plain = replace(pair.actual, optimization="off")
+                if judge(dict(untouched_run(self.program, plain).run(self.feeds)))[1]:
+                    found = explain_optimised(self.program, pair, plain, self.feeds, judge, rows, rows[-1].ref)
+                    return verdict if found is None else with_finding(verdict, found)
+        return verdict
+
+    def _judge_run(
+        self,
+        pair: ConfigPair,
+        expected: Sequence[tuple[OutputKey, Array]],
+        rows: Sequence[StageRow],
+        outputs: dict[str, Array | None],
+    ) -> tuple[float | None, bool]:
+        """Error of the worst final output of an untouched graph, and whether all of them pass."""
+        results = self._judge_outputs(pair, self._output_results(_Untouched(outputs, {}), expected), rows)
+        return worst_error(results), bool(results) and all(out.judgement != "fail" for out in results)
 
     def _with_replay(
         self, around: Surroundings, opened: Opened, origin: Origin, pair: ConfigPair, number: int, known: Told

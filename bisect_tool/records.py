@@ -526,7 +526,8 @@ class Diagnosis:
     """Why something diverges. ``gating``: a configuration that counts; else it explains what was only explored.
 
     ``origin``: the stage that it explains, if it is about one; ``error_before`` and ``error_after`` are relative L2 of that
-    stage's local error without and with the remedy, ``None`` where that was not tried.
+    stage's local error without and with the remedy, ``None`` where that was not tried; for a pass of the optimiser (BD302)
+    they are those of the worst final output.
     """
 
     code: str
@@ -543,7 +544,7 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One hypothesis about an origin: a change that was tried in its nodes, or what a rule looked for.
+    """One hypothesis: a change that was tried in an origin's nodes, a rule's, or a pass of the optimiser left out.
 
     Attributes:
         ref, config: of the origin.

@@ -253,16 +253,20 @@ def _cost(failing: ConfigRun, fixed: ConfigRun, fix: Sequence[Step]) -> str | No
         if before is None or after is None:
             continue
         name = "PyTorch" if side == "expected" else "ONNX Runtime"
-        change = _change(before, after)
-        if change:
-            words.append(f"{name} {change:+.0%} time ({milliseconds(before.seconds)} -> {milliseconds(after.seconds)})")
-        else:
-            words.append(f"{name}: no difference in time beyond the spread of {after.repeats} runs")
+        words.append(time_text(name, before, after))
         if before.device_mb is not None and after.device_mb is not None:
             words.append(f"{after.device_mb - before.device_mb:+.0f} MB on the GPU")
     if words and failing.peak_rss_mb and fixed.peak_rss_mb:
         words.append(f"{fixed.peak_rss_mb - failing.peak_rss_mb:+.0f} MB peak of the whole process")
     return ", ".join(words) or None
+
+
+def time_text(side: str, before: SideCost, after: SideCost) -> str:
+    """What a change costs one side in time, in words."""
+    change = _change(before, after)
+    if change:
+        return f"{side} {change:+.0%} time ({milliseconds(before.seconds)} -> {milliseconds(after.seconds)})"
+    return f"{side}: no difference in time beyond the spread of {after.repeats} runs"
 
 
 def _time_cost(failing: ConfigRun, tried: ConfigRun, steps: Sequence[Step]) -> float | None:

@@ -72,7 +72,7 @@ def configure(options: Any, config: NumericConfig, *, placement: bool = False) -
         BisectError: a name or a value is not valid.
         InconclusiveError: it is, but cannot be had here; the message says what is missing.
     """
-    check_config(config, passes=known_passes() if "disabled_passes" in config.switches else None)
+    check_config(config, passes=known_passes() | _seen if "disabled_passes" in config.switches else None)
     for name, value in config.switches.items():
         _require(lookup("onnxruntime", name), value)
     level = text_of("onnxruntime", "optimization", config.optimization or "all")
@@ -174,21 +174,31 @@ def changing_passes(log: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+_seen: set[str] = set()
+"""Passes that named themselves in the log of some session of this process: of a user's graph, on another provider."""
+
+
 def _transformers(log: str) -> list[tuple[str, bool]]:
     return [(name, done != "0") for name, done in re.findall(r"GraphTransformer (\S+) modified: (\d+)", log)]
 
 
 def session_log(
-    model: bytes, chosen: Sequence[tuple[str, dict[str, str]]], entries: Mapping[str, str] | None = None
+    model: bytes,
+    chosen: Sequence[tuple[str, dict[str, str]]],
+    entries: Mapping[str, str] | None = None,
+    config: NumericConfig | None = None,
 ) -> str:
-    """The log of making a session at the highest level, everything included; what goes wrong is in it.
+    """The log of making a session, everything included; what goes wrong is in it.
 
     Args:
         model: a serialised graph.
         chosen: execution providers with their options.
         entries: session keys.
+        config: of the session; ``None``: ONNX Runtime's defaults, the highest level.
     """
     options = ort.SessionOptions()
+    if config is not None:
+        configure(options, config)
     options.log_severity_level = 0
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
@@ -198,6 +208,7 @@ def session_log(
             log.write(f"\nproviders: {' '.join(session.get_providers())}\n")
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             log.write(f"\n{type(error).__name__}: {error}\n")
+    _seen.update(name for name, _ in _transformers(log.getvalue()) if name not in REQUIRED_PASSES)
     return log.getvalue()
 
 

@@ -347,7 +347,7 @@ def tried_text(diagnosis: Diagnosis) -> str:
     """Whether the remedy was tried, and what came of it."""
     if diagnosis.remedy_verified is None:
         return "not tried"
-    if diagnosis.origin is not None and diagnosis.remedy_verified:
+    if diagnosis.origin is not None and diagnosis.remedy_verified and not diagnosis.code.startswith(_SWITCH_CODES):
         return "tried: the stage is right then"
     return "tried: it removes the divergence" if diagnosis.remedy_verified else "tried: it does not help"
 

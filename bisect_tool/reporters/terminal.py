@@ -703,7 +703,8 @@ def _place(
     if source:
         page.line(("  --> ", "bold blue"), source)
     result = row.results.get(config) if row else None
-    if result is not None:
+    # A stage that passes while it is looked at has nothing to show: its optimised run is wrong when nobody does.
+    if result is not None and (result.local is not None or result.judgement != "pass"):
         for line in common.worst_element_lines(result.total, result.spread):
             page.prose(line, indent="  ")
 

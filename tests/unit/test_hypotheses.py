@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import metrics
 
+from bisect_tool.delta import smallest
 from bisect_tool.hypotheses import (
     MOST_STEPS,
     Finding,
-    _smallest,
     error_of,
     lowers,
     mends,
@@ -270,7 +270,7 @@ def test_fix_is_minimal(rule: tuple[frozenset[int], frozenset[int], list[frozens
 
 @given(st.sets(st.integers(0, 40), min_size=1, max_size=6), st.integers(41, 60))
 def test_few_of_many_are_found(needed: set[int], count: int) -> None:
-    """``_smallest`` finds just what is needed, however many are around it."""
+    """``smallest`` finds just what is needed, however many are around it."""
     asked = 0
 
     def agrees(chosen: Sequence[int]) -> bool:
@@ -278,7 +278,7 @@ def test_few_of_many_are_found(needed: set[int], count: int) -> None:
         asked += 1
         return needed <= set(chosen)
 
-    assert needed == set(_smallest(list(range(count)), agrees))  # type: ignore[arg-type]
+    assert needed == set(smallest(list(range(count)), agrees))  # type: ignore[arg-type]
     # Delta debugging's bound; one by one it would be as good, all subsets would be 2**41.
     assert asked <= count**2 + 3 * count
 
@@ -291,7 +291,7 @@ def test_smallest_mends_whatever_the_rule(count: int, seed: int) -> None:
     def agrees(chosen: Sequence[int]) -> bool:
         return frozenset(chosen) == everything or hash((seed, frozenset(chosen))) % 3 == 0
 
-    found = _smallest(list(range(count)), agrees)  # type: ignore[arg-type]
+    found = smallest(list(range(count)), agrees)  # type: ignore[arg-type]
     assert set(found) <= everything and agrees(found)  # type: ignore[arg-type]
     assert len(found) == 1 or not any(agrees([s for s in found if s != step]) for step in found)  # type: ignore[misc]
 

@@ -239,6 +239,7 @@ def test_several_passes_are_disabled_together(tmp_path: Path) -> None:
 def test_pass_that_the_installed_version_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A name of another version is refused: it would do nothing here."""
     monkeypatch.setattr(ort_options, "known_passes", lambda: frozenset(["ConvBNFusion"]))
+    monkeypatch.setattr(ort_options, "_seen", set())
     with pytest.raises(BisectError, match="no optimiser pass 'GeluFusionL2'"):
         Made(CONV_NORM, tmp_path, switches={"disabled_passes": "GeluFusionL2"})
 
