@@ -273,8 +273,10 @@ class _Side:
         self.missing += int(missing.sum())
         if dtype not in self.dtypes:
             self.dtypes.append(dtype)
-        if values.dtype == object or values.dtype.kind not in "fiubc":
+        if values.dtype == object:
             return
+        if values.dtype.kind not in "fiubc":  # bfloat16 and its like
+            values = values.astype(np.float32)
         self.zeros += int(np.count_nonzero(values == 0))
         finite = np.isfinite(values)
         self.infinite += int(values.size - np.count_nonzero(finite) - np.count_nonzero(missing & ~finite))

@@ -97,7 +97,7 @@ def _unreadable(path: Path, error: Exception) -> BisectError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     suffix = suffix_of(path)
     hint = "the file is damaged, or its name says another format than it has"
-    if "allow_pickle" in reason:
+    if "allow_pickle" in reason or "Python objects" in reason:
         reason, hint = "it holds Python objects", "objects run code when they are read; save numbers only"
     return BisectError(f"{path} cannot be read as {suffix.lstrip('.')}: {reason[:240]}", hint=hint)
 
