@@ -100,7 +100,7 @@ def diff(expected: Facts, actual: Facts) -> EnvironmentDiff:
     found: list[tuple[int, int, Difference]] = []
     alike: list[Key] = []
     for (domain, name), (a, b, variant) in pairs.items():
-        if a == b:
+        if a == b or _means_the_same(name, a, b):
             alike.append((domain, name))
             continue
         place, difference = _difference(domain, name, a, b, variant, (expected, actual))
@@ -121,6 +121,17 @@ def diff(expected: Facts, actual: Facts) -> EnvironmentDiff:
         remedy=remedy(differences, expected),
         notes=(*expected.notes, *actual.notes, *_partial(expected, actual)),
     )
+
+
+def _means_the_same(name: str, a: str | None, b: str | None) -> bool:
+    """These are IEEE as long as nobody says anything, and say so once anybody has."""
+    return name.endswith(_IEEE_UNLESS_SET) and {a, b} == {"none", "ieee"}
+
+
+_IEEE_UNLESS_SET = (
+    "cuda.matmul.fp32_precision",
+    *(f"mkldnn.{name}.fp32_precision" for name in ("matmul", "conv", "rnn")),
+)
 
 
 def _partial(*sides: Facts) -> Iterator[str]:
@@ -184,8 +195,10 @@ def _difference(
 ) -> tuple[int, Difference]:
     pin = _pin(name, sides) if domain == "package" and variant is None else None
     changes = _changes(domain, a, b, variant, pin)
+    if domain == "package" and variant is None and pin is None and any(name in facts.ranges for facts in sides):
+        changes = ["excluded"]
     # Each kind of change has its own rule: another build and a nightly one at that.
-    rules = [rule_for(domain, name, frozenset((change,))) for change in changes]
+    rules = [rule_for(domain, name, frozenset(("major" if change == "excluded" else change,))) for change in changes]
     place, rule = min(rules, key=lambda item: (LEVELS.index(item[1].level), item[0]))
     telling = [rule, *(other for _, other in rules if other.level == rule.level)]
     level, reason = rule.level, "; ".join(dict.fromkeys(item.reason for item in telling))
@@ -310,6 +323,8 @@ def _requirement(difference: Difference) -> str | None:
         return "==".join(text.split(" ", 1)) if " " in text else None
     if version_of(text) is not None:
         return f"{difference.name}=={text}"
+    if text.startswith(("<", ">", "=", "!", "~")):
+        return f"{difference.name}{text}"
     return f"{difference.name} {text}" if text.startswith("@ ") else None
 
 

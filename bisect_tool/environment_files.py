@@ -124,6 +124,8 @@ def _text(path: Path) -> str:
 
 def _parsed(path: Path, text: str) -> Facts | None:
     stripped = text.lstrip()
+    if re.search(r"^\[\[packages?\]\]", text, re.MULTILINE):
+        return _of_toml(path, tomllib.loads(text))
     if stripped[:1] in ("{", "["):
         return _of_json(path, json.loads(text))
     if "@EXPLICIT" in text:
@@ -134,8 +136,6 @@ def _parsed(path: Path, text: str) -> Facts | None:
         return _of_conda_list(path, text)
     if path.suffix in (".yml", ".yaml") or re.search(r"^dependencies:\s*$", text, re.MULTILINE):
         return _of_conda_yaml(path, text)
-    if re.search(r"^\[\[packages?\]\]", text, re.MULTILINE):
-        return _of_toml(path, tomllib.loads(text))
     if re.match(r"Package\s+Version\b.*\n-+ -+", stripped):
         return _of_pip_list(path, stripped)
     return _of_requirements(path, text)

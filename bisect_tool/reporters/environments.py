@@ -196,8 +196,9 @@ def _checklist(page: Page, found: EnvironmentDiff) -> None:
     page.line(("Equal already", "bold"))
     for item in found.equal:
         label = _DOMAINS.get(item.domain, item.domain)
-        page.prose(f"{label}, {item.count}: {', '.join(common.shorten_middle(text, 52) for text in item.examples)}{' ...' if item.count > len(item.examples) else ''}",
-                   label=("[x] ", "green"), indent="  ")  # fmt: skip
+        examples = ", ".join(common.shorten_middle(text, 52) for text in item.examples)
+        more = " ..." if item.count > len(item.examples) else ""
+        page.prose(f"{label}, {item.count}: {examples}{more}", label=("[x] ", "green"), indent="  ")
     if not found.equal:
         page.line("  nothing")
     if found.not_told:
