@@ -57,7 +57,8 @@ class _Pair:
 
 def find_patterns(kind: FileKind, results: Sequence[ItemResult], kept: Kept) -> tuple[Pattern, ...]:
     """Ways from one file to the other that fit, those that explain most first."""
-    differing = {result.name for result in results if result.differing}
+    tiny = [result for result in results if _is_rounding(result)]
+    differing = {result.name for result in results if result.differing} - {result.name for result in tiny}
     pairs = [pair for name in kept.expected if name in differing and (pair := _pair(name, kept)) is not None]
     found = [pattern for pair in pairs for pattern in _of_values(pair)]
     patterns = _merged(found, pairs)
@@ -68,23 +69,38 @@ def find_patterns(kind: FileKind, results: Sequence[ItemResult], kept: Kept) -> 
         patterns += [pattern for result in results for pattern in _of_axes(result, kept, kind)]
     patterns = [pattern for pattern in patterns if pattern.explains >= LEAST_SHARE]
     told = {name for pattern in patterns for name in pattern.items}
-    patterns += [small for r in results if r.name not in told and (small := _small(r, kind)) is not None]
+    if tiny:
+        patterns.append(_rounding(tiny))
+    if kind == "image":
+        patterns += [_small_differences(r) for r in results if r.name not in told and _is_same_picture(r)]
     return tuple(sorted(patterns, key=lambda pattern: -round(pattern.explains, 3)))
 
 
-def _small(result: ItemResult, kind: FileKind) -> Pattern | None:
-    """Differences that are only small, where nothing else fits."""
-    both = result.only_expected_missing + result.only_actual_missing
-    if not result.differing or both or result.note:
-        return None
-    if result.max_ulp is not None and result.max_ulp <= ROUNDING_ULPS:
-        text = f"differences of the size of rounding, at most {result.max_ulp:.3g} units in the last place"
-        return Pattern("rounding", (result.name,), text, 1.0)
-    limit = SMALL_IN_IMAGES * (65535 if result.expected.dtype == "uint16" else 255)
-    if kind == "image" and result.mean_abs is not None and result.mean_abs <= limit:
-        text = "the same picture with small differences all over, as another decoder, encoder or interpolation makes"
-        return Pattern("small-differences", (result.name,), text, 1.0)
-    return None
+def _is_rounding(result: ItemResult) -> bool:
+    """Whether all differences are of a few units in the last place."""
+    return bool(
+        result.differing
+        and not result.only_expected_missing + result.only_actual_missing
+        and result.max_ulp is not None
+        and result.max_ulp <= ROUNDING_ULPS
+    )
+
+
+def _rounding(results: Sequence[ItemResult]) -> Pattern:
+    most = max(result.max_ulp or 0.0 for result in results)
+    text = f"differences of the size of rounding, at most {most:.3g} ulp (units in the last place)"
+    return Pattern("rounding", tuple(result.name for result in results), text, 1.0)
+
+
+def _is_same_picture(result: ItemResult) -> bool:
+    if not result.differing or result.note or result.mean_abs is None or not result.expected.dtype.startswith("uint"):
+        return False
+    return result.mean_abs <= SMALL_IN_IMAGES * _range_of(result.expected.dtype)
+
+
+def _small_differences(result: ItemResult) -> Pattern:
+    text = "the same picture with small differences all over, as another decoder, encoder or interpolation makes"
+    return Pattern("small-differences", (result.name,), text, 1.0)
 
 
 def _pair(name: str, kept: Kept) -> _Pair | None:

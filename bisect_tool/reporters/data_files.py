@@ -59,7 +59,8 @@ def _verdict(page: Page, found: DataComparison) -> None:
         if found.same_bytes:
             text = "the files are the same, byte for byte"
         elif differing:
-            text = f"{common.plural(differing, 'cell')} differ, all within {limits_text(found.limits)}"
+            verb = "differs," if differing == 1 else "differ, all"
+            text = f"{common.plural(differing, 'cell')} {verb} within {limits_text(found.limits)}"
         else:
             text = (
                 "all values are equal; the files' bytes are not (how numbers are written, order of keys, metadata ...)"
