@@ -149,5 +149,9 @@ def test_every_option_is_on_its_page() -> None:
 
     for command, page in ((compare, "data-files.md"), (env, "environments.md"), (diff, "environments.md")):
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-        names = {name for option in command.params for name in option.opts if name.startswith("-")} - {"-h", "--help", "--output"}
+        names = {name for option in command.params for name in option.opts if name.startswith("-")} - {
+            "-h",
+            "--help",
+            "--output",
+        }
         assert set() == {name for name in names if f"`{name}" not in text and f"{name} " not in text}
