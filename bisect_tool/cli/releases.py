@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -208,6 +209,13 @@ def _ask(trials: _Trials, chosen: Sequence[str], yes: bool) -> None:
         raise BisectError("stopped before anything was installed", hint="--yes agrees beforehand")
 
 
+def _reason(text: str) -> str:
+    """The exception that ended a process, else its last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)] or lines
+    return re.sub(r"^bisect_tool\.errors\.\w+: ", "", errors[-1])[:240] if errors else ""
+
+
 def _is_that(there: str, version: str) -> bool:
     """A build's tag (``+cpu``) is not part of what was asked for, unless it was."""
     from packaging.version import Version
@@ -296,8 +304,7 @@ class _Trials:
         except subprocess.TimeoutExpired as error:
             raise BisectError(f"it ran longer than {RUN_SECONDS} s") from error
         if done.returncode != 0:
-            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-            raise BisectError(f"running it fails: {lines[-1][:200] if lines else f'exit code {done.returncode}'}")
+            raise BisectError(f"running it fails: {_reason(done.stderr) or f'exit code {done.returncode}'}")
 
     def report(
         self, what: Literal["graph", "model"], change: Any, chosen: Sequence[str], floor: float | None, limit: float
