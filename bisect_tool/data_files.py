@@ -237,7 +237,8 @@ class Content:
         pieces: a table's rows in pieces of at most ``PIECE`` rows, each all columns; empty for arrays.
         arrays: by name; empty for a table.
         mode: an image's (``RGB``), else None.
-        header: lines before the first row; None if lines and rows do not go together.
+        header: lines before the first row.
+        lines: of the text; unless each row is one, no line can be told.
         notes: what the user should know about how it was read.
     """
 
@@ -247,7 +248,8 @@ class Content:
     pieces: Iterator[Mapping[str, Array]]
     arrays: Mapping[str, Array]
     mode: str | None = None
-    header: int | None = None
+    header: int = 0
+    lines: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -586,9 +588,8 @@ def _tables(expected: Content, actual: Content, limits: Limits) -> tuple[tuple[I
             else:
                 complete = False
             rows[side] += sizes[side]
-    line = None
-    if expected.header is not None and expected.header == actual.header:
-        line = expected.header + 1
+    plain = all(c.lines == c.header + count for c, count in zip((expected, actual), rows, strict=True))
+    line = expected.header + 1 if plain and expected.header == actual.header else None
     results = [tallies[name].result(((rows[0],), (rows[1],)), line, _absence(name, expected, actual)) for name in names]
     whole = Kept(
         {name: _joined(kept[0], name) for name in expected.names},

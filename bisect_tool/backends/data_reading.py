@@ -34,6 +34,9 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".p
 ARRAYS = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".json")
 KNOWN = f"{' '.join(TABLES)} (also .gz) {' '.join(ARRAYS)} {' '.join(IMAGES)}"
 
+LEAST_ROWS = 1024
+"""Rows of a piece, however many columns there are."""
+
 _SAFETENSORS: Mapping[str, Any] = {
     "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
     "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "F32": np.float32, "F64": np.float64,
@@ -146,10 +149,11 @@ def _table(path: Path, facts: FileFacts, separator: str | None, lines: int) -> C
         "encoding": encoding,
         "decimal": decimal,
         "skipinitialspace": True,
-        "skip_blank_lines": False,
         "compression": "infer",
     }
     names = _names(path, options)
+    # In a single column an empty line is an empty cell.
+    options["skip_blank_lines"] = len(names) > 1
     return Content(
         kind="table",
         facts=replace(facts, items=len(names)),
@@ -157,6 +161,7 @@ def _table(path: Path, facts: FileFacts, separator: str | None, lines: int) -> C
         pieces=_pieces(path, options, names),
         arrays={},
         header=int(header),
+        lines=lines,
         notes=(*notes, *(() if header else (f"{path.name} has no header: its columns are numbered from 1",))),
     )
 
@@ -200,9 +205,12 @@ def _decimal_comma(sample: list[str], separator: str) -> bool:
 
 
 def _has_header(sample: list[str], separator: str, decimal: str) -> bool:
-    """Without one the first line has numbers: column names are none."""
-    first = _cells(sample[0], separator) if sample else []
-    return not any(_is_number(cell.replace(decimal, ".")) for cell in first)
+    """Without one the first line looks like the second one: numbers stand in the same columns, in one at least."""
+    lines = [line for line in sample[:3] if line.strip()]
+    kinds = [[_is_number(cell.strip().replace(decimal, ".")) for cell in _cells(line, separator)] for line in lines[:2]]
+    if not kinds or not any(kinds[0]):
+        return True
+    return not all(kinds[0]) and kinds[0] != kinds[-1]
 
 
 def _is_number(text: str) -> bool:
@@ -226,7 +234,7 @@ def _names(path: Path, options: Mapping[str, Any]) -> tuple[str, ...]:
 def _pieces(path: Path, options: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[Mapping[str, Array]]:
     import pandas
 
-    rows = max(PIECE // max(len(names), 1), 1024)
+    rows = max(PIECE // max(len(names), 1), LEAST_ROWS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # columns of several kinds are expected here

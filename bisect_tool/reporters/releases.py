@@ -6,7 +6,7 @@ from typing import IO
 
 from rich.console import Console
 
-from bisect_tool.releases import Release, ReleaseReport
+from bisect_tool.releases import Release, ReleaseReport, limit_for
 from bisect_tool.reporters import common
 from bisect_tool.reporters.layout import Column, Page, Row
 from bisect_tool.reporters.terminal import PipedConsole
@@ -57,6 +57,9 @@ def _verdict(page: Page, report: ReleaseReport) -> None:
         page.prose(text, label=("UNCHANGED  ", "bold green"))
     else:
         text = f"{report.package} {change.first_changed} gives other numbers than {change.last_same}"
+        first = next(release for release in report.releases if release.version == change.first_changed)
+        if first.rel_l2 is not None and report.floor is not None and first.rel_l2 <= limit_for(report.floor):
+            text += f"; relative L2 {common.sci(first.rel_l2)} is of the size of rounding"
         if change.between:
             text += f"; between them, could not be tried: {', '.join(change.between)}"
         page.prose(text, label=("CHANGED  ", "bold red"))

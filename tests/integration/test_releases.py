@@ -83,6 +83,15 @@ def releases(*arguments: object) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+def test_two_versions_are_told_apart(case: Path) -> None:
+    rest = ["--cache", case / "cache", "--yes", "--", case / "model.py", "--input", case / "sample.npy"]
+    code, out, err = releases(PACKAGE, "1.0.0,1.2.0", *rest)
+    assert 1 == code, err
+    assert "CHANGED  bisectnumbers 1.2.0 gives other numbers than 1.0.0" in out
+    assert "0 have results" in err and "which are removed again" in err
+
+
+@pytest.mark.slow
 def test_the_release_that_changed_the_numbers_is_found_and_kept(case: Path) -> None:
     """Among four releases, one of them broken: found, told, and not installed a second time."""
     rest = ["--", case / "model.py", "--input", case / "sample.npy"]

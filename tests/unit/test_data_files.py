@@ -217,7 +217,7 @@ def test_pieces_make_no_difference(frame: pandas.DataFrame, tmp_path: Path, monk
     from bisect_tool.backends import data_reading
 
     monkeypatch.setattr(data_reading, "PIECE", 1)
-    monkeypatch.setattr("builtins.max", lambda *a, _max=max, **k: 11 if a == (0, 1024) else _max(*a, **k))
+    monkeypatch.setattr(data_reading, "LEAST_ROWS", 11)
     parts = compared(tmp_path / "a.csv", tmp_path / "b.csv")
     assert [(i.name, i.differing, i.first) for i in whole.items] == [
         (i.name, i.differing, i.first) for i in parts.items
@@ -240,6 +240,9 @@ def test_pieces_make_no_difference(frame: pandas.DataFrame, tmp_path: Path, monk
         ("x,y\n0.1,2\n", "x,y\n0.10000000000000001,2\n", True),
         ("x,y\n0.1,2\n", "x,y\n0.1000000000000001,2\n", False),
         ("\ufeffx,y\n1,2\n", "x,y\n1,2\n", True),
+        ("x,y\n1,2\n\n", "x,y\n1,2\n", True),
+        ("x\n1\n\n2\n", "x\n1\n2\n", False),
+        ("name,0,1\n5,1,2\n", "name,0,1\n5,1,2.0\n", True),
     ],
 )
 def test_tables_are_equal_by_value(first: str, second: str, equal: bool, tmp_path: Path) -> None:
@@ -255,6 +258,29 @@ def test_a_table_without_header_is_numbered(tmp_path: Path) -> None:
     found = compared(tmp_path / "a.csv", tmp_path / "a.csv")
     assert ["column 1", "column 2"] == [item.name for item in found.items]
     assert 2 == found.items[0].compared
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("x,y\n1,2\n", ["x", "y"]),
+        ("1,2\n3,4\n", ["column 1", "column 2"]),
+        ("frame,0,1\n1,2,3\n", ["frame", "0", "1"]),
+        ("walk,0.1\nrun,0.2\n", ["column 1", "column 2"]),
+        ("a,b\nc,d\n", ["a", "b"]),
+        ("a, b\n1, 2\n", ["a", "b"]),
+    ],
+)
+def test_headers(text: str, names: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    assert names == [item.name for item in compared(tmp_path / "a.csv", tmp_path / "a.csv").items]
+
+
+def test_no_line_is_told_where_rows_are_not_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('x,y\n"two\nlines",2\nb,3\n')
+    (tmp_path / "b.csv").write_text('x,y\n"two\nlines",2\nb,4\n')
+    first = compared(tmp_path / "a.csv", tmp_path / "b.csv").first
+    assert first is not None and ((1,), None) == (first.index, first.line)
 
 
 # Arrays
