@@ -213,7 +213,9 @@ def _reason(text: str) -> str:
     """The exception that ended a process, else its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)] or lines
-    return re.sub(r"^bisect_tool\.errors\.\w+: ", "", errors[-1])[:240] if errors else ""
+    line = re.sub(r"^bisect_tool\.errors\.\w+: ", "", errors[-1]) if errors else ""
+    # What went wrong stands at the end, behind places in the sources.
+    return line if len(line) <= 240 else f"{line[:80]} ... {line[-150:]}"
 
 
 def _is_that(there: str, version: str) -> bool:

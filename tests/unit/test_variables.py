@@ -101,6 +101,20 @@ def test_home_folders_name_nobody() -> None:
     assert os.path.expanduser("~") not in safe_text(os.path.join(os.path.expanduser("~"), "cache"))
 
 
+def test_places_and_users_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries set some variables on their own, to folders that have the user's name."""
+    monkeypatch.setenv("LOGNAME", "carol")
+    told = telling_variables(
+        {
+            "TORCHINDUCTOR_CACHE_DIR": "/tmp/torchinductor_carol",
+            "TORCH_HOME": "/data/carol",
+            "CUDA_HOME": "/usr/local/cuda-12.1",
+            "OMP_TOOL_LIBRARIES": "/opt/carol/tool.so",
+        }
+    )
+    assert {"CUDA_HOME": "/usr/local/cuda-12.1", "OMP_TOOL_LIBRARIES": "/opt/USER/tool.so"} == told
+
+
 def test_credentials_leave_requirements() -> None:
     assert "x @ git+https://host.org/x" == without_credentials("x @ git+https://me:pw@host.org/x")
     assert WITHHELD == without_credentials("x @ https://host.org/x?token=abc")
