@@ -147,7 +147,7 @@ def test_pip_freeze(tmp_path: Path) -> None:
 
 def test_conda_tells_python_and_cuda(tmp_path: Path) -> None:
     values = read(tmp_path, "c.txt", CONDA_LIST).values
-    assert ("3.10.14", "12.1") == (values["python", "version"], values["cuda", "runtime"])
+    assert ("3.10.14", "12.1") == (values["python", "version"], values["cuda", "runtime of torch"])
     assert "3.10.14" == read(tmp_path, "environment.yml", CONDA_YAML).values["python", "version"]
 
 
