@@ -19,7 +19,7 @@ import click
 
 from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
-from bisect_tool.cli.run import progress, settings_of
+from bisect_tool.cli.run import check_kept_file, progress, settings_of
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
 
 RUN_SECONDS = 1800
@@ -68,6 +68,10 @@ def releases(
     settings = settings_of(given)
     settings["matrix"] = None
     say = progress(quiet)
+    if settings["parts"]:
+        raise BisectError("a model in several files cannot be run here", hint="give one of them with --onnx")
+    if settings["keep_onnx"]:
+        check_kept_file(Path(settings["keep_onnx"]), force)
     what: Literal["graph", "model"] = own["what"] or (
         "graph" if package.startswith(("onnxruntime", "ort-")) else "model"
     )
@@ -120,6 +124,8 @@ def _prepare(
     interrupts.work_begins()
     say("loading the model")
     loaded = load(settings)
+    if len(loaded.samples) > 1:
+        raise BisectError(f"{len(loaded.samples)} samples given: each release runs one", hint="give one --input")
     case = make_case(settings, loaded, bind_sample(loaded.module, loaded.samples[0]))
     say("measuring the noise floor of the outputs")
     floor = output_floor(case.module, case.args, case.kwargs)
@@ -137,7 +143,7 @@ def _prepare(
     from bisect_tool.backends.onnx_graph import describe, load_onnx
     from bisect_tool.pipeline import export_case
 
-    graph = Path(settings["onnx"] or folder / "model.onnx")
+    graph = Path(settings["onnx"] or settings["keep_onnx"] or folder / "model.onnx")
     if not settings["onnx"]:
         say("exporting")
         exporting = ExportSettings(settings["exporter"] or "dynamo", settings["opset"], settings["constant_folding"])

@@ -146,6 +146,13 @@ def test_what_cannot_be_searched_is_named(package: str, spec: str, says: str, ca
     assert says in err and "help: " in err
 
 
+def test_one_sample_only(case: Path) -> None:
+    sample = case / "sample.npy"
+    code, _, err = releases(PACKAGE, "1.0..1.3", "--yes", case / "model.py", "--input", sample, "--input", sample)
+    assert 2 == code
+    assert "2 samples given: each release runs one" in err
+
+
 def test_versions_that_cannot_be_installed_leave_no_answer(case: Path) -> None:
     rest = ["--cache", case / "cache", "--yes", case / "model.py", "--input", case / "sample.npy"]
     code, out, _ = releases(PACKAGE, "7.0,8.0", *rest)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -17,6 +17,9 @@ from bisect_tool.environment_diff import EnvironmentDiff, diff, kinds_of_change,
 from bisect_tool.environment_files import DOMAINS, Facts, of_snapshot, read_facts
 from bisect_tool.environment_rules import COUNTING, LEVELS, RULES, rule_for
 from bisect_tool.reporters.environments import render_diff
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Other work may hold the processor."""
 
 
 def facts(complete: bool = True, domains: frozenset[str] = frozenset(DOMAINS), **packages: str) -> Facts:
@@ -80,6 +83,7 @@ def test_kinds_of_change(a: str | None, b: str | None, kinds: list[str]) -> None
         ("cpu", "model", "A", "B", "possible"),
         ("blas", "of numpy", "openblas 0.3", "mkl 2024", "possible"),
         ("variable", "NVIDIA_TF32_OVERRIDE", "0", "1", "likely"),
+        ("variable", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "0", "1", "likely"),
         ("variable", "OMP_NUM_THREADS", "1", "8", "possible"),
         ("variable", "PYTHONHASHSEED", "0", "random", "possible"),
         ("variable", "CUBLAS_WORKSPACE_CONFIG", ":4096:8", ":16:8", "possible"),
@@ -183,6 +187,7 @@ VERSIONS = st.sampled_from(["1.0", "1.0.1", "1.1", "2.0", "2.0+cpu", "2.1.dev1",
 SIDES = st.dictionaries(NAMES, VERSIONS, max_size=6)
 
 
+@UNHURRIED
 @given(SIDES)
 def test_an_environment_equals_itself(packages: dict[str, str]) -> None:
     side = Facts("x", "test", {("package", name): version for name, version in packages.items()})
@@ -191,6 +196,7 @@ def test_an_environment_equals_itself(packages: dict[str, str]) -> None:
     assert len(packages) == sum(item.count for item in found.equal)
 
 
+@UNHURRIED
 @given(SIDES, SIDES)
 def test_both_directions_tell_the_same(one: dict[str, str], other: dict[str, str]) -> None:
     """Exchanging the sides exchanges the values, and changes neither levels nor their order's level."""

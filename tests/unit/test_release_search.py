@@ -6,17 +6,20 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bisect_tool.errors import BisectError
-from bisect_tool.release_search import choose, most_probes, search
+from bisect_tool.release_search import Change, choose, most_probes, search
 from bisect_tool.releases import apart, limit_for
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Other work may hold the processor."""
 
 ANSWERS = st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=40)
 
 
-def asked(answers: list[bool | None]) -> tuple[object, list[str]]:
+def asked(answers: list[bool | None]) -> tuple[Change, list[str]]:
     """A search over versions with these answers, and what it asked in order."""
     log: list[str] = []
 
@@ -27,38 +30,41 @@ def asked(answers: list[bool | None]) -> tuple[object, list[str]]:
     return search([str(i) for i in range(len(answers))], probe), log
 
 
+@UNHURRIED
 @given(ANSWERS)
 def test_what_is_found_is_true(answers: list[bool | None]) -> None:
     """Any answers, monotone or not: the pair found is a change, with nothing but untestable versions between."""
-    change, log = asked(answers)  # type: ignore[var-annotated]
+    change, log = asked(answers)
     assert len(log) == len(set(log))
-    assert list(change.tried) == log  # type: ignore[attr-defined]
+    assert list(change.tried) == log
     testable = [i for i, answer in enumerate(answers) if answer is not None]
     if len(testable) < 2:
-        assert "untestable" == change.status  # type: ignore[attr-defined]
+        assert "untestable" == change.status
         return
     first, last = testable[0], testable[-1]
-    assert str(first) == change.reference  # type: ignore[attr-defined]
+    assert str(first) == change.reference
     if not answers[last]:
-        assert ("unchanged", str(last)) == (change.status, change.last_same)  # type: ignore[attr-defined]
+        assert ("unchanged", str(last)) == (change.status, change.last_same)
         return
-    assert "changed" == change.status  # type: ignore[attr-defined]
-    low, high = int(change.last_same), int(change.first_changed)  # type: ignore[attr-defined]
+    assert "changed" == change.status
+    low, high = int(change.last_same), int(change.first_changed)
     assert answers[high] is True
     assert low == first or answers[low] is False
     assert low < high
-    assert [str(i) for i in range(low + 1, high)] == list(change.between)  # type: ignore[attr-defined]
+    assert [str(i) for i in range(low + 1, high)] == list(change.between)
     assert all(answers[i] is None for i in range(low + 1, high))
 
 
+@UNHURRIED
 @given(st.integers(2, 300), st.data())
 def test_one_change_is_found_with_few_probes(count: int, data: st.DataObject) -> None:
     place = data.draw(st.integers(1, count - 1))
     change, log = asked([i >= place for i in range(count)])
-    assert (str(place - 1), str(place)) == (change.last_same, change.first_changed)  # type: ignore[attr-defined]
+    assert (str(place - 1), str(place)) == (change.last_same, change.first_changed)
     assert len(log) <= most_probes(count) <= 2 + math.ceil(math.log2(count))
 
 
+@UNHURRIED
 @given(st.integers(2, 60), st.data())
 def test_untestable_versions_cost_one_probe_each_at_most(count: int, data: st.DataObject) -> None:
     place = data.draw(st.integers(1, count - 1))
@@ -114,6 +120,7 @@ def test_ranges_that_are_none(spec: str, message: str) -> None:
     assert caught.value.hint
 
 
+@UNHURRIED
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 2)), min_size=2, unique=True))
 def test_every_release_is_between_the_ends(versions: list[tuple[int, int, int]]) -> None:
     """The range from the least to the greatest is all of them, in order."""
