@@ -189,7 +189,8 @@ def structure_of(
     if expected.kind == "table" and results:
         rows = kept.rows
         if rows[0] != rows[1]:
-            text = f"{rows[0]} rows against {rows[1]}; the first {min(rows)} were compared with each other"
+            shared = f"the first {min(rows)} of both were compared" if min(rows) else "none was compared"
+            text = f"{rows[0]} against {rows[1]} rows; {shared}"
             found.append(Structure("rows", text, True))
     if expected.mode != actual.mode:
         found.append(Structure("mode", f"image mode {expected.mode} against {actual.mode}", True))

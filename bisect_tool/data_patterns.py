@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bisect_tool.data_files import Kept
 from bisect_tool.data_records import FileKind, ItemResult, Pattern
-from bisect_tool.data_tally import numbers_of
+from bisect_tool.data_tally import missing_of, numbers_of
 
 Array = NDArray[Any]
 
@@ -32,6 +32,8 @@ FITS = 0.95
 """Share that a pattern of all values at once (a scale, a shift) must explain."""
 LEAST_VALUES = 4
 """Different values that a rounding must have changed."""
+LEAST_CUT = 3
+"""Cells that must have been cut off."""
 ROUNDING_ULPS = 16
 """Differences up to this many units in the last place are called rounding."""
 SMALL_IN_IMAGES = 0.02
@@ -111,12 +113,22 @@ def _pair(name: str, kept: Kept) -> _Pair | None:
         return None
     size = min(a.size, b.size, LOOKED_AT)
     x, y = (_floats(v.reshape(-1)[:size]) for v in (a, b))
+    # Texts among numbers differ, and are nothing that is missing.
+    text = _is_text(a.reshape(-1)[:size], x) | _is_text(b.reshape(-1)[:size], y)
+    x[text] = y[text] = np.nan
     with np.errstate(invalid="ignore"):
         differs = (x != y) & ~(np.isnan(x) & np.isnan(y))
     return _Pair(name, x, y, differs) if differs.any() else None
 
 
+def _is_text(values: Array, numbers: Array) -> Array:
+    if values.dtype != object:
+        return np.zeros(values.size, np.bool_)
+    return np.asarray(np.isnan(numbers) & ~missing_of(values), np.bool_)
+
+
 def _floats(values: Array) -> Array:
+    """A copy, as float64; NaN where no number stands."""
     if values.dtype.kind == "c":
         return np.abs(values).astype(np.float64)
     if values.dtype == object or values.dtype.kind in "US":
@@ -232,6 +244,9 @@ def _clipped(pair: _Pair) -> Pattern | None:
             continue
         ends = [float(v) for v in (low, high) if np.count_nonzero((y == v) & pair.differs)]
         at_ends = (y == low) | (y == high)
+        # One or two cells beyond all others fit by chance.
+        if pair.count < LEAST_CUT:
+            return None
         if np.array_equal(np.clip(x, low, high), y, equal_nan=True) and not (pair.differs & ~at_ends).any():
             limits = " and ".join(f"{'above' if v == high else 'below'} {v:g}" for v in ends)
             text = f"the {_SIDES[1 - side]} file is the {_SIDES[side]} one cut off {limits}"
@@ -298,7 +313,7 @@ def _affine_text(scale: float, offset: float, spread: float) -> str:
 def _constant(pair: _Pair) -> Pattern | None:
     for side, (x, y) in enumerate(((pair.a, pair.b), (pair.b, pair.a))):
         known, other = x[~np.isnan(x)], y[~np.isnan(y)]
-        if known.size > 1 and np.ptp(known) == 0 and other.size > 1 and np.ptp(other) > 0:
+        if known.size >= LEAST_VALUES and np.ptp(known) == 0 and other.size > 1 and np.ptp(other) > 0:
             return Pattern(
                 "constant", (pair.name,), f"the {_SIDES[side]} file has one value throughout: {known[0]:g}", 1.0
             )

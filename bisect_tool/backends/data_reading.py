@@ -224,7 +224,7 @@ def _names(path: Path, options: Mapping[str, Any]) -> tuple[str, ...]:
     import pandas
 
     frame = pandas.read_csv(path, nrows=0 if options["header"] == 0 else 1, **options)
-    names = [str(name).strip() for name in frame.columns]
+    names = [re.sub(r"^Unnamed: \d+$", "(no name)", str(name).strip()) for name in frame.columns]
     if options["header"] is None:
         names = [f"column {number + 1}" for number in range(len(names))]
     # Stripping may make two names one.

@@ -72,7 +72,8 @@ def _verdict(page: Page, found: DataComparison) -> None:
     if beyond:
         items = sum(item.beyond > 0 for item in found.items)
         where = common.plural(items, _WHAT[found.kind])
-        text = f"{beyond} of {common.plural(compared, 'cell')} differ ({common.percent(beyond, compared)}), in {where}"
+        verb = "differs" if beyond == 1 else "differ"
+        text = f"{beyond} of {common.plural(compared, 'cell')} {verb} ({common.percent(beyond, compared)}), in {where}"
         if not found.limits.exact:
             text += f", by more than {limits_text(found.limits)}"
         text += size_text(found.items)
@@ -111,7 +112,9 @@ def first_text(cell: Cell, table: bool) -> str:
     if not table:
         return f"{cell.item} at {common.index_text(cell.index)}: {values}"
     line = f" (line {cell.line} of the file)" if cell.line is not None else ""
-    return f"row {cell.index[0]}{line}, column {cell.item}: {values}"
+    # Columns without a name are called by their number.
+    column = cell.item if cell.item.startswith("column ") else f"column {cell.item}"
+    return f"row {cell.index[0]}{line}, {column}: {values}"
 
 
 def _shares(page: Page, found: DataComparison) -> None:

@@ -100,7 +100,7 @@ def test_a_report_has_the_whole_environment_and_can_be_compared(tmp_path: Path) 
     ("arguments", "code", "says"),
     [
         (("a.npy", "a.npy"), 0, "EQUAL  the files are the same, byte for byte"),
-        (("a.npy", "b.npy"), 1, "DIFFERENT  1 of 6 cells differ"),
+        (("a.npy", "b.npy"), 1, "DIFFERENT  1 of 6 cells differs"),
         (("a.npy", "b.npy", "--exit-zero"), 0, "DIFFERENT"),
         (("a.npy", "b.npy", "--max-abs", "2"), 0, "EQUAL  1 cell differs, within 2"),
         (("a.npy", "gone.npy"), 2, "gone.npy: no such file"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,18 @@ def test_planted_patterns_in_tables_are_named(code: str, frame: pandas.DataFrame
     assert found.patterns[0].explains > 0.9
 
 
+def test_texts_among_numbers_are_not_missing(frame: pandas.DataFrame, tmp_path: Path) -> None:
+    """A broken cell differs; the zeros beside it are told all the same."""
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    other = _zeros(frame.copy()).astype({"hip_y": object})
+    other.loc[7, "hip_y"] = "broken"
+    other.to_csv(tmp_path / "b.csv", index=False)
+    found = compared(tmp_path / "a.csv", tmp_path / "b.csv")
+    (item,) = [item for item in found.items if item.differing]
+    assert (6, 0, 5) == (item.differing, item.only_actual_missing, item.only_actual_zero)
+    assert {"scattered-zeros"} == codes(found)
+
+
 def test_unrelated_tables_show_no_pattern(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     for name in ("a", "b"):
@@ -277,6 +290,7 @@ def test_a_table_without_header_is_numbered(tmp_path: Path) -> None:
         ("walk,0.1\nrun,0.2\n", ["column 1", "column 2"]),
         ("a,b\nc,d\n", ["a", "b"]),
         ("a, b\n1, 2\n", ["a", "b"]),
+        (",x,\n0,5,6\n", ["(no name)", "x", "(no name) (3)"]),
     ],
 )
 def test_headers(text: str, names: list[str], tmp_path: Path) -> None:
@@ -447,6 +461,14 @@ def test_what_cannot_be_read_is_named(name: str, content: bytes, message: str, t
         compared(tmp_path / name, tmp_path / name)
     assert message in caught.value.message and name in caught.value.message
     assert caught.value.hint and 2 == caught.value.exit_code
+
+
+def test_images_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(BisectError, match="images are read with Pillow, which is not here") as caught:
+        read_data(tmp_path / "a.png")
+    assert "pip install pillow" == caught.value.hint
 
 
 def test_objects_are_not_unpickled(tmp_path: Path) -> None:
