@@ -58,8 +58,13 @@ def _last_line(text: str) -> str:
     return WITHHELD if is_secret(line) and "://" in line else line
 
 
-def make_environment(folder: Path, requirements: Sequence[str]) -> Path:
+def make_environment(folder: Path, package: str, also: Sequence[str] = ()) -> Path:
     """Makes an environment and installs into it; returns its interpreter.
+
+    Args:
+        folder: of the environment; made.
+        package: with its version, ``numpy==2.0.0``; goes into this environment even if it is here in that version.
+        also: other requirements, and what they and the package need, go there where they are not met here.
 
     Raises:
         BisectError: pip cannot install that.
@@ -68,13 +73,18 @@ def make_environment(folder: Path, requirements: Sequence[str]) -> Path:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     own = Path(sysconfig.get_path("purelib", "nt" if os.name == "nt" else "posix_prefix", vars=_bases(folder)))
     own.mkdir(parents=True, exist_ok=True)
-    outer = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *_user_site()])
-    lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in outer)
+    lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in outer_folders())
     (own / "zz_outer_environment.pth").write_text(lines, encoding="utf-8")
-    done = _pip("--python", str(python), "install", "--quiet", *requirements)
-    if done.returncode != 0:
-        raise BisectError(f"pip cannot install {' '.join(requirements)}: {_last_line(done.stderr)}")
+    for arguments in (["--no-deps", "--ignore-installed", package], [package, *also]):
+        done = _pip("--python", str(python), "install", "--quiet", *arguments)
+        if done.returncode != 0:
+            raise BisectError(f"pip cannot install {' '.join([package, *also])}: {_last_line(done.stderr)}")
     return python
+
+
+def outer_folders() -> list[str]:
+    """Where the packages of this environment lie."""
+    return list(dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *_user_site()]))
 
 
 def _bases(folder: Path) -> dict[str, str]:

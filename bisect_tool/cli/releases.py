@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import tempfile
@@ -134,7 +135,7 @@ def _prepare(
         kept.update({key: os.path.abspath(kept[key]) for key in ("checkpoint", "entry_args") if kept[key]})
         kept["raw"] = [os.path.abspath(path) for path in settings["raw"]]
         kept["model"] = os.path.abspath(kept["model"]) if Path(kept["model"]).is_file() else kept["model"]
-        files = [kept["model"], kept["checkpoint"], kept["entry_args"], *kept["inputs"], *kept["raw"]]
+        files = [kept["model"], kept["checkpoint"], kept["entry_args"], *kept["inputs"], *kept["raw"], *_own_sources()]
         text = json.dumps(kept, sort_keys=True, default=str)
         data = {"what": "model", "settings": json.loads(text)}
         return _Job(data, _digest(text.encode(), files)), floor
@@ -159,6 +160,14 @@ def _prepare(
     inputs = b"".join(name.encode() + str(a.dtype).encode() + a.tobytes() for name, a in sorted(feeds.items()))
     beside = [path for path in (Path(f"{graph}.data"),) if path.exists()]
     return _Job(data, _digest(inputs + str(settings["threads"]).encode(), [graph, *beside])), floor
+
+
+def _own_sources() -> list[str]:
+    """Files of what was imported beside installed packages and this tool: the user's own code, now that it was loaded."""
+    others = [Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parents[1], *map(Path, site.getsitepackages())]
+    files = {str(getattr(module, "__file__", None) or "") for module in [*sys.modules.values()]}
+    paths = sorted(Path(file).resolve() for file in files if file.endswith(".py"))
+    return [str(path) for path in paths if not any(other.resolve() in path.parents for other in others)]
 
 
 def _digest(text: bytes, files: Sequence[Any]) -> str:
@@ -284,7 +293,7 @@ class _Trials:
         self.say(f"installing {self.package} {version}")
         folder = self.temporary / f"env-{version}"
         try:
-            python = make_environment(folder, [f"{self.package}=={version}", *self.also])
+            python = make_environment(folder, f"{self.package}=={version}", self.also)
             there = installed_version(python, self.package)
             if not _is_that(there, version):
                 raise BisectError(f"the environment has {there or 'no version'} of it")

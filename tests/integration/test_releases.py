@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -49,6 +50,25 @@ def make_wheel(folder: Path, version: str, code: str) -> None:
     with zipfile.ZipFile(folder / f"{PACKAGE}-{version}-py3-none-any.whl", "w") as archive:
         for name, text in files.items():
             archive.writestr(name, text)
+
+
+def test_a_version_that_is_here_too_is_installed_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise pip finds it in this environment, and installs nothing."""
+    from bisect_tool.backends import throwaway
+
+    make_wheel(tmp_path, "1.0", "PLACE = 'own'\n")
+    (tmp_path / "outer").mkdir()
+    with zipfile.ZipFile(tmp_path / f"{PACKAGE}-1.0-py3-none-any.whl") as wheel:
+        wheel.extractall(tmp_path / "outer")
+    (tmp_path / "outer" / f"{PACKAGE}.py").write_text("PLACE = 'outer'\n")
+    (tmp_path / "outer" / "other_module.py").write_text("")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setattr(throwaway, "outer_folders", lambda: [str(tmp_path / "outer")])
+    python = throwaway.make_environment(tmp_path / "env", f"{PACKAGE}==1.0")
+    assert "1.0" == throwaway.installed_version(python, PACKAGE)
+    code = f"import other_module, {PACKAGE}; print({PACKAGE}.PLACE)"
+    assert "own" == subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture
@@ -119,6 +139,23 @@ def test_the_release_that_changed_the_numbers_is_found_and_kept(case: Path) -> N
     assert max(map(len, out.splitlines())) <= 80
     assert 0 == releases(PACKAGE, "1.2.0,1.3.0", "--cache", cache, "--yes", *rest)[0]
     assert 0 == releases(PACKAGE, "1.0.0,1.3.0", "--cache", cache, "--yes", "--limit", "0.1", *rest)[0]
+
+
+def test_results_are_those_of_the_code_as_it_is(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that the model imports belongs to what was run: once it is edited, kept results do not count."""
+    from bisect_tool.cli.loading import load
+    from bisect_tool.cli.releases import _own_sources
+
+    helper = case / "here" / "helper_of_model.py"
+    helper.write_text("BIAS = 1\n")
+    (case / "model.py").write_text("import helper_of_model\n" + MODEL)
+    settings = dict.fromkeys(
+        ("entry", "entry_args", "threads", "checkpoint", "preprocess", "onnx", "raw", "allow_pickle"), None
+    )
+    load({**settings, "model": str(case / "model.py"), "inputs": [str(case / "sample.npy")]})
+    sources = _own_sources()
+    assert str(helper.resolve()) in sources
+    assert not [path for path in sources if "site-packages" in path or "/bisect_tool/" in path]
 
 
 def test_nothing_is_installed_unasked(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
