@@ -102,7 +102,13 @@ def _keeps_lists(keys: Sequence[OutputKey], places: Sequence[int]) -> bool:
     return True
 
 
-def worst_error(results: Sequence[OutputResult]) -> float:
-    """Largest relative L2 of the final outputs; infinite where one could not be compared."""
-    errors = [math.inf if out.total.problem or math.isnan(out.total.rel_l2) else out.total.rel_l2 for out in results]
-    return max(errors, default=math.inf)
+def worst_error(results: Sequence[OutputResult]) -> float | None:
+    """Relative L2 of the worst output that was compared; infinite where one has another shape, or NaN on one side."""
+    errors = [
+        math.inf
+        if out.total.problem or out.total.nonfinite_mismatch or math.isnan(out.total.rel_l2)
+        else out.total.rel_l2
+        for out in results
+        if out.judgement != "not compared"
+    ]
+    return max(errors, default=None)

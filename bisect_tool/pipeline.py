@@ -34,6 +34,7 @@ from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.costs import ort_cost, torch_cost
 from bisect_tool.backends.crossings import crossing_of
+from bisect_tool.backends.environment_facts import snapshot
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.facts import fed_inputs, graph_facts
 from bisect_tool.backends.floors import stage_noise
@@ -80,10 +81,10 @@ from bisect_tool.diagnose.findings import (
 )
 from bisect_tool.diagnose.grown import Crossing, grown
 from bisect_tool.diagnose.input_orders import CLEARLY, order_diagnosis, other_orders
-from bisect_tool.diagnose.optimiser import is_optimised, with_finding, worst_error
+from bisect_tool.diagnose.optimiser import is_optimised, with_finding
 from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.drilldown import first_mending, note_shared
-from bisect_tool.environment import peak_rss_mb, snapshot
+from bisect_tool.environment import peak_rss_mb
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.inspection import BoundOutput, Inspection, evidence_counts, level_counts
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
@@ -1529,6 +1530,8 @@ class _Bisection:
         ends = time.perf_counter() + SECONDS_FOR_ORDERS
         outputs = self.torch_outputs.get(pair.name, [])
         before = worst_error(self._output_results(self.untouched[pair.name], outputs))
+        if before is None:
+            return None, 0
         run = untouched_run(self.program, pair.actual)
         tried = 0
         for order in other_orders(self.feeds):
@@ -1540,9 +1543,10 @@ class _Bisection:
                 continue
             tried += 1
             # Outputs that hardly differed as they were say nothing for an order under which they hardly differ either.
-            clear = worst_error(results) * CLEARLY <= before
-            if results and clear and all(out.judgement == "pass" for out in results):
-                return order_diagnosis(order, before, worst_error(results), tried, pair.name), tried
+            error = worst_error(results)
+            clear = error is not None and error * CLEARLY <= before
+            if error is not None and clear and all(out.judgement == "pass" for out in results):
+                return order_diagnosis(order, before, error, tried, pair.name), tried
         return None, tried
 
     # -- the report's parts -------------------------------------------------------------------------------------------

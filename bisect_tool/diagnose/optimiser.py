@@ -13,7 +13,6 @@ from bisect_tool.records import (
     FirstOverTolerance,
     LedgerEntry,
     Origin,
-    OutputResult,
     StageRef,
     Verdict,
 )
@@ -47,18 +46,6 @@ class OptimiserFinding:
 def is_optimised(pair: ConfigPair) -> bool:
     """Whether passes of an optimiser may be what makes a pair wrong."""
     return pair.actual.backend == "onnxruntime" and pair.actual.optimization != "off"
-
-
-def worst_error(results: Sequence[OutputResult]) -> float | None:
-    """Relative L2 of the worst output that was compared; infinite where one has another shape, or NaN on one side."""
-    errors = [
-        math.inf
-        if out.total.problem or out.total.nonfinite_mismatch or math.isnan(out.total.rel_l2)
-        else out.total.rel_l2
-        for out in results
-        if out.judgement != "not compared"
-    ]
-    return max(errors, default=None)
 
 
 def finding_of(verdict: Verdict) -> OptimiserFinding | None:

@@ -17,8 +17,8 @@ from bisect_tool.diagnose.optimiser import (
     ledger,
     line,
     with_finding,
-    worst_error,
 )
+from bisect_tool.outputs import worst_error
 from bisect_tool.passes import PassRun, PassSearch, PassTrial
 from bisect_tool.records import ConfigPair, NumericConfig, Origin, StageRef, Verdict
 
