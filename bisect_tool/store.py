@@ -182,6 +182,13 @@ def report_text(report: Report) -> str:
     return json.dumps(report_to_json(report), indent=1, allow_nan=False) + "\n"
 
 
+def record_to_json(record: object) -> dict[str, Any]:
+    """Any record of dataclasses as plain JSON values, its version first where it has one."""
+    data = cast(dict[str, Any], _encode(record))
+    first = next((key for key in data if key.endswith("_version")), None)
+    return data if first is None else {first: data.pop(first), **data}
+
+
 def inspection_text(inspection: Inspection) -> str:
     """What ``inspect --format json`` prints: strict JSON, in ASCII."""
     data = cast(dict[str, Any], _encode(inspection))

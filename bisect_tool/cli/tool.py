@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from bisect_tool.cli.compare import compare
 from bisect_tool.cli.explain import explain
 from bisect_tool.cli.inspect import inspect
 from bisect_tool.cli.run import run
@@ -18,3 +19,4 @@ def tool() -> None:
 tool.add_command(run, "run")
 tool.add_command(explain, "explain")
 tool.add_command(inspect, "inspect")
+tool.add_command(compare, "compare")

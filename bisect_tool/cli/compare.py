@@ -1,0 +1,94 @@
+"""``bisect-tool compare A B``: two recordings, or two data files."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bisect_tool.cli import options as shared
+from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, BisectError
+
+MANIFEST = "manifest.json"
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether it is a recording: a folder with a manifest, or one file that holds one."""
+    if path.is_dir():
+        return (path / MANIFEST).is_file()
+    if not path.is_file() or path.suffix.lower() in (".npz", ".pt", ".pth"):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MANIFEST in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+@click.command(context_settings=shared.SETTINGS)
+@click.argument("expected", type=click.Path())
+@click.argument("actual", type=click.Path())
+@click.option("--max-abs", type=float, help="Tolerance: largest absolute difference.")
+@click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol.")
+@click.option("--rtol", type=float, help="Tolerance as in allclose, together with --atol.")
+@click.option("--separator", metavar="CHAR", help="Of tables, as `;` [default: found out from the first lines].")
+@click.option("--all-items", is_flag=True, help="Of data files: print every column or array.")
+@click.option("--exit-zero", is_flag=True, help="Exit 0 on a difference too.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
+def compare(expected: str, actual: str, form: str, exit_zero: bool, **given: Any) -> int:
+    """Say what differs between EXPECTED and ACTUAL: two recordings of `bisect-tool record`, or two data files.
+
+    Data files: .csv .tsv .npy .npz .pt .safetensors .json and images. Without a tolerance they must be equal. Exit
+    codes: 0 equal, 1 different, 2 bad usage or unreadable input, 3 inconclusive (recordings only).
+    """
+    paths = Path(expected), Path(actual)
+    bundles = [is_bundle(path) for path in paths]
+    if bundles[0] != bundles[1]:
+        recording, other = paths if bundles[0] else reversed(paths)
+        raise BisectError(f"{recording} is a recording, {other} is none", hint="compare two of the same kind")
+    code = _recordings(*paths, form, given) if bundles[0] else _data_files(*paths, form, given)
+    return EXIT_AGREES if exit_zero and code == EXIT_DIVERGES else code
+
+
+def _recordings(expected: Path, actual: Path, form: str, given: dict[str, Any]) -> int:
+    if importlib.util.find_spec("bisect_tool.compare_traces") is None:
+        raise BisectError(
+            f"{expected} and {actual} are recordings, which this version cannot compare yet",
+            hint="data files can be compared: .csv .npy .npz .pt .safetensors and images",
+        )
+    module = importlib.import_module("bisect_tool.compare_traces")
+    code: int = module.compare_bundles(expected, actual, form=form, **given)
+    return code
+
+
+def _data_files(expected: Path, actual: Path, form: str, given: dict[str, Any]) -> int:
+    from bisect_tool.backends.data_reading import read_data
+    from bisect_tool.data_files import compare_contents, conclude, make_limits
+    from bisect_tool.data_patterns import find_patterns
+
+    limits = make_limits(given["max_abs"], given["atol"], given["rtol"])
+    one, other = (read_data(path, separator=given["separator"]) for path in (expected, actual))
+    if one.kind != other.kind:
+        raise BisectError(
+            f"{expected} holds {_KINDS[one.kind]}, {actual} {_KINDS[other.kind]}",
+            hint="compare two files of one kind; .npy, .npz, .pt, .safetensors and .json may be mixed",
+        )
+    results, kept = compare_contents(one, other, limits)
+    found = conclude(one, other, limits, results, kept, find_patterns(one.kind, results, kept))
+    if form == "json":
+        from bisect_tool.store import record_to_json
+
+        click.echo(json.dumps(record_to_json(found), indent=1, allow_nan=False))
+    else:
+        from bisect_tool.reporters.data_files import print_comparison
+
+        print_comparison(found, all_items=given["all_items"])
+    return EXIT_AGREES if found.status == "equal" else EXIT_DIVERGES
+
+
+_KINDS = {"table": "a table", "arrays": "arrays", "image": "an image"}
