@@ -21,7 +21,6 @@ Example:
 
 import argparse
 import contextlib
-import fnmatch
 import hashlib
 import importlib
 import importlib.util
@@ -1683,7 +1682,7 @@ class Recording:
     def _choose(self):
         if not self.globs:
             return
-        wanted = [entry for entry in self.stages if any(fnmatch.fnmatchcase(entry["stage"], g) for g in self.globs)]
+        wanted = [entry for entry in self.stages if any(_glob_matches(entry["stage"], g) for g in self.globs)]
         if not wanted:
             known = ", ".join(dict.fromkeys(entry["stage"] for entry in self.stages[:8] if entry["stage"]))
             raise RecordError(
@@ -1729,6 +1728,13 @@ class Recording:
         }
         manifest.update(extra or {})
         return self.writer.finish(manifest)
+
+
+def _glob_matches(path, glob):
+    """As in the options of the other commands: ``*`` stays within one part of a dotted path, ``**`` does not."""
+    pattern = {"**": ".*", "*": r"[^./]*", "?": r"[^./]"}
+    parts = re.split(r"(\*\*|\*|\?)", "" if glob == "(model)" else glob)
+    return re.fullmatch("".join(pattern.get(part, re.escape(part)) for part in parts), path) is not None
 
 
 def _nearest(values, parents, known):
