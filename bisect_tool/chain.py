@@ -549,7 +549,7 @@ def random_link(one: Mapping[str, Any], other: Mapping[str, Any]) -> Link:
             idle.append(name)
     checked = _count(len(names), "generator")
     if idle:
-        checked += f" ({' and '.join(idle)} in other states, which no drawing told apart)"
+        checked += f", {', '.join(idle)} in other states and not used"
     return _link("random state", checked, found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bisect_tool.bundles import PROJECTED, Bundle, Recorded
+from bisect_tool.bundles import PROJECTED, Bundle, Recorded, open_bundle
 from bisect_tool.chain import NUMERIC, first_cause, provenance_links
 from bisect_tool.compare import input_error
 from bisect_tool.environment import peak_rss_mb
@@ -37,7 +38,7 @@ from bisect_tool.records import (
     Unaligned,
     Verdict,
 )
-from bisect_tool.tolerances import DEFAULT_REL_L2
+from bisect_tool.tolerances import DEFAULT_REL_L2, make_tolerance
 from bisect_tool.verdicts import decide
 
 STEP = 30.0
@@ -96,6 +97,18 @@ def compare_traces(
         notes=tuple(_notes(comparer)),
         chain=tuple(links),
     )
+
+
+def compare_recordings(
+    expected: str | os.PathLike[str], actual: str | os.PathLike[str], tolerance: Tolerance | None = None, **options: Any
+) -> Report:
+    """The same from two paths; ``options`` are those of :func:`compare_traces`.
+
+    Raises:
+        BisectError: a recording can't be read.
+    """
+    with open_bundle(expected) as one, open_bundle(actual) as other:
+        return compare_traces(one, other, tolerance or make_tolerance(None, None, None), **options)
 
 
 class _Comparer:
@@ -240,6 +253,7 @@ def _stage_rows(comparer: _Comparer, config: str, level: str, globs: Sequence[st
         known = ", ".join(sorted({entry["stage"] for entry in recorded if entry["stage"]})[:3])
         raise BisectError(f"--stages {' '.join(globs)}: no recorded stage matches", hint=f"stages look like: {known}")
     there = {_ref(entry): entry for entry in comparer.actual.manifest["stages"]}
+    absent = {_ref(entry): str(entry["reason"]) for entry in comparer.actual.manifest.get("absent") or ()}
     by_value: dict[int, dict[str, Any]] = {}
     for entry in recorded:
         if entry["level"] != "container":
@@ -255,7 +269,8 @@ def _stage_rows(comparer: _Comparer, config: str, level: str, globs: Sequence[st
         feeding = _feeding(entry, by_value, row_of_value)
         results: dict[str, Comparison] = {}
         if other is None:
-            lost.append(Unaligned(ref, f"{comparer.actual.name} has no stage of this name", True))
+            reason = absent.get(ref, f"{comparer.actual.name} has no stage of this name")
+            lost.append(Unaligned(ref, reason, ref not in absent))
         else:
             pairs.append(Pair(ref, _value_name(other, ref), ("name",), None))
             results[config] = _compared(comparer, config, entry, other, [rows[i] for i in feeding], errors_of_inputs)
@@ -282,7 +297,8 @@ def _stage_rows(comparer: _Comparer, config: str, level: str, globs: Sequence[st
         row_of_value.setdefault(entry["value"], row.index)
     shown = {row.ref for row in rows}
     extra = tuple(str(_ref(e)) for e in there.values() if _is_chosen(e, level, globs) and _ref(e) not in shown)
-    coverage = len(pairs) / len(chosen) if chosen else None
+    wanted = len(pairs) + sum(item.in_graph for item in lost)
+    coverage = len(pairs) / wanted if wanted else None
     return rows, Alignment(tuple(pairs), tuple(lost), extra, len(chosen), len(pairs), coverage)
 
 
@@ -496,7 +512,10 @@ def _summary(verdict: Verdict, cause: FirstCause | None, links: Sequence[Link], 
         same = sum(link.status == "same" for link in links)
         lines.append(f"nothing differs: {same} links of the chain are the same, every compared number bit for bit")
     elif cause.numbers is None:
-        lines.append(f"no number differs; the recordings differ in {cause.link}: {_told(cause.difference)}")
+        harmless = (
+            "what differs can't have changed one" if cause.difference.reach == "none" else "what differs changed none"
+        )
+        lines.append(f"no number differs, and {harmless}: {cause.link}: {_told(cause.difference)}")
     else:
         lines.append(f"first cause: {cause.link}: {_told(cause.difference)}")
         lines.append(f"first numbers that differ: {cause.numbers}")

@@ -1560,6 +1560,7 @@ class Recording:
         self.mode = {}
         self.states = {}
         self.notes = []
+        self.absent = []  # stages that the recorded graph holds no value for, with the reason
         self.before = frozenset(sys.modules)
         self._main = None
         self._modules = ()
@@ -1724,6 +1725,7 @@ class Recording:
             "weights": self.weights,
             "stages": self.stages,
             "outputs": self.outputs,
+            "absent": self.absent,
             "notes": self.notes,
         }
         manifest.update(extra or {})
@@ -1735,6 +1737,32 @@ def _glob_matches(path, glob):
     pattern = {"**": ".*", "*": r"[^./]*", "?": r"[^./]"}
     parts = re.split(r"(\*\*|\*|\?)", "" if glob == "(model)" else glob)
     return re.fullmatch("".join(pattern.get(part, re.escape(part)) for part in parts), path) is not None
+
+
+def record(
+    module, args=(), kwargs=None, output="run.trace", summary=False, stages=(), force=False, folder=False, files=()
+):
+    """Records one run of a model that is already there, as it is: ``compare_recordings`` compares two such files.
+
+    Args:
+        module: in the mode and on the device that it is to run in.
+        args, kwargs: inputs of its ``forward``; a single tensor stands for itself.
+        output: path of the bundle.
+        summary, stages, folder, force: see :class:`Recording`.
+        files: (role, path) of files that the model or its input were read from; ``role`` as ``checkpoint`` or ``input``.
+
+    Returns:
+        The path.
+
+    Raises:
+        RecordError: the place is taken, or ``forward`` raised.
+    """
+    args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    with Recording(output, summary, stages, False, folder, force) as recording:
+        for moment in MOMENTS[:-1]:
+            recording.moment(moment)
+        recording.run(module, args, kwargs)
+        return recording.finish(configuration_of(module, mode="train" if module.training else "eval"), files)
 
 
 def _nearest(values, parents, known):
@@ -1793,10 +1821,13 @@ def explain_failure(recorder, module, error):
         if len(floats) > 1:
             hint = "convert the model or its input, so that both have one dtype (.float(), .half()); or use autocast"
     else:
-        open_frames = [frame for frame in recorder.trace.frames if not frame.outputs]
-        if open_frames and open_frames[-1].path:
-            frame = open_frames[-1]
-            text += "\n  in {} ({})".format(frame.path, frame.type)
+        paths = {id(child): path for path, child in module.named_modules()}
+        deepest, traceback = module, error.__traceback__
+        while traceback is not None:
+            owner = traceback.tb_frame.f_locals.get("self")
+            deepest = owner if id(owner) in paths else deepest
+            traceback = traceback.tb_next
+        text += "\n  in {} ({})".format(paths.get(id(deepest)) or "the model", type(deepest).__name__)
         if "dtype" in reason or "type" in reason:
             kinds = sorted({dtype_name(t.dtype) for t in module.parameters() if t.is_floating_point()})
             text += "; the weights are {}".format(", ".join(kinds))
@@ -2043,7 +2074,7 @@ def _arguments(given):
     parser.add_argument("--entry", help="function, class or instance in MODEL")
     parser.add_argument("--entry-args", help="TOML or JSON file with arguments for the entry")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--mode", choices=("eval", "train", "as-is"), default="eval")
+    parser.add_argument("--mode", choices=("eval", "train"), default="eval")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--level", choices=("leaf", "op"), default="leaf")
@@ -2077,11 +2108,8 @@ def place_model(module, args, kwargs, device):
 
 
 def set_mode(module, mode):
-    """``eval``, ``train``, or as the model was built."""
-    if mode == "eval":
-        module.eval()
-    elif mode == "train":
-        module.train()
+    """``eval`` or ``train``."""
+    module.train(mode == "train")
 
 
 def main(given=None):

@@ -7,6 +7,7 @@ import click
 from bisect_tool.cli.compare import compare
 from bisect_tool.cli.explain import explain
 from bisect_tool.cli.inspect import inspect
+from bisect_tool.cli.record import record, recorder
 from bisect_tool.cli.run import run
 
 
@@ -20,3 +21,5 @@ tool.add_command(run, "run")
 tool.add_command(explain, "explain")
 tool.add_command(inspect, "inspect")
 tool.add_command(compare, "compare")
+tool.add_command(record, "record")
+tool.add_command(recorder, "recorder")

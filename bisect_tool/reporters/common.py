@@ -396,8 +396,11 @@ def dtypes_under(report: Report, config: str | None, rows: Sequence[StageRow]) -
     return sorted(names if autocast == "off" else {*names, str(autocast)})
 
 
-def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = ()) -> str:
-    """What stages are judged by in words, for the dtypes that occur (all of them if none is named)."""
+def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = (), *, floors: bool = True) -> str:
+    """What stages are judged by in words, for the dtypes that occur (all of them if none is named).
+
+    ``floors``: noise floors are measured, which takes the model; two recordings have none.
+    """
     if tolerance.min_sqnr is not None:
         least = f"SQNR: at least {tolerance.min_sqnr:g} dB"
         if tolerance.source == "quantised":
@@ -408,7 +411,7 @@ def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = ()) -> str:
         text = "relative L2 " + (", ".join(f"{sci(limit)} ({name})" for name, limit in limits.items()) or "-")
         if tolerance.source == "default":
             # A stage under this limit fails all the same if it makes more error than rounding does.
-            return f"the noise floor, and {text}, the defaults"
+            return f"the noise floor, and {text}, the defaults" if floors else f"{text}, the default"
     elif tolerance.max_abs is not None:
         text = f"max abs {sci(tolerance.max_abs)}"
     else:

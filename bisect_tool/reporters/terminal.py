@@ -390,7 +390,8 @@ def _stages(
 ) -> list[str]:
     first = common.first_ref(report, config)
     origins = common.origin_refs(report, config)
-    tolerance = common.tolerance_text(report.tolerance, common.dtypes_under(report, config, rows))
+    dtypes = common.dtypes_under(report, config, rows)
+    tolerance = common.tolerance_text(report.tolerance, dtypes, floors=not report.chain)
     page.line((f"{title} under {config}" if config is not None else title, "bold"))
     by = "tolerance:" if report.tolerance.source == "user" else "judged by"
     page.prose(f"{by} {tolerance}", style="dim")
