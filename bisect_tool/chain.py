@@ -8,7 +8,7 @@ those that merely differ as well: on another machine the kernel's version is alw
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -58,7 +58,11 @@ def provenance_links(expected: Manifest, actual: Manifest, compare: Compare) -> 
         data,
         weights,
         mode_link(sides[0].get("mode") or {}, sides[1].get("mode") or {}),
-        random_link(sides[0].get("random") or {}, sides[1].get("random") or {}),
+        random_link(
+            sides[0].get("random") or {},
+            sides[1].get("random") or {},
+            {each.link for each in (data, weights) if each.status == "same"},
+        ),
     ]
 
 
@@ -531,25 +535,33 @@ _PHASES = (
 )
 
 
-def random_link(one: Mapping[str, Any], other: Mapping[str, Any]) -> Link:
-    """Generators whose state differed where numbers were drawn from them; unused ones always differ, and don't matter."""
+def random_link(one: Mapping[str, Any], other: Mapping[str, Any], same: Set[str] = frozenset()) -> Link:
+    """Generators whose state differed where numbers were drawn from them; unused ones always differ, and don't matter.
+
+    ``same``: of data and weights what is the same: whatever was drawn for it came to nothing, as a checkpoint replaces the
+    weights that a model is built with.
+    """
     if not one or not other:
         return _link("random state", "not recorded on one side", (), known=False)
     found, idle = [], []
     names = list(dict.fromkeys([*one.get("start", {}), *one.get("end", {})]))
     for name in names:
-        where = [phase for phase in _PHASES if _drawn(name, phase, one, other)]
+        where = [phase for phase in _PHASES if phase[2] not in same and _drawn(name, phase, one, other)]
         if where:
             begin, _, acts, text = where[0]
             sides = str(one.get(begin, {}).get(name)), str(other.get(begin, {}).get(name))
-            note = f"drawn from in {' and '.join(phase[3] for phase in where)}"
+            note = f"numbers were drawn in {' and '.join(phase[3] for phase in where)}"
+            if sides[0] == sides[1]:
+                # The code seeds it itself, or draws more often on one side.
+                sides = str(one.get(where[0][1], {}).get(name)), str(other.get(where[0][1], {}).get(name))
+                note += ", from the same state on: another seed in the code, or other numbers of drawings"
             acts_on = tuple(dict.fromkeys(phase[2] for phase in where))
             found.append(Difference(f"{name}'s generator", *sides, "any", acts_on, note))
         elif any(one.get(m, {}).get(name) != other.get(m, {}).get(name) for m in one if m in other):
             idle.append(name)
     checked = _count(len(names), "generator")
     if idle:
-        checked += f", {', '.join(idle)} in other states and not used"
+        checked += f", {', '.join(idle)} in other states to no effect"
     return _link("random state", checked, found)
 
 
@@ -558,8 +570,8 @@ def _drawn(name: str, phase: tuple[str, str, str, str], one: Mapping[str, Any], 
     states = [(side.get(begin, {}).get(name), side.get(end, {}).get(name)) for side in (one, other)]
     if None in states[0] or None in states[1]:
         return False
-    if states[0][0] == states[1][0] or states[0][1] == states[1][1]:
-        # A seed that the code sets itself makes an end of it.
+    if states[0][1] == states[1][1]:
+        # Also where it began in another state: a seed that the code sets itself makes an end of that.
         return False
     return any(before != after for before, after in states)
 

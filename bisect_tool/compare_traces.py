@@ -474,7 +474,8 @@ def _cause(
         own = [difference for difference in by_name[place].differences if difference.reach != "none"]
         if own:
             text = f"{place}: {own[0].what}" + (f" ({own[0].note})" if own[0].note else "")
-            return first_cause(links, place, text, math.inf, 0.0)
+            errors = [math.inf if d.error is None or math.isnan(d.error) else d.error for d in own]
+            return first_cause(links, place, text, max(errors), 1e-6)
     apart = [row for row in rows if config in row.results and _differs(row.results[config])]
     if apart:
         first = made = apart[0]

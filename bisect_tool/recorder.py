@@ -1804,7 +1804,7 @@ def _parts_of(value, path=()):
         parts = [(path + ["(columns)"], np.asarray(names, dtype=object)), (path + ["(index)"], np.asarray(value.index))]
         return parts + [(path + [name], np.asarray(value.iloc[:, at])) for at, name in enumerate(names)]
     if hasattr(value, "mode") and hasattr(value, "tobytes") and hasattr(value, "size"):  # an image
-        return [(path + ["(mode)"], np.asarray([str(value.mode)], dtype=object)), (path, np.asarray(value))]
+        return [(path, np.asarray(value)), (path + ["(mode)"], np.asarray([str(value.mode)], dtype=object))]
     if hasattr(value, "__array__"):
         return [(path, np.asarray(value))]
     return [(path, np.asarray([repr(type(value))], dtype=object))]
@@ -2156,7 +2156,7 @@ def _record(options):
             files.append(("input", options.input))
         else:
             args, kwargs = _preprocessed(options.preprocess, options.raw)
-            files.append(("raw", options.raw))
+            files.extend([("raw", options.raw)] if os.path.isfile(options.raw) else [])
         recording.moment("sample")
         set_mode(module, options.mode)
         module, args, kwargs, device = place_model(module, args, kwargs, options.device)
@@ -2175,7 +2175,8 @@ def _record(options):
 
 
 def _preprocessed(target, raw):
-    _need(raw, "--raw")
+    if not os.path.exists(raw):
+        raise RecordError("--raw {}: no such file".format(raw), "give the file that the preprocessing starts from")
     home_name, _, name = target.partition(":")
     sys.path.insert(0, os.getcwd())
     home = importlib.import_module(home_name)
