@@ -28,6 +28,14 @@ LEAST_SHARE = 0.1
 """Patterns that explain less of what differs are not told."""
 FITS = 0.95
 """Share that a pattern of all values at once (a scale, a shift) must explain."""
+LEAST_VALUES = 4
+"""Different values that a rounding must have changed."""
+ROUNDING_ULPS = 16
+"""Differences up to this many units in the last place are called rounding."""
+SMALL_IN_IMAGES = 0.02
+"""Mean difference, as a share of the range of an image's values, up to which it is the same picture."""
+MOST_OF_PICTURE = 0.75
+"""Share of the mean difference of two images that another layout must explain."""
 _DECIMALS = range(9)
 _DTYPES: Mapping[str, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 _SIDES = ("first", "second")
@@ -51,7 +59,7 @@ def find_patterns(kind: FileKind, results: Sequence[ItemResult], kept: Kept) -> 
     """Ways from one file to the other that fit, those that explain most first."""
     differing = {result.name for result in results if result.differing}
     pairs = [pair for name in kept.expected if name in differing and (pair := _pair(name, kept)) is not None]
-    found = [pattern for pair in pairs for pattern in _of_values(pair, kind)]
+    found = [pattern for pair in pairs for pattern in _of_values(pair)]
     patterns = _merged(found, pairs)
     if kind == "table":
         patterns += _of_rows(kept, differing)
@@ -59,7 +67,24 @@ def find_patterns(kind: FileKind, results: Sequence[ItemResult], kept: Kept) -> 
     else:
         patterns += [pattern for result in results for pattern in _of_axes(result, kept, kind)]
     patterns = [pattern for pattern in patterns if pattern.explains >= LEAST_SHARE]
+    told = {name for pattern in patterns for name in pattern.items}
+    patterns += [small for r in results if r.name not in told and (small := _small(r, kind)) is not None]
     return tuple(sorted(patterns, key=lambda pattern: -round(pattern.explains, 3)))
+
+
+def _small(result: ItemResult, kind: FileKind) -> Pattern | None:
+    """Differences that are only small, where nothing else fits."""
+    both = result.only_expected_missing + result.only_actual_missing
+    if not result.differing or both or result.note:
+        return None
+    if result.max_ulp is not None and result.max_ulp <= ROUNDING_ULPS:
+        text = f"differences of the size of rounding, at most {result.max_ulp:.3g} units in the last place"
+        return Pattern("rounding", (result.name,), text, 1.0)
+    limit = SMALL_IN_IMAGES * (65535 if result.expected.dtype == "uint16" else 255)
+    if kind == "image" and result.mean_abs is not None and result.mean_abs <= limit:
+        text = "the same picture with small differences all over, as another decoder, encoder or interpolation makes"
+        return Pattern("small-differences", (result.name,), text, 1.0)
+    return None
 
 
 def _pair(name: str, kept: Kept) -> _Pair | None:
@@ -99,16 +124,15 @@ def _merged(found: Sequence[Pattern], pairs: Sequence[_Pair]) -> list[Pattern]:
 # Values, place by place
 
 
-def _of_values(pair: _Pair, kind: FileKind) -> Iterator[Pattern]:
+def _of_values(pair: _Pair) -> Iterator[Pattern]:
     yield from _one_sided(pair)
-    rounded = _rounded(pair)
-    if rounded is not None:
-        yield rounded
-        return
-    for find in (_clipped, _scaled, _constant):
+    # A column of one value would also be a rounding; what is rounded needs no other name.
+    for find in (_constant, _rounded, _clipped, _scaled):
         pattern = find(pair)
         if pattern is not None:
             yield pattern
+            if find in (_constant, _rounded):
+                return
 
 
 def _one_sided(pair: _Pair) -> Iterator[Pattern]:
@@ -132,7 +156,9 @@ def _one_side(what: str, side: int, pair: _Pair, mask: Array) -> Pattern:
     places = np.flatnonzero(mask)
     block = places.size > 2 and places[-1] - places[0] + 1 == places.size
     code = f"{'block' if block else 'scattered'}-{what.partition(' ')[0]}"
-    return _shared(code, pair, mask, f"{'a block of' if block else 'scattered'} {what} in the {_SIDES[side]} file only")
+    how = "a block of" if block else "scattered"
+    text = f"one {what.removesuffix('s')}" if places.size == 1 else f"{how} {what}"
+    return _shared(code, pair, mask, f"{text} in the {_SIDES[side]} file only")
 
 
 def _shared(code: str, pair: _Pair, mask: Array, text: str) -> Pattern:
@@ -146,7 +172,8 @@ def _rounded(pair: _Pair) -> Pattern | None:
         return None
     for side, (x, y) in enumerate(((pair.a[finite], pair.b[finite]), (pair.b[finite], pair.a[finite]))):
         changed = x != y
-        if not changed.any():
+        # A few values fit some rounding by chance.
+        if len(np.unique(x[changed][:1000])) < LEAST_VALUES:
             return None
         for name, to in _ways(x):
             # The coarser side: what rounding makes of the other.
@@ -416,12 +443,11 @@ def _of_axes(result: ItemResult, kept: Kept, kind: FileKind) -> Iterator[Pattern
         return
     if a.shape == b.shape and not result.differing:
         return
-    slack = 0.02 * 255 if kind == "image" else 0.0
+    explained = _explains_picture if kind == "image" else _explains_array
     best: tuple[float, str, str] | None = None
-    own = _equal_share(a, b, slack) if a.shape == b.shape else 0.0
     for code, text, candidate in _candidates(a, b.shape, kind):
-        share = _explained(candidate, b, own, slack)
-        if share >= FITS and (best is None or share > best[0]):
+        share = explained(a, candidate, b)
+        if share >= (MOST_OF_PICTURE if kind == "image" else FITS) and (best is None or share > best[0]):
             best = share, code, text
             if share == 1.0:
                 break
@@ -429,22 +455,35 @@ def _of_axes(result: ItemResult, kept: Kept, kind: FileKind) -> Iterator[Pattern
         yield Pattern(best[1], (result.name,), f"the second file is the first one {best[2]}", best[0])
 
 
-def _explained(candidate: Array, b: Array, own: float, slack: float) -> float:
+def _explains_array(a: Array, candidate: Array, b: Array) -> float:
+    """Share of the differing elements that the candidate has right."""
     corner = tuple(slice(0, 8) for _ in b.shape)
-    if (
-        not slack
-        and candidate.ndim == b.ndim
-        and not np.array_equal(candidate[corner], b[corner], equal_nan=b.dtype.kind == "f")
-    ):
+    if not np.array_equal(candidate[corner], b[corner], equal_nan=b.dtype.kind == "f"):
         return 0.0
-    share = _equal_share(candidate, b, slack)
-    return (share - own) / (1 - own) if own < 1 else 0.0
+    own = _equal_share(a, b) if a.shape == b.shape else 0.0
+    return (_equal_share(candidate, b) - own) / (1 - own) if own < 1 else 0.0
 
 
-def _equal_share(a: Array, b: Array, slack: float) -> float:
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        return float(np.mean((np.abs(x - y) <= slack) | (x == y) | (np.isnan(x) & np.isnan(y))))
+def _explains_picture(a: Array, candidate: Array, b: Array) -> float:
+    """Share of the mean difference that is gone; what is left may be that of a lossy format, and no more."""
+    left = _mean_difference(candidate, b)
+    if left > SMALL_IN_IMAGES * _range_of(b.dtype):
+        return 0.0
+    # Of pictures of other sizes: against one that has nothing to do with it.
+    whole = _mean_difference(a, b) if a.shape == b.shape else _range_of(b.dtype) / 3
+    return 1 - left / whole if whole else 0.0
+
+
+def _range_of(dtype: Any) -> float:
+    return float(np.iinfo(dtype).max) if np.dtype(dtype).kind in "iu" else 1.0
+
+
+def _mean_difference(a: Array, b: Array) -> float:
+    return float(np.mean(np.abs(a.astype(np.float64) - b)))
+
+
+def _equal_share(a: Array, b: Array) -> float:
+    return float(np.mean((a == b) | ((a != a) & (b != b))))
 
 
 def _candidates(a: Array, shape: tuple[int, ...], kind: FileKind) -> Iterator[tuple[str, str, Array]]:

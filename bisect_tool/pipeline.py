@@ -31,6 +31,7 @@ from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.costs import ort_cost, torch_cost
+from bisect_tool.backends.environment_facts import snapshot
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.facts import fed_inputs, graph_facts
 from bisect_tool.backends.floors import stage_noise
@@ -58,7 +59,7 @@ from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.diagnose.findings import diagnoses, ledger
 from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.drilldown import first_mending, note_shared
-from bisect_tool.environment import peak_rss_mb, snapshot
+from bisect_tool.environment import peak_rss_mb
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.inspection import BoundOutput, Inspection, evidence_counts, level_counts
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise

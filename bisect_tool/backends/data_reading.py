@@ -97,7 +97,7 @@ def _unreadable(path: Path, error: Exception) -> BisectError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     suffix = suffix_of(path)
     hint = "the file is damaged, or its name says another format than it has"
-    if "allow_pickle" in reason:
+    if "allow_pickle" in reason or "Python objects" in reason:
         reason, hint = "it holds Python objects", "objects run code when they are read; save numbers only"
     return BisectError(f"{path} cannot be read as {suffix.lstrip('.')}: {reason[:240]}", hint=hint)
 
@@ -261,7 +261,16 @@ def _content(arrays: Mapping[str, Array], facts: FileFacts, kind: FileKind = "ar
 
 
 def _npy(path: Path) -> dict[str, Array]:
-    return {"array": np.load(path, mmap_mode="r", allow_pickle=False)}
+    return dict(_fields("array", np.load(path, mmap_mode="r", allow_pickle=False)))
+
+
+def _fields(name: str, array: Array) -> Iterator[tuple[str, Array]]:
+    """A structured array's fields one by one."""
+    if array.dtype.names is None:
+        yield name, array
+        return
+    for field in array.dtype.names:
+        yield from _fields(f"{name}.{field}", array[field])
 
 
 class _Archive(Mapping[str, Array]):
@@ -283,7 +292,10 @@ class _Archive(Mapping[str, Array]):
 def _npz(path: Path) -> Mapping[str, Array]:
     if not zipfile.is_zipfile(path):
         raise BisectError(f"{path} cannot be read as npz: it is no zip archive", hint="write it with numpy.savez")
-    return _Archive(path)
+    archive = _Archive(path)
+    if any(archive[name].dtype.names for name in archive):
+        return dict(pair for name in archive for pair in _fields(name, archive[name]))
+    return archive
 
 
 def _safetensors(path: Path) -> dict[str, Array]:

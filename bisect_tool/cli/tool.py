@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from bisect_tool.cli.compare import compare
+from bisect_tool.cli.env import env
 from bisect_tool.cli.explain import explain
 from bisect_tool.cli.inspect import inspect
 from bisect_tool.cli.record import record, recorder
@@ -21,5 +22,6 @@ tool.add_command(run, "run")
 tool.add_command(explain, "explain")
 tool.add_command(inspect, "inspect")
 tool.add_command(compare, "compare")
+tool.add_command(env, "env")
 tool.add_command(record, "record")
 tool.add_command(recorder, "recorder")
