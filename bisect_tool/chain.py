@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
+from bisect_tool.environment_diff import Difference as Ranked
+from bisect_tool.environment_diff import diff
+from bisect_tool.environment_files import of_snapshot
 from bisect_tool.records import Difference, FirstCause, Link, Reach
 
 Manifest = Mapping[str, Any]
@@ -164,131 +167,94 @@ def _repository(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None, 
 
 # -- environment ------------------------------------------------------------------------------------------------------
 
+_PER_PROCESS = frozenset({"torch flag", "binary"})
+"""Told by a link of their own, or nothing that computes."""
+
+_ROUNDING_DOMAINS = frozenset({"cpu", "gpu", "cuda", "blas"})
+
 
 def environment_link(expected: Manifest, actual: Manifest) -> Link:
-    """Interpreter, packages, processor, GPU and variables."""
-    one, other = expected["environment"], actual["environment"]
-    sides = expected["provenance"], actual["provenance"]
-    found: list[Difference] = []
-    versions = [_versions(side) for side in (one, other)]
-    imported = [set(side.get("imported") or ()) for side in sides]
-    built = [side.get("torch") or {} for side in sides]
-    for number in (0, 1):
-        if built[number].get("torch"):
-            versions[number]["torch"] = str(built[number]["torch"])
-    packages = list(_packages(versions, imported))
-    found += sorted(packages, key=lambda difference: (_rank(difference), difference.what))
-    found += _torch_builds(*built)
-    found += _machine(one, other)
-    threads = [((side.get("mode") or {}).get("flags") or {}).get("threads") for side in sides]
-    found += _variables(one.get("variables") or {}, other.get("variables") or {}, threads)
-    found.sort(key=_rank)
-    count = len(set(versions[0]) & set(versions[1]))
-    return _link("environment", f"{_count(count, 'package')}, processor, variables", found, known=bool(one and other))
+    """Interpreter, packages, processor, GPU and variables, as ``env diff`` ranks them, and what of it the runs used."""
+    sides = expected["environment"], actual["environment"]
+    if not sides[0] or not sides[1]:
+        return _link("environment", "not recorded on one side", (), known=False)
+    facts = [of_snapshot(name, "recording", side) for name, side in zip(("expected", "actual"), sides, strict=True)]
+    runs = expected["provenance"], actual["provenance"]
+    imported = [set(run.get("imported") or ()) for run in runs]
+    threads = [((run.get("mode") or {}).get("flags") or {}).get("threads") for run in runs]
+    runtimes = {str((run.get("configuration") or {}).get("backend")) for run in runs}
+    found, idle = [], 0
+    for each in diff(facts[0], facts[1]).differences:
+        if (
+            each.domain in _PER_PROCESS
+            or each.name in _TOOLS
+            or (each.domain == "onnxruntime" and "onnxruntime" not in runtimes)
+        ):
+            continue
+        if each.domain == "package" and not _is_used(each, imported, runtimes):
+            idle += 1
+            continue
+        found.append(_around(each, threads))
+    found += _torch_sources(*(run.get("torch") or {} for run in runs))
+    found.sort(key=lambda difference: _ORDER[difference.reach])
+    if idle:
+        found.append(Difference(f"{_count(idle, 'package')} that the runs did not use", None, None, "none", (), None))
+    count = len([key for key in facts[0].values if key[0] == "package" and key in facts[1].values])
+    return _link("environment", f"{_count(count, 'package')}, processor, variables", found)
 
 
 _ORDER: Mapping[Reach, int] = {"any": 0, "reduced": 1, "possible": 1, "rounding": 2, "none": 3}
 
 
-def _rank(difference: Difference) -> int:
-    return _ORDER[difference.reach]
+def _is_used(each: Ranked, imported: Sequence[set[str]], runtimes: Set[str]) -> bool:
+    """Whether a number can have come from a package at all: it was imported, and computes something.
+
+    What is there on one side only was not needed on the other; the tool itself imports some that a recorder of one file
+    does not.
+    """
+    if each.name.startswith("onnx"):
+        return "onnxruntime" in runtimes and each.name.startswith("onnxruntime")
+    used = [each.name in side for side in imported]
+    if each.expected is None or each.actual is None:
+        return any(used) and each.name not in _OWN_NEEDS and NUMERIC.fullmatch(each.name) is not None
+    return any(used) and (each.level in ("likely", "possible") or NUMERIC.fullmatch(each.name) is not None)
 
 
-def _versions(environment: Mapping[str, Any]) -> dict[str, str]:
-    found = {}
-    for name, version in (environment.get("versions") or {}).items():
-        found[str(name).lower().replace("_", "-")] = str(version)
-    return found
+_OWN_NEEDS = frozenset({"pandas", "matplotlib", "safetensors", "ml-dtypes", "numpy", "torch"})
 
 
-def _packages(versions: Sequence[Mapping[str, str]], imported: Sequence[set[str]]) -> Iterator[Difference]:
-    """Packages of other versions; what nobody imported, or computes nothing, can't have changed a number."""
-    idle = 0
-    for name in dict.fromkeys([*versions[0], *versions[1]]):
-        sides = versions[0].get(name), versions[1].get(name)
-        if sides[0] == sides[1] or name in _TOOLS:
-            continue
-        used = [name in side for side in imported]
-        numeric = NUMERIC.fullmatch(name) is not None
-        if None in sides:
-            # What is there on one side only was not needed on the other.
-            if numeric and any(used) and name not in ("onnx", "onnxscript", "onnx-ir", "onnxruntime", "pandas"):
-                yield Difference(f"package {name}", *sides, "possible", EVERYWHERE, "imported on one side only")
-            else:
-                idle += 1
-        elif not any(used):
-            idle += 1
-        elif numeric:
-            yield Difference(f"package {name}", *sides, "possible", EVERYWHERE, _version_note(*sides))
-        else:
-            yield Difference(f"package {name}", *sides, "none", (), "imported, and computes no numbers")
-    if idle:
-        yield Difference(f"{_count(idle, 'package')} that the runs did not use", None, None, "none", (), None)
+def _around(each: Ranked, threads: Sequence[Any]) -> Difference:
+    what = {"package": "package {}", "variable": "variable {}", "python": "Python {}", "gpu": "GPU {}"}
+    name = what.get(each.domain, "{}").format(each.name)
+    name = {("cpu", "model"): "processor", ("python", "version"): "Python"}.get((each.domain, each.name), name)
+    reach, acts, note = _reach_around(each, threads)
+    return Difference(name, each.expected, each.actual, reach, acts, note)
 
 
-def _version_note(one: str | None, other: str | None) -> str | None:
-    nightly = [bool(re.search(r"\.dev|[0-9](a|b|rc)[0-9]|\+git|nightly", version or "")) for version in (one, other)]
-    if nightly[0] != nightly[1]:
-        return "a nightly or preview build against a release"
-    numbers = [re.split(r"[.+]", version or "")[:2] for version in (one, other)]
-    if numbers[0][0] != numbers[1][0]:
-        return "another major version"
-    return "another minor version" if numbers[0] != numbers[1] else "another patch or build"
+def _reach_around(each: Ranked, threads: Sequence[Any]) -> tuple[Reach, tuple[str, ...], str]:
+    if each.level == "none" or each.domain == "system":
+        return "none", (), each.reason
+    if each.domain == "variable":
+        if _REDUCED_VARIABLES.fullmatch(each.name):
+            return "reduced", ("stages",), each.reason
+        if _THREADS.fullmatch(each.name):
+            if threads[0] == threads[1]:
+                return "none", (), "PyTorch runs as many threads on both sides"
+            return "rounding", EVERYWHERE, f"threads: {threads[0]} and {threads[1]}"
+        if _ROUNDING_VARIABLES.fullmatch(each.name):
+            return "rounding", ("data", "stages"), each.reason
+    if each.domain == "cpu" and each.name in ("cores", "cores available", "quota"):
+        return "none", (), "threads are compared by themselves"
+    if each.domain in _ROUNDING_DOMAINS:
+        return "rounding", EVERYWHERE, each.reason
+    return "possible", EVERYWHERE, each.reason
 
 
-def _torch_builds(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
-    names = {"cuda": "CUDA of PyTorch", "cudnn": "cuDNN", "gpu": "GPU", "cpu_capability": "instruction set in use"}
-    for key, what in names.items():
-        sides = one.get(key), other.get(key)
-        if one and other and sides[0] != sides[1]:
-            texts = _text(sides[0]), _text(sides[1])
-            yield Difference(what, *texts, "rounding", ("stages", "weights"), "other kernels sum in another order")
-    if one.get("torch") and one.get("torch") == other.get("torch") and one.get("git") != other.get("git"):
-        yield Difference(
-            "PyTorch's build",
-            str(one.get("git"))[:12],
-            str(other.get("git"))[:12],
-            "possible",
-            EVERYWHERE,
-            "one version number, built from other sources",
-        )
-
-
-def _machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
-    facts: tuple[tuple[str, str, Reach, str | None], ...] = (
-        ("python", "Python", "possible", None),
-        ("machine", "architecture", "rounding", "other kernels sum in another order"),
-        ("processor", "processor", "rounding", "other kernels sum in another order"),
-        ("platform", "operating system", "none", "libraries that compute are compared by themselves"),
-        ("cpus", "number of processors", "none", "threads are compared by themselves"),
-    )
-    for key, what, reach, note in facts:
-        sides = one.get(key), other.get(key)
-        if isinstance(sides[0], (str, int)) and isinstance(sides[1], (str, int)) and sides[0] != sides[1]:
-            if key == "python" and str(sides[0]).split(".")[:2] == str(sides[1]).split(".")[:2]:
-                reach, note = "none", "another patch release"
-            acts = EVERYWHERE if reach != "none" else ()
-            yield Difference(what, str(sides[0]), str(sides[1]), reach, acts, note)
-
-
-def _variables(one: Mapping[str, Any], other: Mapping[str, Any], threads: Sequence[Any]) -> Iterator[Difference]:
-    for name in sorted({*one, *other}):
-        sides = _text(one.get(name)), _text(other.get(name))
-        if sides[0] == sides[1]:
-            continue
-        what = f"variable {name}"
-        if _REDUCED_VARIABLES.fullmatch(name):
-            yield Difference(what, *sides, "reduced", ("stages",), None)
-        elif _THREADS.fullmatch(name):
-            same = threads[0] == threads[1]
-            note = "PyTorch runs as many threads on both sides" if same else f"threads: {threads[0]} and {threads[1]}"
-            yield Difference(what, *sides, "none" if same else "rounding", () if same else EVERYWHERE, note)
-        elif _ROUNDING_VARIABLES.fullmatch(name):
-            yield Difference(what, *sides, "rounding", ("data", "stages"), None)
-        elif name == "PYTHONHASHSEED":
-            yield Difference(what, *sides, "possible", EVERYWHERE, "the order of sets may differ")
-        else:
-            yield Difference(what, *sides, "none", (), None)
+def _torch_sources(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Difference]:
+    gits = str(one.get("git"))[:12], str(other.get("git"))[:12]
+    if one.get("torch") and one.get("torch") == other.get("torch") and gits[0] != gits[1]:
+        note = "one version number, built from other sources"
+        yield Difference("PyTorch's build", *gits, "possible", EVERYWHERE, note)
 
 
 # -- configuration and files ------------------------------------------------------------------------------------------
@@ -503,7 +469,7 @@ def mode_link(one: Mapping[str, Any], other: Mapping[str, Any]) -> Link:
     for name in flags[0]:
         if name in flags[1] and flags[0][name] != flags[1][name]:
             found.append(_flag(name, flags[0][name], flags[1][name], gpu))
-    found.sort(key=_rank)
+    found.sort(key=lambda difference: _ORDER[difference.reach])
     return _link("mode and flags", f"training mode, {_count(len(flags[0]), 'flag')}", found)
 
 

@@ -562,7 +562,7 @@ def _case(expected: Bundle, actual: Bundle, config: str, command: str) -> dict[s
 def _environment(bundle: Bundle) -> dict[str, Any]:
     """What of an environment computes; all of it is in the bundle."""
     whole = dict(bundle.manifest["environment"])
-    versions = whole.get("versions")
+    versions = whole.pop("distributions", None)
     if isinstance(versions, Mapping):
         whole["versions"] = {name: version for name, version in versions.items() if NUMERIC.fullmatch(str(name))}
     return whole

@@ -1313,8 +1313,10 @@ def environment():
         "machine": platform.machine(),
         "processor": _processor(),
         "cpus": os.cpu_count() or 0,
-        "versions": versions,
+        "versions": {name: versions[name] for name in ("torch", "numpy") if name in versions},
+        "distributions": versions,
         "variables": variables,
+        "torch": torch_build(),
     }
 
 

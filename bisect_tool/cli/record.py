@@ -252,26 +252,19 @@ def _finish(
     say: Callable[[str], None],
 ) -> str:
     from bisect_tool import __version__
-    from bisect_tool.environment import snapshot
-    from bisect_tool.recorder import environment
+    from bisect_tool.backends.environment_facts import snapshot
 
     if "end" not in recording.states:
         recording.moment("end")
     say("writing the recording")
     interrupts.check()
-    own, known = environment(), snapshot()
-    surroundings = {**own, **known, "versions": {**own["versions"], **_lowered(known.get("versions"))}}
     path: str = recording.finish(
         configuration,
         _read_files(settings),
         main,
-        surroundings,
+        snapshot(),
         shlex.join(["bisect-tool", *sys.argv[1:]]),
         {"name": "bisect-divergence", "version": __version__},
         {"case": case_name(settings) if settings["model"] else Path(settings["onnx"]).stem},
     )
     return path
-
-
-def _lowered(versions: Any) -> dict[str, str]:
-    return {str(name).lower().replace("_", "-"): str(version) for name, version in dict(versions or {}).items()}

@@ -279,7 +279,7 @@ def test_another_commit_with_the_same_files(cloned: tuple[Project, Path], tmp_pa
 
 def _package(name: str, version: str, *, imported: bool = True) -> Callable[[dict[str, Any]], None]:
     def change(manifest: dict[str, Any]) -> None:
-        manifest["environment"]["versions"][name] = version
+        manifest["environment"]["distributions"][name] = version
         if imported:
             manifest["provenance"]["imported"] = sorted({*manifest["provenance"]["imported"], name})
 
@@ -289,7 +289,7 @@ def _package(name: str, version: str, *, imported: bool = True) -> Callable[[dic
 def _torch(version: str) -> Callable[[dict[str, Any]], None]:
     def change(manifest: dict[str, Any]) -> None:
         manifest["provenance"]["torch"]["torch"] = version
-        manifest["environment"]["versions"]["torch"] = version
+        manifest["environment"]["distributions"]["torch"] = version
 
     return change
 
@@ -304,10 +304,10 @@ def _submodule(manifest: dict[str, Any]) -> None:
 
 PLANTED_AROUND: list[tuple[str, Callable[[dict[str, Any]], None], str, str, str]] = [
     ("nightly", _torch("2.14.0.dev20260101+cpu"), "environment", "package torch", "nightly"),
-    ("package version", _package("numpy", "1.26.4"), "environment", "package numpy", "another major version"),
-    ("image library", _package("pillow", "9.0.0"), "environment", "package pillow", "another major version"),
+    ("package version", _package("numpy", "1.26.4"), "environment", "package numpy", "2"),
+    ("image library", _package("pillow", "9.0.0"), "environment", "package pillow", ""),
     ("Python", _surroundings(python="3.8.10"), "environment", "Python", ""),
-    ("processor", _surroundings(processor="Another CPU"), "environment", "processor", "another order"),
+    ("processor", _surroundings(processor="Another CPU"), "environment", "processor", "rounding"),
     (
         "TF32 variable",
         _surroundings(variables={"NVIDIA_TF32_OVERRIDE": "0"}),
