@@ -54,13 +54,15 @@ def bits(array: Any) -> bytes:
 
 # -- round trips ------------------------------------------------------------------------------------------------------
 
-DTYPES = st.sampled_from(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "c8", "c16", ">f4", ">i8"])
+DTYPES = st.sampled_from(
+    ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "c8", "c16", ">f4", ">i8"]
+)
 
 
 def _views(array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
-    found = [array, array.T, array[::-1], np.asfortranarray(array)]
+    found = [array, array.T, np.asfortranarray(array)]
     if array.ndim:
-        found += [array[..., ::2], array[1:], np.broadcast_to(array, (3, *array.shape))]
+        found += [array[::-1], array[..., ::2], array[1:], np.broadcast_to(array, (3, *array.shape))]
     return found
 
 
@@ -83,7 +85,11 @@ def test_arrays_round_trip(tmp_path_factory: pytest.TempPathFactory, data: st.Da
             assert native.dtype == loaded.dtype
 
 
-SPECIAL = [name for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz") if hasattr(torch, name)]
+SPECIAL = [
+    name
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+    if hasattr(torch, name)
+]
 
 
 @pytest.mark.parametrize("name", [*SPECIAL, "float16", "float64", "complex64", "complex128", "bool", "int64", "uint8"])
@@ -98,7 +104,9 @@ def test_tensors_round_trip(tmp_path: Path, name: str) -> None:
             loaded = bundle.load(key)
             assert loaded is not None
             whole = value.contiguous()
-            width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.float64}[whole.element_size()]
+            width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.float64}[
+                whole.element_size()
+            ]
             raw = torch.view_as_real(whole).contiguous() if whole.is_complex() else whole.view(width)
             assert (tuple(value.shape), bits(raw.numpy())) == (loaded.shape, bits(loaded))
             assert name == bundle.tensors[key].dtype == loaded.dtype.name
@@ -165,7 +173,7 @@ def test_the_projection_never_changes() -> None:
     assert (-500, 499, -0.5) == (statistics["minimum"], statistics["maximum"], statistics["mean"])
 
 
-PROJECTION_OF_RAMP: list[int] = []
+PROJECTION_OF_RAMP = [-985, 976, 715, 655]
 
 
 @settings(max_examples=30, deadline=None)
@@ -330,7 +338,9 @@ def test_every_byte_counts(good: Path, tmp_path: Path) -> None:
             refused(tmp_path / "bad.trace", "recording")
 
 
-def rebuilt(good: Path, target: Path, change: Callable[[dict[str, Any], dict[str, bytes]], None], *, sign: bool = True) -> Path:
+def rebuilt(
+    good: Path, target: Path, change: Callable[[dict[str, Any], dict[str, bytes]], None], *, sign: bool = True
+) -> Path:
     """The bundle with other members and another manifest, with digests that fit."""
     with zipfile.ZipFile(good) as source:
         members = {name: source.read(name) for name in source.namelist()}
@@ -346,7 +356,9 @@ def rebuilt(good: Path, target: Path, change: Callable[[dict[str, Any], dict[str
     return target
 
 
-@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/../../evil", "..\\evil", "C:\\evil", "tensors-1.safetensors", "x.pkl"])
+@pytest.mark.parametrize(
+    "name", ["../evil", "/etc/passwd", "a/../../evil", "..\\evil", "C:\\evil", "tensors-1.safetensors", "x.pkl"]
+)
 def test_members_cannot_lead_out_of_the_folder(good: Path, tmp_path: Path, name: str) -> None:
     """Names are one of three, whether the archive or the manifest has them; nothing is written anywhere."""
     refused(rebuilt(good, tmp_path / "a.trace", lambda _, members: members.update({name: b"x"})), "no recording has")
