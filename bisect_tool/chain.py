@@ -183,6 +183,7 @@ def environment_link(expected: Manifest, actual: Manifest) -> Link:
     imported = [set(run.get("imported") or ()) for run in runs]
     threads = [((run.get("mode") or {}).get("flags") or {}).get("threads") for run in runs]
     runtimes = {str((run.get("configuration") or {}).get("backend")) for run in runs}
+    gpu = any("cuda" in device for run in runs for device in (run.get("mode") or {}).get("devices") or ())
     found, idle = [], 0
     for each in diff(facts[0], facts[1]).differences:
         if (
@@ -194,9 +195,9 @@ def environment_link(expected: Manifest, actual: Manifest) -> Link:
         if each.domain == "package" and not _is_used(each, imported, runtimes):
             idle += 1
             continue
-        found.append(_around(each, threads))
+        found.append(_around(each, threads, gpu=gpu))
     found += _torch_sources(*(run.get("torch") or {} for run in runs))
-    found.sort(key=lambda difference: _ORDER[difference.reach])
+    found.sort(key=lambda difference: (_ORDER[difference.reach], not difference.what.startswith("package ")))
     if idle:
         found.append(Difference(f"{_count(idle, 'package')} that the runs did not use", None, None, "none", (), None))
     count = len([key for key in facts[0].values if key[0] == "package" and key in facts[1].values])
@@ -223,11 +224,21 @@ def _is_used(each: Ranked, imported: Sequence[set[str]], runtimes: Set[str]) -> 
 _OWN_NEEDS = frozenset({"pandas", "matplotlib", "safetensors", "ml-dtypes", "numpy", "torch"})
 
 
-def _around(each: Ranked, threads: Sequence[Any]) -> Difference:
-    what = {"package": "package {}", "variable": "variable {}", "python": "Python {}", "gpu": "GPU {}"}
+def _around(each: Ranked, threads: Sequence[Any], *, gpu: bool) -> Difference:
+    what = {
+        "package": "package {}",
+        "variable": "variable {}",
+        "python": "Python {}",
+        "gpu": "GPU {}",
+        "cuda": "CUDA, {}",
+        "blas": "linear algebra, {}",
+        "onnxruntime": "ONNX Runtime's {}",
+    }
     name = what.get(each.domain, "{}").format(each.name)
     name = {("cpu", "model"): "processor", ("python", "version"): "Python"}.get((each.domain, each.name), name)
     reach, acts, note = _reach_around(each, threads)
+    if each.domain in ("gpu", "cuda") and not gpu:
+        reach, acts, note = "none", (), "neither run used a GPU"
     return Difference(name, each.expected, each.actual, reach, acts, note)
 
 

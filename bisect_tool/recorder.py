@@ -1250,10 +1250,8 @@ class BundleWriter:
                 info.external_attr = 0o644 << 16
                 source = os.path.join(self._place, name)
                 info.file_size = os.path.getsize(source)
-                with (
-                    open(source, "rb") as file,
-                    archive.open(info, "w", force_zip64=info.file_size >= 1 << 31) as member,
-                ):
+                wide = info.file_size >= 1 << 31
+                with open(source, "rb") as file, archive.open(info, "w", force_zip64=wide) as member:
                     shutil.copyfileobj(file, member, 1 << 20)
         os.replace(self._place + ".zip", self.path)
 
