@@ -64,7 +64,7 @@ def provenance_links(expected: Manifest, actual: Manifest, compare: Compare) -> 
         random_link(
             sides[0].get("random") or {},
             sides[1].get("random") or {},
-            {each.link for each in (data, weights) if each.status == "same"},
+            {each.link for each in (data, weights) if each.status != "differs"},
         ),
     ]
 
@@ -185,7 +185,9 @@ def environment_link(expected: Manifest, actual: Manifest) -> Link:
     runtimes = {str((run.get("configuration") or {}).get("backend")) for run in runs}
     gpu = any("cuda" in device for run in runs for device in (run.get("mode") or {}).get("devices") or ())
     found, idle = [], 0
-    for each in diff(facts[0], facts[1]).differences:
+    ranked = diff(facts[0], facts[1]).differences
+    other_torch = any((each.domain, each.name) == ("package", "torch") for each in ranked)
+    for each in ranked:
         if (
             each.domain in _PER_PROCESS
             or each.name in _TOOLS
@@ -195,7 +197,10 @@ def environment_link(expected: Manifest, actual: Manifest) -> Link:
         if each.domain == "package" and not _is_used(each, imported, runtimes):
             idle += 1
             continue
-        found.append(_around(each, threads, gpu=gpu))
+        difference = _around(each, threads, gpu=gpu)
+        if other_torch and each.name.endswith("of torch") and difference.reach == "rounding":
+            difference = replace(difference, reach="possible", note="comes with the other torch")
+        found.append(difference)
     found += _torch_sources(*(run.get("torch") or {} for run in runs))
     found.sort(key=lambda difference: (_ORDER[difference.reach], not difference.what.startswith("package ")))
     if idle:

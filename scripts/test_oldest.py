@@ -136,10 +136,9 @@ def main() -> int:
 
 
 def _versions(python: str) -> str:
-    code = "import sys, torch, numpy; print('Python', sys.version.split()[0], '· torch', torch.__version__, '· numpy', numpy.__version__)"
-    return subprocess.run(
-        [python, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    shown = "'Python', sys.version.split()[0], '· torch', torch.__version__, '· numpy', numpy.__version__"
+    command = [python, "-W", "ignore", "-c", f"import sys, torch, numpy; print({shown})"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _project(place: Path, code: str) -> Path:

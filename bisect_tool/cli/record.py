@@ -254,8 +254,8 @@ def _finish(
     from bisect_tool import __version__
     from bisect_tool.backends.environment_facts import snapshot
 
-    if "end" not in recording.states:
-        recording.moment("end")
+    # ONNX Runtime draws from none of these generators; aligning its values with stages did.
+    recording.states.setdefault("end", recording.states["sample"])
     say("writing the recording")
     interrupts.check()
     path: str = recording.finish(
