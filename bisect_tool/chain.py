@@ -381,13 +381,63 @@ def data_link(expected: Manifest, actual: Manifest, compare: Compare) -> Link:
         error = compare(sides[0], sides[1])
         if error is not None:
             shapes = _kind(expected, sides[0]), _kind(actual, sides[1])
-            found.append(Difference(name, *shapes, "any", ("data",), _size_note(error), error))
+            note = _reordered(expected, actual, sides[0], sides[1]) or _size_note(error)
+            found.append(Difference(name, *shapes, "any", ("data",), note, error))
     inputs = {_label("input", entry["key"]) for side in (expected, actual) for entry in side["data"]["inputs"]}
-    if found and not any(difference.what in inputs for difference in found):
+    scripts = "script" in (expected.get("kind"), actual.get("kind"))
+    if scripts:
+        found = _batches(found, expected, actual)
+    elif found and not any(difference.what in inputs for difference in found):
         found = [replace(each, reach="none", note=f"{each.note}; the inputs are the same") for each in found]
     steps = len([name for name in one if name not in inputs])
     checked = f"{_count(steps, 'step')} of preprocessing, {_count(len(one) - steps, 'input')}"
     return _link("data", checked, found, known=bool(one and other))
+
+
+def _reordered(expected: Manifest, actual: Manifest, one: str, other: str) -> str | None:
+    """Of two lists of texts: what became of them; ``None`` for numbers."""
+    texts = expected.get("texts", {}).get(one), actual.get("texts", {}).get(other)
+    if texts[0] is None or texts[1] is None:
+        return None
+    if sorted(texts[0]) == sorted(texts[1]):
+        return f"the same {len(texts[0])} in another order"
+    lost, new = (sorted(set(a) - set(b)) for a, b in ((texts[0], texts[1]), (texts[1], texts[0])))
+    parts = [
+        f"only in {side}: {', '.join(names[:3])}" for side, names in (("expected", lost), ("actual", new)) if names
+    ]
+    return "; ".join(parts) or "some of them more often"
+
+
+def _batches(found: Sequence[Difference], expected: Manifest, actual: Manifest) -> list[Difference]:
+    """Of a script's batches: whether the same samples come in another order, or are made in another way.
+
+    Digests of samples serve that alone; they are no step of their own.
+    """
+    sides = [
+        {text for entry in side["data"]["taps"] if entry["name"].startswith(_SAMPLES) for text in _texts(side, entry)}
+        for side in (expected, actual)
+    ]
+    if sides[0] and sides[1]:
+        shared = len(sides[0] & sides[1])
+        text = (
+            "the same samples at other places: the data's order"
+            if shared
+            else "no sample is the same: the transform, or other files"
+        )
+    else:
+        text = None
+    kept = [each for each in found if not each.what.startswith(f"step {_SAMPLES}")]
+    return [
+        replace(each, note=f"{each.note}; {text}") if text and each.what.startswith("step batch") else each
+        for each in kept
+    ]
+
+
+_SAMPLES = "samples of batch"
+
+
+def _texts(side: Manifest, entry: Mapping[str, Any]) -> list[str]:
+    return [str(text) for text in side.get("texts", {}).get(entry["tensor"], ())]
 
 
 def _steps(data: Mapping[str, Any]) -> dict[str, str]:
@@ -551,6 +601,9 @@ def _drawn(name: str, phase: tuple[str, str, str, str], one: Mapping[str, Any], 
     begin, end = phase[:2]
     states = [(side.get(begin, {}).get(name), side.get(end, {}).get(name)) for side in (one, other)]
     if None in states[0] or None in states[1]:
+        return False
+    if end == "end" and states[0][0] == states[1][0]:
+        # What a run draws otherwise follows from what it does otherwise.
         return False
     if states[0][1] == states[1][1]:
         # Also where it began in another state: a seed that the code sets itself makes an end of that.

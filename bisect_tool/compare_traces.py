@@ -79,7 +79,7 @@ def compare_traces(
             "the recordings hold no stage and no output", hint="record a model that returns tensors"
         )
     run = _config_run(comparer, config, rows, outputs, time.perf_counter() - began)
-    before = provenance_links(expected.manifest, actual.manifest, comparer.relative)
+    before = provenance_links(_with_texts(expected), _with_texts(actual), comparer.relative)
     stage_link = _stages_link(comparer, rows, config)
     links = [*before, stage_link, _outputs_link(comparer, outputs)]
     verdict = decide(rows, [run], alignment, min_coverage, selected=bool(stages))
@@ -109,6 +109,13 @@ def compare_recordings(
     """
     with open_bundle(expected) as one, open_bundle(actual) as other:
         return compare_traces(one, other, tolerance or make_tolerance(None, None, None), **options)
+
+
+def _with_texts(bundle: Bundle) -> Mapping[str, Any]:
+    """The manifest, with what its steps hold that is no number."""
+    names = {entry["tensor"] for entry in bundle.manifest["data"]["taps"]}
+    texts = {name: bundle.texts(name) for name in names if bundle.tensors[name].dtype == "json"}
+    return {**bundle.manifest, "texts": {name: text for name, text in texts.items() if text is not None}}
 
 
 class _Comparer:

@@ -1834,6 +1834,222 @@ def explain_failure(recorder, module, error):
     return text, hint
 
 
+# -- scripts ----------------------------------------------------------------------------------------------------------
+
+
+class _EnoughSteps(BaseException):
+    """Ends a script after the steps that are recorded; no Exception, so that the script does not catch it."""
+
+
+class ScriptRecording:
+    """Records a training script: file lists, batches, initial weights, and of each step forward, loss, gradients, update.
+
+    Whatever the script does goes through torch's own doors, which are watched: ``DataLoader``, the outermost module call,
+    ``backward`` and ``Optimizer.step``.
+
+    Args:
+        recording: where it goes to.
+        steps: optimiser steps after which the script is ended.
+    """
+
+    def __init__(self, recording, steps):
+        self.recording = recording
+        self.steps = steps
+        self.step = 0
+        self._batches = 0
+        self._depth = 0
+        self._model = None
+        self._values = 0
+        self._weights_noted = False
+        self._busy = False
+
+    # Each stage has a name with the step in it, and comes in the order in which it was made.
+    def _stage(self, kind, name, tensor):
+        stage = "step{}.{}{}".format(self.step, kind, "." + name.replace("/", ".") if name else "")
+        entry = {"stage": stage, "call": 0, "output": 0, "level": "leaf", "type": kind, "source": None}
+        entry.update({"value": self._values, "reads": [], "reads_inputs": [], "alias_of": None, "onnx_value": None})
+        self._values += 1
+        call = sum(1 for each in self.recording.stages if each["stage"] == stage)
+        self.recording.stages.append({**entry, "call": call, "tensor": self.recording.writer.add(tensor)})
+
+    def run(self, path, arguments):
+        """Runs the script as ``python path arguments`` would, up to the last recorded step.
+
+        Raises:
+            RecordError: it raised, or ended without a single step.
+        """
+        import runpy
+
+        old_argv, old_path = sys.argv, list(sys.path)
+        sys.argv = [path, *arguments]
+        sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+        try:
+            with self._watching():
+                runpy.run_path(path, run_name="__main__")
+        except _EnoughSteps:
+            pass
+        except SystemExit as leave:
+            if leave.code not in (None, 0):
+                raise RecordError(
+                    "script {} ended with exit code {}".format(path, leave.code), "run it on its own"
+                ) from leave
+        except Exception as error:
+            text = "script {} raised {}: {}".format(
+                path, type(error).__name__, str(error).splitlines()[0] if str(error) else ""
+            )
+            raise RecordError(text, "run it on its own to see the whole traceback") from error
+        finally:
+            sys.argv, sys.path[:] = old_argv, old_path
+        if not self.step:
+            raise RecordError(
+                "script {} ended without an optimiser step".format(path), "only torch.optim's optimisers are seen"
+            )
+
+    @contextlib.contextmanager
+    def _watching(self):
+        import glob
+        import pathlib
+
+        from torch.utils import data
+
+        changed = []
+
+        def replace(owner, name, make):
+            own = getattr(owner, name)
+            changed.append((owner, name, own))
+            setattr(owner, name, make(own))
+
+        replace(os, "listdir", lambda own: self._listing(own, "os.listdir"))
+        replace(glob, "glob", lambda own: self._listing(own, "glob.glob"))
+        replace(pathlib.Path, "iterdir", lambda own: self._listing(own, "Path.iterdir"))
+        replace(pathlib.Path, "glob", lambda own: self._listing(own, "Path.glob"))
+        replace(data.DataLoader, "__iter__", self._loader)
+        replace(torch.Tensor, "backward", self._backward)
+        for kind in _all_subclasses(torch.optim.Optimizer):
+            if "step" in vars(kind):
+                replace(kind, "step", self._optimizer)
+        handles = [
+            torch_module.register_module_forward_pre_hook(self._before),
+            torch_module.register_module_forward_hook(self._after),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for owner, name, own in reversed(changed):
+                setattr(owner, name, own)
+
+    def _listing(self, own, name):
+        def listing(*args, **kwargs):
+            found = own(*args, **kwargs)
+            if self._busy or not _called_by_user(2):
+                return found
+            found = list(found)
+            self._tap(
+                "files {}".format(name), np.asarray([os.path.basename(str(each)) for each in found], dtype=object)
+            )
+            return found
+
+        return listing
+
+    def _tap(self, name, value):
+        self._busy = True
+        try:
+            self.recording.tap(name, value)
+        finally:
+            self._busy = False
+
+    def _loader(self, own):
+        def iterate(loader):
+            for batch in own(loader):
+                number, self._batches = self._batches, self._batches + 1
+                self._tap("batch {}".format(number), batch)
+                first = next((tensor for _, tensor in flatten_tensors(batch) if tensor.ndim), None)
+                if first is not None:
+                    digests = [encode(sample).digest()[:16] for sample in first]
+                    self._tap("samples of batch {}".format(number), np.asarray(digests, dtype=object))
+                yield batch
+
+        return iterate
+
+    def _before(self, module, args):
+        self._depth += 1
+        if self._depth == 1 and not self._weights_noted and next(module.parameters(), None) is not None:
+            self._weights_noted = True
+            self.recording.moment("built")
+            self.recording.moment("sample")
+            self.recording._note_model(module)
+            self._model = module
+
+    def _after(self, module, args, output):
+        self._depth = max(0, self._depth - 1)
+        if self._depth == 0:
+            for key, tensor in flatten_tensors(output):
+                self._stage("forward", "" if key == 0 else str(key), tensor)
+
+    def _backward(self, own):
+        def backward(tensor, *args, **kwargs):
+            self._stage("loss", "", tensor)
+            return own(tensor, *args, **kwargs)
+
+        return backward
+
+    def _optimizer(self, own):
+        def step(optimizer, *args, **kwargs):
+            if self._busy:
+                return own(optimizer, *args, **kwargs)
+            names = self._names(optimizer)
+            for name, parameter in names:
+                if parameter.grad is not None:
+                    self._stage("gradient", name, parameter.grad)
+            self._busy = True
+            try:
+                result = own(optimizer, *args, **kwargs)
+            finally:
+                self._busy = False
+            for name, parameter in names:
+                self._stage("optimizer", name, parameter)
+            self.step += 1
+            if self.step >= self.steps:
+                raise _EnoughSteps
+            return result
+
+        # Learning rate schedulers look for it.
+        step.__wrapped__ = own
+        return step
+
+    def _names(self, optimizer):
+        known = {} if self._model is None else {id(p): name for name, p in self._model.named_parameters()}
+        found = [p for group in optimizer.param_groups for p in group["params"]]
+        return [(known.get(id(p), "parameter{}".format(number)), p) for number, p in enumerate(found)]
+
+
+def _all_subclasses(kind):
+    found = []
+    for child in kind.__subclasses__():
+        found += [child] + _all_subclasses(child)
+    return found
+
+
+def _called_by_user(depth):
+    """Whether the caller of what was replaced is neither torch nor Python itself."""
+    name = sys._getframe(depth).f_code.co_filename
+    library = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
+    return not name.startswith((_TORCH_DIR, library, "<")) and "site-packages" not in name
+
+
+def record_script(recording, path, arguments, steps):
+    """Records a training script; returns the configuration. See :class:`ScriptRecording`."""
+    _need(path, "--script")
+    recording.moment("start")
+    ScriptRecording(recording, steps).run(path, list(arguments))
+    recording.moment("end")
+    for moment in ("built", "sample"):
+        recording.states.setdefault(moment, recording.states["start"])
+    return {"backend": "torch", "script": os.path.basename(path), "arguments": " ".join(arguments), "steps": steps}
+
+
 # -- as a program -----------------------------------------------------------------------------------------------------
 # Loading as `bisect-tool record` does it, with less help where something does not fit.
 
@@ -2065,7 +2281,7 @@ def _stand_in_for_the_package():
 
 def _arguments(given):
     parser = argparse.ArgumentParser(description="Records what a PyTorch model computes, for bisect-tool compare.")
-    parser.add_argument("model", help="model.py, package.module:NAME or a TorchScript archive")
+    parser.add_argument("model", nargs="?", help="model.py, package.module:NAME or a TorchScript archive")
     parser.add_argument("checkpoint", nargs="?", help="its weights")
     parser.add_argument("--input", help="sample: .pt .npz .npy .safetensors")
     parser.add_argument("--preprocess", metavar="MODULE:FUNCTION", help="makes the sample from --raw")
@@ -2079,9 +2295,15 @@ def _arguments(given):
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--level", choices=("leaf", "op"), default="leaf")
     parser.add_argument("--stages", action="append", default=[], metavar="GLOB")
+    parser.add_argument("--script", help="a training script to record instead; its own arguments behind --")
+    parser.add_argument("--steps", type=int, default=3, help="of the script's optimiser")
     for name in ("summary", "folder", "force", "allow-pickle", "allow-missing", "allow-unexpected"):
         parser.add_argument("--" + name, action="store_true")
-    return parser.parse_args(given)
+    given = list(sys.argv[1:] if given is None else given)
+    at = given.index("--") if "--" in given and "--script" in given else len(given)
+    options = parser.parse_args(given[:at])
+    options.arguments = given[at + 1 :]
+    return options
 
 
 def place_model(module, args, kwargs, device):
@@ -2130,6 +2352,10 @@ def main(given=None):
 
 
 def _record(options):
+    if options.script:
+        return _record_script(options)
+    if not options.model:
+        raise RecordError("no model given", "model.py ckpt.pth --input sample.pt")
     if bool(options.input) == bool(options.preprocess) or bool(options.preprocess) != bool(options.raw):
         raise RecordError("give either --input, or --preprocess and --raw", "--input sample.pt")
     check_target(options.output, options.folder, options.force)
@@ -2172,6 +2398,20 @@ def _record(options):
         )
         command = "bisect_recorder.py " + " ".join(sys.argv[1:])
         return recording.finish(configuration, files, place, command=command)
+
+
+def _record_script(options):
+    check_target(options.output, options.folder, options.force)
+    _stand_in_for_the_package()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    with Recording(options.output, options.summary, (), False, options.folder, options.force) as recording:
+        if options.seed is not None:
+            seed_all(options.seed)
+        configuration = record_script(recording, options.script, options.arguments, options.steps)
+        configuration["seed"] = options.seed
+        command = "bisect_recorder.py " + " ".join(sys.argv[1:])
+        return recording.finish(configuration, (), options.script, command=command, extra={"kind": "script"})
 
 
 def _preprocessed(target, raw):

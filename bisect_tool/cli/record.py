@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +21,10 @@ from bisect_tool.cli.run import progress, settings_of
 from bisect_tool.errors import EXIT_AGREES, BisectError
 
 
-@click.command(context_settings=shared.SETTINGS)
+@click.command(context_settings={**shared.SETTINGS, "allow_extra_args": True})
 @shared.loading
+@click.option("--script", type=click.Path(), metavar="FILE", help="Record a training script; its arguments behind --.")
+@click.option("--steps", type=click.IntRange(min=1), default=3, help="Of the script's optimiser [default: 3].")
 @click.option("-o", "--output", type=click.Path(), metavar="BUNDLE", help="File to write, as a.trace.")
 @click.option("--summary", is_flag=True, help="Kilobytes: statistics, digests and projections instead of tensors.")
 @click.option("--stages", multiple=True, metavar="GLOB", help="Keep the tensors of these stages only.")
@@ -42,7 +45,10 @@ from bisect_tool.errors import EXIT_AGREES, BisectError
 @click.option("--force", is_flag=True, help="Replace a recording that is there.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.version_option(package_name="bisect-divergence")
-def record(output: str | None, force: bool, folder: bool, quiet: bool, summary: bool, **given: Any) -> int:
+@click.pass_context
+def record(
+    context: click.Context, /, output: str | None, force: bool, folder: bool, quiet: bool, summary: bool, **given: Any
+) -> int:
     """Record every stage of a run, and everything that it depends on, for `bisect-tool compare`.
 
     With --onnx it is ONNX Runtime's run of that file; MODEL may be left out then, and stages are the graph's values. Exit
@@ -54,7 +60,11 @@ def record(output: str | None, force: bool, folder: bool, quiet: bool, summary: 
     globs = given.pop("stages")
     say = progress(quiet)
     _check_place(output, folder, force)
-    settings = _settings(given, own)
+    script, steps = given.pop("script"), given.pop("steps")
+    rest = [*(given[name] for name in ("model", "checkpoint") if given[name]), *context.args]
+    if not script and context.args:
+        raise BisectError(f"unexpected argument {context.args[0]!r}", hint="MODEL and CHECKPOINT are all there is")
+    settings = {**given, "model": None} if script else _settings(given, own)
     say("loading libraries")
     load_libraries()
     interrupts.work_begins()
@@ -64,7 +74,9 @@ def record(output: str | None, force: bool, folder: bool, quiet: bool, summary: 
         if own["seed"] is not None:
             seed_all(own["seed"])
         recording.moment("start")
-        if settings["model"]:
+        if script:
+            path = _record_script(recording, script, rest, steps, own, say)
+        elif settings["model"]:
             path = _record_model(recording, settings, own, say)
         else:
             path = _record_graph(recording, settings, own, say)
@@ -72,6 +84,24 @@ def record(output: str | None, force: bool, folder: bool, quiet: bool, summary: 
     interrupts.wrote(Path(path))
     click.echo(f"recorded {path}")
     return EXIT_AGREES
+
+
+def _record_script(
+    recording: Any, script: str, arguments: list[str], steps: int, own: Mapping[str, Any], say: Callable[[str], None]
+) -> str:
+    from bisect_tool import __version__
+    from bisect_tool.backends.environment_facts import snapshot
+    from bisect_tool.recorder import record_script
+
+    say(f"running {script} for {steps} step{'s' if steps > 1 else ''}")
+    # What the script prints is not this command's answer.
+    with contextlib.redirect_stdout(sys.stderr):
+        configuration = {**record_script(recording, script, arguments, steps), "seed": own["seed"]}
+    command = shlex.join(["bisect-tool", *sys.argv[1:]])
+    tool = {"name": "bisect-divergence", "version": __version__}
+    extra = {"kind": "script", "case": Path(script).stem}
+    path: str = recording.finish(configuration, (), script, snapshot(), command, tool, extra)
+    return path
 
 
 @click.command(context_settings=shared.SETTINGS)

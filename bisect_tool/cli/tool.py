@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from bisect_tool.cli.compare import compare
+from bisect_tool.cli.determinism import determinism
 from bisect_tool.cli.env import env
 from bisect_tool.cli.explain import explain
 from bisect_tool.cli.inspect import inspect
@@ -25,3 +26,4 @@ tool.add_command(compare, "compare")
 tool.add_command(env, "env")
 tool.add_command(record, "record")
 tool.add_command(recorder, "recorder")
+tool.add_command(determinism, "determinism")

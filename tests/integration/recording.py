@@ -101,7 +101,7 @@ class Project:
 
     def __init__(self, folder: Path, ask: Callable[[dict[str, Any]], int]):
         self.folder = folder
-        self._ask = ask
+        self.ask = ask
 
     def set(self, **settings: Any) -> None:
         (self.folder / "settings.json").write_text(json.dumps(settings))
@@ -120,7 +120,7 @@ class Project:
         sample = [] if "--input" in more else ["--preprocess", "data:load", "--raw", "pictures"]
         argv = [model, *([ckpt] if ckpt else []), *sample, "-o", str(target), "--threads", "1", *more]
         log = self.folder.parent / f"{name}.log"
-        code = self._ask({"argv": argv, "cwd": str(self.folder), "log": str(log)})
+        code = self.ask({"argv": argv, "cwd": str(self.folder), "log": str(log)})
         self.log = log.read_text()
         assert ok == (code == 0), self.log
         return target
@@ -157,7 +157,7 @@ def make_project(folder: Path, ask: Callable[[dict[str, Any]], int]) -> Project:
 def copied(project: Project, folder: Path) -> Project:
     """The same project on another machine."""
     shutil.copytree(project.folder, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    return Project(folder, project._ask)
+    return Project(folder, project.ask)
 
 
 def server() -> Iterator[Callable[[dict[str, Any]], int]]:

@@ -106,6 +106,8 @@ def test_planted_by_settings(
     other.set(**settings)
     report = compared(first, other.record("b", ckpt=ckpt))
     cause = cause_of(report)
+    if name == "unsorted file list":
+        assert "the same 2 in another order" == cause.difference.note
     assert (where, what or cause.difference.what) == (cause.link, cause.difference.what)
     if numbers is None:
         assert cause.numbers is None or cause.numbers.startswith("stages: ")
@@ -223,6 +225,83 @@ def test_comments_alone(first: Path, other: Project) -> None:
     report = compared(first, other.record("b"))
     (difference,) = link(report, "code").differences
     assert ("none", "only comments or layout differ") == (difference.reach, difference.note)
+
+
+# -- scripts ----------------------------------------------------------------------------------------------------------
+
+TRAIN = """
+import os
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from settings import FOUND
+
+names = os.listdir("pictures")
+for name in reversed(names) if FOUND.get("reversed") else names:
+    pass
+torch.manual_seed(FOUND.get("seed", 0))
+x = torch.randn(64, 8, generator=torch.Generator().manual_seed(5)) * FOUND.get("scale", 1.0)
+y = (x.sum(1) > 0).long()
+net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(FOUND.get("drop", 0.0)), nn.Linear(16, 2))
+if FOUND.get("bias"):
+    nn.init.constant_(net[0].bias, 0.1)
+order = torch.Generator().manual_seed(FOUND.get("order", 0))
+optimizer = torch.optim.SGD(net.parameters(), lr=FOUND.get("lr", 0.1), momentum=0.9)
+for xb, yb in DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True, generator=order):
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(net(xb), yb, label_smoothing=FOUND.get("smooth", 0.0))
+    loss.backward()
+    if FOUND.get("clip"):
+        nn.utils.clip_grad_norm_(net.parameters(), 0.05)
+    optimizer.step()
+raise SystemExit("never reached: three steps are enough")
+"""
+
+TRAINED: list[tuple[str, dict[str, Any], str, str, str]] = [
+    ("order", {"order": 1}, "data", "step batch 0/0", "the data's order"),
+    ("transform", {"scale": 1.5}, "data", "step batch 0/0", "the transform"),
+    ("seed", {"seed": 1}, "random state", "torch's generator", "building the model"),
+    ("initial weights", {"bias": True}, "weights", "0.bias", "1 of 4 weights differs"),
+    ("forward", {"drop": 0.5}, "stages", "step0.forward", ""),
+    ("loss", {"smooth": 0.1}, "stages", "step0.loss", ""),
+    ("gradient", {"clip": True}, "stages", "step0.gradient.0.weight", ""),
+    ("optimiser", {"lr": 0.2}, "stages", "step0.optimizer.0.weight", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(home: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Path]:
+    """Machine A's training, three steps of it."""
+    project = copied(home, tmp_path_factory.mktemp("train") / "project")
+    (project.folder / "train.py").write_text(TRAIN)
+    return project, _train(project, "a")
+
+
+def _train(project: Project, name: str) -> Path:
+    target = project.folder.parent / f"{name}.trace"
+    log = project.folder.parent / f"{name}.log"
+    argv = ["--script", "train.py", "--steps", "3", "-o", str(target), "--threads", "1"]
+    assert 0 == project.ask({"argv": argv, "cwd": str(project.folder), "log": str(log)}), log.read_text()
+    return target
+
+
+@pytest.mark.parametrize(("name", "settings", "where", "what", "note"), TRAINED, ids=[case[0] for case in TRAINED])
+def test_planted_in_training(
+    trained: tuple[Project, Path], tmp_path: Path, name: str, settings: dict[str, Any], where: str, what: str, note: str
+) -> None:
+    """Order, transform, initial weights, forward, loss, gradient or optimiser."""
+    other = copied(trained[0], tmp_path / "b")
+    other.set(**settings)
+    cause = cause_of(compared(trained[1], _train(other, "b")))
+    assert (where, what) == (cause.link, cause.difference.what)
+    assert note in str(cause.difference.note)
+
+
+def test_training_twice(trained: tuple[Project, Path], tmp_path: Path) -> None:
+    """Nothing differs, and what the script patched in torch is back."""
+    report = compared(trained[1], _train(copied(trained[0], tmp_path / "b"), "b"))
+    assert {"same", "unknown"} >= {each.status for each in report.chain}
+    assert "agrees" == report.verdict.status and report.verdict.first_cause is None
 
 
 # -- repositories -----------------------------------------------------------------------------------------------------
