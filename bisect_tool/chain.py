@@ -64,9 +64,15 @@ def provenance_links(expected: Manifest, actual: Manifest, compare: Compare) -> 
         random_link(
             sides[0].get("random") or {},
             sides[1].get("random") or {},
-            {each.link for each in (data, weights) if each.status != "differs"},
+            {each.link for each in (data, weights) if each.status != "differs"} | _replaced(sides),
         ),
     ]
+
+
+def _replaced(sides: Sequence[Mapping[str, Any]]) -> set[str]:
+    """What is not as the code made it, whatever was drawn for that: a checkpoint replaces the weights."""
+    loaded = [any(file["role"] == "checkpoint" for file in side.get("files") or ()) for side in sides]
+    return {"weights"} if all(loaded) else set()
 
 
 Compare = Callable[[str, str], "float | None"]
@@ -259,6 +265,8 @@ def _reach_around(each: Ranked, threads: Sequence[Any]) -> tuple[Reach, tuple[st
             return "rounding", EVERYWHERE, f"threads: {threads[0]} and {threads[1]}"
         if _ROUNDING_VARIABLES.fullmatch(each.name):
             return "rounding", ("data", "stages"), each.reason
+        if each.level == "unknown":
+            return "none", (), "not known to change numbers"
     if each.domain == "cpu" and each.name in ("cores", "cores available", "quota"):
         return "none", (), "threads are compared by themselves"
     if each.domain in _ROUNDING_DOMAINS:
@@ -317,6 +325,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + str(key), value
 
 
+def _first_weight(weights: Link) -> str | None:
+    if not weights.differences:
+        return None
+    first = weights.differences[0]
+    share, _, size = str(first.note).partition(", ")
+    return f"{share}: {first.what} ({size.replace('this one the most: ', 'the most, ')})"
+
+
 def _there(thing: object) -> str | None:
     return "there" if thing else None
 
@@ -358,7 +374,7 @@ def _reach_of_file(role: str, data: Link, weights: Link) -> tuple[Reach, tuple[s
     if role == "checkpoint":
         if weights.status == "same":
             return "none", (), "the weights that were loaded from it are the same"
-        return "any", ("weights",), weights.differences[0].note if weights.differences else None
+        return "any", ("weights",), _first_weight(weights)
     if role in ("input", "raw"):
         if data.status == "same":
             return "none", (), "what was read from it is the same"
@@ -427,6 +443,8 @@ def _batches(found: Sequence[Difference], expected: Manifest, actual: Manifest) 
     else:
         text = None
     kept = [each for each in found if not each.what.startswith(f"step {_SAMPLES}")]
+    if kept and all(sides) and not any(each.what.startswith("step batch") for each in kept):
+        return [replace(each, reach="none", note=f"{each.note}; the batches are the same") for each in kept]
     return [
         replace(each, note=f"{each.note}; {text}") if text and each.what.startswith("step batch") else each
         for each in kept
@@ -484,7 +502,7 @@ def weights_link(expected: Manifest, actual: Manifest, compare: Compare) -> Link
         share = (
             f"{len(counting)} of {len(one)} weights differ" if len(counting) > 1 else f"1 of {len(one)} weights differs"
         )
-        note = f"{share}: {name} ({_size_note(error)}){', the most' if len(counting) > 1 else ''}"
+        note = f"{share}, {'this one the most: ' if len(counting) > 1 else ''}{_size_note(error)}"
         found.append(Difference(name, *_kinds(expected, actual, one, other, name), "any", ("weights",), note, error))
         for name, error in counting[1:LISTED]:
             sides = _kinds(expected, actual, one, other, name)
@@ -593,7 +611,7 @@ def random_link(one: Mapping[str, Any], other: Mapping[str, Any], same: Set[str]
             idle.append(name)
     checked = _count(len(names), "generator")
     if idle:
-        checked += f", {', '.join(idle)} in other states to no effect"
+        checked += f"; other states to no effect: {', '.join(idle)}"
     return _link("random state", checked, found)
 
 

@@ -1285,7 +1285,7 @@ VARIABLES = re.compile(
     r"|PYTHONHASHSEED|NVIDIA_TF32_OVERRIDE"
 )
 """Environment variables that may change numbers; values of others are never looked at."""
-_SECRET = re.compile(r"TOKEN|SECRET|PASS|KEY|AUTH|CRED|COOKIE", re.IGNORECASE)
+_SECRET = re.compile(r"TOKEN|SECRET|PASS|KEY|AUTH|CRED|COOKIE|_(DIR|PATH|HOME)$", re.IGNORECASE)
 
 
 def environment():
@@ -1782,7 +1782,8 @@ def _nearest(values, parents, known):
 
 def _short_source(source):
     """``file:line`` as seen from here, or the file's name alone: never another folder's path."""
-    if source is None:
+    own = os.path.dirname(_THIS_FILE)
+    if source is None or (os.path.basename(own) == "bisect_tool" and source.startswith(own + os.sep)):
         return None
     here = os.getcwd() + os.sep
     return source[len(here) :] if source.startswith(here) else os.path.basename(source)
@@ -1945,11 +1946,12 @@ class ScriptRecording:
             found = own(*args, **kwargs)
             if self._busy or not _called_by_user(2):
                 return found
-            found = list(found)
-            self._tap(
-                "files {}".format(name), np.asarray([os.path.basename(str(each)) for each in found], dtype=object)
-            )
-            return found
+            items = list(found)
+            names = [os.path.basename(str(each)) for each in items]
+            # Not the recording itself, which may lie in the same folder while it is made.
+            names = [each for each in names if not each.startswith(_PARTIAL)]
+            self._tap("files {}".format(name), np.asarray(names, dtype=object))
+            return items if isinstance(found, list) else iter(items)
 
         return listing
 
