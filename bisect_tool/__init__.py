@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bisect_tool.backends.exporting import ExportSettings
+    from bisect_tool.compare_traces import compare_recordings
     from bisect_tool.errors import BisectError, InconclusiveError
     from bisect_tool.experiments import run_matrix
     from bisect_tool.matrix import read_matrix
     from bisect_tool.metrics import measure
     from bisect_tool.parts import bisect_parts
     from bisect_tool.pipeline import LoadedCase, Options, bisect, inspect_case
-    from bisect_tool.recorder import Recorder
+    from bisect_tool.recorder import Recorder, record
     from bisect_tool.records import Report
+    from bisect_tool.taps import tap
     from bisect_tool.tolerances import make_tolerance
 
 _HOMES = {
@@ -35,6 +37,9 @@ _HOMES = {
     "make_tolerance": "bisect_tool.tolerances",
     "read_matrix": "bisect_tool.matrix",
     "run_matrix": "bisect_tool.experiments",
+    "record": "bisect_tool.recorder",
+    "compare_recordings": "bisect_tool.compare_traces",
+    "tap": "bisect_tool.taps",
 }
 
 __version__ = "0.1.0"
@@ -47,12 +52,15 @@ __all__ = [
     "Recorder",
     "Report",
     "bisect",
+    "compare_recordings",
     "inspect_case",
     "bisect_parts",
     "make_tolerance",
     "measure",
     "read_matrix",
+    "record",
     "run_matrix",
+    "tap",
 ]
 
 

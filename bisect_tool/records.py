@@ -20,6 +20,8 @@ TrialConclusion = Literal["cause", "contributes", "ruled out", "no answer"]
 Severity = Literal["fault", "suspicion", "fact"]
 Testimony = Literal["export", "runtime", "neither", "unknown"]
 ConfigStatus = Literal["agrees", "diverges", "perturbed", "skipped", "failed", "crashed"]
+Reach = Literal["any", "reduced", "rounding", "possible", "none"]
+LinkStatus = Literal["same", "differs", "unknown"]
 OutputKey = int | str
 
 SCHEMA_VERSION = 1
@@ -652,10 +654,61 @@ class Localization:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that differs between two recordings.
+
+    Attributes:
+        what: it is, in words.
+        expected, actual: on both sides, in words; ``None``: it is not there.
+        reach: what it can do to numbers. ``any``: explains differences of every size; ``reduced``: as large as a reduced
+            precision makes them; ``rounding``; ``possible``: may explain anything, and mostly changes nothing; ``none``:
+            it did not, or cannot, reach them.
+        acts_on: of ``data``, ``weights`` and ``stages`` those that it can change.
+        note: why, or what came of it.
+        error: relative L2, of what is made of numbers.
+    """
+
+    what: str
+    expected: str | None
+    actual: str | None
+    reach: Reach
+    acts_on: tuple[str, ...] = ()
+    note: str | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One link of the chain from code to outputs, along which two recordings are compared.
+
+    ``checked``: what was compared, in words. ``unknown``: one side has nothing there.
+    """
+
+    link: str
+    status: LinkStatus
+    checked: str
+    differences: tuple[Difference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FirstCause:
+    """The difference that explains the first numbers that differ, and where those are; ``numbers`` is ``None`` if none do.
+
+    ``link``: that of the difference; ``others``: differences that explain them as well, or not all of what is seen.
+    """
+
+    link: str
+    difference: Difference
+    numbers: str | None
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The answer. ``summary`` is its wording in one or a few plain lines, the same in every reporter.
 
-    ``costs``: of a quantised graph the stages that cost most, the dearest first.
+    ``costs``: of a quantised graph the stages that cost most, the dearest first. ``first_cause``: of two recordings why they
+    differ; ``None`` where nothing does, and for every other report.
     """
 
     status: Status
@@ -669,6 +722,7 @@ class Verdict:
     hypotheses: tuple[Hypothesis, ...] = ()
     ledger: tuple[LedgerEntry, ...] = ()
     costs: tuple[StageCost, ...] = ()
+    first_cause: FirstCause | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -876,6 +930,7 @@ class Report:
         parts: of a model in several ONNX files, in the order in which PyTorch calls them; () where it is one graph.
         glue: what PyTorch computes between the parts.
         preflight: what the files told before anything ran.
+        chain: of two recordings, link by link in causal order; () for every other report.
     """
 
     case: Mapping[str, Any]
@@ -891,4 +946,5 @@ class Report:
     parts: tuple[PartResult, ...] = ()
     glue: tuple[GlueStage, ...] = ()
     preflight: tuple[Finding, ...] = ()
+    chain: tuple[Link, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,71 +14,30 @@ import torch
 from numpy.typing import NDArray
 
 from bisect_tool.backends.compiled import eagerly
-from bisect_tool.recorder import Frame, Op, Recorder, Trace, Value
+from bisect_tool.recorder import (
+    FACTORY_OPS,
+    LAYOUT_OPS,
+    Recorder,
+    StageEntry,
+    Trace,
+    Value,
+    parents_of,
+    stages_of,
+)
 from bisect_tool.records import Place, Stage, StageRef, TorchTrace
 
-_PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
+__all__ = [
+    "FACTORY_OPS",
+    "LAYOUT_OPS",
+    "TorchRun",
+    "build_trace",
+    "float_dtype_of",
+    "from_numpy",
+    "nested_note",
+    "to_numpy",
+]
 
-# Operations that only say how memory is read, or copy it: they make no numbers, so they are no stages.
-LAYOUT_OPS = frozenset(
-    [
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "_reshape_alias",
-        "t",
-        "transpose",
-        "permute",
-        "expand",
-        "slice",
-        "select",
-        "unsqueeze",
-        "squeeze",
-        "detach",
-        "alias",
-        "clone",
-        "contiguous",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unbind",
-        "as_strided",
-        "diagonal",
-        "narrow",
-        "copy",
-        "lift_fresh",
-        "alias_update",
-        "lift_fresh_copy",
-        "_conj",
-        "_neg_view",
-        "view_as_real",
-        "view_as_complex",
-        "unsafe_split",
-        "unsafe_chunk",
-        "unfold",
-        "split_with_sizes_copy",
-        "swapaxes",
-        "movedim",
-        "flatten",
-    ]
-)
-# Operations whose operand gives only a shape.
-FACTORY_OPS = frozenset(
-    [
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "rand_like",
-        "randn_like",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "new_empty_strided",
-        "empty_strided",
-    ]
-)
+_PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
@@ -175,103 +134,29 @@ def _placed(trace: TorchTrace, place: Place) -> TorchTrace:
 
 def build_trace(trace: Trace, modules: Mapping[str, str], *, every_op: bool = False) -> TorchTrace:
     """Stages of all levels, with their true inputs, from what the recorder saw."""
-    stages = _Stages(trace)
-    by_frame_stop: dict[int, list[Frame]] = {}
-    for frame in trace.frames:
-        stop = frame.stop if frame.stop is not None else len(trace.ops)
-        by_frame_stop.setdefault(stop, []).append(frame)
-    for place in range(len(trace.ops) + 1):
-        if place:
-            stages.add_op(trace.ops[place - 1], every_op)
-        # In the order in which they ended: children before parents, and before the next sibling.
-        for frame in sorted(by_frame_stop.get(place, []), key=lambda f: (f.end is None, f.end)):
-            stages.add_frame(frame)
-    parents = {
-        output: tuple(i for i in dict.fromkeys(op.inputs) if trace.values[i].dynamic)
-        for op in trace.ops
-        for output in op.outputs
-        if op.name not in FACTORY_OPS
-    }
     return TorchTrace(
-        stages=tuple(sorted(stages.found, key=lambda stage: stage.order)),
-        parents=parents,
+        stages=tuple(map(_stage, stages_of(trace, every_op))),
+        parents=parents_of(trace),
         inputs=tuple(trace.inputs),
         outputs=tuple(trace.outputs),
         modules=modules,
     )
 
 
-class _Stages:
-    def __init__(self, trace: Trace):
-        self.trace = trace
-        self.found: list[Stage] = []
-        self.by_value: dict[int, StageRef] = {}
-        self.counts: dict[tuple[int, str], int] = {}
-        self.used = {i for op in trace.ops for i in op.inputs}
-        self.used |= {value for frame in trace.frames for _, value in frame.outputs}
-        self.used |= {value for _, value in trace.outputs}
-
-    def add_op(self, op: Op, every_op: bool) -> None:
-        if op.frame < 0 or op.name in LAYOUT_OPS or op.name in FACTORY_OPS:
-            return
-        frame = self.trace.frames[op.frame]
-        if frame.opaque and not every_op:
-            return
-        inputs = self._dynamic(op.inputs)
-        if not inputs or self._is_plain_cast(op):
-            return
-        number = self.counts.get((frame.index, op.name), 0)
-        self.counts[frame.index, op.name] = number + 1
-        path = f"{frame.path}/{op.name}#{number}"
-        for key, value in enumerate(op.outputs):
-            if value in self.used:
-                level = "op" if frame.opaque else "leaf"
-                self._add(StageRef(path, frame.call, key), level, op.name, op.source, value, inputs, op.index + 1)
-
-    def _is_plain_cast(self, op: Op) -> bool:
-        """``_to_copy`` that changes device or layout, but no number."""
-        values = self.trace.values
-        return bool(op.name == "_to_copy" and values[op.inputs[0]].dtype == values[op.outputs[0]].dtype)
-
-    def add_frame(self, frame: Frame) -> None:
-        stop = frame.stop if frame.stop is not None else len(self.trace.ops)
-        if frame.leaf and self._inside_opaque(frame):
-            return
-        inside = self.trace.ops[frame.start : stop]
-        made = {value for op in inside for value in op.outputs}
-        read = [i for op in inside if op.name not in FACTORY_OPS for i in op.inputs if i not in made]
-        read += [value for _, value in frame.outputs if value not in made]
-        inputs = self._dynamic(read)
-        level = "leaf" if frame.leaf else "container"
-        for key, value in frame.outputs:
-            if self.trace.values[value].dynamic:
-                self._add(StageRef(frame.path, frame.call, key), level, frame.type, frame.source, value, inputs, stop)
-
-    def _inside_opaque(self, frame: Frame) -> bool:
-        return bool(frame.parent >= 0 and self.trace.frames[frame.parent].opaque)
-
-    def _dynamic(self, values: Iterable[int]) -> tuple[int, ...]:
-        return tuple(i for i in dict.fromkeys(values) if self.trace.values[i].dynamic)
-
-    def _add(
-        self,
-        ref: StageRef,
-        level: Any,
-        type_name: str,
-        source: str | None,
-        value: int,
-        inputs: tuple[int, ...],
-        order: int,
-    ) -> None:
-        known = self.trace.values[value]
-        if known.shape is None:
-            return
-        first = self.by_value.get(value)
-        alias: StageRef | None = first
-        if first is None and value in {v for _, v in self.trace.inputs}:
-            alias = StageRef("(input)", 0, next(k for k, v in self.trace.inputs if v == value))
-        self.found.append(Stage(ref, level, type_name, source, known.shape, known.dtype, value, inputs, order, alias))
-        self.by_value.setdefault(value, ref)
+def _stage(entry: StageEntry) -> Stage:
+    alias = None if entry.alias is None else StageRef(*entry.alias)
+    return Stage(
+        StageRef(*entry.ref),
+        entry.level,
+        entry.type,
+        entry.source,
+        entry.shape,
+        entry.dtype,
+        entry.value,
+        entry.inputs,
+        entry.order,
+        alias,
+    )
 
 
 def nested_note(trace: Trace) -> tuple[str, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import zipfile
 from pathlib import Path
@@ -18,7 +16,9 @@ MANIFEST = "manifest.json"
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether it is a recording: a folder with a manifest, or one file that holds one."""
+    """Whether it is a recording: a folder with a manifest, or one file that holds one; a damaged one too."""
+    if path.suffix.lower() == ".trace":
+        return True
     if path.is_dir():
         return (path / MANIFEST).is_file()
     if not path.is_file() or path.suffix.lower() in (".npz", ".pt", ".pth"):
@@ -37,6 +37,14 @@ def is_bundle(path: Path) -> bool:
 @click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol.")
 @click.option("--rtol", type=float, help="Tolerance as in allclose, together with --atol.")
 @click.option("--separator", metavar="CHAR", help="Of tables, as `;` [default: found out from the first lines].")
+@click.option(
+    "--level", type=click.Choice(["op", "leaf", "container"]), default="leaf", help="Of recordings: their stages."
+)
+@click.option("--stages", multiple=True, metavar="GLOB", help="Of recordings: these stages only.")
+@click.option("--min-coverage", type=float, default=0.9, help="Of recordings: share of stages that both must have.")
+@click.option("--all-stages", is_flag=True, help="Of recordings: print every row of the stage table.")
+@click.option("-o", "--output", type=click.Path(), metavar="DIR", help="Of recordings: also write a report folder.")
+@click.option("--force", is_flag=True, help="Replace a report that is there.")
 @click.option("--all-items", is_flag=True, help="Of data files: print every column or array.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 on a difference too.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
@@ -56,14 +64,9 @@ def compare(expected: str, actual: str, form: str, exit_zero: bool, **given: Any
 
 
 def _recordings(expected: Path, actual: Path, form: str, given: dict[str, Any]) -> int:
-    if importlib.util.find_spec("bisect_tool.compare_traces") is None:
-        raise BisectError(
-            f"{expected} and {actual} are recordings, which this version cannot compare yet",
-            hint="data files can be compared: .csv .npy .npz .pt .safetensors and images",
-        )
-    module = importlib.import_module("bisect_tool.compare_traces")
-    code: int = module.compare_bundles(expected, actual, form=form, **given)
-    return code
+    from bisect_tool.cli.traces import compare_recordings
+
+    return compare_recordings(expected, actual, form=form, **given)
 
 
 def _data_files(expected: Path, actual: Path, form: str, given: dict[str, Any]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,12 @@ class Loaded:
     notes: tuple[str, ...]
 
 
-def load(settings: Mapping[str, Any]) -> Loaded:
+def load(settings: Mapping[str, Any], moment: Callable[[str], None] = lambda _: None) -> Loaded:
     """Loads what the settings name.
+
+    Args:
+        settings: of the command.
+        moment: told when the model is ``built``, weights included, and when the ``sample`` is there.
 
     Raises:
         BisectError: something is missing, unreadable or does not fit.
@@ -55,10 +59,12 @@ def load(settings: Mapping[str, Any]) -> Loaded:
         )
     elif loaded.kind == "python":
         notes += ("no checkpoint given: the model runs with the weights that its entry gave it",)
+    moment("built")
     if settings["preprocess"]:
         samples = [make_sample(settings["preprocess"], raw) for raw in settings["raw"]]
     else:
         samples = load_samples(settings["inputs"])
+    moment("sample")
     description = {
         "model": str(settings["model"]),
         "checkpoint": settings["checkpoint"] and str(settings["checkpoint"]),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 
 from bisect_tool.cli.compare import compare
+from bisect_tool.cli.determinism import determinism
 from bisect_tool.cli.env import env
 from bisect_tool.cli.explain import explain
 from bisect_tool.cli.inspect import inspect
+from bisect_tool.cli.record import record, recorder
 from bisect_tool.cli.releases import releases
 from bisect_tool.cli.run import run
 
@@ -23,4 +25,7 @@ tool.add_command(explain, "explain")
 tool.add_command(inspect, "inspect")
 tool.add_command(compare, "compare")
 tool.add_command(env, "env")
+tool.add_command(record, "record")
+tool.add_command(recorder, "recorder")
+tool.add_command(determinism, "determinism")
 tool.add_command(releases, "releases")

@@ -17,9 +17,11 @@ from bisect_tool.records import (
     ConfigRun,
     ConfigStatus,
     Diagnosis,
+    Difference,
     ErrorMetrics,
     GlueStage,
     HandOver,
+    Link,
     Origin,
     OutputResult,
     PartResult,
@@ -394,8 +396,11 @@ def dtypes_under(report: Report, config: str | None, rows: Sequence[StageRow]) -
     return sorted(names if autocast == "off" else {*names, str(autocast)})
 
 
-def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = ()) -> str:
-    """What stages are judged by in words, for the dtypes that occur (all of them if none is named)."""
+def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = (), *, floors: bool = True) -> str:
+    """What stages are judged by in words, for the dtypes that occur (all of them if none is named).
+
+    ``floors``: noise floors are measured, which takes the model; two recordings have none.
+    """
     if tolerance.min_sqnr is not None:
         least = f"SQNR: at least {tolerance.min_sqnr:g} dB"
         if tolerance.source == "quantised":
@@ -406,7 +411,7 @@ def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = ()) -> str:
         text = "relative L2 " + (", ".join(f"{sci(limit)} ({name})" for name, limit in limits.items()) or "-")
         if tolerance.source == "default":
             # A stage under this limit fails all the same if it makes more error than rounding does.
-            return f"the noise floor, and {text}, the defaults"
+            return f"the noise floor, and {text}, the defaults" if floors else f"{text}, the default"
     elif tolerance.max_abs is not None:
         text = f"max abs {sci(tolerance.max_abs)}"
     else:
@@ -632,8 +637,8 @@ def strongest(origins: Sequence[Origin]) -> Origin | None:
 # Sentences
 
 
-def alignment_text(alignment: Alignment) -> str:
-    """How much of the model was compared, and what was not, in one sentence."""
+def alignment_text(alignment: Alignment, where: str = "the graph") -> str:
+    """How much of the model was compared, and what was not, in one sentence; ``where``: what stages were looked for in."""
     absent = [item.ref for item in alignment.unaligned if not item.in_graph]
     lost = [item.ref for item in alignment.unaligned if item.in_graph]
     text = f"Aligned {alignment.aligned} of {plural(alignment.stages, 'stage')}"
@@ -643,10 +648,48 @@ def alignment_text(alignment: Alignment) -> str:
         parts.append(f"{len(absent)} {verb} no value in the graph ({names_text(absent)})")
     if lost:
         verb = "was" if len(lost) == 1 else "were"
-        parts.append(f"{len(lost)} {verb} not found in {'it' if absent else 'the graph'} ({names_text(lost)})")
+        parts.append(f"{len(lost)} {verb} not found in {'it' if absent else where} ({names_text(lost)})")
     if alignment.coverage is not None and (lost or alignment.coverage < 1):
         parts.append(f"coverage {100 * alignment.coverage:.1f} %")
     return f"{text}; {', '.join(parts)}." if parts else f"{text}."
+
+
+def looked_in(report: Report) -> str:
+    """Where stages were looked for: in a graph, or in the other recording."""
+    return "the other recording" if report.chain else "the graph"
+
+
+def chain_cells(link: Link) -> list[tuple[str, str, str]]:
+    """Rows of the chain's table for one link: link, whether it differs, and what was compared or differs."""
+    status = {"same": "same", "differs": "DIFFERS", "unknown": "unknown"}[link.status]
+    if link.status == "differs" and all(difference.reach == "none" for difference in link.differences):
+        status = "harmless"
+    rows = [(link.link, status, link.checked)]
+    rows += [("", "", difference_text(difference)) for difference in link.differences[:CHAIN_LINES]]
+    if len(link.differences) > CHAIN_LINES:
+        rows.append(("", "", f"and {len(link.differences) - CHAIN_LINES} more"))
+    return rows
+
+
+CHAIN_LINES = 6
+"""Differences of one link that a table names."""
+
+_REACH = {
+    "any": "",
+    "reduced": "as much as a reduced precision",
+    "rounding": "rounding only",
+    "possible": "possibly",
+    "none": "cannot have changed a number",
+}
+
+
+def difference_text(difference: Difference) -> str:
+    """What differs, both sides, and what it can do."""
+    text = difference.what
+    if difference.expected is not None or difference.actual is not None:
+        text += f": {difference.expected or 'not there'} -> {difference.actual or 'not there'}"
+    said = [part for part in (difference.note, _REACH[difference.reach]) if part]
+    return f"{text} ({'; '.join(said)})" if said else text
 
 
 def worst_element_lines(metrics: ErrorMetrics, spread: Spread | None = None) -> tuple[str, ...]:
@@ -655,6 +698,8 @@ def worst_element_lines(metrics: ErrorMetrics, spread: Spread | None = None) -> 
         return (f"values could not be compared: {printable(metrics.problem)}",)
     if metrics.differing == 0:
         return (f"all {metrics.count} elements are equal",)
+    if metrics.count and math.isnan(metrics.max_abs) and not math.isnan(metrics.rel_l2):
+        return (f"relative L2 about {sci(metrics.rel_l2)}, estimated from summaries",)
     number, more = metrics.differing, ""
     if spread is not None:
         number = spread.beyond
@@ -685,7 +730,7 @@ def noise_text(noise_ratio: float | None, side: str | None, runner: str = "ONNX 
     return "; ".join(parts) or "noise floor not measured"
 
 
-_RUNNERS = {"onnxruntime": "ONNX Runtime", "onnx-reference": "the reference evaluator"}
+_RUNNERS = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "onnx-reference": "the reference evaluator"}
 
 
 def runner_text(report: Report, config: str | None) -> str:

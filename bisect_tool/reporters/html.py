@@ -69,9 +69,10 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         statuses=common.STATUSES,
         judgements=common.JUDGEMENTS,
         main_config=config,
-        alignment_text=common.alignment_text(report.alignment),
+        alignment_text=common.alignment_text(report.alignment, common.looked_in(report)),
+        chain=[row for link in report.chain for row in common.chain_cells(link)],
         judged_by_outputs=common.judged_by_outputs(report),
-        tolerance_text=common.tolerance_text(report.tolerance),
+        tolerance_text=common.tolerance_text(report.tolerance, floors=not report.chain),
         command=common.command_text(report.case.get("command")),
         configs=[
             {

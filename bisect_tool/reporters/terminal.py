@@ -83,7 +83,9 @@ def render(
     page = Page(console)
     if report.samples:
         _samples(page, report)
-    page.prose(common.alignment_text(report.alignment))
+    if report.chain:
+        _chain(page, report)
+    page.prose(common.alignment_text(report.alignment, common.looked_in(report)))
     page.line()
     if common.is_matrix(report):
         _pairs(page, report, all_stages)
@@ -176,6 +178,24 @@ def _samples(page: Page, report: Report) -> None:
     page.line()
     if worst is not None:
         page.prose(f"{worst.source} (sample {worst.index}), the worst", label=("Shown below: ", "bold"))
+
+
+# The chain of two recordings
+
+
+def _chain(page: Page, report: Report) -> None:
+    columns = (Column("link", minimum=14), Column(""), Column("compared, and what differs", minimum=30, cut="end"))
+    styles = {"same": "green", "DIFFERS": "bold red", "harmless": "dim", "unknown": "dim"}
+    entries: list[Row | Span] = []
+    for link in report.chain:
+        for name, status, text in common.chain_cells(link):
+            if name:
+                entries.append(Row((name, status, text), ((1, styles[status]),)))
+            else:
+                entries.append(Span(f"    {text}", fold=True))
+    page.line(("The chain, in causal order", "bold"))
+    page.table(columns, entries)
+    page.line()
 
 
 # Configurations
@@ -388,7 +408,8 @@ def _stages(
 ) -> list[str]:
     first = common.first_ref(report, config)
     origins = common.origin_refs(report, config)
-    tolerance = common.tolerance_text(report.tolerance, common.dtypes_under(report, config, rows))
+    dtypes = common.dtypes_under(report, config, rows)
+    tolerance = common.tolerance_text(report.tolerance, dtypes, floors=not report.chain)
     page.line((f"{title} under {config}" if config is not None else title, "bold"))
     by = "tolerance:" if report.tolerance.source == "user" else "judged by"
     page.prose(f"{by} {tolerance}", style="dim")

@@ -20,6 +20,7 @@ JOINING = (
     "bisect_tool.parts",
     "bisect_tool.several",
     "bisect_tool.recorder",
+    "bisect_tool.determinism",
 )
 NEED_TORCH = [m for m in MODULES if m.startswith("bisect_tool.backends.") or m in JOINING]
 LIGHT = [m for m in MODULES if m not in NEED_TORCH]

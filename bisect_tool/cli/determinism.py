@@ -1,0 +1,97 @@
+"""``bisect-tool determinism MODEL [CKPT] --input SAMPLE``: whether a model repeats itself, and what would make it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bisect_tool.cli import interrupts
+from bisect_tool.cli import options as shared
+from bisect_tool.cli.loading import load_case
+from bisect_tool.cli.process import load_libraries
+from bisect_tool.cli.run import progress, settings_of
+from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
+
+if TYPE_CHECKING:
+    from bisect_tool.determinism import Determinism, Series
+
+_EXIT = {"repeats": EXIT_AGREES, "differs": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
+
+
+@click.command(context_settings=shared.SETTINGS)
+@shared.loading
+@click.option("--runs", type=click.IntRange(min=2), default=5, help="In each series [default: 5].")
+@click.option("--mode", type=click.Choice(["eval", "train"]), default="eval", help="Of the model.")
+@click.option(
+    "--level", type=click.Choice(["leaf", "op"]), default="leaf", help="op: operations inside leaf modules too."
+)
+@click.option("--no-onnx", is_flag=True, help="Leave ONNX Runtime out.")
+@shared.running
+@click.option("--exit-zero", is_flag=True, help="Exit 0 where it does not repeat itself too.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@click.version_option(package_name="bisect-divergence")
+def determinism(
+    runs: int, mode: str, level: str, no_onnx: bool, exit_zero: bool, form: str, quiet: bool, **given: Any
+) -> int:
+    """Run a model again and again, and say which stage first differs from run to run, and what makes it stable.
+
+    In one process, in fresh ones, with other numbers of threads, and in ONNX Runtime. Exit codes: 0 every bit repeats, 1 it
+    does not, 2 bad usage or unreadable input, 3 no answer.
+    """
+    defaults = dict.fromkeys(("exporter", "opset", "constant_folding", "keep_onnx", "level"))
+    settings = {**settings_of({**defaults, **given}), "matrix": None}
+    if len(settings["inputs"]) > 1:
+        raise BisectError(f"{len(settings['inputs'])} samples given: runs of one are compared", hint="give one --input")
+    settings["command"] = shlex.join(["bisect-tool", *sys.argv[1:]])
+    say = progress(quiet)
+    say("loading libraries")
+    load_libraries()
+    interrupts.work_begins()
+    from bisect_tool.determinism import How, examine
+
+    how = How(threads=settings["threads"] or 0, mode=mode, level=level)
+    load = functools.partial(load_case, settings, 0)
+    onnx = Path(settings["onnx"]) if settings["onnx"] else None
+    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
+        found = examine(load, Path(folder), how, runs, onnx=onnx, with_onnx=not no_onnx, say=say)
+    interrupts.check()
+    if form == "json":
+        click.echo(json.dumps(asdict(found), indent=1))
+    else:
+        _print(found)
+    code = _EXIT[found.status]
+    return EXIT_AGREES if exit_zero and code == EXIT_DIVERGES else code
+
+
+def _print(found: Determinism) -> None:
+    width = max(len(series.name) for series in [*found.series, *(each.series for each in found.tried)])
+    for series in found.series:
+        click.echo(f"{series.name:{width}}  {_line(series)}")
+    if found.tried:
+        click.echo("\ntried")
+        for each in found.tried:
+            click.echo(f"{each.series.name:{width}}  {_line(each.series)}")
+    click.echo()
+    for line in found.summary:
+        click.echo(line)
+    for series in found.series:
+        if series.counts and series.cause:
+            click.echo(f"cause as the recordings tell it ({series.name}): {series.cause}")
+
+
+def _line(series: Series) -> str:
+    if series.stable is None:
+        return f"could not run: {series.problem}"
+    if series.stable:
+        return f"{series.runs} runs, bit-identical"
+    first = f"first at {series.first_stage} ({series.first_error:.1e})" if series.first_stage else "no recorded stage"
+    return f"{series.runs} runs, {series.differing} DIFFER, {first}, outputs {series.output_error:.1e}"
