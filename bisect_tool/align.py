@@ -46,6 +46,9 @@ _SAME_TENSOR = "same tensor as"
 SECOND = "second input"
 """Evidence of a pair that another input told from look-alikes."""
 
+STRUCTURE = "structure"
+"""Evidence of a pair that stands where a fresh export of the model has the stage's value."""
+
 AMBIGUOUS = "ambiguous"
 """Evidence of a pair whose value others have too, which neither names nor the order of computation tell from it."""
 
@@ -266,6 +269,7 @@ def match_values(
     chained: Mapping[str, Signature] | None = None,
     second: SecondDraw | None = None,
     modules: Mapping[str, str] | None = None,
+    placed: Mapping[int, Match] | None = None,
 ) -> dict[int, Match]:
     """Pairs PyTorch values with ONNX values.
 
@@ -279,6 +283,7 @@ def match_values(
         chained: signatures from the chained run, where ``onnx_signatures`` are from a forced one.
         second: signatures of both sides on another input, which tell look-alikes apart.
         modules: module path by node name, for nodes that no exporter tagged: those that read a module's weights.
+        placed: pairs by structure, for values that no value of the graph's fits.
 
     Returns:
         All pairs, the known ones included, by PyTorch value.
@@ -291,6 +296,7 @@ def match_values(
     matcher.match_outputs(permuted)
     matcher.match_by_value()
     matcher.match_permuted(permuted)
+    matcher.match_placed(placed or {})
     matcher.match_by_scope()
     return matcher.matches
 
@@ -704,10 +710,14 @@ class _Matcher:
             name = options[0]
             if later == 0 and not self._is_scoped(name):
                 # What bears a scope of its own is no handing on: a sum that has lost an operand is one.
-                untagged = (n for n in reversed(options) if not self._is_scoped(n))
+                # Without any scopes the same goes for what may have been a sum.
+                untagged = (n for n in reversed(options) if not self._is_scoped(n) and self._may_hand_on(n))
                 name = next((n for n in untagged if self._reads(n, name)), name)
             at = names.index(name) + 1
             yield value, name, ("order",)
+
+    def _may_hand_on(self, name: str) -> bool:
+        return self.scopes.any or self.graph.nodes[self.place[name]].op_type != "Identity"
 
     def _reads(self, later: str, earlier: str) -> bool:
         """Whether ``later`` is handed on from ``earlier`` by a chain of single readers."""
@@ -825,6 +835,19 @@ class _Matcher:
         if any(value != match.value and self.agrees(value, name) for value in others):
             return match
         return replace(match, onnx=name, evidence=(self._named(name),), confirmed=self.agrees(match.value, name))
+
+    # -- structure ----------------------------------------------------------------------------------------------------
+
+    def match_placed(self, placed: Mapping[int, Match]) -> None:
+        """Stages whose place a fresh export tells, as far as no value says otherwise."""
+        for value, match in placed.items():
+            if value in self.matches or match.onnx in self.taken or not self._lies_right(value, match.onnx):
+                continue
+            agrees = (
+                match.permutation is None and self.agrees(value, match.onnx) and not self._circular(value, match.onnx)
+            )
+            evidence = (STRUCTURE, self.value_evidence) if agrees else (STRUCTURE,)
+            self.take(replace(match, evidence=evidence, confirmed=agrees))
 
     # -- scopes -------------------------------------------------------------------------------------------------------
 

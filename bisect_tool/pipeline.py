@@ -34,6 +34,7 @@ from bisect_tool.backends.costs import ort_cost, torch_cost
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.facts import fed_inputs, graph_facts
 from bisect_tool.backends.floors import stage_noise
+from bisect_tool.backends.fresh import MOST_EXPORTED, most_alike, outline
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.inside import Opened, Surroundings, look_inside, open_stage
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
@@ -67,6 +68,7 @@ from bisect_tool.localize import with_shares
 from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
 from bisect_tool.noise import BEYOND, SETTLED, epsilon, is_settled
 from bisect_tool.outputs import bind_outputs, exchanged
+from bisect_tool.placing import is_open, placed_by_structure
 from bisect_tool.precision import (
     half_precision,
     held_line,
@@ -417,7 +419,8 @@ def check_free(target: Path) -> None:
 class _Bisection:
     """State of one comparison. The methods are in the order in which they run."""
 
-    def __init__(self, case: LoadedCase, options: Options, program: OnnxProgram, step: Any):
+    def __init__(self, case: LoadedCase, options: Options, program: OnnxProgram, step: Any, *, is_fresh: bool = False):
+        self.is_fresh = is_fresh
         self.case = case
         self.options = options
         self.program = program
@@ -908,18 +911,46 @@ class _Bisection:
             sure = {value: match for value, match in matches.items() if match.confirmed}
             matches = match_values(trace, self.graph, self.torch_signatures, chained, sure, permuted, modules=modules)
         matches = with_bodies(matches)
+
+        first = matches
+        matches = self._settled(reference, first, permuted, with_bodies, modules, {})
+        placed = self._placed(reference, matches)
+        if placed:
+            # What was fed at a wrong place has told nothing.
+            known = {value: match for value, match in {**first, **placed}.items() if match.confirmed}
+            matches = match_values(
+                trace, self.graph, self.torch_signatures, chained, known, permuted, modules=modules, placed=placed
+            )
+            matches = self._settled(reference, with_bodies(matches), permuted, with_bodies, modules, placed)
+        if not matches:
+            raise InconclusiveError(
+                "no PyTorch stage could be matched with a value of the ONNX graph: nothing to compare",
+                hint="is this the ONNX file of this model?",
+            )
+        return matches
+
+    def _settled(
+        self,
+        reference: _Reference,
+        matches: dict[int, Match],
+        permuted: Callable[[int], Mapping[tuple[int, ...], Signature]],
+        with_bodies: Callable[[Mapping[int, Match]], dict[int, Match]],
+        modules: Mapping[str, str],
+        placed: Mapping[int, Match],
+    ) -> dict[int, Match]:
+        """The pairs after runs in which each stage works on PyTorch's values, until no pair changes."""
         fed: Mapping[int, Match] = {}
         same = False
         for _ in range(MAX_ALIGNMENT_ROUNDS):
             if all(match.confirmed for match in matches.values()) or (same and len(fed) == len(matches)):
                 break
-            fed = matches if same else trusted(trace, matches)
+            fed = matches if same else trusted(reference.trace, matches)
             signatures = self._probe_forced(reference, fed)
             confirmed = {value: match for value, match in matches.items() if match.confirmed}
             # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
             merged = {**self.onnx_signatures, **signatures}
             again = match_values(
-                trace,
+                reference.trace,
                 self.graph,
                 self.torch_signatures,
                 merged,
@@ -928,16 +959,61 @@ class _Bisection:
                 fed=fed,
                 chained=self.onnx_signatures,
                 modules=modules,
+                placed=placed,
             )
             again = with_bodies(again)
             same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
             matches = again
-        if not matches:
-            raise InconclusiveError(
-                "no PyTorch stage could be matched with a value of the ONNX graph: nothing to compare",
-                hint="is this the ONNX file of this model?",
-            )
         return matches
+
+    def _placed(self, reference: _Reference, matches: Mapping[int, Match]) -> dict[int, Match]:
+        """Pairs by structure, from an export that is made for it, where values and names leave a file's stages open."""
+        nameless = self._is_nameless()
+        nodes_between = self.program.nodes_between
+        if self.options.onnx is None or not self.in_memory or self.is_fresh:
+            return {}
+        if not is_open(reference.trace, matches, nodes_between, nameless=nameless):
+            return {}
+        if self.program.weight_bytes() > MOST_EXPORTED:
+            self.notes.append("too many weights to export the model once more, and so to tell stages by structure")
+            return {}
+        with (
+            tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder,
+            self.step("structure", "exporting the model once more, to find stages by structure"),
+        ):
+            copies = _copies(self.case.args), _copies(self.case.kwargs)
+            fresh = most_alike(self.case.module, *copies, self.program, Path(folder))
+            if fresh is None:
+                self.notes.append("stages could not be told by structure: no fresh export is like the ONNX file")
+                return {}
+            try:
+                beside = _Bisection(self.case, self.options, fresh.program, self.step, is_fresh=True)
+                own = beside._align(reference)
+            except (BisectError, InconclusiveError):
+                return {}
+            given = outline(self.program, self.onnx_signatures.get)
+            there = {source: name for name, source in self.sources.items()}
+            inputs = {name: there[source] for name, source in beside.sources.items() if source in there}
+
+            def agrees(value: int, name: str) -> bool:
+                first, second = self.torch_signatures.get(value), self.onnx_signatures.get(name)
+                return first is not None and second is not None and distance(first, second) <= VALUE_LIMIT
+
+            found = placed_by_structure(
+                outline(beside.program, beside.onnx_signatures.get),
+                given,
+                own,
+                matches,
+                inputs,
+                agrees,
+                narrow=self.half is not None,
+            )
+        if found:
+            self.notes.append(
+                f"{len(found)} stage{'s' if len(found) > 1 else ''} found by structure: the model was exported once more "
+                f"({fresh.how}) and laid beside the ONNX file"
+            )
+        return found
 
     def _is_nameless(self) -> bool:
         """Whether most nodes that read weights carry no name of a module."""
