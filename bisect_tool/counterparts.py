@@ -242,19 +242,26 @@ class _Finder:
                 return [(n, o) for n, o in crossed if n not in self.there and o not in self.back]
             one, two = (sum(self._made_alike(n, o) for n, o in pairs) for pairs in (straight, crossed))
             return straight if one > two else crossed if two > one else []
-        # A fault may have exchanged them: each must look more like its own than like another.
-        return [
-            (n, o)
-            for n, o in straight
-            if self._made_alike(n, o) and not any(other != o and self._made_alike(n, other) for other in others)
-        ]
+        return [pair for place, pair in enumerate(straight) if self._is_own_place(place, names, others)]
+
+    def _is_own_place(self, place: int, names: Sequence[str], others: Sequence[str]) -> bool:
+        """Whether an operand stands where it should: a fault may have exchanged it for another one."""
+        for rival in range(len(names)):
+            if rival == place or not self._made_alike(names[place], others[rival]):
+                continue
+            if not self._made_alike(names[place], others[place]):
+                if not self._made_alike(names[rival], others[rival]):
+                    return False
+            elif self._made_alike(names[rival], others[place]) and self._made_alike(names[rival], others[rival]):
+                return False
+        return True
 
     def _made_alike(self, name: str, other: str) -> bool:
         """Whether two values come from nodes of one kind, and these from such again."""
-        i, j = self.fresh.maker.get(name), self.given.maker.get(other)
-        if i is None or j is None:
+        if name in self.there or other in self.back:
             return self.there.get(name) == other
-        if not self.is_like(i, j):
+        i, j = self.fresh.maker.get(name), self.given.maker.get(other)
+        if i is None or j is None or not self.is_like(i, j):
             return False
         above = zip(self.fresh.computed(i), self.given.computed(j), strict=True)
         makers = [(self.fresh.maker.get(n), self.given.maker.get(o)) for n, o in above]

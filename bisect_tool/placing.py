@@ -28,17 +28,16 @@ def is_open(
         trace: of PyTorch's run.
         matches: all pairs.
         nodes_between: nodes that compute a value from the nearest of some others.
-        nameless: names tell nothing; then even the pair of the broken stage may be none.
+        nameless: names tell nothing; then the pair of the broken stage itself may be another.
     """
-    broken = [value for value, match in matches.items() if not match.confirmed]
-    if nameless and broken:
-        return True
     staged = {stage.value for stage in trace.stages}
     names = {match.onnx for match in matches.values()}
-    return any(
-        _has_unpaired(value, trace, matches, staged) and len(nodes_between(matches[value].onnx, names)) > 1
-        for value in broken
-    )
+    for value in (value for value, match in matches.items() if not match.confirmed):
+        several = len(nodes_between(matches[value].onnx, names)) > 1
+        unpaired = _has_unpaired(value, trace, matches, staged)
+        if (several or unpaired) if nameless else (several and unpaired):
+            return True
+    return False
 
 
 def _has_unpaired(value: int, trace: TorchTrace, matches: Mapping[int, Match], staged: Set[int]) -> bool:

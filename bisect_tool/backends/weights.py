@@ -91,6 +91,7 @@ def modules_by_weights(module: torch.nn.Module, program: OnnxProgram) -> dict[st
         sizes,
         {name: functools.partial(to_numpy, tensor) for name, tensor in tensors.items()},
         {name: tensor.numel() for name, tensor in tensors.items()},
+        [folding.scale for folding in _foldings(module)],
     )
     nodes = [(node.name, node.op_type, node.inputs, node.outputs) for node in program.graph.nodes]
     return places_by_weights(nodes, owners, sizes, program.graph.outputs)

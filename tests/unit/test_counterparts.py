@@ -125,6 +125,18 @@ def test_exchanged_operands_are_not_paired_by_their_place(op: str) -> None:
     assert found["c"] == "c"
 
 
+def test_an_operand_that_became_like_the_other_keeps_its_place() -> None:
+    """The mean beside a maximum becomes a maximum too."""
+    fresh: list[Step] = [
+        ("ReduceMean", ["x"], "a"),
+        ("ReduceMax", ["x"], "b"),
+        ("Concat", ["a", "b"], "c"),
+        ("MatMul", ["c", "w1"], "y"),
+    ]
+    given: list[Step] = [("ReduceMax", ["x"], "a"), *fresh[1:]]
+    assert told(fresh, given) == {name: name for name in "xabcy"}
+
+
 def test_operands_of_a_sum_may_stand_in_either_order() -> None:
     given = with_step(3, ("Add", ["c", "x"], "d"))
     assert told(BLOCK, given) == {name: name for name in "xabcdey"}
