@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from bisect_tool.backends.buffers import HUGE_PAGE, BufferPool
 from bisect_tool.backends.onnx_program import BuiltGraph, OnnxProgram, Segment, ValueType, type_of_array
+from bisect_tool.backends.ort_errors import hint_for, reason_of
 from bisect_tool.backends.ort_options import (
     configure,
     confirm,
@@ -139,17 +140,10 @@ def _new_session(
     try:
         session = ort.InferenceSession(model, options, providers=chosen, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise InconclusiveError(
-            f"ONNX Runtime cannot load the graph: {_reason(error)}",
-            hint="does the file run in ONNX Runtime on its own? a newer onnxruntime may know the operator",
-        ) from error
+        reason = reason_of(error)
+        raise InconclusiveError(f"ONNX Runtime cannot load the graph: {reason}", hint=hint_for(reason)) from error
     confirm(session, config)
     return session
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:300]
 
 
 def run_session(
@@ -192,7 +186,7 @@ def run_session(
         if places:
             # A shape that depends on the data may be another one than last time.
             return run_session(session, outputs, feeds)
-        raise InconclusiveError(f"ONNX Runtime failed while running: {_reason(error)}") from error
+        raise InconclusiveError(f"ONNX Runtime failed while running: {reason_of(error)}") from error
     results = dict(zip(names, binding.get_outputs(), strict=True))
     return [places[name] if name in places else _from_ort(results[name]) for name in outputs]
 
