@@ -65,16 +65,16 @@ def constant_values(graph: OnnxGraph, initializers: Set[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def likeness(one: Outline, other: Outline) -> float:
-    """Share of nodes that two graphs have in common, 0 to 1, by what they do and nothing else."""
+def likeness(one: Outline, other: Outline) -> tuple[float, int]:
+    """Share of nodes that two graphs have in common, 0 to 1, by what they do and nothing else; and how many they have not."""
     first, second = (
         Counter(
             kind for kind, node in zip(side.kinds(), side.graph.nodes, strict=True) if not _idle(side, node.outputs)
         )
         for side in (one, other)
     )
-    total = sum((first | second).values())
-    return sum((first & second).values()) / total if total else 0.0
+    common, total = sum((first & second).values()), sum((first | second).values())
+    return (common / total if total else 0.0), total - common
 
 
 def _idle(side: Outline, outputs: Sequence[str]) -> bool:
@@ -228,18 +228,22 @@ class _Finder:
             self._place(name, other)
 
     def _operands(self, i: int, names: list[str], others: list[str]) -> list[tuple[str, str]]:
-        """Which operand is which; none where that is left open, or where they seem to be exchanged."""
+        """Which operand is which; none where that is open, where they seem exchanged, or where one is another's."""
+        found = self._aligned_operands(i, names, others)
+        if any(self.there.get(n, o) != o or self.back.get(o, n) != n for n, o in found):
+            return []
+        return [(n, o) for n, o in found if n not in self.there]
+
+    def _aligned_operands(self, i: int, names: list[str], others: list[str]) -> list[tuple[str, str]]:
         straight = list(zip(names, others, strict=True))
         if len(set(names)) < len(names) or len(set(others)) < len(others):
             return straight if [names.index(n) for n in names] == [others.index(o) for o in others] else []
-        free = [(n, o) for n, o in straight if n not in self.there and o not in self.back]
-        known = [(n, o) for n, o in straight if self.there.get(n) == o]
-        if len(known) == len(names) - 1:
-            return free
+        if sum(self.there.get(n) == o for n, o in straight) == len(names) - 1:
+            return straight
         if self.fresh.nodes[i].op_type in _COMMUTATIVE and len(names) == 2:
             crossed = list(zip(names, others[::-1], strict=True))
             if any(self.there.get(n) == o for n, o in crossed):
-                return [(n, o) for n, o in crossed if n not in self.there and o not in self.back]
+                return crossed
             one, two = (sum(self._made_alike(n, o) for n, o in pairs) for pairs in (straight, crossed))
             return straight if one > two else crossed if two > one else []
         return [pair for place, pair in enumerate(straight) if self._is_own_place(place, names, others)]

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.metrics import BLAS_STRETCH
+from bisect_tool.metrics import BLAS_STRETCH, FILL
 
 SAMPLE = 1024
 """Elements a signature keeps: the odds that two different activations agree on all of them are nil."""
@@ -29,6 +29,7 @@ class Signature:
             with equally many elements, so that reshaped tensors can be compared as well.
         norm: L2 norm of the sample's finite elements.
         total: L2 norm of the whole tensor (float32 precision); ``inf`` if it overflows, NaN with NaN inside.
+        beside: of the sample, what lies beside a mask's filling and is lost in its norm; ``None`` if nothing is.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +37,7 @@ class Signature:
     sample: NDArray[np.float64]
     norm: float
     total: float
+    beside: NDArray[np.bool_] | None = None
 
     @property
     def size(self) -> int:
@@ -50,7 +52,24 @@ def signature_of(array: NDArray[Any], kind: str) -> Signature:
     step = -(-flat.size // SAMPLE) or 1
     sample = flat[::step].astype(np.float64)
     with np.errstate(all="ignore"):
-        return Signature(tuple(array.shape), kind, sample, _finite_norm(sample), _norm(flat))
+        return Signature(tuple(array.shape), kind, sample, _finite_norm(sample), _norm(flat), _beside_filling(sample))
+
+
+def _beside_filling(sample: NDArray[np.float64]) -> NDArray[np.bool_] | None:
+    """Where a sample lies beside a mask's filling, such as attention's scores beside -1e9, and is far smaller than that."""
+    sizes = np.abs(sample)
+    top = float(sizes.max(initial=0.0))
+    if not FILL <= top < math.inf:
+        return None
+    small = sizes < _FAR_BELOW * top
+    # Nothing lies in between.
+    if np.count_nonzero(sizes >= _NEARLY * top) + np.count_nonzero(small) < sizes.size or not sizes[small].any():
+        return None
+    return small
+
+
+_FAR_BELOW = 1e-3
+_NEARLY = 0.9
 
 
 def _finite_norm(sample: NDArray[np.float64]) -> float:
@@ -106,7 +125,7 @@ def permuted_signatures(
         total = _norm(np.ascontiguousarray(array).reshape(-1)) if plain is None else plain.total
         for order, sample in zip(orders, samples, strict=True):
             shape = tuple(array.shape[axis] for axis in order)
-            found[order] = Signature(shape, kind, sample, _finite_norm(sample), total)
+            found[order] = Signature(shape, kind, sample, _finite_norm(sample), total, _beside_filling(sample))
     return found
 
 
@@ -135,6 +154,10 @@ def _sampled_places(shape: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...]
     return tuple(orders), places
 
 
+_WORTH_A_LOOK = 0.5
+"""Relative difference up to which what is beside a mask's filling may decide."""
+
+
 def distance(reference: Signature, other: Signature) -> float:
     """Estimate of the relative L2 difference; ``inf`` if the two can't be the same tensor, even reshaped.
 
@@ -157,6 +180,10 @@ def distance(reference: Signature, other: Signature) -> float:
     difference = math.sqrt(square)
     norm = reference.norm
     from_sample = 0.0 if difference == 0 else (difference / norm if norm else math.inf)
+    if reference.beside is not None and 0 < from_sample <= _WORTH_A_LOOK:
+        own = a[reference.beside]
+        beside = float(np.linalg.norm(b[reference.beside] - own) / np.linalg.norm(own))
+        from_sample = max(from_sample, beside) if math.isfinite(beside) else math.inf
     if math.isfinite(reference.total) and math.isfinite(other.total):
         gap = abs(reference.total - other.total)
         # float32 sums of norms are good to about 1e-4; a smaller gap says nothing.

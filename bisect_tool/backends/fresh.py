@@ -23,7 +23,8 @@ from bisect_tool.records import NumericConfig
 from bisect_tool.signatures import Signature, signature_of
 
 CLOSE = 0.97
-"""Share of nodes that two graphs have in common from which on no other export is tried."""
+FEW = 4
+"""Share of nodes that two graphs have in common from which on no other export is tried, or so few that they have not."""
 
 MOST_EXPORTED = 1 << 30
 """Bytes of weights up to which a model is exported once more."""
@@ -70,6 +71,7 @@ def most_alike(
     wanted = outline(given, lambda _: None)
     opset = given.header().opsets.get("ai.onnx")
     best: Fresh | None = None
+    close = False
     for exporter in _EXPORTERS:
         for opset_of_export in dict.fromkeys((opset, None)):
             path = folder / f"{exporter}-{opset_of_export or 'default'}.onnx"
@@ -84,12 +86,13 @@ def most_alike(
                         config = NumericConfig("onnxruntime", optimization=level)
                         make_session(path.read_bytes(), config, str(folder), optimized=found)
                     program = OnnxProgram(load_onnx(found), found)
-                    alike = likeness(outline(program, lambda _: None), wanted)
+                    alike, others = likeness(outline(program, lambda _: None), wanted)
                     if best is None or alike > best.alike:
                         optimised = f", optimised at level {level}" if level else ""
                         best = Fresh(program, f"{exporter} exporter{optimised}", alike)
+                        close = close or alike >= CLOSE or others <= FEW
             break
-        if best is not None and best.alike >= CLOSE:
+        if close:
             break
     return best if best is not None and best.alike >= USELESS else None
 

@@ -142,6 +142,15 @@ def test_operands_of_a_sum_may_stand_in_either_order() -> None:
     assert told(BLOCK, given) == {name: name for name in "xabcdey"}
 
 
+def test_sums_in_another_order_have_no_common_partial_sum() -> None:
+    """(a + b) + c is a + (b + c), and what stands in their midst is not one value."""
+    parts: list[Step] = [("Relu", ["x"], "a"), ("Exp", ["x"], "b"), ("Tanh", ["x"], "c")]
+    fresh: list[Step] = [*parts, ("Add", ["a", "b"], "s"), ("Add", ["s", "c"], "d"), ("MatMul", ["d", "w1"], "y")]
+    given: list[Step] = [*parts, ("Add", ["b", "c"], "t"), ("Add", ["a", "t"], "d"), ("MatMul", ["d", "w1"], "y")]
+    assert told(fresh, given) == {name: name for name in "xabcdy"}
+    assert told(fresh, given, {name: name for name in "xabcdy"}) == {name: name for name in "xabcdy"}
+
+
 def test_operands_that_nothing_tells_apart_are_left_open() -> None:
     fresh: list[Step] = [
         ("Relu", ["s"], "a"),
@@ -189,6 +198,6 @@ def test_another_shape_is_no_counterpart() -> None:
 
 def test_likeness_counts_what_nodes_do() -> None:
     whole, other = outlined(BLOCK), outlined(with_step(1, ("Sigmoid", ["a"], "b")))
-    assert likeness(whole, outlined(BLOCK, "g.")) == 1
-    assert likeness(whole, other) == pytest.approx(5 / 7)
-    assert likeness(whole, outlined([("Exp", ["x"], "y")])) == 0
+    assert likeness(whole, outlined(BLOCK, "g.")) == (1, 0)
+    assert likeness(whole, other) == (pytest.approx(5 / 7), 2)
+    assert likeness(whole, outlined([("Exp", ["x"], "y")])) == (0, 7)
