@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.metrics import BLAS_STRETCH, FILL
+from bisect_tool.metrics import BLAS_STRETCH
 
 SAMPLE = 1024
 """Elements a signature keeps: the odds that two different activations agree on all of them are nil."""
@@ -59,17 +59,21 @@ def _beside_filling(sample: NDArray[np.float64]) -> NDArray[np.bool_] | None:
     """Where a sample lies beside a mask's filling, such as attention's scores beside -1e9, and is far smaller than that."""
     sizes = np.abs(sample)
     top = float(sizes.max(initial=0.0))
-    if not FILL <= top < math.inf:
+    if not _LEAST_FILLING <= top < math.inf:
         return None
     small = sizes < _FAR_BELOW * top
+    filling = np.count_nonzero(sizes >= _NEARLY * top)
     # Nothing lies in between.
-    if np.count_nonzero(sizes >= _NEARLY * top) + np.count_nonzero(small) < sizes.size or not sizes[small].any():
+    if filling < _OFTEN * sizes.size or filling + np.count_nonzero(small) < sizes.size or not sizes[small].any():
         return None
     return small
 
 
 _FAR_BELOW = 1e-3
 _NEARLY = 0.9
+_OFTEN = 0.03
+_LEAST_FILLING = 10.0
+"""Swin masks with -100. Probabilities are no filling, however sharp they are."""
 
 
 def _finite_norm(sample: NDArray[np.float64]) -> float:

@@ -313,15 +313,17 @@ def test_the_distance_is_that_of_the_samples(first: list[float], swaps: list[tup
     assert distance(one, other) == pytest.approx(wanted, nan_ok=True)
 
 
-@pytest.mark.parametrize("fill", [-1e9, float(np.finfo(np.float32).min), -1e4, 65504.0])
+@pytest.mark.parametrize("fill", [-1e9, float(np.finfo(np.float32).min), -1e4, 65504.0, -100.0])
 def test_what_lies_beside_a_masks_filling_tells(fill: float) -> None:
     """The scores of two blocks under one mask are two values, though nearly all of their norm is the mask's."""
     mask = np.triu(np.ones((24, 24), dtype=bool), 1)
-    scores, others = noise(4, 24, 24, seed=1), noise(4, 24, 24, seed=2)
+    scores, others = (
+        noise(4, 24, 24, seed=seed) * np.float32(min(1, -fill / 1e5 if fill < 0 else 1)) for seed in (1, 2)
+    )
     one, other = (np.where(mask, np.float32(fill), each) for each in (scores, others))
     assert distance(of(one), of(other)) > 0.1
     assert distance(of(one), of(one * np.float32(1 - 1e-6))) < 1e-5
-    assert distance(of(one), of(np.where(mask, np.float32(fill), scores + np.float32(1e-5)))) < 1e-4
+    assert distance(of(one), of(np.where(mask, np.float32(fill), scores * np.float32(1.00001)))) < 1e-4
     (turned,) = (s for order, s in permuted_signatures(one, "float").items() if order == (0, 2, 1))
     assert distance(turned, of(other.transpose(0, 2, 1))) > 0.1
     assert distance(turned, of(one.transpose(0, 2, 1))) == 0
