@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from bisect_tool.align import (
     AMBIGUOUS,
+    NARROW_VALUE_LIMIT,
     VALUE_LIMIT,
     Match,
+    Permuted,
     SecondDraw,
     ambiguity_lines,
     match_values,
@@ -61,9 +63,10 @@ from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb, snapshot
 from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.in_parts import with_parts
 from bisect_tool.inspection import BoundOutput, Inspection, evidence_counts, level_counts
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
-from bisect_tool.layouts import describe_order, in_layout, layout_of
+from bisect_tool.layouts import describe_order, in_layout, in_order, layout_of
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
 from bisect_tool.noise import BEYOND, SETTLED, epsilon, is_settled
@@ -114,7 +117,7 @@ from bisect_tool.records import (
 )
 from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, upstream
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
-from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
+from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of, split_signatures
 from bisect_tool.store import REPLAY_FOLDER
 from bisect_tool.tolerances import sqnr_tolerance
 from bisect_tool.twins import merge_twins
@@ -455,7 +458,7 @@ class _Bisection:
         self.hint: str | None = None
         self.misplaced: dict[str, str] = {}
         self.torch_signatures: Mapping[int, Signature] = {}
-        self.permuted: dict[int, Mapping[tuple[int, ...], Signature]] = {}
+        self.permuted: dict[tuple[int, tuple[int, ...] | None], Mapping[tuple[int, ...], Signature]] = {}
         self.onnx_signatures: dict[str, Signature] = {}
         self.types: dict[str, ValueType] = {}
         self.chained: dict[str, Array | None] = {}
@@ -563,6 +566,10 @@ class _Bisection:
         alignment = summarize(
             trace, self.graph, matches, self.torch_signatures, self.onnx_signatures, lambda stage: stage.ref in judged
         )
+        if self.in_memory:
+            fetch, limit = reference.activations.fetch, VALUE_LIMIT if self.half is None else NARROW_VALUE_LIMIT
+            alignment = with_parts(alignment, trace, self.onnx_signatures, fetch, limit)
+            reference.activations.retain(())
         self.notes += ambiguity_lines(alignment)
         alignment = leave_out_bodies(alignment, reference.stages_in_bodies(), self.program.operators_with_bodies())
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
@@ -884,13 +891,17 @@ class _Bisection:
         trace = reference.trace
         self.torch_signatures = reference.signatures
 
-        def permuted(value: int) -> Mapping[tuple[int, ...], Signature]:
-            if value not in self.permuted:
+        def permuted(value: int, shape: tuple[int, ...] | None) -> Mapping[tuple[int, ...], Signature]:
+            if (value, shape) not in self.permuted:
                 array = reference.activations.fetch(value)
-                known = self.torch_signatures.get(value)
-                self.permuted[value] = permuted_signatures(array, kind_of(array.dtype), known)
+                kind, known = kind_of(array.dtype), self.torch_signatures.get(value)
+                self.permuted[value, shape] = (
+                    permuted_signatures(array, kind, known)
+                    if shape is None
+                    else split_signatures(array, kind, shape, known)
+                )
                 reference.activations.retain(())
-            return self.permuted[value]
+            return self.permuted[value, shape]
 
         self._probe_chained()
         staged = {stage.value for stage in trace.stages}
@@ -933,7 +944,7 @@ class _Bisection:
         self,
         reference: _Reference,
         matches: dict[int, Match],
-        permuted: Callable[[int], Mapping[tuple[int, ...], Signature]],
+        permuted: Permuted,
         with_bodies: Callable[[Mapping[int, Match]], dict[int, Match]],
         modules: Mapping[str, str],
         placed: Mapping[int, Match],
@@ -1449,7 +1460,10 @@ class _Bisection:
                     if name not in names:
                         expected = reference.activations.fetch(finals[name])
                         order = matches[finals[name]].permutation
-                        worst = max(worst, _error(expected if order is None else expected.transpose(order), array))
+                        shape = None if array is None else array.shape
+                        worst = max(
+                            worst, _error(expected if order is None else in_order(expected, order, shape), array)
+                        )
 
             lane = Lane("hand-over", run, names, _permutations(matches.values()), on_values)
             self._drive([lane], reference, lambda *_: None)

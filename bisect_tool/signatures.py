@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from bisect_tool.layouts import before_order, same_data_order
 from bisect_tool.metrics import BLAS_STRETCH
 
 SAMPLE = 1024
@@ -102,7 +103,8 @@ def _norm(flat: NDArray[Any]) -> float:
 PERMUTATIONS: Mapping[int, tuple[tuple[int, ...], ...]] = {
     2: ((1, 0),),
     3: ((1, 0, 2), (0, 2, 1), (2, 0, 1), (1, 2, 0), (2, 1, 0)),
-    4: ((0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 1, 3), (1, 0, 2, 3), (0, 1, 3, 2), (2, 0, 1, 3), (0, 3, 2, 1)),
+    4: ((0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 1, 3), (1, 0, 2, 3), (0, 1, 3, 2), (2, 0, 1, 3), (0, 3, 2, 1), (1, 2, 0, 3)),
+    5: ((0, 2, 3, 4, 1), (0, 4, 1, 2, 3), (2, 0, 3, 1, 4), (0, 2, 1, 3, 4), (1, 0, 2, 3, 4), (0, 1, 3, 2, 4)),
 }
 """Orders of axes that exporters use, by rank: time-major recurrences, channels last, heads split and joined."""
 
@@ -130,6 +132,25 @@ def permuted_signatures(
         for order, sample in zip(orders, samples, strict=True):
             shape = tuple(array.shape[axis] for axis in order)
             found[order] = Signature(shape, kind, sample, _finite_norm(sample), total, _beside_filling(sample))
+    return found
+
+
+def split_signatures(
+    array: NDArray[Any], kind: str, shape: Sequence[int], plain: Signature | None = None
+) -> dict[tuple[int, ...], Signature]:
+    """Fingerprints of the array with other axes than it has, and these in other orders, as far as they give a shape.
+
+    A projection (2, 16, 24) whose heads another graph makes at once, as (2, 3, 16, 8), is such.
+    """
+    found: dict[tuple[int, ...], Signature] = {}
+    if len(shape) == array.ndim or math.prod(shape) != array.size:
+        return found
+    for order in PERMUTATIONS.get(len(shape), ()):
+        parts = before_order(order, shape)
+        if same_data_order(array.shape, parts):
+            signatures = permuted_signatures(np.ascontiguousarray(array).reshape(parts), kind, plain)
+            if order in signatures:
+                found[order] = signatures[order]
     return found
 
 

@@ -29,7 +29,7 @@ FEW = 4
 MOST_EXPORTED = 1 << 30
 """Bytes of weights up to which a model is exported once more."""
 
-USELESS = 0.3
+USELESS = 0.1
 """The same below which a graph tells nothing about the other."""
 
 _EXPORTERS: tuple[Exporter, ...] = ("torchscript", "dynamo")

@@ -246,6 +246,9 @@ def feeds_of(model: ModelProto, tensors: Sequence[torch.Tensor]) -> dict[str, Ar
 
 def is_value(stage: Array, value: Array, order: Sequence[int] | None, limit: float) -> bool:
     """Whether the graph's value is PyTorch's tensor with its axes in that order, reshaped."""
+    if order is not None and len(order) != stage.ndim and value.ndim == len(order) and stage.size == value.size:
+        # Axes were split or merged first, so that in this order they have the value's shape.
+        stage = stage.reshape([value.shape[place] for place in np.argsort(order)])
     if order is not None:
         stage = stage.transpose(order)
     return stage.size == value.size and truth.relative(stage.reshape(-1), value.reshape(-1)) <= limit
