@@ -37,6 +37,7 @@ from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.facts import fed_inputs, graph_facts
 from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.fresh import MOST_EXPORTED, most_alike, outline
+from bisect_tool.backends.fresh_weights import compare_beside
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.inside import Opened, Surroundings, look_inside, open_stage
 from bisect_tool.backends.memory import map_big_blocks, return_free_memory
@@ -122,7 +123,7 @@ from bisect_tool.store import REPLAY_FOLDER
 from bisect_tool.tolerances import sqnr_tolerance
 from bisect_tool.twins import merge_twins
 from bisect_tool.verdicts import decide, kept_stages_line
-from bisect_tool.weights import with_weights
+from bisect_tool.weights import WeightReport, with_weights
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
@@ -474,6 +475,7 @@ class _Bisection:
         self.floor_seconds = 0.0
         self.quantised = False
         self.quantisation: Quantisation | None = None
+        self.weights_beside: WeightReport | None = None
 
     def release(self) -> None:
         """Frees the tensors now; a traceback or a cycle may keep this object alive for longer."""
@@ -642,7 +644,10 @@ class _Bisection:
                 verdict = verdict if self.quantised else self._hand_over(verdict, reference, matches)
         if verdict.status == "diverges":
             with self.step("weights", "comparing the graph's weights with the model's"):
-                verdict = with_weights(verdict, check_weights(self.case.module, self.program, rows, self.case.place))
+                weights = check_weights(self.case.module, self.program, rows, self.case.place)
+                if self.weights_beside is not None and self.weights_beside.compared > weights.compared:
+                    weights = self.weights_beside
+                verdict = with_weights(verdict, weights)
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
                 chance = self._chance(trace, rows)
             if chance is None:
@@ -1002,6 +1007,8 @@ class _Bisection:
                 own = beside._align(reference)
             except (BisectError, InconclusiveError):
                 return {}
+            if nameless:
+                self.weights_beside = compare_beside(self.case.module, beside.program, self.program)
             given = outline(self.program, self.onnx_signatures.get)
             there = {source: name for name, source in self.sources.items()}
             inputs = {name: there[source] for name, source in beside.sources.items() if source in there}
