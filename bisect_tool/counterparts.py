@@ -81,8 +81,22 @@ def _idle(side: Outline, outputs: Sequence[str]) -> bool:
     return all(not name or name in side.constants for name in outputs)
 
 
-def counterparts(fresh: Outline, given: Outline, known: Mapping[str, str], *, narrow: bool = False) -> dict[str, str]:
-    """Values of the given graph by those of the fresh one, the known ones included.
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """Two graphs laid beside each other.
+
+    Attributes:
+        pairs: values of the given graph by those of the fresh one, the known ones included.
+        left_out: values of the fresh graph that nothing of the given one stands for: the node that should read it, and what
+            that reads instead, which is what the value is made of.
+    """
+
+    pairs: Mapping[str, str]
+    left_out: Mapping[str, tuple[str, str]]
+
+
+def counterparts(fresh: Outline, given: Outline, known: Mapping[str, str], *, narrow: bool = False) -> Laid:
+    """Lays a given graph beside a fresh one.
 
     Args:
         fresh, given: both sides.
@@ -94,7 +108,7 @@ def counterparts(fresh: Outline, given: Outline, known: Mapping[str, str], *, na
         finder.know(name, other)
     finder.seed()
     finder.spread()
-    return finder.found()
+    return Laid(finder.found(), finder.left_out())
 
 
 class _Side:
@@ -135,6 +149,20 @@ class _Finder:
 
     def found(self) -> dict[str, str]:
         return {name: other for name, other in self.there.items() if name not in self.doubtful}
+
+    def left_out(self) -> dict[str, tuple[str, str]]:
+        """Values without a place whose readers, all that are known, read one of their operands instead."""
+        found: dict[str, tuple[str, str]] = {}
+        for i, node in enumerate(self.fresh.nodes):
+            name = node.outputs[0] if len(node.outputs) == 1 else ""
+            if i in self.nodes or not name or name in self.there:
+                continue
+            operands = {self.there[n] for n in self.fresh.computed(i) if n in self.there and n not in self.doubtful}
+            readers = [self.nodes[r] for r in self.fresh.readers[name] if r in self.nodes]
+            read = [operands.intersection(self.given.computed(j)) for j in readers]
+            if read and all(read):
+                found[name] = (self.given.nodes[readers[0]].name, min(read[0]))
+        return found
 
     # -- values -------------------------------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ from bisect_tool.localize import with_shares
 from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
 from bisect_tool.noise import BEYOND, SETTLED, epsilon, is_settled
 from bisect_tool.outputs import bind_outputs, exchanged
-from bisect_tool.placing import is_open, placed_by_structure
+from bisect_tool.placing import is_open, placed_by_structure, with_missing
 from bisect_tool.precision import (
     half_precision,
     held_line,
@@ -145,6 +145,9 @@ MAX_REPLAYS = 8
 
 EXPLAIN_SECONDS = 20.0
 """Time that all trials together may take."""
+
+MOST_MISSING = 5
+"""Notes on stages that a file leaves out."""
 
 MAX_DETAILED = 12
 """Nodes of an origin whose attributes go into the report."""
@@ -476,6 +479,7 @@ class _Bisection:
         self.quantised = False
         self.quantisation: Quantisation | None = None
         self.weights_beside: WeightReport | None = None
+        self.missing: Mapping[int, str] = {}
 
     def release(self) -> None:
         """Frees the tensors now; a traceback or a cycle may keep this object alive for longer."""
@@ -568,6 +572,7 @@ class _Bisection:
         alignment = summarize(
             trace, self.graph, matches, self.torch_signatures, self.onnx_signatures, lambda stage: stage.ref in judged
         )
+        alignment = with_missing(alignment, trace, self.missing)
         if self.in_memory:
             fetch, limit = reference.activations.fetch, VALUE_LIMIT if self.half is None else NARROW_VALUE_LIMIT
             alignment = with_parts(alignment, trace, self.onnx_signatures, fetch, limit)
@@ -1017,7 +1022,7 @@ class _Bisection:
                 first, second = self.torch_signatures.get(value), self.onnx_signatures.get(name)
                 return first is not None and second is not None and distance(first, second) <= VALUE_LIMIT
 
-            found = placed_by_structure(
+            found, self.missing = placed_by_structure(
                 outline(beside.program, beside.onnx_signatures.get),
                 given,
                 own,
@@ -1026,6 +1031,8 @@ class _Bisection:
                 agrees,
                 narrow=self.half is not None,
             )
+        first = first_stage_by_value(reference.trace)
+        self.notes += [f"{first[value].ref}: {text}" for value, text in list(self.missing.items())[:MOST_MISSING]]
         if found:
             self.notes.append(
                 f"{len(found)} stage{'s' if len(found) > 1 else ''} found by structure: the model was exported once more "

@@ -7,10 +7,11 @@ inputs, and around these are stages without a pair.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
 
 from bisect_tool.align import AMBIGUOUS, STRUCTURE, Match
 from bisect_tool.counterparts import Outline, counterparts
-from bisect_tool.records import TorchTrace
+from bisect_tool.records import Alignment, TorchTrace
 
 _BY_NAME = frozenset(["scope", "weights", "body"])
 
@@ -69,8 +70,10 @@ def placed_by_structure(
     agrees: Callable[[int, str], bool],
     *,
     narrow: bool,
-) -> dict[int, Match]:
+) -> tuple[dict[int, Match], dict[int, str]]:
     """Pairs that the counterparts of a fresh export's values make, by PyTorch value: new ones, and others than there were.
+
+    And where nothing stands in the place of a value, what is there instead.
 
     Args:
         fresh, given: both graphs.
@@ -86,7 +89,8 @@ def placed_by_structure(
         certain = is_certain(match) or "graph output" in match.evidence
         if own is not None and certain and own.permutation == match.permutation:
             known[own.onnx] = match.onnx
-    there = counterparts(fresh, given, known, narrow=narrow)
+    laid = counterparts(fresh, given, known, narrow=narrow)
+    there = laid.pairs
     found: dict[int, Match] = {}
     for value, own in fresh_matches.items():
         name = there.get(own.onnx)
@@ -99,4 +103,16 @@ def placed_by_structure(
             # Of values that are handed on unchanged order took another.
             kept = tuple(line for line in before.evidence if line not in ("order", AMBIGUOUS))
             found[value] = Match(value, name, (*kept, STRUCTURE), True, own.permutation)
-    return found
+    missing = {
+        value: "nothing stands in its place in the graph: {} reads {} directly".format(*laid.left_out[own.onnx])
+        for value, own in fresh_matches.items()
+        if value not in matches and own.onnx in laid.left_out
+    }
+    return found, missing
+
+
+def with_missing(alignment: Alignment, trace: TorchTrace, missing: Mapping[int, str]) -> Alignment:
+    """The alignment with what is there instead of stages that the graph leaves out."""
+    values = {stage.ref: stage.value for stage in trace.stages}
+    unaligned = (replace(item, reason=missing.get(values[item.ref], item.reason)) for item in alignment.unaligned)
+    return replace(alignment, unaligned=tuple(unaligned)) if missing else alignment

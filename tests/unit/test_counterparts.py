@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bisect_tool.counterparts import Outline, constant_values, counterparts, likeness
+from bisect_tool.counterparts import Laid, Outline, constant_values, counterparts, likeness
 from bisect_tool.records import OnnxGraph, OnnxNode
 from bisect_tool.signatures import Signature, signature_of
 
@@ -51,11 +51,15 @@ BLOCK: tuple[Step, ...] = (
 )
 
 
+def laid(fresh: Sequence[Step], given: Sequence[Step], known: Mapping[str, str]) -> Laid:
+    return counterparts(outlined(fresh), outlined(given, "g."), {name: f"g.{other}" for name, other in known.items()})
+
+
 def told(fresh: Sequence[Step], given: Sequence[Step], known: Mapping[str, str] | None = None) -> dict[str, str]:
     """What is told from the ends alone, or from what is known; names of the given graph without their prefix."""
     start = {"x": "x", "y": "y"} if known is None else known
-    found = counterparts(outlined(fresh), outlined(given, "g."), {name: f"g.{other}" for name, other in start.items()})
-    return {name: other.removeprefix("g.") for name, other in found.items()}
+    found = laid(fresh, given, start)
+    return {name: other.removeprefix("g.") for name, other in found.pairs.items()}
 
 
 def with_step(place: int, *steps: Step) -> list[Step]:
@@ -105,6 +109,19 @@ def test_a_node_that_was_left_out_has_no_place() -> None:
     found = told(BLOCK, given)
     assert "b" not in found
     assert {name: found[name] for name in "acdey"} == {name: name for name in "acdey"}
+    assert laid(BLOCK, given, {"x": "x", "y": "y"}).left_out == {"b": ("n1", "g.a")}
+
+
+def test_a_sum_that_was_left_out() -> None:
+    """What read it reads one of its operands, and the branch of the other is dead."""
+    given: list[Step] = [("LayerNormalization", ["x", "w3"], "e"), BLOCK[5]]
+    assert laid(BLOCK, given, {"x": "x", "y": "y"}).left_out == {"d": ("n0", "g.x")}
+    assert told(BLOCK, given) == {name: name for name in "xey"}
+
+
+def test_nothing_is_left_out_of_the_same_graph() -> None:
+    assert laid(BLOCK, BLOCK, {"x": "x", "y": "y"}).left_out == {}
+    assert laid(BLOCK, with_step(3, ("Identity", ["c"], "d")), {"x": "x", "y": "y"}).left_out == {}
 
 
 def test_a_factor_before_another_is_not_taken_for_it() -> None:
@@ -193,7 +210,7 @@ def test_another_shape_is_no_counterpart() -> None:
         given.constants,
     )
     found = counterparts(outlined(BLOCK), wide, {"x": "g.x", "y": "g.y"})
-    assert "c" not in found
+    assert "c" not in found.pairs
 
 
 def test_likeness_counts_what_nodes_do() -> None:

@@ -35,7 +35,7 @@ VALUES = dict(zip("xabcdey", range(7), strict=True))
 
 def placed(given: list[tuple[str, ...]], matches: Mapping[int, Match], **agreeing: str) -> dict[str, Match]:
     """What structure says of the block, of which a fresh export has every value; by name of the fresh value."""
-    found = placed_by_structure(
+    found, _ = placed_by_structure(
         outlined(BLOCK),
         outlined(given, "g."),  # type: ignore[arg-type]
         {value: sure(value, name) for name, value in VALUES.items() if name != "x"},
@@ -174,6 +174,23 @@ def test_a_residual_dropped_from_a_file_without_names_is_blamed(tmp_path: Path) 
     assert any("exporting the model once more" in step for step in steps)
     assert any("found by structure" in note and "torchscript exporter" in note for note in report.notes)
     assert report.alignment.coverage == 1
+
+
+def test_a_sum_that_is_gone_is_told(tmp_path: Path) -> None:
+    """Simplifiers remove what only hands on: then the next stage is off, and a note says what is missing before it."""
+    model = without_names(exported(tmp_path))
+    (sum_,) = [each for each in model.graph.node if each.op_type == "Add"]
+    (reader,) = [each for each in model.graph.node if sum_.output[0] in each.input]
+    reader.input[0] = sum_.input[0]
+    model.graph.node.remove(sum_)
+    report, _ = told(model, tmp_path)
+    (origin,) = report.verdict.origins
+    assert origin.ref.stage == "/relu#0"
+    (left,) = [item for item in report.alignment.unaligned if item.ref.stage == "/add#0"]
+    assert not left.in_graph
+    assert left.reason.startswith("nothing stands in its place in the graph: Relu_")
+    assert left.reason.endswith(f" reads {sum_.input[0]} directly")
+    assert f"/add#0: {left.reason}" in report.notes
 
 
 def test_a_healthy_file_without_names_needs_no_export(tmp_path: Path) -> None:
