@@ -400,4 +400,11 @@ def answer(family: str, exporter: str, conversion: str, fault: Fault, folder: Pa
         model := converted(family, exporter, conversion, folder), feeds_of(model, FAMILIES[family].inputs(0))
     )
     name = f"{family}/{exporter}/{conversion}/{fault.kind}"
-    return judging.with_fault(family, exporter, fault, name, base, threads=1)
+    draws = draws_of(family, exporter, conversion, model, folder)
+
+    def wrong(report: Mapping[str, Any]) -> list[str]:
+        # Where a fault sits, a value keeps its name; what it put in besides stands for nothing, and has no truth.
+        pairs = [pair for pair in report["alignment"]["pairs"] if pair["onnx_value"] in draws[0].values]
+        return wrong_pairs({"alignment": {"pairs": pairs}}, draws)
+
+    return judging.with_fault(family, exporter, fault, name, base, wrong, threads=1)
