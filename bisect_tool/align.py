@@ -23,14 +23,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
-from bisect_tool.layouts import axis_order
+from bisect_tool.layouts import axis_order, same_data_order
 from bisect_tool.outputs import bind_outputs, exchanged
 from bisect_tool.quantised import quantisation_of, quantised_counts
 from bisect_tool.records import Alignment, OnnxGraph, OnnxNode, Pair, Stage, StageRef, TorchTrace, Unaligned
 from bisect_tool.signatures import Signature, distance
 
-Permuted = Callable[[int], Mapping[tuple[int, ...], Signature]]
-"""Signatures of a PyTorch value with its axes in other orders."""
+Permuted = Callable[[int, "tuple[int, ...] | None"], Mapping[tuple[int, ...], Signature]]
+"""Signatures of a PyTorch value with its axes in other orders; with a shape, those of more or fewer axes that have it."""
 
 VALUE_LIMIT = 1e-3
 """Relative difference up to which two tensors count as the same value; exports are off by 1e-6, TF32 by 1e-3."""
@@ -43,8 +43,14 @@ SecondDraw = tuple[Mapping[int, Signature], Mapping[str, Signature]]
 
 _SAME_TENSOR = "same tensor as"
 
+SPLIT = "axes split"
+"""Evidence of a pair whose PyTorch value has one axis where the graph's has two, or the other way round, in another order."""
+
 SECOND = "second input"
 """Evidence of a pair that another input told from look-alikes."""
+
+STRUCTURE = "structure"
+"""Evidence of a pair that stands where a fresh export of the model has the stage's value."""
 
 AMBIGUOUS = "ambiguous"
 """Evidence of a pair whose value others have too, which neither names nor the order of computation tell from it."""
@@ -152,20 +158,6 @@ def resolve_scope(components: Sequence[str], modules: Mapping[str, str]) -> str 
     return modules[path] if path else modules.get("", "")
 
 
-def same_data_order(first: Sequence[int], second: Sequence[int]) -> bool:
-    """Whether one shape comes from the other by merging neighbouring axes, axes of length 1 left out.
-
-    ``(2, 4, 8, 8)`` and ``(8, 64)`` do; ``(2, 24, 64)`` and ``(24, 2, 64)`` don't: there the data is permuted.
-    """
-
-    def ends(shape: Sequence[int]) -> set[int]:
-        return set(itertools.accumulate((d for d in shape if d != 1), lambda a, b: a * b))
-
-    if math.prod(first) != math.prod(second):
-        return False
-    return ends(first) <= ends(second) or ends(second) <= ends(first)
-
-
 class _Scopes:
     """Module paths of the graph's nodes, and which values leave a scope."""
 
@@ -266,6 +258,7 @@ def match_values(
     chained: Mapping[str, Signature] | None = None,
     second: SecondDraw | None = None,
     modules: Mapping[str, str] | None = None,
+    placed: Mapping[int, Match] | None = None,
 ) -> dict[int, Match]:
     """Pairs PyTorch values with ONNX values.
 
@@ -279,6 +272,7 @@ def match_values(
         chained: signatures from the chained run, where ``onnx_signatures`` are from a forced one.
         second: signatures of both sides on another input, which tell look-alikes apart.
         modules: module path by node name, for nodes that no exporter tagged: those that read a module's weights.
+        placed: pairs by structure, for values that no value of the graph's fits.
 
     Returns:
         All pairs, the known ones included, by PyTorch value.
@@ -291,6 +285,7 @@ def match_values(
     matcher.match_outputs(permuted)
     matcher.match_by_value()
     matcher.match_permuted(permuted)
+    matcher.match_placed(placed or {})
     matcher.match_by_scope()
     return matcher.matches
 
@@ -423,7 +418,7 @@ class _Matcher:
         other = self.onnx.get(name)
         if other is None or other.shape == self.first_stage[value].shape or value not in self.torch:
             return None
-        for order, signature in permuted(value).items():
+        for order, signature in permuted(value, None).items():
             if signature.shape == other.shape and distance(signature, other) <= self.limit(value):
                 return order
         return None
@@ -456,37 +451,44 @@ class _Matcher:
         return found
 
     def match_permuted(self, permuted: Permuted) -> None:
-        """Values whose axes the exporter put in another order, as for recurrences."""
+        """Values whose axes the exporter put in another order, as for recurrences, or split as well, as for heads."""
         free: dict[tuple[str, int], list[tuple[float, str]]] = defaultdict(list)
         for name, signature in self.onnx.items():
-            if name not in self.taken and name in self.place and signature.size > 1:
-                free[signature.kind, signature.size].append((signature.norm, name))
+            if name not in self.taken and name in self.place and signature.size > 1 and math.isfinite(signature.total):
+                free[signature.kind, signature.size].append((signature.total, name))
         for bucket in free.values():
             bucket.sort()
         for value in self.first_stage:
             own = self.torch.get(value)
-            if value in self.matches or own is None or own.norm == 0:
+            if value in self.matches or own is None or not 0 < own.total < math.inf:
                 continue
-            # The order of axes leaves the norm as it is.
-            names = sorted(self._of_norm(value, own, free.get((own.kind, own.size), [])), key=lambda n: self.place[n])
-            for order, signature in permuted(value).items() if names else ():
-                hits = [
-                    n
-                    for n in names
-                    if n not in self.taken
-                    and distance(signature, self.onnx[n]) <= self.limit(value)
-                    and not self._circular(value, n)
-                ]
-                scoped = [n for n in hits if self._same_scope(value, n)] or hits
-                if scoped:
-                    chosen = max(scoped, key=lambda n: self.place[n])
-                    evidence = (
-                        self.value_evidence,
-                        "permuted",
-                        *((self._named(chosen),) if self._same_scope(value, chosen) else ()),
-                    )
-                    self.take(Match(value, chosen, evidence, True, order))
-                    break
+            # The order of axes leaves the norm of the whole as it is, though not that of a sample.
+            near = self._of_norm(value, own.total, free.get((own.kind, own.size), []))
+            names = [n for n in sorted(near, key=lambda n: self.place[n]) if n not in self.taken]
+            if not names or self._take_permuted(value, names, permuted(value, None), ()):
+                continue
+            by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)
+            for name in names:
+                by_shape[self.onnx[name].shape].append(name)
+            any(self._take_permuted(value, some, permuted(value, shape), (SPLIT,)) for shape, some in by_shape.items())
+
+    def _take_permuted(
+        self, value: int, names: Sequence[str], orders: Mapping[tuple[int, ...], Signature], tag: tuple[str, ...]
+    ) -> bool:
+        """Pairs a value with the last of the names that has it in one of some orders, those of its scope first."""
+        for order, signature in orders.items():
+            hits = [
+                n
+                for n in names
+                if distance(signature, self.onnx[n]) <= self.limit(value) and not self._circular(value, n)
+            ]
+            scoped = [n for n in hits if self._same_scope(value, n)]
+            if hits:
+                chosen = max(scoped or hits, key=lambda n: self.place[n])
+                named = (self._named(chosen),) if scoped else ()
+                self.take(Match(value, chosen, (self.value_evidence, "permuted", *tag, *named), True, order))
+                return True
+        return False
 
     def _value_candidates(self) -> dict[int, list[str]]:
         buckets: dict[tuple[str, int], list[tuple[float, str]]] = defaultdict(list)
@@ -573,14 +575,14 @@ class _Matcher:
     def _near(self, value: int, wanted: Signature, bucket: list[tuple[float, str]]) -> dict[str, float]:
         """Values of the bucket that agree, and how far off. Norms are sorted: only neighbours are looked at."""
         limit = self.limit(value)
-        apart = {name: distance(wanted, self.onnx[name]) for name in self._of_norm(value, wanted, bucket)}
+        apart = {name: distance(wanted, self.onnx[name]) for name in self._of_norm(value, wanted.norm, bucket)}
         return {name: far for name, far in apart.items() if far <= limit}
 
-    def _of_norm(self, value: int, wanted: Signature, bucket: Sequence[tuple[float, str]]) -> list[str]:
+    def _of_norm(self, value: int, norm: float, bucket: Sequence[tuple[float, str]]) -> list[str]:
         """Names in a bucket, sorted by norms, whose norm is near that of a value."""
-        width = 2 * self.limit(value) * max(wanted.norm, 1e-30)
-        low = bisect.bisect_left(bucket, (wanted.norm - width, ""))
-        high = bisect.bisect_right(bucket, (wanted.norm + width, "\U0010ffff"))
+        width = 2 * self.limit(value) * max(norm, 1e-30)
+        low = bisect.bisect_left(bucket, (norm - width, ""))
+        high = bisect.bisect_right(bucket, (norm + width, "\U0010ffff"))
         return [name for _, name in bucket[low:high]]
 
     def _resolve(
@@ -704,10 +706,14 @@ class _Matcher:
             name = options[0]
             if later == 0 and not self._is_scoped(name):
                 # What bears a scope of its own is no handing on: a sum that has lost an operand is one.
-                untagged = (n for n in reversed(options) if not self._is_scoped(n))
+                # Without any scopes the same goes for what may have been a sum.
+                untagged = (n for n in reversed(options) if not self._is_scoped(n) and self._may_hand_on(n))
                 name = next((n for n in untagged if self._reads(n, name)), name)
             at = names.index(name) + 1
             yield value, name, ("order",)
+
+    def _may_hand_on(self, name: str) -> bool:
+        return self.scopes.any or self.graph.nodes[self.place[name]].op_type != "Identity"
 
     def _reads(self, later: str, earlier: str) -> bool:
         """Whether ``later`` is handed on from ``earlier`` by a chain of single readers."""
@@ -825,6 +831,19 @@ class _Matcher:
         if any(value != match.value and self.agrees(value, name) for value in others):
             return match
         return replace(match, onnx=name, evidence=(self._named(name),), confirmed=self.agrees(match.value, name))
+
+    # -- structure ----------------------------------------------------------------------------------------------------
+
+    def match_placed(self, placed: Mapping[int, Match]) -> None:
+        """Stages whose place a fresh export tells, as far as no value says otherwise."""
+        for value, match in placed.items():
+            if value in self.matches or match.onnx in self.taken or not self._lies_right(value, match.onnx):
+                continue
+            agrees = (
+                match.permutation is None and self.agrees(value, match.onnx) and not self._circular(value, match.onnx)
+            )
+            evidence = (STRUCTURE, self.value_evidence) if agrees else (STRUCTURE,)
+            self.take(replace(match, evidence=evidence, confirmed=agrees))
 
     # -- scopes -------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ def weight_owners(
     sizes: Mapping[str, int],
     parameters: Mapping[str, Callable[[], Array]],
     parameter_sizes: Mapping[str, int],
+    scales: Sequence[Array] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Parameters that hold what an initialiser holds; several where weights are shared, none where nothing fits.
 
@@ -36,6 +37,8 @@ def weight_owners(
         sizes: number of elements, by name.
         parameters: how to get each, by dotted name.
         parameter_sizes: number of elements, by name.
+        scales: factors by output channel that may have been folded in, those of BatchNorms; ``None``: any. What has
+            another factor folded in makes another value than the parameter's module does.
 
     Tensors of one number all over (fresh norms and biases) and single numbers tell nothing and are left out.
     """
@@ -44,7 +47,7 @@ def weight_owners(
         if size > 1:
             by_size[size].append(name)
     sums: dict[tuple[str, str], Array | None] = {}
-    rows: dict[str, list[Array]] = {}
+    rows: dict[str, list[tuple[Array, Array]]] = {}
 
     def sums_of(parameter: str, dtype: np.dtype[Any]) -> Array | None:
         half = dtype.name if dtype.name in _HALF else ""
@@ -53,7 +56,7 @@ def weight_owners(
             sums[parameter, half] = _sums(array.astype(dtype) if half else array)
         return sums[parameter, half]
 
-    def rows_of(parameter: str) -> list[Array]:
+    def rows_of(parameter: str) -> list[tuple[Array, Array]]:
         if parameter not in rows:
             rows[parameter] = _rows(parameters[parameter]())
         return rows[parameter]
@@ -72,7 +75,7 @@ def weight_owners(
         if not equal and array.ndim > 1:
             shapes = _rows(array)
             limit = 1e-2 if array.dtype.name in _HALF else _FOLDED
-            equal = [p for p in options if any(_alike(a, b, limit) for a in shapes for b in rows_of(p))]
+            equal = [p for p in options if any(_scaled(a, b, scales, limit) for a in shapes for b in rows_of(p))]
         if equal:
             found[name] = tuple(equal)
     return found
@@ -98,8 +101,8 @@ def _near(one: Array, other: Array | None, limit: float) -> bool:
     return other is not None and bool((np.abs(one - other) <= limit * np.array([one[1], *np.abs(one[1:])])).all())
 
 
-def _rows(array: Array) -> list[Array]:
-    """By output channel the sum of sizes over the norm, whichever of the first two axes (the last, of a matrix) that is."""
+def _rows(array: Array) -> list[tuple[Array, Array]]:
+    """By output channel the sum of sizes over the norm, and the norm, whichever of the first two axes that is."""
     found = []
     work = np.abs(np.asarray(array).astype(np.float32))
     for axis in range(min(array.ndim, 2)):
@@ -107,8 +110,19 @@ def _rows(array: Array) -> list[Array]:
         if min(flat.shape) < 2:
             continue
         norms = np.sqrt(np.einsum("ij,ij->i", flat, flat))
-        found.append(np.divide(flat.sum(1), norms, out=np.zeros_like(norms), where=norms > 0))
+        found.append((np.divide(flat.sum(1), norms, out=np.zeros_like(norms), where=norms > 0), norms))
     return found
+
+
+def _scaled(one: tuple[Array, Array], other: tuple[Array, Array], scales: Sequence[Array] | None, limit: float) -> bool:
+    """Whether channels of two weights differ by factors alone, and by factors that may be."""
+    if not _alike(one[0], other[0], limit):
+        return False
+    if scales is None:
+        return True
+    factors = np.divide(one[1], other[1], out=np.ones_like(one[1]), where=other[1] > 0)
+    known = [np.ones_like(factors), *(np.abs(scale) for scale in scales if scale.shape == factors.shape)]
+    return any(_alike(scale.astype(np.float32), factors, 10 * limit) for scale in known)
 
 
 def _alike(one: Array, other: Array, limit: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -76,6 +77,38 @@ def describe_order(order: tuple[int, ...]) -> str:
     """``(0, 2, 3, 1), channels last``."""
     name = LAYOUTS.get(len(order), {}).get(order)
     return f"({', '.join(map(str, order))})" + (f", {name}" if name else "")
+
+
+def in_order(array: Array, order: tuple[int, ...], shape: Sequence[int] | None) -> Array:
+    """A tensor with its axes in another order; where that has another number of axes, split or merged to the wanted shape.
+
+    Args:
+        array: of any shape.
+        order: of the axes that the result has.
+        shape: of the result; it matters only where the numbers of axes differ.
+    """
+    if len(order) != array.ndim and shape is not None:
+        array = np.ascontiguousarray(array).reshape(before_order(order, shape))
+    return array.transpose(order)
+
+
+def before_order(order: tuple[int, ...], shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape that putting axes in this order makes another one of."""
+    return tuple(int(shape[place]) for place in np.argsort(order))
+
+
+def same_data_order(first: Sequence[int], second: Sequence[int]) -> bool:
+    """Whether one shape comes from the other by merging neighbouring axes, axes of length 1 left out.
+
+    ``(2, 4, 8, 8)`` and ``(8, 64)`` do; ``(2, 24, 64)`` and ``(24, 2, 64)`` don't: there the data is permuted.
+    """
+
+    def ends(shape: Sequence[int]) -> set[int]:
+        return set(itertools.accumulate((d for d in shape if d != 1), lambda a, b: a * b))
+
+    if math.prod(first) != math.prod(second):
+        return False
+    return ends(first) <= ends(second) or ends(second) <= ends(first)
 
 
 def axis_order(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...] | None:

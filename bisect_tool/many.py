@@ -118,9 +118,17 @@ def sample_name(result: SampleResult) -> str:
 
 
 def report_on_all(
-    report: Report, results: Sequence[SampleResult], diagnoses: Sequence[Diagnosis] = (), *, by_values: bool = False
+    report: Report,
+    results: Sequence[SampleResult],
+    diagnoses: Sequence[Diagnosis] = (),
+    *,
+    by_values: bool = False,
+    notes: Sequence[str] = (),
 ) -> Report:
-    """The report on all samples: that of the worst one, with a line on all of them, and what was diagnosed on any."""
+    """The report on all samples: that of the worst one, with a line on all of them, and what was diagnosed on any.
+
+    ``notes``: what is to be said about other samples than the worst.
+    """
     verdict = report.verdict
     known = {(each.code, each.title) for each in verdict.diagnoses}
     more = []
@@ -131,4 +139,4 @@ def report_on_all(
     summary = (*sample_lines(results, by_values), *verdict.summary)
     verdict = replace(verdict, summary=summary, diagnoses=(*verdict.diagnoses, *more))
     case = {**report.case, "sample_index": worst_sample(results).index}
-    return replace(report, case=case, verdict=verdict, samples=tuple(results))
+    return replace(report, case=case, verdict=verdict, samples=tuple(results), notes=(*report.notes, *notes))

@@ -292,6 +292,9 @@ def merged_verdict(
         if not alone:
             lines = [_chain_line(names, chains)]
         else:
+            unfit = _unfit_lines(_of(parts, alone))
+            # That no stage is off says nothing then: what leaves a part is in another form than what the stages are.
+            lines = unfit if unfit and verdict.first_over_tolerance is None else [*lines, *unfit]
             lines.append("by itself, on PyTorch's inputs, diverges: " + ", ".join(map(_named, _of(parts, alone))))
         lines += _handed_on(parts, names[0])
     else:
@@ -318,6 +321,20 @@ def merged_verdict(
 
 def _of(parts: Sequence[PartResult], names: Set[str]) -> list[PartResult]:
     return [part for part in parts if part.part in names]
+
+
+def _unfit_lines(parts: Sequence[PartResult]) -> list[str]:
+    """Outputs of files that have another shape or another kind of numbers than the submodule's."""
+    lines = []
+    for part in parts:
+        unfit = {
+            f"{out.output}: {out.local.problem}" for call in part.runs for out in call.outputs if out.local.problem
+        }
+        if unfit:
+            lines.append(
+                f"{_named(part)} does not return what the submodule returns: output {'; output '.join(sorted(unfit))}"
+            )
+    return lines
 
 
 def _named(part: PartResult) -> str:

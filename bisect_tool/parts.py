@@ -139,7 +139,8 @@ class _Parts:
         for part in self.parts:
             count, compared = self.captured.counts[part.name], len(self._calls(part))
             if count > compared:
-                self.notes.append(f"{part.name} is called {count} times; the first {compared} calls are compared")
+                told = f"{part.name} is called {count} times; the first {compared} calls are compared"
+                self.notes.append(f"{told}, the others only run in the chain")
         rename = self.rename
         rows = merged_rows(reports, rename)
         alignment = merged_alignment(reports, rename)
@@ -285,7 +286,8 @@ class _Parts:
         try:
             outputs = run_exchanged(module, args, kwargs, self.parts, self.captured.calls, compute)
         except Exception as error:  # the user's code meets tensors that it has never seen
-            reason = error.message if isinstance(error, BisectError) else reason_of(error)
+            # On one line, as a note has to be.
+            reason = " ".join(error.message.split()) if isinstance(error, BisectError) else reason_of(error)
             return Chain((), measured, f"the model fails with the files in its parts' place: {reason}")
         finally:
             self._spend(f"chain {config.name}", began)

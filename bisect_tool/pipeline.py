@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from bisect_tool.align import (
     AMBIGUOUS,
+    NARROW_VALUE_LIMIT,
     VALUE_LIMIT,
     Match,
+    Permuted,
     SecondDraw,
     ambiguity_lines,
     match_values,
@@ -38,6 +40,8 @@ from bisect_tool.backends.environment_facts import snapshot
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.facts import fed_inputs, graph_facts
 from bisect_tool.backends.floors import stage_noise
+from bisect_tool.backends.fresh import MOST_EXPORTED, most_alike, outline
+from bisect_tool.backends.fresh_weights import compare_beside
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.inside import Opened, Surroundings, look_inside, open_stage
 from bisect_tool.backends.lower_precision import reduced
@@ -86,13 +90,15 @@ from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb
 from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.in_parts import with_parts
 from bisect_tool.inspection import BoundOutput, Inspection, evidence_counts, level_counts
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
-from bisect_tool.layouts import describe_order, in_layout, layout_of
+from bisect_tool.layouts import describe_order, in_layout, in_order, layout_of
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
 from bisect_tool.noise import BEYOND, SETTLED, epsilon, is_settled
 from bisect_tool.outputs import bind_outputs, exchanged, worst_error
+from bisect_tool.placing import is_open, placed_by_structure, with_missing
 from bisect_tool.precision import (
     half_precision,
     held_line,
@@ -140,12 +146,12 @@ from bisect_tool.records import (
 )
 from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, upstream
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
-from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of
+from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of, split_signatures
 from bisect_tool.store import REPLAY_FOLDER
 from bisect_tool.tolerances import sqnr_tolerance
 from bisect_tool.twins import merge_twins
 from bisect_tool.verdicts import decide, kept_stages_line
-from bisect_tool.weights import with_weights
+from bisect_tool.weights import WeightReport, with_weights
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
@@ -176,6 +182,9 @@ REPLAY_NAME = 48
 
 MAX_TOLD = 5
 """Findings of the preflight that are told while it runs."""
+
+MOST_MISSING = 5
+"""Notes on stages that a file leaves out."""
 
 MAX_DETAILED = 12
 """Nodes of an origin whose attributes go into the report."""
@@ -459,7 +468,8 @@ def check_free(target: Path) -> None:
 class _Bisection:
     """State of one comparison. The methods are in the order in which they run."""
 
-    def __init__(self, case: LoadedCase, options: Options, program: OnnxProgram, step: Any):
+    def __init__(self, case: LoadedCase, options: Options, program: OnnxProgram, step: Any, *, is_fresh: bool = False):
+        self.is_fresh = is_fresh
         self.case = case
         self.options = options
         self.program = program
@@ -494,7 +504,7 @@ class _Bisection:
         self.hint: str | None = None
         self.misplaced: dict[str, str] = {}
         self.torch_signatures: Mapping[int, Signature] = {}
-        self.permuted: dict[int, Mapping[tuple[int, ...], Signature]] = {}
+        self.permuted: dict[tuple[int, tuple[int, ...] | None], Mapping[tuple[int, ...], Signature]] = {}
         self.onnx_signatures: dict[str, Signature] = {}
         self.types: dict[str, ValueType] = {}
         self.chained: dict[str, Array | None] = {}
@@ -510,6 +520,8 @@ class _Bisection:
         self.floor_seconds = 0.0
         self.quantised = False
         self.quantisation: Quantisation | None = None
+        self.weights_beside: WeightReport | None = None
+        self.missing: Mapping[int, str] = {}
 
     def release(self) -> None:
         """Frees the tensors now; a traceback or a cycle may keep this object alive for longer."""
@@ -602,6 +614,11 @@ class _Bisection:
         alignment = summarize(
             trace, self.graph, matches, self.torch_signatures, self.onnx_signatures, lambda stage: stage.ref in judged
         )
+        alignment = with_missing(alignment, trace, self.missing)
+        if self.in_memory:
+            fetch, limit = reference.activations.fetch, VALUE_LIMIT if self.half is None else NARROW_VALUE_LIMIT
+            alignment = with_parts(alignment, trace, self.onnx_signatures, fetch, limit)
+            reference.activations.retain(())
         self.notes += ambiguity_lines(alignment)
         alignment = leave_out_bodies(alignment, reference.stages_in_bodies(), self.program.operators_with_bodies())
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
@@ -686,7 +703,10 @@ class _Bisection:
             verdict = self._explain_whole(verdict, rows, trace, matches, plain)
         if verdict.status == "diverges":
             with self.step("weights", "comparing the graph's weights with the model's"):
-                verdict = with_weights(verdict, check_weights(self.case.module, self.program, rows, self.case.place))
+                weights = check_weights(self.case.module, self.program, rows, self.case.place)
+                if self.weights_beside is not None and self.weights_beside.compared > weights.compared:
+                    weights = self.weights_beside
+                verdict = with_weights(verdict, weights)
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
                 chance_text = self._chance(trace, rows)
             if chance_text is None:
@@ -941,13 +961,17 @@ class _Bisection:
         trace = reference.trace
         self.torch_signatures = reference.signatures
 
-        def permuted(value: int) -> Mapping[tuple[int, ...], Signature]:
-            if value not in self.permuted:
+        def permuted(value: int, shape: tuple[int, ...] | None) -> Mapping[tuple[int, ...], Signature]:
+            if (value, shape) not in self.permuted:
                 array = reference.activations.fetch(value)
-                known = self.torch_signatures.get(value)
-                self.permuted[value] = permuted_signatures(array, kind_of(array.dtype), known)
+                kind, known = kind_of(array.dtype), self.torch_signatures.get(value)
+                self.permuted[value, shape] = (
+                    permuted_signatures(array, kind, known)
+                    if shape is None
+                    else split_signatures(array, kind, shape, known)
+                )
                 reference.activations.retain(())
-            return self.permuted[value]
+            return self.permuted[value, shape]
 
         self._probe_chained()
         staged = {stage.value for stage in trace.stages}
@@ -968,18 +992,46 @@ class _Bisection:
             sure = {value: match for value, match in matches.items() if match.confirmed}
             matches = match_values(trace, self.graph, self.torch_signatures, chained, sure, permuted, modules=modules)
         matches = with_bodies(matches)
+
+        first = matches
+        matches = self._settled(reference, first, permuted, with_bodies, modules, {})
+        placed = self._placed(reference, matches)
+        if placed:
+            # What was fed at a wrong place has told nothing.
+            known = {value: match for value, match in {**first, **placed}.items() if match.confirmed}
+            matches = match_values(
+                trace, self.graph, self.torch_signatures, chained, known, permuted, modules=modules, placed=placed
+            )
+            matches = self._settled(reference, with_bodies(matches), permuted, with_bodies, modules, placed)
+        if not matches:
+            raise InconclusiveError(
+                "no PyTorch stage could be matched with a value of the ONNX graph: nothing to compare",
+                hint="is this the ONNX file of this model?",
+            )
+        return matches
+
+    def _settled(
+        self,
+        reference: _Reference,
+        matches: dict[int, Match],
+        permuted: Permuted,
+        with_bodies: Callable[[Mapping[int, Match]], dict[int, Match]],
+        modules: Mapping[str, str],
+        placed: Mapping[int, Match],
+    ) -> dict[int, Match]:
+        """The pairs after runs in which each stage works on PyTorch's values, until no pair changes."""
         fed: Mapping[int, Match] = {}
         same = False
         for _ in range(MAX_ALIGNMENT_ROUNDS):
             if all(match.confirmed for match in matches.values()) or (same and len(fed) == len(matches)):
                 break
-            fed = matches if same else trusted(trace, matches)
+            fed = matches if same else trusted(reference.trace, matches)
             signatures = self._probe_forced(reference, fed)
             confirmed = {value: match for value, match in matches.items() if match.confirmed}
             # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
             merged = {**self.onnx_signatures, **signatures}
             again = match_values(
-                trace,
+                reference.trace,
                 self.graph,
                 self.torch_signatures,
                 merged,
@@ -988,16 +1040,65 @@ class _Bisection:
                 fed=fed,
                 chained=self.onnx_signatures,
                 modules=modules,
+                placed=placed,
             )
             again = with_bodies(again)
             same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
             matches = again
-        if not matches:
-            raise InconclusiveError(
-                "no PyTorch stage could be matched with a value of the ONNX graph: nothing to compare",
-                hint="is this the ONNX file of this model?",
-            )
         return matches
+
+    def _placed(self, reference: _Reference, matches: Mapping[int, Match]) -> dict[int, Match]:
+        """Pairs by structure, from an export that is made for it, where values and names leave a file's stages open."""
+        nameless = self._is_nameless()
+        nodes_between = self.program.nodes_between
+        if self.options.onnx is None or not self.in_memory or self.is_fresh:
+            return {}
+        if not is_open(reference.trace, matches, nodes_between, nameless=nameless):
+            return {}
+        if self.program.weight_bytes() > MOST_EXPORTED:
+            self.notes.append("too many weights to export the model once more, and so to tell stages by structure")
+            return {}
+        with (
+            tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder,
+            self.step("structure", "exporting the model once more, to find stages by structure"),
+        ):
+            copies = _copies(self.case.args), _copies(self.case.kwargs)
+            fresh = most_alike(self.case.module, *copies, self.program, Path(folder))
+            if fresh is None:
+                self.notes.append("stages could not be told by structure: no fresh export is like the ONNX file")
+                return {}
+            try:
+                beside = _Bisection(self.case, self.options, fresh.program, self.step, is_fresh=True)
+                own = beside._align(reference)
+            except (BisectError, InconclusiveError):
+                return {}
+            if nameless:
+                self.weights_beside = compare_beside(self.case.module, beside.program, self.program)
+            given = outline(self.program, self.onnx_signatures.get)
+            there = {source: name for name, source in self.sources.items()}
+            inputs = {name: there[source] for name, source in beside.sources.items() if source in there}
+
+            def agrees(value: int, name: str) -> bool:
+                first, second = self.torch_signatures.get(value), self.onnx_signatures.get(name)
+                return first is not None and second is not None and distance(first, second) <= VALUE_LIMIT
+
+            found, self.missing = placed_by_structure(
+                outline(beside.program, beside.onnx_signatures.get),
+                given,
+                own,
+                matches,
+                inputs,
+                agrees,
+                narrow=self.half is not None,
+            )
+        first = first_stage_by_value(reference.trace)
+        self.notes += [f"{first[value].ref}: {text}" for value, text in list(self.missing.items())[:MOST_MISSING]]
+        if found:
+            self.notes.append(
+                f"{len(found)} stage{'s' if len(found) > 1 else ''} found by structure: the model was exported once more "
+                f"({fresh.how}) and laid beside the ONNX file"
+            )
+        return found
 
     def _is_nameless(self) -> bool:
         """Whether most nodes that read weights carry no name of a module."""
@@ -1475,7 +1576,10 @@ class _Bisection:
                     if name not in names:
                         expected = reference.activations.fetch(finals[name])
                         order = matches[finals[name]].permutation
-                        worst = max(worst, _error(expected if order is None else expected.transpose(order), array))
+                        shape = None if array is None else array.shape
+                        worst = max(
+                            worst, _error(expected if order is None else in_order(expected, order, shape), array)
+                        )
 
             lane = Lane("hand-over", run, names, _permutations(matches.values()), on_values)
             self._drive([lane], reference, lambda *_: None)

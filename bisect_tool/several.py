@@ -162,7 +162,13 @@ class Samples:
         results = [judged.result for judged in self.judged]
         worst = self.judged[self.worst.index]
         baked = [d for judged in self.judged for d in judged.report.verdict.diagnoses if d.code == "BD401"]
-        return report_on_all(worst.report, results, baked, by_values=self._same and not baked)
+        notes = [(judged.result, self.note(judged.result.index)) for judged in self.judged]
+        lines = [
+            f"{sample_name(result)}: {note}"
+            for result, note in notes
+            if note is not None and result is not worst.result
+        ]
+        return report_on_all(worst.report, results, baked, by_values=self._same and not baked, notes=lines)
 
     def _diagnosis(self, index: int) -> Diagnosis | None:
         result = self.judged[index].result

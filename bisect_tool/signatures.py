@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from bisect_tool.layouts import before_order, same_data_order
 from bisect_tool.metrics import BLAS_STRETCH
 
 SAMPLE = 1024
@@ -29,6 +30,7 @@ class Signature:
             with equally many elements, so that reshaped tensors can be compared as well.
         norm: L2 norm of the sample's finite elements.
         total: L2 norm of the whole tensor (float32 precision); ``inf`` if it overflows, NaN with NaN inside.
+        beside: of the sample, what lies beside a mask's filling and is lost in its norm; ``None`` if nothing is.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +38,7 @@ class Signature:
     sample: NDArray[np.float64]
     norm: float
     total: float
+    beside: NDArray[np.bool_] | None = None
 
     @property
     def size(self) -> int:
@@ -50,7 +53,28 @@ def signature_of(array: NDArray[Any], kind: str) -> Signature:
     step = -(-flat.size // SAMPLE) or 1
     sample = flat[::step].astype(np.float64)
     with np.errstate(all="ignore"):
-        return Signature(tuple(array.shape), kind, sample, _finite_norm(sample), _norm(flat))
+        return Signature(tuple(array.shape), kind, sample, _finite_norm(sample), _norm(flat), _beside_filling(sample))
+
+
+def _beside_filling(sample: NDArray[np.float64]) -> NDArray[np.bool_] | None:
+    """Where a sample lies beside a mask's filling, such as attention's scores beside -1e9, and is far smaller than that."""
+    sizes = np.abs(sample)
+    top = float(sizes.max(initial=0.0))
+    if not _LEAST_FILLING <= top < math.inf:
+        return None
+    small = sizes < _FAR_BELOW * top
+    filling = np.count_nonzero(sizes >= _NEARLY * top)
+    # Nothing lies in between.
+    if filling < _OFTEN * sizes.size or filling + np.count_nonzero(small) < sizes.size or not sizes[small].any():
+        return None
+    return small
+
+
+_FAR_BELOW = 1e-3
+_NEARLY = 0.9
+_OFTEN = 0.03
+_LEAST_FILLING = 10.0
+"""Swin masks with -100. Probabilities are no filling, however sharp they are."""
 
 
 def _finite_norm(sample: NDArray[np.float64]) -> float:
@@ -79,7 +103,8 @@ def _norm(flat: NDArray[Any]) -> float:
 PERMUTATIONS: Mapping[int, tuple[tuple[int, ...], ...]] = {
     2: ((1, 0),),
     3: ((1, 0, 2), (0, 2, 1), (2, 0, 1), (1, 2, 0), (2, 1, 0)),
-    4: ((0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 1, 3), (1, 0, 2, 3), (0, 1, 3, 2), (2, 0, 1, 3), (0, 3, 2, 1)),
+    4: ((0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 1, 3), (1, 0, 2, 3), (0, 1, 3, 2), (2, 0, 1, 3), (0, 3, 2, 1), (1, 2, 0, 3)),
+    5: ((0, 2, 3, 4, 1), (0, 4, 1, 2, 3), (2, 0, 3, 1, 4), (0, 2, 1, 3, 4), (1, 0, 2, 3, 4), (0, 1, 3, 2, 4)),
 }
 """Orders of axes that exporters use, by rank: time-major recurrences, channels last, heads split and joined."""
 
@@ -106,7 +131,26 @@ def permuted_signatures(
         total = _norm(np.ascontiguousarray(array).reshape(-1)) if plain is None else plain.total
         for order, sample in zip(orders, samples, strict=True):
             shape = tuple(array.shape[axis] for axis in order)
-            found[order] = Signature(shape, kind, sample, _finite_norm(sample), total)
+            found[order] = Signature(shape, kind, sample, _finite_norm(sample), total, _beside_filling(sample))
+    return found
+
+
+def split_signatures(
+    array: NDArray[Any], kind: str, shape: Sequence[int], plain: Signature | None = None
+) -> dict[tuple[int, ...], Signature]:
+    """Fingerprints of the array with other axes than it has, and these in other orders, as far as they give a shape.
+
+    A projection (2, 16, 24) whose heads another graph makes at once, as (2, 3, 16, 8), is such.
+    """
+    found: dict[tuple[int, ...], Signature] = {}
+    if len(shape) == array.ndim or math.prod(shape) != array.size:
+        return found
+    for order in PERMUTATIONS.get(len(shape), ()):
+        parts = before_order(order, shape)
+        if same_data_order(array.shape, parts):
+            signatures = permuted_signatures(np.ascontiguousarray(array).reshape(parts), kind, plain)
+            if order in signatures:
+                found[order] = signatures[order]
     return found
 
 
@@ -135,6 +179,10 @@ def _sampled_places(shape: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...]
     return tuple(orders), places
 
 
+_WORTH_A_LOOK = 0.5
+"""Relative difference up to which what is beside a mask's filling may decide."""
+
+
 def distance(reference: Signature, other: Signature) -> float:
     """Estimate of the relative L2 difference; ``inf`` if the two can't be the same tensor, even reshaped.
 
@@ -157,6 +205,10 @@ def distance(reference: Signature, other: Signature) -> float:
     difference = math.sqrt(square)
     norm = reference.norm
     from_sample = 0.0 if difference == 0 else (difference / norm if norm else math.inf)
+    if reference.beside is not None and 0 < from_sample <= _WORTH_A_LOOK:
+        own = a[reference.beside]
+        beside = float(np.linalg.norm(b[reference.beside] - own) / np.linalg.norm(own))
+        from_sample = max(from_sample, beside) if math.isfinite(beside) else math.inf
     if math.isfinite(reference.total) and math.isfinite(other.total):
         gap = abs(reference.total - other.total)
         # float32 sums of norms are good to about 1e-4; a smaller gap says nothing.

@@ -16,6 +16,7 @@ from bisect_tool.backends.ort_runner import PartRuns
 from bisect_tool.backends.replay import CannotReplayError
 from bisect_tool.backends.stream import in_onnx_form
 from bisect_tool.drilldown import Inside, narrow
+from bisect_tool.layouts import in_order
 from bisect_tool.metrics import largest_difference
 from bisect_tool.noise import BEYOND, epsilon, is_settled
 from bisect_tool.recorder import Trace
@@ -106,7 +107,8 @@ def open_stage(around: Surroundings, origin: Origin, stage: Stage, known: Set[in
     feeds = _feeds(around, program.part(nodes).reads, cuts)
     expected = around.activations.fetch(stage.value)
     if own.permutation is not None:
-        expected = expected.transpose(own.permutation)
+        kind = around.types.get(own.onnx)
+        expected = in_order(expected, own.permutation, None if kind is None else kind.shape)
     # The error where it is largest: beside a mask's filling, or a huge channel, every other is small.
     made = max(origin.local_rel_l2, (origin.noise_ratio or 0.0) * (floor or 0.0))
     return Opened(nodes, own.onnx, known, cuts, feeds, expected, made, floor)

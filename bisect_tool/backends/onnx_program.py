@@ -280,6 +280,10 @@ class OnnxProgram:
         """Names of the model's own functions."""
         return frozenset(function.name for function in self._model.functions.values())
 
+    def ir_nodes(self) -> Sequence[ir.Node]:
+        """Nodes as onnx_ir has them, in the order of ``graph.nodes``; not to be changed."""
+        return self._nodes
+
     def take_model(self) -> ir.Model:
         """The model, for whoever changes it: this program is of no use then."""
         return self._model

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from bisect_tool.backends.buffers import HUGE_PAGE, BufferPool
 from bisect_tool.backends.onnx_program import BuiltGraph, OnnxProgram, Segment, ValueType, type_of_array
+from bisect_tool.backends.ort_errors import hint_for, hint_while_running, reason_of
 from bisect_tool.backends.ort_options import (
     configure,
     confirm,
@@ -139,17 +140,10 @@ def _new_session(
     try:
         session = ort.InferenceSession(model, options, providers=chosen, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise InconclusiveError(
-            f"ONNX Runtime cannot load the graph: {_reason(error)}",
-            hint="does the file run in ONNX Runtime on its own? a newer onnxruntime may know the operator",
-        ) from error
+        reason = reason_of(error)
+        raise InconclusiveError(f"ONNX Runtime cannot load the graph: {reason}", hint=hint_for(reason)) from error
     confirm(session, config)
     return session
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:300]
 
 
 def run_session(
@@ -192,20 +186,12 @@ def run_session(
         if places:
             # A shape that depends on the data may be another one than last time.
             return run_session(session, outputs, feeds)
-        reason = _reason(error)
-        raise InconclusiveError(f"ONNX Runtime failed while running: {reason}", hint=_hint(reason)) from error
+        reason = reason_of(error)
+        raise InconclusiveError(
+            f"ONNX Runtime failed while running: {reason}", hint=hint_while_running(reason)
+        ) from error
     results = dict(zip(names, binding.get_outputs(), strict=True))
     return [places[name] if name in places else _from_ort(results[name]) for name in outputs]
-
-
-def _hint(reason: str) -> str | None:
-    """What an error of a kernel's comes from, where it says so."""
-    if "out of data bounds" in reason or "out of bounds" in reason:
-        return (
-            "an index leaves its axis: a negative one may have been flattened on export (`bisect-tool explain BD113`), or "
-            "the sample is larger than the one of the export"
-        )
-    return None
 
 
 def _place(kind: ValueType | None, buffers: BufferPool) -> Array | None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bisect_tool.backends.onnx_program import ValueType
 from bisect_tool.backends.ort_runner import SegmentedRun
+from bisect_tool.layouts import in_order
 from bisect_tool.precision import HALF, saturated
 
 Array = NDArray[Any]
@@ -90,7 +91,7 @@ def _step(lane: Lane, activations: Activations, on_pair: OnPair) -> None:
 def in_onnx_form(array: Array, order: tuple[int, ...] | None, kind: ValueType | None) -> Array:
     """PyTorch's tensor with its axes in ``order``, in the shape and dtype that the ONNX value has."""
     if order is not None:
-        array = array.transpose(order)
+        array = in_order(array, order, None if kind is None else kind.shape)
     if kind is None:
         return array
     wanted = np.dtype(kind.dtype.numpy())
@@ -107,6 +108,7 @@ def _in_shape(array: Array | None, like: Array, order: tuple[int, ...] | None) -
     if array is None or array.size != like.size:
         return array
     if order is not None:
-        shape = tuple(like.shape[axis] for axis in order)
-        array = array.reshape(shape).transpose(np.argsort(order))
+        if len(order) == like.ndim:
+            array = array.reshape(tuple(like.shape[axis] for axis in order))
+        array = array.transpose(np.argsort(order))
     return array if array.shape == like.shape else array.reshape(like.shape)

@@ -85,14 +85,19 @@ def modules_by_weights(module: torch.nn.Module, program: OnnxProgram) -> dict[st
 
     Every weight of both sides is read once: for graphs whose names say nothing.
     """
+    sizes = {name: math.prod(shape) for name, shape in program.floating_weights().items()}
+    nodes = [(node.name, node.op_type, node.inputs, node.outputs) for node in program.graph.nodes]
+    return places_by_weights(nodes, owners_of(module, program), sizes, program.graph.outputs)
+
+
+def owners_of(module: torch.nn.Module, program: OnnxProgram) -> dict[str, tuple[str, ...]]:
+    """Parameters and buffers that hold what an initialiser holds, by its name."""
     tensors = tensors_of(module)
     shapes = program.floating_weights()
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    owners = weight_owners(
+    return weight_owners(
         {name: functools.partial(program.weight, name) for name in shapes},
-        sizes,
+        {name: math.prod(shape) for name, shape in shapes.items()},
         {name: functools.partial(to_numpy, tensor) for name, tensor in tensors.items()},
         {name: tensor.numel() for name, tensor in tensors.items()},
+        [folding.scale for folding in foldings_of(module)],
     )
-    nodes = [(node.name, node.op_type, node.inputs, node.outputs) for node in program.graph.nodes]
-    return places_by_weights(nodes, owners, sizes, program.graph.outputs)

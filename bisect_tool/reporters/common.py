@@ -86,6 +86,20 @@ def shown_sample(report: Report) -> SampleResult | None:
     return next((sample for sample in report.samples if sample.index == source), None)
 
 
+def shown_text(report: Report) -> str:
+    """Why that sample is shown: ``the worst``, where any of them is not as it should be."""
+    return "furthest off; all agree" if _all_agree(report) else "the worst"
+
+
+def marks_shown(report: Report) -> bool:
+    """Whether one of the samples stands out."""
+    return not _all_agree(report)
+
+
+def _all_agree(report: Report) -> bool:
+    return all(sample.status == "agrees" for sample in report.samples)
+
+
 def stage_rows(report: Report) -> tuple[StageRow, ...]:
     """The rows of the stage table proper, those that count for the verdict."""
     return tuple(row for row in report.stages if row.role != "group")
@@ -551,12 +565,16 @@ def effective_sides(effective: Mapping[str, Any]) -> tuple[Mapping[str, Any], Ma
 
 def effective_text(effective: Mapping[str, Any]) -> str:
     """What was read back from ONNX Runtime, short: ``CPU, nodes 31, threads 2``. Nested maps are for the HTML page."""
-    parts = []
+    parts: list[str] = []
     for key, value in effective_sides(effective)[1].items():
         if isinstance(value, Mapping) or value is None or value == []:
             continue
         text = source_text(value).replace("ExecutionProvider", "")
-        parts.append(text if "provider" in key else f"{key.replace('_', ' ')} {text}")
+        if key == "version" and parts:
+            # Of the runner, which is named before it.
+            parts[-1] += f" {text}"
+        else:
+            parts.append(text if "provider" in key or key == "runner" else f"{key.replace('_', ' ')} {text}")
     return ", ".join(parts) or "-"
 
 

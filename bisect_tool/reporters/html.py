@@ -84,6 +84,7 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
             for run in report.configs
         ],
         shown_sample=common.shown_sample(report),
+        shown_text=common.shown_text(report),
         part_lines=common.part_lines(report, config),
         first_glue=[stage for stage in report.glue if stage.after is None],
         glue_text=common.glue_text,

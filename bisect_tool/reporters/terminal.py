@@ -138,7 +138,7 @@ def _preflight(page: Page, report: Report) -> None:
 
 def _samples(page: Page, report: Report) -> None:
     """What became of each sample; everything below is about the worst one."""
-    worst = common.shown_sample(report)
+    worst, marked = common.shown_sample(report), common.marks_shown(report)
     columns = (
         Column("  "),
         Column("#", right=True),
@@ -153,7 +153,7 @@ def _samples(page: Page, report: Report) -> None:
     for sample in report.samples:
         first = sample.first_over_tolerance
         cells = (
-            "> " if sample is worst else "  ",
+            "> " if marked and sample is worst else "  ",
             str(sample.index),
             os.path.basename(sample.source) or sample.source,
             common.STATUSES[sample.status],
@@ -177,7 +177,8 @@ def _samples(page: Page, report: Report) -> None:
             page.prose(sample.reason, label=(f"sample {sample.index}: ", "dim"), indent="  ")
     page.line()
     if worst is not None:
-        page.prose(f"{worst.source} (sample {worst.index}), the worst", label=("Shown below: ", "bold"))
+        why = common.shown_text(report)
+        page.prose(f"{worst.source} (sample {worst.index}), {why}", label=("Shown below: ", "bold"))
 
 
 # The chain of two recordings

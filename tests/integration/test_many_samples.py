@@ -152,6 +152,7 @@ def test_a_branch_baked_in(folder: Path, exports: list[tuple[int, ...]]) -> None
     own = store.read_report(outcome.folder / "002-c")
     assert ["BD401"] == [each.code for each in own.verdict.diagnoses] and () == own.samples
     assert any("exported anew for this sample" in note for note in store.read_report(outcome.folder / "003-d").notes)
+    assert any("(d.pt): exported anew for this sample" in note for note in report.notes)
     rows = list(csv.DictReader((outcome.folder / "samples.csv").open()))
     assert ["a.pt", "b.pt", "c.pt", "d.pt"] == [row["source"] for row in rows]
     # On the terminal one table of samples, and one of stages.

@@ -145,6 +145,35 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, tuple[
     return model, (points, cells), files
 
 
+@pytest.mark.parametrize(("reshape", "shape"), [((4, 2, 6, 6), "(4, 2, 6, 6)"), ((1, 8, 36), "(1, 8, 36)")])
+def test_a_file_that_returns_another_shape(
+    detector: tuple[Detector, tuple[Tensor, Tensor], dict[str, Path]],
+    tmp_path: Path,
+    reshape: tuple[int, ...],
+    shape: str,
+) -> None:
+    """Its stages are all right; what it hands over is not, and that is what the verdict says."""
+    model, inputs, files = detector
+
+    class Reshaped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Sequential(model.head.fc)
+
+        def forward(self, grid: Tensor) -> Tensor:
+            """grid (1, 8, 6, 6) -> its convolution, as elements in another shape."""
+            return self.head(grid).reshape(reshape)
+
+    file = export(Reshaped(), (torch.randn(1, 8, 6, 6),), tmp_path / "conv.onnx")
+    report = judge(model, inputs, {"encoder": files["encoder"], "head.fc": file})
+    line = report.verdict.summary[0]
+    assert report.verdict.status == "diverges"
+    assert line.startswith("head.fc (conv.onnx) does not return what the submodule returns: output 0: shape: ")
+    assert line.endswith(f"expected (1, 8, 6, 6), actual {shape}")
+    assert not any("exposing values hides" in each for each in report.verdict.summary)
+    assert not any("\n" in note for note in report.notes)
+
+
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the drawing, which takes long and is tested elsewhere."""
@@ -392,7 +421,10 @@ def test_only_the_first_calls_are_compared_where_there_are_many(tmp_path: Path) 
     assert "agrees" == report.verdict.status
     (part,) = report.parts
     assert (MOST_CALLS + 3, MOST_CALLS) == (part.calls, part.compared)
-    assert f"step is called {MOST_CALLS + 3} times; the first {MOST_CALLS} calls are compared" in report.notes
+    assert (
+        f"step is called {MOST_CALLS + 3} times; the first {MOST_CALLS} calls are compared, "
+        "the others only run in the chain"
+    ) in report.notes
     assert {0, MOST_CALLS - 1} <= {run.call for run in part.runs}
     assert all(out.judgement == "pass" for run in report.configs for out in run.outputs)
 

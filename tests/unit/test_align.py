@@ -16,13 +16,13 @@ from bisect_tool.align import (
     family,
     match_values,
     resolve_scope,
-    same_data_order,
     stage_refs,
     summarize,
 )
+from bisect_tool.layouts import same_data_order
 from bisect_tool.metrics import kind_of
 from bisect_tool.records import OnnxGraph, OnnxNode, OutputKey, Stage, StageRef, TorchTrace
-from bisect_tool.signatures import Signature, permuted_signatures, signature_of
+from bisect_tool.signatures import Signature, permuted_signatures, signature_of, split_signatures
 
 Array = NDArray[Any]
 
@@ -83,8 +83,9 @@ class Case:
         second: tuple[Mapping[int, Array], Mapping[str, Array]] | None = None,
         weights: Mapping[str, str] | None = None,
     ) -> dict[int, Match]:
-        def permuted(value: int) -> Mapping[tuple[int, ...], Signature]:
-            return permuted_signatures(self.torch[value], kind_of(self.torch[value].dtype))
+        def permuted(value: int, shape: tuple[int, ...] | None) -> Mapping[tuple[int, ...], Signature]:
+            array, kind = self.torch[value], kind_of(self.torch[value].dtype)
+            return permuted_signatures(array, kind) if shape is None else split_signatures(array, kind, shape)
 
         self.signatures = {v: signature_of(a, kind_of(a.dtype)) for v, a in self.torch.items()}
         onnx = {n: signature_of(a, kind_of(a.dtype)) for n, a in self.onnx.items()}
@@ -717,3 +718,26 @@ def test_nothing_to_count_has_no_coverage() -> None:
     case = chain()
     case.match()
     assert summarize(case.trace, case.graph, {}, case.signatures, {}, lambda s: False).coverage is None
+
+
+# -- axes in another order --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (50, 40, 30)])
+def test_a_tensor_of_any_size_is_found_in_another_order(shape: tuple[int, ...]) -> None:
+    """Of a large one only a sample is looked at, and another order has another sample."""
+    case = Case([stage("a", 1, [0], shape=shape)], [node("A", ["x"], "other"), node("B", ["other"], "turned")])
+    array = noise(1, *shape)
+    case.torch = {1: array}
+    case.onnx = {"other": noise(2, *shape), "turned": np.ascontiguousarray(array.transpose(1, 0, 2))}
+    assert case.match() == {1: Match(1, "turned", ("value", "permuted"), True, (1, 0, 2))}
+
+
+def test_a_projection_whose_heads_the_graph_makes_at_once() -> None:
+    """Nowhere does the graph have the heads side by side, as PyTorch has them."""
+    case = Case([stage("q", 1, [0], shape=(2, 60, 24))], [node("A", ["x"], "stacked"), node("B", ["stacked"], "heads")])
+    array = noise(1, 2, 60, 24)
+    heads = np.ascontiguousarray(array.reshape(2, 60, 3, 8).transpose(0, 2, 1, 3))
+    case.torch = {1: array}
+    case.onnx = {"stacked": np.stack([heads, noise(2, 2, 3, 60, 8)]), "heads": heads}
+    assert case.match() == {1: Match(1, "heads", ("value", "permuted", "axes split"), True, (0, 2, 1, 3))}

@@ -20,12 +20,15 @@ BIAS = RANDOM.normal(size=6).astype(np.float32)
 MODEL = {"conv.weight": CONV, "fc.weight": LINEAR, "out.weight": OTHER, "fc.bias": BIAS, "norm.weight": np.ones(6)}
 
 
-def owners(initializers: Mapping[str, Array], model: Mapping[str, Array] = MODEL) -> dict[str, tuple[str, ...]]:
+def owners(
+    initializers: Mapping[str, Array], model: Mapping[str, Array] = MODEL, scales: list[Array] | None = None
+) -> dict[str, tuple[str, ...]]:
     return weight_owners(
         {name: lambda a=array: a for name, array in initializers.items()},  # type: ignore[misc]
         {name: array.size for name, array in initializers.items()},
         {name: lambda a=array: a for name, array in model.items()},  # type: ignore[misc]
         {name: array.size for name, array in model.items()},
+        scales,
     )
 
 
@@ -49,6 +52,14 @@ FACTORS = np.array([0.5, -1.5, 2.0, 0.1, 3.0, -0.2, 1.0, 7.0], dtype=np.float32)
 def test_what_converters_do_to_weights(array: Array, owner: str) -> None:
     """Folding, transposing and rounding leave a weight its own."""
     assert owners({"1": array}) == {"1": (owner,)}
+
+
+def test_only_factors_of_the_model_may_be_folded_in() -> None:
+    """A scale behind a layer, folded into it, makes the scale's value and not the layer's."""
+    folded = {"1": CONV * FACTORS[:, None, None, None]}
+    assert owners(folded, scales=[np.ones(3), FACTORS]) == {"1": ("conv.weight",)}
+    assert owners(folded, scales=[np.ones(3), 2 * FACTORS]) == {}
+    assert owners({"1": CONV}, scales=[]) == {"1": ("conv.weight",)}
 
 
 def test_what_is_nobodys() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bisect_tool.baked import BRANCH, CONSTANT, diagnose, differences
 from bisect_tool.many import report_on_all, sample_lines, sample_result, worst_sample
-from bisect_tool.records import FirstOverTolerance, Operation, SampleResult, StageRef, Tolerance
+from bisect_tool.records import FirstOverTolerance, Operation, Report, SampleResult, StageRef, Tolerance
 from bisect_tool.reporters import csv_table, html, terminal
 
 
@@ -70,6 +70,32 @@ def test_a_sample_without_a_single_limit() -> None:
 
 def fields(report: object) -> dict[str, object]:
     return {name: getattr(report, name) for name in report.__slots__}  # type: ignore[attr-defined]
+
+
+def on_page(results: list[SampleResult], report: Report, notes: list[str]) -> tuple[str, str]:
+    """Terminal and HTML of the report on several samples."""
+    whole = report_on_all(report, results, notes=notes)
+    text = io.StringIO()
+    terminal.render(whole, Console(file=text, width=80, no_color=True))
+    return text.getvalue(), html.html_text(whole, plot=("<svg/>", "<svg/>"))
+
+
+def test_no_sample_stands_out_where_all_agree() -> None:
+    """There is a mark, and a word of the worst, only where one of them is not as it should be."""
+    text, page = on_page([sample(0, "agrees", 0.1), sample(1, "agrees", 0.2)], healthy(), [])
+    assert "Shown below: in/s1.pt (sample 1), furthest off; all agree" in text
+    assert not [line for line in text.splitlines() if line.startswith("> ")]
+    assert "the worst one" not in page and "furthest off; all agree" in page
+    text, page = on_page([sample(0, "agrees", 0.1), sample(1, "inconclusive")], healthy(), [])
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("> ")] == ["1"]
+    assert "(sample 1), the worst" in text and "the worst one" in page
+
+
+def test_notes_of_other_samples_are_in_the_report_on_all() -> None:
+    """Such as that one of them was exported for anew."""
+    note = "sample 0 (s0.pt): exported anew"
+    text, page = on_page([sample(0, "agrees", 0.1), sample(1, "agrees", 0.2)], healthy(), [note])
+    assert note in text and note in page
 
 
 def test_all_reporters_list_the_samples() -> None:

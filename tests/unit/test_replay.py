@@ -173,6 +173,21 @@ def test_made_up_rounding_leaves_exact_operations_alone() -> None:
         np.testing.assert_array_equal(taped.again(stage, rounded(1)), taped.again(stage, EXACT))
 
 
+def test_made_up_rounding_leaves_whole_numbers_alone() -> None:
+    """Windows are numbered, and where the numbers of two places differ a mask is filled: nothing is rounded there."""
+
+    def mask(m: nn.Module, x: Tensor) -> Tensor:
+        numbers = torch.arange(6).repeat_interleave(2).to(x.dtype) * 1.0 + 0 * x[0]
+        apart = numbers[:, None] - numbers[None, :]
+        return x + apart.masked_fill(apart != 0, -100.0)
+
+    taped = Taped(Net(mask), torch.ones(12, 12))
+    exact, draw = taped.again(taped.last, EXACT), taped.again(taped.last, rounded(1))
+    np.testing.assert_array_equal(draw, exact)
+    uneven = Taped(Net(lambda m, x: x + 0.1), torch.ones(4))
+    assert (uneven.again(uneven.last, rounded(1)) != uneven.again(uneven.last, EXACT)).any()
+
+
 def test_made_up_rounding_leaves_infinite_masks_as_they_are() -> None:
     """NaN in every draw would clear every fault of a masked attention."""
     mask = torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), float("-inf"))

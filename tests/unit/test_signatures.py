@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bisect_tool.backends.torch_runner import to_numpy
-from bisect_tool.signatures import PERMUTATIONS, SAMPLE, Signature, distance, permuted_signatures, signature_of
+from bisect_tool.layouts import in_order
+from bisect_tool.signatures import (
+    PERMUTATIONS,
+    SAMPLE,
+    Signature,
+    distance,
+    permuted_signatures,
+    signature_of,
+    split_signatures,
+)
 
 Array = NDArray[Any]
 
@@ -216,7 +225,7 @@ def test_orders_that_move_only_axes_of_length_one_are_left_out() -> None:
     assert (0, 2, 3, 1) not in permuted_signatures(noise(2, 1, 4, 5), "float")
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (2, 0), (2, 3, 4, 5, 6)])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 0), (2, 3, 4, 5, 6, 7)])
 def test_ranks_without_orders_have_no_permuted_signatures(shape: tuple[int, ...]) -> None:
     """Nor have empty tensors."""
     assert permuted_signatures(np.zeros(shape, np.float32), "float") == {}
@@ -311,3 +320,53 @@ def test_the_distance_is_that_of_the_samples(first: list[float], swaps: list[tup
             apart, norm = (float(np.linalg.norm(x)) for x in (b[finite] - a[finite], a[finite]))
             wanted = 0.0 if apart == 0 else apart / norm if norm else math.inf
     assert distance(one, other) == pytest.approx(wanted, nan_ok=True)
+
+
+@pytest.mark.parametrize("fill", [-1e9, float(np.finfo(np.float32).min), -1e4, 65504.0, -100.0])
+def test_what_lies_beside_a_masks_filling_tells(fill: float) -> None:
+    """The scores of two blocks under one mask are two values, though nearly all of their norm is the mask's."""
+    mask = np.triu(np.ones((24, 24), dtype=bool), 1)
+    scores, others = (
+        noise(4, 24, 24, seed=seed) * np.float32(min(1, -fill / 1e5 if fill < 0 else 1)) for seed in (1, 2)
+    )
+    one, other = (np.where(mask, np.float32(fill), each) for each in (scores, others))
+    assert distance(of(one), of(other)) > 0.1
+    assert distance(of(one), of(one * np.float32(1 - 1e-6))) < 1e-5
+    assert distance(of(one), of(np.where(mask, np.float32(fill), scores * np.float32(1.00001)))) < 1e-4
+    (turned,) = (s for order, s in permuted_signatures(one, "float").items() if order == (0, 2, 1))
+    assert distance(turned, of(other.transpose(0, 2, 1))) > 0.1
+    assert distance(turned, of(one.transpose(0, 2, 1))) == 0
+
+
+def test_a_mask_alone_and_wide_ranges_have_nothing_beside_them() -> None:
+    """Zeros beside the filling, sizes all the way between, and what is not that large."""
+    mask = np.where(noise(30, 30) > 0, np.float32(-1e9), np.float32(0))
+    wide = np.exp(12 * noise(30, 30))
+    sharp = np.where(noise(30, 30) > 0, np.float32(1), np.float32(1e-6))
+    assert all(of(array).beside is None for array in (mask, wide, sharp, noise(30, 30)))
+
+
+def test_heads_that_are_split_and_moved() -> None:
+    """A projection (batch, time, heads x size) is the graph's (batch, heads, time, size)."""
+    array = noise(2, 160, 24)
+    moved = array.reshape(2, 160, 3, 8).transpose(0, 2, 1, 3)
+    found = split_signatures(array, "float", moved.shape, of(array))
+    assert distance(found[0, 2, 1, 3], of(moved)) == 0
+    assert all(distance(s, of(moved)) > 0.1 for order, s in found.items() if order != (0, 2, 1, 3))
+    np.testing.assert_array_equal(in_order(array, (0, 2, 1, 3), moved.shape), moved)
+
+
+def test_heads_that_are_merged_and_moved() -> None:
+    """And the other way round, time first: (batch, heads, time, size) is (time, batch x heads, size)."""
+    array = noise(2, 3, 160, 8)
+    moved = np.ascontiguousarray(array.transpose(2, 0, 1, 3)).reshape(160, 6, 8)
+    found = split_signatures(array, "float", moved.shape)
+    assert distance(found[1, 0, 2], of(moved)) == 0
+    np.testing.assert_array_equal(in_order(array, (1, 0, 2), moved.shape), moved)
+
+
+def test_axes_of_one_number_and_of_other_sizes_are_not_split() -> None:
+    array = noise(2, 16, 24)
+    assert split_signatures(array, "float", (16, 2, 24)) == {}, "an order of its own axes"
+    assert split_signatures(array, "float", (2, 3, 16, 4)) == {}
+    assert (0, 2, 1, 3) not in split_signatures(array, "float", (2, 5, 16, 8))

@@ -711,6 +711,7 @@ def test_names_are_counted_beyond_three() -> None:
         ({"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"], "nodes": 3}, "CUDA, CPU, nodes 3"),
         ({"node_counts": {"Conv": 1}, "deterministic": True, "none": None}, "deterministic yes"),
         ({"expected": {"device": "cpu"}, "actual": {"providers": ["CPUExecutionProvider"], "unconfirmed": []}}, "CPU"),
+        ({"actual": {"runner": "onnx-reference", "version": "1.23.2"}}, "onnx-reference 1.23.2"),
     ],
 )
 def test_effective_settings_in_short(effective: dict[str, object], text: str) -> None:

@@ -246,6 +246,9 @@ def feeds_of(model: ModelProto, tensors: Sequence[torch.Tensor]) -> dict[str, Ar
 
 def is_value(stage: Array, value: Array, order: Sequence[int] | None, limit: float) -> bool:
     """Whether the graph's value is PyTorch's tensor with its axes in that order, reshaped."""
+    if order is not None and len(order) != stage.ndim and value.ndim == len(order) and stage.size == value.size:
+        # Axes were split or merged first, so that in this order they have the value's shape.
+        stage = stage.reshape([value.shape[place] for place in np.argsort(order)])
     if order is not None:
         stage = stage.transpose(order)
     return stage.size == value.size and truth.relative(stage.reshape(-1), value.reshape(-1)) <= limit
@@ -397,4 +400,11 @@ def answer(family: str, exporter: str, conversion: str, fault: Fault, folder: Pa
         model := converted(family, exporter, conversion, folder), feeds_of(model, FAMILIES[family].inputs(0))
     )
     name = f"{family}/{exporter}/{conversion}/{fault.kind}"
-    return judging.with_fault(family, exporter, fault, name, base, threads=1)
+    draws = draws_of(family, exporter, conversion, model, folder)
+
+    def wrong(report: Mapping[str, Any]) -> list[str]:
+        # Where a fault sits, a value keeps its name; what it put in besides stands for nothing, and has no truth.
+        pairs = [pair for pair in report["alignment"]["pairs"] if pair["onnx_value"] in draws[0].values]
+        return wrong_pairs({"alignment": {"pairs": pairs}}, draws)
+
+    return judging.with_fault(family, exporter, fault, name, base, wrong, threads=1)

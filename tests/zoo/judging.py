@@ -54,6 +54,7 @@ class Result:
         levels: of ``unhurt``: the status of each optimisation level.
         seconds: that the tool took.
         error: what it raised instead of an answer.
+        wrong: pairs that are none; only where there is a truth to tell.
     """
 
     id: str
@@ -81,6 +82,7 @@ class Result:
     levels: Mapping[str, str] | None = None
     seconds: float = 0.0
     error: str | None = None
+    wrong: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -137,11 +139,23 @@ def _time_limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def with_fault(family: str, exporter: str, fault: Fault, name: str, base: Healthy, **options: Any) -> Result:
-    """The tool's answer on one fault."""
+def with_fault(
+    family: str,
+    exporter: str,
+    fault: Fault,
+    name: str,
+    base: Healthy,
+    wrong: Callable[[Report], Sequence[str]] = lambda _: (),
+    **options: Any,
+) -> Result:
+    """The tool's answer on one fault; ``wrong`` tells which of its pairs are none."""
     blank = Result(name, "fault", family, exporter, fault.kind, fault.place, fault.moved)
     blank = replace(blank, outputs_moved=truth.outputs_moved(base, fault.model))
-    return judge(blank, lambda: report_on(family, fault.model, **options), lambda r, report: _read(r, report, [fault]))
+
+    def read(result: Result, report: Report) -> Result:
+        return replace(_read(result, report, [fault]), wrong=tuple(wrong(report)))
+
+    return judge(blank, lambda: report_on(family, fault.model, **options), read)
 
 
 def with_two(family: str, exporter: str, pair: Sequence[Fault], name: str, base: Healthy, **options: Any) -> Result:

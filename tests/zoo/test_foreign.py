@@ -174,7 +174,9 @@ def test_the_page_says_what_does_not_hold() -> None:
     few = foreign.Aligned("g", "dynamo", "onnxsim", "agrees", pairs=3, there=100, missed=("b is 9",) * 3)
     assert [True, False, False] == [each.right for each in (right, wrong, few)]
     fault = judging.Result("f/dynamo/scrambled/k", "fault", "f", "dynamo", "k", "n", 1e-3, 1e-3, status="agrees")
-    page = foreign_run.page([right, wrong, few], [("scrambled", fault)], 1)
+    found = judging.Result("f/dynamo/onnxsim/k", "fault", "f", "dynamo", "k", "n", top1=True, wrong=("b = 8 by scope",))
+    page = foreign_run.page([right, wrong, few], [("scrambled", fault), ("onnxsim", found)], 1)
+    assert "; wrong: b = 8 by scope |" in page
     assert "| f dynamo, scrambled | agrees | 100.0% | a = 7 by value |" in page
     assert "| g dynamo, onnxsim | agrees | 97.0% | b is 9; b is 9; b is 9 |" in page
     assert "| f/dynamo/scrambled/k | `n` | 1.0e-03 | 1.0e-03 | agrees |" in page
