@@ -126,6 +126,16 @@ class Match:
     permutation: tuple[int, ...] | None = None
 
 
+def is_narrow(graph: OnnxGraph) -> bool:
+    """Whether anything in a graph is computed in half precision."""
+    return any(graph.dtypes.get(name) in _NARROW for node in graph.nodes for name in node.outputs)
+
+
+def value_limit(dtype: str, *, narrow: bool) -> float:
+    """Relative difference up to which a value of this dtype counts as the same; ``narrow``: :func:`is_narrow`."""
+    return NARROW_VALUE_LIMIT if narrow or dtype in _NARROW else VALUE_LIMIT
+
+
 def family(name: str) -> str:
     """One name for an operation under its aten and its ONNX names: ``addmm`` and ``MatMul`` are both ``matmul``."""
     return _FAMILY.get(name.lower(), name.lower())
@@ -340,7 +350,7 @@ class _Matcher:
         pairs = self.quantisation.pairs
         self.integer_made = {name for name in self.quantisation.back.values() if name not in pairs}
         self.clearly_nearer = _NEARER_QUANTISED if self.quantised else _CLEARLY_NEARER
-        self.narrow_graph = any(graph.dtypes.get(name) in _NARROW for node in graph.nodes for name in node.outputs)
+        self.narrow_graph = is_narrow(graph)
         self.taken: set[str] = set()
         # What stands in the graph at these names is PyTorch's own for all that comes behind.
         self.given = {match.onnx: match.value for match in (fed or {}).values()}
@@ -366,8 +376,7 @@ class _Matcher:
     def limit(self, value: int) -> float:
         if self.quantised:
             return QUANTISED_LIMIT
-        narrow = self.narrow_graph or self.first_stage[value].dtype in _NARROW
-        return NARROW_VALUE_LIMIT if narrow else VALUE_LIMIT
+        return value_limit(self.first_stage[value].dtype, narrow=self.narrow_graph)
 
     def agrees(self, value: int, name: str) -> bool:
         first, second = self.torch.get(value), self.onnx.get(name)
