@@ -1,7 +1,8 @@
 """Finds look-alikes among many tensors without holding each against each, by their signatures.
 
-No two signatures are nearer to each other than their projections onto one direction are: sorted by those, only a few
-neighbours have to be looked at, and none is missed. What is equal is looked at once: in a saturated chain all values are.
+No two signatures are nearer to each other than their projections onto any direction are: sorted by one of those, and
+looked through by some more, few neighbours are left to be held against each other, and none is missed.
+What is equal is looked at once: in a saturated chain all values are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ T = TypeVar("T", bound=Hashable)
 Near = Mapping[str, float]
 """How far off each name is."""
 
+_Bucket = tuple[str, int, bool]
+_Place = tuple[float, float, float]
+
 
 class Neighbours(Generic[T]):
     """Items that can be asked for by what their signatures are near to.
@@ -38,7 +42,7 @@ class Neighbours(Generic[T]):
             equal.setdefault(mark_of(signature), (signature, []))[1].append(item)
         # Numbered: signatures and items need not be sortable.
         self._groups = list(equal.values())
-        self._sorted: dict[tuple[str, int, bool], list[tuple[float, int]]] = defaultdict(list)
+        self._sorted: dict[_Bucket, list[tuple[_Place, int]]] = defaultdict(list)
         for number, (signature, _) in enumerate(self._groups):
             key, place = _place(signature)
             self._sorted[key].append((place, number))
@@ -50,11 +54,13 @@ class Neighbours(Generic[T]):
         bucket = self._sorted.get(key, [])
         # Twice the limit leaves room for rounding, and for which of the two norms the limit goes by.
         width = 2 * limit * max(signature.norm, 1e-30)
-        low = 0 if key[2] else bisect.bisect_left(bucket, (place - width, -1))
-        for other, number in bucket[low:]:
-            if other > place + width and not key[2]:
+        first, second, third = place
+        for at in range(bisect.bisect_left(bucket, first - width, key=lambda entry: entry[0][0]), len(bucket)):
+            other, number = bucket[at]
+            if other[0] > first + width:
                 break
-            yield self._groups[number]
+            if abs(other[1] - second) <= width and abs(other[2] - third) <= width:
+                yield self._groups[number]
 
     def around(self, signature: Signature, limit: float) -> Iterator[T]:
         """All that may be nearer than ``limit``, and some that are not; ``limit`` under 0.3."""
@@ -70,21 +76,21 @@ class Neighbours(Generic[T]):
         return {item: found[item] for item in sorted(found, key=self._order.__getitem__)}
 
 
-def _place(signature: Signature) -> tuple[tuple[str, int, bool], float]:
-    """Bucket and place in it. NaN and infinities have no projection: they are in buckets of their own, unsorted."""
+def _place(signature: Signature) -> tuple[_Bucket, _Place]:
+    """Bucket and place in it. NaN and infinities have no projection: they are in buckets of their own, all in one place."""
     sample = signature.sample
     with np.errstate(all="ignore"):
-        along = float(sample.dot(_direction(sample.size))) if sample.size else 0.0
-    known = bool(np.isfinite(along))
-    return (signature.kind, signature.size, not known), along if known else 0.0
+        first, second, third = (float(along) for along in _directions(sample.size).dot(sample))
+    known = bool(np.isfinite((first, second, third)).all())
+    return (signature.kind, signature.size, not known), (first, second, third) if known else (0.0, 0.0, 0.0)
 
 
 @lru_cache(maxsize=256)
-def _direction(size: int) -> NDArray[np.float64]:
-    """A fixed direction that no tensor has reason to lie along or across."""
-    drawn = np.random.default_rng(size).standard_normal(size)
-    direction: NDArray[np.float64] = drawn / np.linalg.norm(drawn)
-    return direction
+def _directions(size: int) -> NDArray[np.float64]:
+    """Fixed directions that no tensor has reason to lie along or across."""
+    drawn = np.random.default_rng(size).standard_normal((3, size))
+    directions: NDArray[np.float64] = drawn / np.maximum(np.linalg.norm(drawn, axis=1, keepdims=True), 1e-30)
+    return directions
 
 
 @dataclass(frozen=True, eq=False, slots=True)
