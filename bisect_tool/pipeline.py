@@ -858,10 +858,14 @@ class _Bisection:
         left = {}
         for name, value in pairs.items():
             total = self._early(matches[value])
-            if total is None or (config in self.untouched and name in self.graph.outputs):
+            if total is None:
                 left[name] = value
-            else:
-                self.ledger.enter(config, value, total)
+                continue
+            self.ledger.enter(config, value, total)
+            if config in self.untouched and name in self.chained:
+                exposed = self.chained[name]
+                if exposed is not None:
+                    self._observe(config, self.untouched[config].outputs.get(name), exposed)
         return left
 
     def _run_torch(

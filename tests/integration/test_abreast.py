@@ -90,15 +90,19 @@ def _faulty(path: Path, folder: Path) -> Path:
     return folder / "faulty.onnx"
 
 
+@pytest.mark.parametrize("observe", [False, True])
 @pytest.mark.parametrize("stretch", [None, 4000, 1], ids=["whole", "several", "one node each"])
-def test_every_number_is_the_same(exported: Path, stretch: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_number_is_the_same(
+    exported: Path, stretch: int | None, observe: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However the graph is cut, the report is that of a run that keeps both sides and compares afterwards."""
-    wanted, _ = _judge(exported, monkeypatch, together=False)
+    wanted, _ = _judge(exported, monkeypatch, together=False, observe=observe)
     if stretch is not None:
         monkeypatch.setattr(abreast, "LEAST_STRETCH", stretch)
-    found, _ = _judge(exported, monkeypatch, together=True)
+    found, _ = _judge(exported, monkeypatch, together=True, observe=observe)
     assert "agrees" == found.verdict.status
     assert _numbers(wanted) == _numbers(found)
+    assert observe == (found.configs[0].observer_effect == 0)
 
 
 def test_each_side_runs_once(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
