@@ -24,10 +24,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from bisect_tool.layouts import axis_order, same_data_order
+from bisect_tool.neighbours import LookAlikes, Near, Neighbours, components
 from bisect_tool.outputs import bind_outputs, exchanged
 from bisect_tool.quantised import quantisation_of, quantised_counts
 from bisect_tool.records import Alignment, OnnxGraph, OnnxNode, Pair, Stage, StageRef, TorchTrace, Unaligned
-from bisect_tool.signatures import Signature, distance
+from bisect_tool.signatures import Signature, distance, mark_of
 
 Permuted = Callable[[int, "tuple[int, ...] | None"], Mapping[tuple[int, ...], Signature]]
 """Signatures of a PyTorch value with its axes in other orders; with a shape, those of more or fewer axes that have it."""
@@ -132,6 +133,16 @@ class Match:
     permutation: tuple[int, ...] | None = None
 
 
+def is_narrow(graph: OnnxGraph) -> bool:
+    """Whether anything in a graph is computed in half precision."""
+    return any(graph.dtypes.get(name) in _NARROW for node in graph.nodes for name in node.outputs)
+
+
+def value_limit(dtype: str, *, narrow: bool) -> float:
+    """Relative difference up to which a value of this dtype counts as the same; ``narrow``: :func:`is_narrow`."""
+    return NARROW_VALUE_LIMIT if narrow or dtype in _NARROW else VALUE_LIMIT
+
+
 def family(name: str) -> str:
     """One name for an operation under its aten and its ONNX names: ``addmm`` and ``MatMul`` are both ``matmul``."""
     return _FAMILY.get(name.lower(), name.lower())
@@ -190,6 +201,7 @@ class _Scopes:
         self.outputs = set(graph.outputs)
         self.back = quantisation_of(graph).back
         self.any = bool(self.by_path)
+        self._named: dict[str, list[str]] | None = None
         # What weights tell is less than an exporter's scopes: nodes without weights have none.
         self.by_weights: set[str] = set()
         for i, node in enumerate(graph.nodes):
@@ -206,6 +218,16 @@ class _Scopes:
     def path_of(self, value: str) -> str | None:
         maker = self.maker_of(value)
         return None if maker is None else self.paths[maker]
+
+    def named(self, path: str) -> list[str]:
+        """All values that carry exactly this scope, in topological order."""
+        if self._named is None:
+            self._named = defaultdict(list)
+            for node in self.graph.nodes:
+                for name in node.outputs:
+                    if name and (own := self.path_of(name)) is not None:
+                        self._named[own].append(name)
+        return self._named.get(path, [])
 
     def leaving(self, path: str) -> list[str]:
         """Values made in exactly this scope that nodes of other scopes read, in topological order."""
@@ -335,7 +357,8 @@ class _Matcher:
         pairs = self.quantisation.pairs
         self.integer_made = {name for name in self.quantisation.back.values() if name not in pairs}
         self.clearly_nearer = _NEARER_QUANTISED if self.quantised else _CLEARLY_NEARER
-        self.narrow_graph = any(graph.dtypes.get(name) in _NARROW for node in graph.nodes for name in node.outputs)
+        self.narrow_graph = is_narrow(graph)
+        self.widest = QUANTISED_LIMIT if self.quantised else NARROW_VALUE_LIMIT
         self.taken: set[str] = set()
         # What stands in the graph at these names is PyTorch's own for all that comes behind.
         self.given = {match.onnx: match.value for match in (fed or {}).values()}
@@ -345,6 +368,7 @@ class _Matcher:
         self.children = _children(trace)
         self.by_second: set[int] = set()
         self.operations: dict[tuple[str, str], dict[int, str]] = {}
+        self._by_call: dict[tuple[str, str], list[int]] | None = None
         self.calls = Counter((stage.ref.stage, stage.ref.output) for stage in trace.stages)
         for stage in trace.stages:
             self.first_stage.setdefault(stage.value, stage)
@@ -361,8 +385,7 @@ class _Matcher:
     def limit(self, value: int) -> float:
         if self.quantised:
             return QUANTISED_LIMIT
-        narrow = self.narrow_graph or self.first_stage[value].dtype in _NARROW
-        return NARROW_VALUE_LIMIT if narrow else VALUE_LIMIT
+        return value_limit(self.first_stage[value].dtype, narrow=self.narrow_graph)
 
     def agrees(self, value: int, name: str) -> bool:
         first, second = self.torch.get(value), self.onnx.get(name)
@@ -427,26 +450,34 @@ class _Matcher:
 
     def match_by_value(self) -> None:
         candidates = self._told_apart(self._value_candidates())
-        claims: dict[str, list[int]] = defaultdict(list)
-        for value, names in candidates.items():
-            for name in names:
-                claims[name].append(value)
-        for values, names in _components(candidates, claims):
+        others = Neighbours((value, self.torch[value]) for value in candidates)
+        for values, names in components(candidates):
             for value, name, evidence in self._resolve(values, names, candidates):
                 agreed = (self.value_evidence, *evidence, *((SECOND,) if value in self.by_second else ()))
-                self.take(self._to_the_end(self._follow(Match(value, name, agreed, True)), candidates.keys()))
+                self.take(self._to_the_end(self._follow(Match(value, name, agreed, True)), others))
 
-    def _told_apart(self, candidates: Mapping[int, list[str]]) -> Mapping[int, list[str]]:
+    def _told_apart(self, candidates: Mapping[int, LookAlikes]) -> Mapping[int, LookAlikes]:
         """Without the look-alikes that another input tells from the value. Behind an error nothing has the right value."""
         if self.second is None:
             return candidates
         expected, actual = self.second
+        there: dict[int, Neighbours[str]] = {}
+        known: dict[tuple[int, object, float], LookAlikes] = {}
         found = {}
         for value, names in candidates.items():
-            first = expected.get(value)
-            same = [n for n in names if n in actual and first and distance(first, actual[n]) <= self.limit(value)]
-            found[value] = same or names
-            if same and len(same) < len(names):
+            found[value] = names
+            first, limit = expected.get(value), self.limit(value)
+            if first is None:
+                continue
+            # Values that look alike share their names, and are asked for once.
+            key = (id(names), mark_of(first), limit)
+            if key not in known:
+                if id(names) not in there:
+                    there[id(names)] = Neighbours((name, actual[name]) for name in names.names if name in actual)
+                same = there[id(names)].near(first, limit)
+                known[key] = names if len(same) in (0, len(names.names)) else LookAlikes.of(same, self.place)
+            if known[key] is not names:
+                found[value] = known[key]
                 self.by_second.add(value)
         return found
 
@@ -490,32 +521,35 @@ class _Matcher:
                 return True
         return False
 
-    def _value_candidates(self) -> dict[int, list[str]]:
-        buckets: dict[tuple[str, int], list[tuple[float, str]]] = defaultdict(list)
-        for name, signature in self.onnx.items():
-            if name not in self.taken and name in self.place:
-                buckets[signature.kind, signature.size].append((signature.norm, name))
-        for bucket in buckets.values():
-            bucket.sort()
+    def _value_candidates(self) -> dict[int, LookAlikes]:
+        free = ((n, s) for n, s in self.onnx.items() if n not in self.taken and n in self.place)
+        there = Neighbours(free)
         producers = {self._folded_scope(stage) for stage in self.first_stage.values()}
-        found: dict[int, dict[str, float]] = {}
+        found: dict[int, Near] = {}
+        known: dict[tuple[object, float], Near] = {}
         for value in self.first_stage:
             wanted = self.torch.get(value)
             if wanted is None or value in self.matches or wanted.size == 0:
                 continue
-            near = self._near(value, wanted, buckets.get((wanted.kind, wanted.size), []))
+            # Values that are equal, as in a saturated chain, have one table of what is near.
+            key = (mark_of(wanted), self.limit(value))
+            if key not in known:
+                known[key] = there.near(wanted, self.limit(value))
+            near = known[key]
             # A fresh BatchNorm scales by 0.999995: behind an error its value and its producer's are equally near.
             folded = self.first_stage[value].ref.stage in producers
-            near = {
-                name: apart
-                for name, apart in near.items()
-                if not self._circular(value, name) and not (folded and self._same_scope(value, name))
-            }
+            if self.given or folded:
+                near = {
+                    name: apart
+                    for name, apart in near.items()
+                    if not self._circular(value, name) and not (folded and self._same_scope(value, name))
+                }
             if near:
-                found[value] = self._dequantised(near)
-        return self._nearest_on_both_sides(found)
+                found[value] = near
+        plain = {id(near): self._dequantised(near) for near in found.values()} if self.quantisation.pairs else {}
+        return self._nearest_on_both_sides({value: plain.get(id(near), near) for value, near in found.items()})
 
-    def _dequantised(self, near: dict[str, float]) -> dict[str, float]:
+    def _dequantised(self, near: Near) -> Near:
         """Without values that are near once they are quantised too: that is what the next stage reads."""
         pairs = self.quantisation.pairs
         return {name: apart for name, apart in near.items() if name not in pairs or pairs[name].end not in near}
@@ -554,29 +588,23 @@ class _Matcher:
                 stack.extend(self.trace.parents.get(at, ()))
         return False
 
-    def _nearest_on_both_sides(self, found: Mapping[int, Mapping[str, float]]) -> dict[int, list[str]]:
+    def _nearest_on_both_sides(self, found: Mapping[int, Near]) -> dict[int, LookAlikes]:
         """Drops what is clearly further off than the best, seen from either side.
 
         A fresh BatchNorm scales by 0.9995: the convolution before it is near the folded value too, but its norm is nearer.
         """
+        tables = {id(near): near for near in found.values()}
         best: dict[str, float] = {}
-        for near in found.values():
+        for near in tables.values():
             for name, apart in near.items():
                 best[name] = min(apart, best.get(name, math.inf))
-        result = {}
-        for value, near in found.items():
+        kept: dict[int, LookAlikes] = {}
+        for key, near in tables.items():
             clear = max(min(near.values()) * self.clearly_nearer, 1e-6)
             names = [n for n, apart in near.items() if apart <= clear]
             names = [n for n in names if near[n] <= max(best[n] * self.clearly_nearer, 1e-6)]
-            if names:
-                result[value] = sorted(names, key=lambda n: self.place[n])
-        return result
-
-    def _near(self, value: int, wanted: Signature, bucket: list[tuple[float, str]]) -> dict[str, float]:
-        """Values of the bucket that agree, and how far off. Norms are sorted: only neighbours are looked at."""
-        limit = self.limit(value)
-        apart = {name: distance(wanted, self.onnx[name]) for name in self._of_norm(value, wanted.norm, bucket)}
-        return {name: far for name, far in apart.items() if far <= limit}
+            kept[key] = LookAlikes.of(names, self.place)
+        return {value: kept[id(near)] for value, near in found.items() if kept[id(near)].names}
 
     def _of_norm(self, value: int, norm: float, bucket: Sequence[tuple[float, str]]) -> list[str]:
         """Names in a bucket, sorted by norms, whose norm is near that of a value."""
@@ -586,17 +614,17 @@ class _Matcher:
         return [name for _, name in bucket[low:high]]
 
     def _resolve(
-        self, values: list[int], names: list[str], candidates: Mapping[int, list[str]]
+        self, values: list[int], names: list[str], candidates: Mapping[int, LookAlikes]
     ) -> list[tuple[int, str, tuple[str, ...]]]:
         """Pairs inside a group of values that all look alike: by scope, then by order."""
         values = sorted(values, key=lambda v: (self.first_stage[v].order, v))
-        free = sorted(names, key=lambda n: self.place[n])
+        at = {value: place for place, value in enumerate(values)}
+        free = dict.fromkeys(sorted(names, key=lambda n: (self.place[n], n)))
         pairs: list[tuple[int, str, tuple[str, ...]]] = []
         alone = len(values) == 1 and len(free) == 1
-        by_scope: dict[int, list[str]] = {v: [n for n in candidates[v] if self._same_scope(v, n)] for v in values}
         groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for value in values:
-            groups[tuple(by_scope[value])].append(value)
+            groups[tuple(self._in_scope(value, candidates[value]))].append(value)
         rest = []
         for scoped, members in groups.items():
             options = [n for n in scoped if n in free]
@@ -610,14 +638,24 @@ class _Matcher:
             for value, name in zip(members, chosen, strict=False):
                 named = self._named(name)
                 pairs.append((value, name, (named,) if alone or len(options) == 1 else (named, "order")))
-                free.remove(name)
+                del free[name]
             rest += members[len(chosen) :]
-        for value, name, tag in self._by_order(sorted(rest, key=values.index), free, candidates):
+        for value, name, tag in self._by_order(sorted(rest, key=lambda v: at[v]), list(free), candidates):
             pairs.append((value, name, tag if not alone else ()))
         pairs = self._in_order(pairs, candidates)
         if any(tag == ("order",) for *_, tag in pairs) and not self._orders(values, names):
             pairs = [(v, n, (*tag, AMBIGUOUS) if tag == ("order",) else tag) for v, n, tag in pairs]
         return pairs
+
+    def _in_scope(self, value: int, names: LookAlikes) -> list[str]:
+        """Those of some names that carry the scope of one of a value's stages, in topological order."""
+        if len(names.names) == 1:
+            return [n for n in names.names if self._same_scope(value, n)]
+        # From the scope to its names: of the names there may be as many as there are values.
+        refs = [stage.ref.stage for stage in self.stages_of[value] if stage.level != "container"]
+        paths = dict.fromkeys(ref.rpartition("/")[0] if "#" in ref else ref for ref in refs)
+        found = {n for path in paths for n in self.scopes.named(path) if n in names and self._same_scope(value, n)}
+        return sorted(found, key=lambda n: (self.place[n], n))
 
     def _orders(self, values: list[int], names: list[str]) -> bool:
         """Whether both sides of a group of look-alikes are chains of one length: then their order says which is which."""
@@ -662,15 +700,20 @@ class _Matcher:
         kind = family(self.first_stage[value].type)
         if (path, kind) not in self.operations:
             names = self._dequantised_names(self.scopes.calls(path, kind))
-            values = [
-                v
-                for v, s in self.first_stage.items()
-                if s.ref.stage.rpartition("/")[:2] == (path, "/") and "#" in s.ref.stage and family(s.type) == kind
-            ]
-            values.sort(key=lambda v: self.first_stage[v].order)
+            values = sorted(self._operations_of(path, kind), key=lambda v: self.first_stage[v].order)
             equal = len(names) == len(values)
             self.operations[path, kind] = dict(zip(values, names, strict=True)) if equal else {}
         return self.operations[path, kind].get(value)
+
+    def _operations_of(self, path: str, kind: str) -> list[int]:
+        """PyTorch's values of the operations of one family directly in a scope."""
+        if self._by_call is None:
+            self._by_call = defaultdict(list)
+            for value, stage in self.first_stage.items():
+                scope, separator, name = stage.ref.stage.rpartition("/")
+                if separator and "#" in name:
+                    self._by_call[scope, family(stage.type)].append(value)
+        return self._by_call.get((path, kind), [])
 
     def _dequantised_names(self, names: Iterable[str]) -> list[str]:
         """The same values as the next stage reads them."""
@@ -678,13 +721,16 @@ class _Matcher:
         return [pairs[name].end if name in pairs else name for name in names]
 
     def _in_order(
-        self, pairs: list[tuple[int, str, tuple[str, ...]]], candidates: Mapping[int, list[str]]
+        self, pairs: list[tuple[int, str, tuple[str, ...]]], candidates: Mapping[int, LookAlikes]
     ) -> list[tuple[int, str, tuple[str, ...]]]:
         """Exchanges the names of two values where one is made from the other, here and there the other way round.
 
         A product and its sum with zeros are alike, and exporters tag the sum with the whole operation.
         """
         pairs = sorted(pairs, key=lambda pair: pair[0])
+        places = [self.place[name] for _, name, _ in pairs]
+        if all(one <= other for one, other in itertools.pairwise(places)):
+            return pairs
         for first, second in itertools.combinations(range(len(pairs)), 2):
             (value, name, tag), (later, other, later_tag) = pairs[first], pairs[second]
             turned = self.place[other] < self.place[name] and self._reads(name, other)
@@ -693,23 +739,25 @@ class _Matcher:
         return pairs
 
     def _by_order(
-        self, values: list[int], names: list[str], candidates: Mapping[int, list[str]]
+        self, values: list[int], names: list[str], candidates: Mapping[int, LookAlikes]
     ) -> Iterable[tuple[int, str, tuple[str, ...]]]:
         # Values tagged with another stage's scope are that stage's, unless nobody else is left to claim them.
         names = [n for n in names if not self._foreign(n)] or names
         at = 0
         for number, value in enumerate(values):
             later = len(values) - number - 1
-            options = [n for n in names[at:] if n in candidates[value]]
-            if not options:
+            chosen = next((i for i in range(at, len(names)) if names[i] in candidates[value]), None)
+            if chosen is None:
                 continue
-            name = options[0]
+            name = names[chosen]
             if later == 0 and not self._is_scoped(name):
                 # What bears a scope of its own is no handing on: a sum that has lost an operand is one.
                 # Without any scopes the same goes for what may have been a sum.
+                options = [n for n in names[chosen:] if n in candidates[value]]
                 untagged = (n for n in reversed(options) if not self._is_scoped(n) and self._may_hand_on(n))
                 name = next((n for n in untagged if self._reads(n, name)), name)
-            at = names.index(name) + 1
+                chosen = names.index(name)
+            at = chosen + 1
             yield value, name, ("order",)
 
     def _may_hand_on(self, name: str) -> bool:
@@ -803,7 +851,7 @@ class _Matcher:
         end = self.quantisation.pairs[match.onnx].end
         return not any(family(self.graph.nodes[reader].op_type) in _CLAMPS for reader in self.scopes.readers[end])
 
-    def _to_the_end(self, match: Match, others: Set[int]) -> Match:
+    def _to_the_end(self, match: Match, others: Neighbours[int]) -> Match:
         """A module's value is what leaves its scope, though a step before that has the same numbers.
 
         A bias of zeros and a scale of ones change nothing; if theirs is the fault, only the value before it agrees.
@@ -828,7 +876,10 @@ class _Matcher:
             name = node.outputs[0]
         if name == match.onnx or name in self.taken or not self.fits(match.value, name):
             return match
-        if any(value != match.value and self.agrees(value, name) for value in others):
+        own = self.onnx.get(name)
+        if own is not None and any(
+            value != match.value and self.agrees(value, name) for value in others.around(own, self.widest)
+        ):
             return match
         return replace(match, onnx=name, evidence=(self._named(name),), confirmed=self.agrees(match.value, name))
 
@@ -1090,29 +1141,6 @@ def _is_passed_by(
     before = [apart(v) for v in _nearest(value, trace.parents, matches)]
     limit = max([_ROUNDING, *(_GROWTH * by for by in before if math.isfinite(by))])
     return all(apart(v) <= limit for v in after)
-
-
-def _components(
-    candidates: Mapping[int, list[str]], claims: Mapping[str, list[int]]
-) -> Iterable[tuple[list[int], list[str]]]:
-    """Connected groups of values and names that claim each other."""
-    seen: set[int] = set()
-    for start in candidates:
-        if start in seen:
-            continue
-        values, names, stack = [], dict[str, None](), [start]
-        seen.add(start)
-        while stack:
-            value = stack.pop()
-            values.append(value)
-            for name in candidates[value]:
-                if name not in names:
-                    names[name] = None
-                    for other in claims[name]:
-                        if other not in seen:
-                            seen.add(other)
-                            stack.append(other)
-        yield values, list(names)
 
 
 def summarize(

@@ -19,6 +19,21 @@ MAIN_LAYER = "main"
 """The layer of stages whose forced run goes along with the configuration's own run."""
 
 
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A stage's total error, its judgement, and where it lies if it fails."""
+
+    metrics: ErrorMetrics
+    judgement: Judgement
+    spread: Spread | None
+
+
+def total_of(expected: Array, chained: Array, tolerance: Tolerance) -> Total:
+    """Measures one pair, both in PyTorch's shape."""
+    metrics, judgement = judge(expected, chained, tolerance)
+    return Total(metrics, judgement, spread_of(expected, chained, metrics, tolerance) if judgement == "fail" else None)
+
+
 @dataclass(slots=True)
 class Ledger:
     """What was measured, by lane and PyTorch value, while the tensors themselves come and go.
@@ -39,13 +54,17 @@ class Ledger:
     def record(self, lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
         """Measures one pair; the arrays are not kept. All in PyTorch's shape."""
         if chained is not None and lane in self.chained_lanes:
-            metrics, judgement = self.totals[lane, value] = judge(expected, chained, self.tolerance)
-            if judgement == "fail" and (spread := spread_of(expected, chained, metrics, self.tolerance)) is not None:
-                self.spreads[lane, value] = spread
+            self.enter(lane, value, total_of(expected, chained, self.tolerance))
         if forced is not None:
             self.locals[lane, value], norm = measure_with_norm(expected, forced)
             if chained is not None:
                 self.propagated[lane, value] = self._propagated(lane, value, expected, norm, chained, forced)
+
+    def enter(self, lane: str, value: int, total: Total) -> None:
+        """Takes a total that was measured already."""
+        self.totals[lane, value] = total.metrics, total.judgement
+        if total.spread is not None:
+            self.spreads[lane, value] = total.spread
 
     def missing(self, lane: str, value: int, expected: Array) -> None:
         """The runtime returned nothing for a value that was asked for."""

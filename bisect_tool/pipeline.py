@@ -26,11 +26,14 @@ from bisect_tool.align import (
     Permuted,
     SecondDraw,
     ambiguity_lines,
+    is_narrow,
     match_values,
     summarize,
     trusted,
+    value_limit,
 )
-from bisect_tool.backends.activations import ActivationStore
+from bisect_tool.backends.abreast import LEAST_ROOM, Abreast, buffers_put_back, stretch
+from bisect_tool.backends.activations import ActivationStore, GoneError
 from bisect_tool.backends.before import look_before
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.compiled import compiled_note, original
@@ -45,7 +48,7 @@ from bisect_tool.backends.fresh_weights import compare_beside
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.inside import Opened, Surroundings, look_inside, open_stage
 from bisect_tool.backends.lower_precision import reduced
-from bisect_tool.backends.memory import map_big_blocks, return_free_memory
+from bisect_tool.backends.memory import freed_memory_is_kept, map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import SegmentedRun
@@ -66,7 +69,7 @@ from bisect_tool.backends.variants import variants
 from bisect_tool.backends.weights import check_weights, modules_by_weights
 from bisect_tool.baked import with_baked
 from bisect_tool.bodies import leave_out_bodies, match_bodies
-from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
+from bisect_tool.compare import MAIN_LAYER, Ledger, Total, lane_name, total_of
 from bisect_tool.diagnose.causes import BAKED
 from bisect_tool.diagnose.findings import (
     MAY_BE_BAKED,
@@ -115,6 +118,7 @@ from bisect_tool.quantised import (
     is_quantised,
     judge_quantised,
     quantisation_of,
+    quantised_counts,
     quantised_stage,
     scales_of,
     summary_lines,
@@ -494,7 +498,8 @@ class _Bisection:
         self.notes = [*case.notes, *bound.notes, *unfolded]
         # Each value is held on both sides.
         self.in_memory = 2 * program.activation_bytes() <= options.memory_budget
-        if not self.in_memory:
+        self.abreast: Abreast[Total] | None = None
+        if not self.in_memory and not self._can_go_abreast():
             map_big_blocks()
         self.buffers = BufferPool()
         self.reference: _Reference | None = None
@@ -530,6 +535,16 @@ class _Bisection:
         self.chained.clear()
         self.untouched.clear()
         self.reference = None
+
+    def release_run(self) -> None:
+        """Frees what both sides' run has left, to run them anew."""
+        if self.reference is not None:
+            self.reference.activations.close()
+        self.reference = self.abreast = None
+        for kept in (self.chained, self.permuted, self.onnx_signatures, self.types):
+            kept.clear()
+        if not self.in_memory:
+            map_big_blocks()
 
     def with_costs(self, run: ConfigRun) -> ConfigRun:
         """A configuration with what plain runs of its sides cost; call it when all else is done and freed."""
@@ -596,15 +611,33 @@ class _Bisection:
                     self._run_untouched(pair)
         if all(pair.name in self.failed for pair in self.configs):
             raise InconclusiveError("; ".join(dict.fromkeys(self.failed.values())), hint=self.hint)
+        if self._can_go_abreast():
+            notes = list(self.notes)
+            with buffers_put_back(self.case.module) as put_back, freed_memory_is_kept():
+                try:
+                    return self._aligned_run(abreast=True)
+                except GoneError:
+                    put_back()
+            self.release_run()
+            self.notes = notes
+        return self._aligned_run(abreast=False)
+
+    def _aligned_run(self, *, abreast: bool) -> _Aligned:
+        feeds = self.feeds
         with self.step("capture", "running PyTorch"):
-            reference = self.reference = self._capture(self.base.expected, tape=self.options.forced)
+            reference = self._capture(self.base.expected, tape=self.options.forced, abreast=abreast)
+            self.reference = reference
         trace = reference.trace
         self.notes += nested_note(reference.tape)
         self._see_quantisation(trace)
         self._bind_outputs(reference.outputs)
         self._settle_inputs(reference.outputs)
+        if abreast and self.feeds is not feeds:
+            raise GoneError
         with self.step("align", "aligning stages with ONNX values"):
             matches = self._align(reference)
+        if not all(self._is_at_hand(reference, match) for match in matches.values()):
+            raise GoneError
         trace = reference.trace = merge_twins(trace, self.graph, matches, self.torch_signatures)
         if self.half is not None:
             paired = {value: match.onnx for value, match in matches.items()}
@@ -823,26 +856,97 @@ class _Bisection:
     def _spend(self, config: str, began: float) -> None:
         self.seconds[config] = self.seconds.get(config, 0.0) + time.perf_counter() - began
 
-    def _capture(self, config: NumericConfig, *, tape: bool = False) -> _Reference:
-        """PyTorch's run under a configuration: structure, signatures, the tensors themselves, and what made them."""
+    def _capture(self, config: NumericConfig, *, tape: bool = False, abreast: bool = False) -> _Reference:
+        """PyTorch's run under a configuration: structure, signatures, the tensors themselves, and what made them.
+
+        ``abreast``: with the graph's own run, so that tensors that were compared need not stay.
+        """
         signatures: dict[int, Signature] = {}
 
         def on_value(value: Value, tensor: torch.Tensor) -> None:
             array = to_numpy(tensor)
-            signatures[value.id] = signature_of(array, kind_of(array.dtype))
-            store.keep(value.id, tensor)
+            kind = kind_of(array.dtype)
+            signature = signatures[value.id] = signature_of(array, kind)
+            if both is None:
+                store.keep(value.id, tensor)
+            elif not both.see(value, tensor, array, signature) and store.is_gone(value.id):
+                # Alignment may still ask for it with its axes in another order.
+                self.permuted[value.id] = permuted_signatures(array, kind, signature)
 
         # Of a small budget little is left beside what both sides need to run at all.
         budget = self.options.memory_budget
-        store = ActivationStore(budget // 2 if self.in_memory else budget // 8, self.buffers)
+        store = ActivationStore(budget // 2 if self.in_memory else budget // 8, self.buffers, spill=not abreast)
+        both = self._both_sides(store) if abreast else None
         try:
             run, effective, outputs = self._run_torch(config, on_value, store.attach, tape=tape)
+            if both is not None:
+                self._finish_abreast(both)
             store.settle()
         except BaseException:
             store.close()
             raise
         return_free_memory()
         return _Reference(config, run.trace, run.recorder.trace, store, signatures, outputs, effective)
+
+    # -- both sides abreast -------------------------------------------------------------------------------------------
+
+    def _can_go_abreast(self) -> bool:
+        """Whether each value is compared once, with nothing but the plain run: then no tensor has to be kept."""
+        alone = self.configs == [self.base] and not self.options.forced
+        # Rules for half precision and for quantised graphs look at the finished alignment first.
+        plain = self.half is None and not quantised_counts(self.graph)
+        return alone and plain and LEAST_ROOM * self.program.largest_bytes() <= self.options.memory_budget
+
+    def _both_sides(self, store: ActivationStore) -> Abreast[Total]:
+        length = stretch(self.program.largest_bytes())
+        segments = self.program.segments(length)
+        exposed = {name for segment in segments for name in segment.makes}
+        tolerance, narrow = self.options.tolerance, is_narrow(self.graph)
+        self.abreast = Abreast(
+            SegmentedRun(self.program, self.base.actual, segments, exposed, None, self.feeds),
+            store,
+            lambda expected, actual: total_of(expected, actual, tolerance),
+            lambda dtype: value_limit(dtype, narrow=narrow),
+            length,
+            keep_rest=self.in_memory,
+            outputs=set(self.graph.outputs),
+        )
+        return self.abreast
+
+    def _finish_abreast(self, both: Abreast[Total]) -> None:
+        both.finish()
+        if both.failed:
+            # Said where it is said otherwise.
+            raise GoneError
+        self.onnx_signatures.update(both.signatures)
+        self.types.update(both.types)
+        self.chained.update(both.arrays)
+        self.seconds[self.base.name] = self.seconds.get(self.base.name, 0.0) + both.seconds
+
+    def _is_at_hand(self, reference: _Reference, match: Match) -> bool:
+        """Whether a pair was compared, or can still be."""
+        return not reference.activations.is_gone(match.value) or self._early(match) is not None
+
+    def _early(self, match: Match) -> Total | None:
+        """What was measured of a pair while both sides ran."""
+        if self.abreast is None or match.permutation is not None:
+            return None
+        return self.abreast.results.get((match.value, match.onnx))
+
+    def _take_early(self, config: str, pairs: Mapping[str, int], matches: Mapping[int, Match]) -> dict[str, int]:
+        """Enters what was measured while both sides ran; the pairs that are left."""
+        left = {}
+        for name, value in pairs.items():
+            total = self._early(matches[value])
+            if total is None:
+                left[name] = value
+                continue
+            self.ledger.enter(config, value, total)
+            if config in self.untouched and name in self.chained:
+                exposed = self.chained[name]
+                if exposed is not None:
+                    self._observe(config, self.untouched[config].outputs.get(name), exposed)
+        return left
 
     def _run_torch(
         self,
@@ -973,7 +1077,8 @@ class _Bisection:
                 reference.activations.retain(())
             return self.permuted[value, shape]
 
-        self._probe_chained()
+        if self.abreast is None:
+            self._probe_chained()
         staged = {stage.value for stage in trace.stages}
 
         def with_bodies(matches: Mapping[int, Match]) -> dict[int, Match]:
@@ -1257,13 +1362,16 @@ class _Bisection:
             self.torch_outputs[pair.name] = run.outputs
             self.effective[pair.name] = {"expected": run.effective}
             reuse = pair is self.base
+            left = self._take_early(pair.name, pairs, matches) if reuse and self.abreast is not None else pairs
+            if not left:
+                continue
             if not self.in_memory and pair.name not in self.forced and not self._fails_untouched(pair, run):
                 # Its verdict rests on the untouched graph; inner values would only cost memory that was not allowed.
                 self.notes.append(f"{pair.name}: stages are not compared within this memory budget, only final outputs")
                 continue
             forced = pair.name in self.forced
             names = cuts[MAIN_LAYER].names if forced and MAIN_LAYER in cuts else None
-            lanes.append((pair, self._lane(pair, pair.name, pairs, orders, names, reuse=reuse)))
+            lanes.append((pair, self._lane(pair, pair.name, left, orders, names, reuse=reuse)))
             if names is not None:
                 starts[pair.name] = cuts[MAIN_LAYER]
             for layer, cut in cuts.items() if forced else ():
@@ -1416,7 +1524,7 @@ class _Bisection:
         reuse: bool,
     ) -> Lane:
         segments = self.program.segments(self._segment_budget(), forced or frozenset())
-        computed = self.chained if reuse and self.in_memory else None
+        computed = self.chained if reuse and pairs.keys() <= self.chained.keys() else None
         return Lane(name, self._segmented(pair, segments, set(pairs), forced, computed), pairs, orders)
 
     def _note_missing(self, config: str, pairs: Mapping[str, int]) -> None:

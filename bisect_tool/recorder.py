@@ -415,6 +415,9 @@ class Recorder:
         """The kept tensor; KeyError if it is not kept."""
         return self._held[value_id]
 
+    def is_held(self, value_id):
+        return value_id in self._held
+
     def release(self, value_id):
         tensor = self._held.pop(value_id, None)
         if tensor is not None:

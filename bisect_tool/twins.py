@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 from bisect_tool.align import Match
-from bisect_tool.records import OnnxGraph, Stage, TorchTrace
+from bisect_tool.records import OnnxGraph, OnnxNode, Stage, TorchTrace
 from bisect_tool.signatures import Signature, distance
 
 
@@ -32,6 +32,8 @@ def merge_twins(
     for child, parents in trace.parents.items():
         for parent in parents:
             children[parent].append(child)
+    makers = {output: node for node in graph.nodes for output in node.outputs if output}
+    paired = {match.onnx for match in matches.values()}
     same: dict[int, int] = {}
     known: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
     for value in sorted(first):
@@ -43,7 +45,7 @@ def merge_twins(
         if value not in matches:
             for other in known[key]:
                 equal = distance(signatures[other], signatures[value]) == 0 and first[other].shape == stage.shape
-                if equal and _is_read(matches[other].onnx, value, graph, matches, children):
+                if equal and _is_read(matches[other].onnx, value, makers, paired, matches, children):
                     same[value] = other
                     break
         elif matches[value].confirmed:
@@ -70,11 +72,14 @@ def merge_twins(
 
 
 def _is_read(
-    name: str, value: int, graph: OnnxGraph, matches: Mapping[int, Match], children: Mapping[int, list[int]]
+    name: str,
+    value: int,
+    makers: Mapping[str, OnnxNode],
+    paired: Set[str],
+    matches: Mapping[int, Match],
+    children: Mapping[int, list[int]],
 ) -> bool:
     """Whether something that PyTorch makes of a value is made of ``name`` in the graph, without a pair in between."""
-    makers = {output: node for node in graph.nodes for output in node.outputs if output}
-    paired = {match.onnx for match in matches.values()}
     pending, seen = list(children.get(value, ())), set[int]()
     while pending:
         child = pending.pop()

@@ -62,8 +62,8 @@ Every measurement is a process of its own; the sides take turns, and the figures
 Imports and export are outside of the clock; a comparison of a model with one layer comes first, so that lazy imports
 have happened and thread pools stand. *First* is the first call in its process, as on the command line; *again* the later
 calls (– where the first took over {enough} s). This tool's processes start as its command does (OpenMP's idle threads
-sleep, torch asks for huge pages); the floor and the peers have the libraries' defaults. Peak memory (10⁶ bytes) is the
-whole process's after the first call, imports and model included.
+sleep, libraries are left out of garbage collections); the floor and the peers have the libraries' defaults. Peak memory
+(10⁶ bytes) is the whole process's after the first call, imports and model included.
 
 {machine}
 

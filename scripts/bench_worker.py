@@ -492,11 +492,11 @@ def _quiet_stdout() -> Iterator[Any]:
 def main() -> None:
     measurement, name, cache = sys.argv[1:4]
     if measurement in OWN or measurement.startswith("stages-"):
-        from bisect_tool.cli.process import let_idle_threads_sleep, use_huge_pages
+        from bisect_tool.cli.process import let_idle_threads_sleep, load_libraries
 
         # As the command itself starts its process; torch is not loaded yet.
         let_idle_threads_sleep()
-        use_huge_pages()
+        load_libraries()
     with _quiet_stdout() as stdout:
         try:
             result = MEASUREMENTS[measurement](Case(name, Path(cache)))

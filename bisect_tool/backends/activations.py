@@ -38,16 +38,23 @@ _ALWAYS_HELD = 1 << 16
 """Bytes up to which a tensor is held in any case: a file would cost more than it saves."""
 
 
+class GoneError(Exception):
+    """A value is asked for that was said not to be needed any more: PyTorch has to run again."""
+
+
 class ActivationStore:
     """Keeps tensors by value id.
 
     Args:
         limit: bytes that may be held in memory; what comes later goes to a temporary file (``TMPDIR``).
         buffers: memory for what is read back.
+        spill: whether what comes later goes to the file at all; else it is gone.
     """
 
-    def __init__(self, limit: int, buffers: BufferPool):
+    def __init__(self, limit: int, buffers: BufferPool, *, spill: bool = True):
         self._buffers = buffers
+        self._spills = spill
+        self._gone: set[int] = set()
         self._recorder: Recorder | None = None
         self._limit = limit
         self._held = 0
@@ -76,9 +83,25 @@ class ActivationStore:
             self._held += size
             self._recorder.hold(value, tensor)
             return
+        if not self._spills:
+            self._gone.add(value)
+            return
         if self._spill is None:
             self._spill = _Spill(self._buffers)
         self._spill.write(value, to_numpy(tensor))
+
+    def forget(self, value: int) -> None:
+        """Says that a value will not be asked for any more; whether it was kept or not."""
+        assert self._recorder is not None
+        self._gone.add(value)
+        if self._recorder.is_held(value):
+            tensor = self._recorder.held(value)
+            self._held -= tensor.numel() * tensor.element_size()
+            self._recorder.release(value)
+
+    def is_gone(self, value: int) -> bool:
+        """Whether a value was forgotten, or found no room."""
+        return value in self._gone
 
     def settle(self) -> None:
         """Says that nothing more will come; the memory that writing took is free then.
@@ -90,7 +113,12 @@ class ActivationStore:
             self._spill.settle()
 
     def fetch(self, value: int) -> Array:
-        """The tensor as numpy has it. What comes from the file stays valid until ``retain`` drops it."""
+        """The tensor as numpy has it. What comes from the file stays valid until ``retain`` drops it.
+
+        Raises:
+            GoneError: it was forgotten.
+        """
+        self._check(value)
         if self._spill is None or value not in self._spill:
             assert self._recorder is not None
             return to_numpy(self._recorder.held(value))
@@ -100,10 +128,15 @@ class ActivationStore:
 
     def tensor(self, value: int) -> torch.Tensor:
         """The tensor itself, of a kept value or of one that the recorder holds; not to be written to."""
+        self._check(value)
         if self._spill is not None and value in self._spill:
             return from_numpy(self.fetch(value))
         assert self._recorder is not None
         return self._recorder.held(value)  # type: ignore[no-any-return]
+
+    def _check(self, value: int) -> None:
+        if value in self._gone:
+            raise GoneError(value)
 
     def retain(self, values: Collection[int]) -> None:
         """Drops what was read from the file, except for ``values``."""

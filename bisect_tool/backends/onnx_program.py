@@ -230,6 +230,10 @@ class OnnxProgram:
         """Estimated size of all run-time values together."""
         return sum(self.bytes_of(name) for node in self.graph.nodes for name in node.outputs if name)
 
+    def largest_bytes(self) -> int:
+        """Estimated size of the largest run-time value."""
+        return max((self.bytes_of(name) for node in self.graph.nodes for name in node.outputs if name), default=0)
+
     def segments(self, budget: int | None, forced: Set[str] = frozenset()) -> list[Segment]:
         """Cuts the graph so that what each segment makes stays under ``budget`` bytes; None: one segment.
 

@@ -420,6 +420,24 @@ class SegmentedRun:
     def done(self) -> bool:
         return self.next == len(self.segments)
 
+    @property
+    def carried(self) -> Set[str]:
+        """Values made so far that segments to come read."""
+        return self._chain.keys()
+
+    @property
+    def types(self) -> Mapping[str, ValueType]:
+        """Of all values that were seen."""
+        return self._types
+
+    def advance(self) -> dict[str, Array | None]:
+        """Runs the next segment, chained alone."""
+
+        def give(name: str, kind: ValueType | None) -> Array:
+            raise AssertionError(f"{name} is not forced")
+
+        return self.step(give)[0]
+
     def needs(self, index: int) -> set[str]:
         """Forced values that segment ``index`` reads."""
         if self._forced is None:

@@ -35,10 +35,9 @@ def _process(name: str) -> NoReturn:
     """A command as a whole process, from its start to its end."""
     # First of all: what is imported below takes a while already.
     interrupts.install()
-    from bisect_tool.cli.process import end_without_collection, let_idle_threads_sleep, use_huge_pages
+    from bisect_tool.cli.process import end_without_collection, let_idle_threads_sleep
 
     let_idle_threads_sleep()
-    use_huge_pages()
     code = execute(_command(name), name, sys.argv[1:])
     if code != EXIT_INTERRUPTED:
         interrupts.work_is_done(code)

@@ -29,14 +29,6 @@ def let_idle_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def use_huge_pages() -> None:
-    """Has torch ask for huge pages for its big tensors, unless the user wants it otherwise; call it before torch loads.
-
-    Clearing small pages took a third of a ResNet-50's forward at 8x3x512x512 (4.1 s against 2.6 s).
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
 def load_libraries() -> None:
     """Imports what every run needs, and leaves it out of all later collections."""
     if "bisect_tool.pipeline" in sys.modules:

@@ -42,6 +42,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "threads": 0,
     "matrix": None,
     "runner": None,
+    "totals_only": False,
     "max_abs": None,
     "atol": None,
     "rtol": None,
@@ -80,6 +81,12 @@ _DEFAULTS: Mapping[str, Any] = {
     "--runner",
     type=click.Choice(["onnxruntime", "onnx-reference"]),
     help="What runs the graph; onnx-reference is ONNX's own evaluator, and slow [default: onnxruntime].",
+)
+@click.option(
+    "--totals-only",
+    is_flag=True,
+    default=None,
+    help="A quick look: only how far each stage is off in one plain run, not where error is made.",
 )
 @shared.running
 @click.option("-o", "--output", type=click.Path(), metavar="DIR", help="Report folder [default: reports/NAME/TIME].")
@@ -152,11 +159,23 @@ def settings_of(given: dict[str, Any]) -> dict[str, Any]:
             "--runner and --matrix exclude each other",
             hint='in a matrix file each pair names its own: backend = "onnx-reference" in [pair.actual]',
         )
+    if settings["totals_only"]:
+        _check_beside_totals(settings)
     _check_export_options(given, settings)
     settings["parts"] = check_parts(settings["parts"])
     if settings["parts"]:
         _check_beside_parts(given, settings)
     return settings
+
+
+def _check_beside_totals(settings: Mapping[str, Any]) -> None:
+    """Refuses what one plain run has no answer for."""
+    for name, option in (("matrix", "--matrix"), ("runner", "--runner"), ("parts", "--part")):
+        if settings.get(name):
+            raise BisectError(
+                f"--totals-only and {option} exclude each other: the one makes a single plain run",
+                hint="leave one of the two out",
+            )
 
 
 def _check_export_options(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -438,6 +457,8 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
     default: Literal["dynamo", "torchscript"] = (
         "torchscript" if isinstance(module, torch.jit.ScriptModule) else "dynamo"
     )
+    # Without the untouched run no one would know whether the file's own outputs have their shapes.
+    alone: dict[str, Any] = {"forced": False, "optimizations": ("off",)} if settings["totals_only"] else {}
     return Options(
         tolerance=make_tolerance(*(settings[name] for name in _TOLERANCES)),
         onnx=Path(settings["onnx"]) if settings["onnx"] else None,
@@ -450,6 +471,7 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
         min_coverage=settings["min_coverage"],
         threads=settings["threads"],
         runner=settings["runner"] or "onnxruntime",
+        **alone,
     )
 
 
