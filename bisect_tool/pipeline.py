@@ -1619,8 +1619,13 @@ class _Bisection:
         """
         if not self.options.passes or not self.options.observe or not rows:
             return verdict
+        pairs = {pair.name: pair for pair in self.configs}
+        wrong = [pairs[run.name] for run in runs if run.status == "diverges"]
         for run in sorted(runs, key=lambda run: not run.gating):
-            pair = next(pair for pair in self.configs if pair.name == run.name)
+            pair = pairs[run.name]
+            plain = replace(pair.actual, optimization="off")
+            if any(each.actual == plain and each.expected == pair.expected for each in wrong):
+                continue  # wrong without the optimiser too
             expected = self.torch_outputs.get(pair.name)
             if expected is None and self._is_plain(pair.expected) and self.reference is not None:
                 expected = self.reference.outputs  # it failed before anything was compared
@@ -1628,7 +1633,6 @@ class _Bisection:
                 continue
             judge = functools.partial(self._judge_run, pair, expected, rows)
             with contextlib.suppress(InconclusiveError), self.step("passes", "trying the optimiser's passes"):
-                plain = replace(pair.actual, optimization="off")
                 if judge(dict(untouched_run(self.program, plain).run(self.feeds)))[1]:
                     found = explain_optimised(self.program, pair, plain, self.feeds, judge, rows, rows[-1].ref)
                     return verdict if found is None else with_finding(verdict, found)
