@@ -158,7 +158,12 @@ def _of_json(path: Path, data: Any) -> Facts | None:
         return Facts(str(path), "pip list", _packages(versions))
     if "_meta" in data and ("default" in data or "develop" in data):
         locked = {**data.get("develop", {}), **data.get("default", {})}
-        return _pinned(path, "Pipfile.lock", ((name, str(item.get("version", ""))) for name, item in locked.items()))
+        return _pinned(
+            path,
+            "Pipfile.lock",
+            ((name, str(item.get("version", ""))) for name, item in locked.items()),
+            complete=False,
+        )
     if "installed" in data and "pip_version" in data:  # pip inspect
         metadata = [item["metadata"] for item in data["installed"]]
         return Facts(
