@@ -150,12 +150,20 @@ def _parsed(path: Path, text: str) -> Facts | None:
 
 
 def _of_json(path: Path, data: Any) -> Facts | None:
+    if isinstance(data, list) and any("build_string" in item for item in data):  # conda list --json
+        found = {item["name"]: (str(item["version"]), str(item.get("build_string", ""))) for item in data}
+        return _conda(path, "conda list", found)
     if isinstance(data, list):  # pip list --format=json
         versions = {normalised(item["name"]): str(item["version"]) for item in data}
         return Facts(str(path), "pip list", _packages(versions))
     if "_meta" in data and ("default" in data or "develop" in data):
-        found = {**data.get("develop", {}), **data.get("default", {})}
-        return _pinned(path, "Pipfile.lock", ((name, str(item.get("version", ""))) for name, item in found.items()))
+        locked = {**data.get("develop", {}), **data.get("default", {})}
+        return _pinned(
+            path,
+            "Pipfile.lock",
+            ((name, str(item.get("version", ""))) for name, item in locked.items()),
+            complete=False,
+        )
     if "installed" in data and "pip_version" in data:  # pip inspect
         metadata = [item["metadata"] for item in data["installed"]]
         return Facts(
