@@ -1493,7 +1493,9 @@ def code_state(main, modules, before):
             continue
         place = os.path.realpath(place)
         inside = any(place.startswith(each.rstrip(os.sep) + os.sep) for each in homes)
-        installed = place.startswith(library) or {"site-packages", "dist-packages"} & set(place.split(os.sep))
+        # The tool's own modules come in one by one while it works.
+        own = name.partition(".")[0] == "bisect_tool"
+        installed = own or place.startswith(library) or {"site-packages", "dist-packages"} & set(place.split(os.sep))
         if inside and not installed:
             used.setdefault(place, "imported")
     files = []
