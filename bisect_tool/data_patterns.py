@@ -16,7 +16,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.data_files import FileKind, ItemResult, Kept, Pattern, numbers_of
+from bisect_tool.data_files import Kept
+from bisect_tool.data_records import FileKind, ItemResult, Pattern
+from bisect_tool.data_tally import missing_of, numbers_of
 
 Array = NDArray[Any]
 
@@ -30,6 +32,8 @@ FITS = 0.95
 """Share that a pattern of all values at once (a scale, a shift) must explain."""
 LEAST_VALUES = 4
 """Different values that a rounding must have changed."""
+LEAST_CUT = 3
+"""Cells that must have been cut off."""
 ROUNDING_ULPS = 16
 """Differences up to this many units in the last place are called rounding."""
 SMALL_IN_IMAGES = 0.02
@@ -57,7 +61,8 @@ class _Pair:
 
 def find_patterns(kind: FileKind, results: Sequence[ItemResult], kept: Kept) -> tuple[Pattern, ...]:
     """Ways from one file to the other that fit, those that explain most first."""
-    differing = {result.name for result in results if result.differing}
+    tiny = [result for result in results if _is_rounding(result)]
+    differing = {result.name for result in results if result.differing} - {result.name for result in tiny}
     pairs = [pair for name in kept.expected if name in differing and (pair := _pair(name, kept)) is not None]
     found = [pattern for pair in pairs for pattern in _of_values(pair)]
     patterns = _merged(found, pairs)
@@ -68,23 +73,38 @@ def find_patterns(kind: FileKind, results: Sequence[ItemResult], kept: Kept) -> 
         patterns += [pattern for result in results for pattern in _of_axes(result, kept, kind)]
     patterns = [pattern for pattern in patterns if pattern.explains >= LEAST_SHARE]
     told = {name for pattern in patterns for name in pattern.items}
-    patterns += [small for r in results if r.name not in told and (small := _small(r, kind)) is not None]
+    if tiny:
+        patterns.append(_rounding(tiny))
+    if kind == "image":
+        patterns += [_small_differences(r) for r in results if r.name not in told and _is_same_picture(r)]
     return tuple(sorted(patterns, key=lambda pattern: -round(pattern.explains, 3)))
 
 
-def _small(result: ItemResult, kind: FileKind) -> Pattern | None:
-    """Differences that are only small, where nothing else fits."""
-    both = result.only_expected_missing + result.only_actual_missing
-    if not result.differing or both or result.note:
-        return None
-    if result.max_ulp is not None and result.max_ulp <= ROUNDING_ULPS:
-        text = f"differences of the size of rounding, at most {result.max_ulp:.3g} units in the last place"
-        return Pattern("rounding", (result.name,), text, 1.0)
-    limit = SMALL_IN_IMAGES * (65535 if result.expected.dtype == "uint16" else 255)
-    if kind == "image" and result.mean_abs is not None and result.mean_abs <= limit:
-        text = "the same picture with small differences all over, as another decoder, encoder or interpolation makes"
-        return Pattern("small-differences", (result.name,), text, 1.0)
-    return None
+def _is_rounding(result: ItemResult) -> bool:
+    """Whether all differences are of a few units in the last place."""
+    return bool(
+        result.differing
+        and not result.only_expected_missing + result.only_actual_missing
+        and result.max_ulp is not None
+        and result.max_ulp <= ROUNDING_ULPS
+    )
+
+
+def _rounding(results: Sequence[ItemResult]) -> Pattern:
+    most = max(result.max_ulp or 0.0 for result in results)
+    text = f"differences of the size of rounding, at most {most:.3g} ulp (units in the last place)"
+    return Pattern("rounding", tuple(result.name for result in results), text, 1.0)
+
+
+def _is_same_picture(result: ItemResult) -> bool:
+    if not result.differing or result.note or result.mean_abs is None or not result.expected.dtype.startswith("uint"):
+        return False
+    return result.mean_abs <= SMALL_IN_IMAGES * _range_of(result.expected.dtype)
+
+
+def _small_differences(result: ItemResult) -> Pattern:
+    text = "the same picture with small differences all over, as another decoder, encoder or interpolation makes"
+    return Pattern("small-differences", (result.name,), text, 1.0)
 
 
 def _pair(name: str, kept: Kept) -> _Pair | None:
@@ -93,12 +113,22 @@ def _pair(name: str, kept: Kept) -> _Pair | None:
         return None
     size = min(a.size, b.size, LOOKED_AT)
     x, y = (_floats(v.reshape(-1)[:size]) for v in (a, b))
+    # Texts among numbers differ, and are nothing that is missing.
+    text = _is_text(a.reshape(-1)[:size], x) | _is_text(b.reshape(-1)[:size], y)
+    x[text] = y[text] = np.nan
     with np.errstate(invalid="ignore"):
         differs = (x != y) & ~(np.isnan(x) & np.isnan(y))
     return _Pair(name, x, y, differs) if differs.any() else None
 
 
+def _is_text(values: Array, numbers: Array) -> Array:
+    if values.dtype != object:
+        return np.zeros(values.size, np.bool_)
+    return np.asarray(np.isnan(numbers) & ~missing_of(values), np.bool_)
+
+
 def _floats(values: Array) -> Array:
+    """A copy, as float64; NaN where no number stands."""
     if values.dtype.kind == "c":
         return np.abs(values).astype(np.float64)
     if values.dtype == object or values.dtype.kind in "US":
@@ -214,6 +244,9 @@ def _clipped(pair: _Pair) -> Pattern | None:
             continue
         ends = [float(v) for v in (low, high) if np.count_nonzero((y == v) & pair.differs)]
         at_ends = (y == low) | (y == high)
+        # One or two cells beyond all others fit by chance.
+        if pair.count < LEAST_CUT:
+            return None
         if np.array_equal(np.clip(x, low, high), y, equal_nan=True) and not (pair.differs & ~at_ends).any():
             limits = " and ".join(f"{'above' if v == high else 'below'} {v:g}" for v in ends)
             text = f"the {_SIDES[1 - side]} file is the {_SIDES[side]} one cut off {limits}"
@@ -280,7 +313,7 @@ def _affine_text(scale: float, offset: float, spread: float) -> str:
 def _constant(pair: _Pair) -> Pattern | None:
     for side, (x, y) in enumerate(((pair.a, pair.b), (pair.b, pair.a))):
         known, other = x[~np.isnan(x)], y[~np.isnan(y)]
-        if known.size > 1 and np.ptp(known) == 0 and other.size > 1 and np.ptp(other) > 0:
+        if known.size >= LEAST_VALUES and np.ptp(known) == 0 and other.size > 1 and np.ptp(other) > 0:
             return Pattern(
                 "constant", (pair.name,), f"the {_SIDES[side]} file has one value throughout: {known[0]:g}", 1.0
             )

@@ -163,6 +163,8 @@ def _pairs(
         absent = (a is None and not expected.complete) or (b is None and not actual.complete)
         if key[0] == "package" and absent:
             continue
+        if key[0] != "package" and None in (a, b) and not (expected.thorough and actual.thorough):
+            continue
         found[key] = a, b, None
     return found
 

@@ -52,6 +52,9 @@ _CONDA_NAMES = {"pytorch": "torch", "pytorch-gpu": "torch", "pytorch-cpu": "torc
 """Packages that conda calls otherwise."""
 _ALIASES = {"opencv": "opencv-python", "py-opencv": "opencv-python", "libopencv": "opencv-python"}
 
+CUDA, CUDNN = "runtime of torch", "cuDNN of torch"
+"""Names in the domain ``cuda``."""
+
 MOST_INCLUDED = 20
 """Files that requirements may include, one from the other."""
 
@@ -67,6 +70,7 @@ class Facts:
         ranges: packages that are not pinned, with what is asked for (``>=1.20``).
         domains: those that the file tells of.
         complete: whether a package that is not in it is not installed.
+        thorough: whether what is not in it beside packages is not there: a snapshot, and none of an older form.
         notes: what could not be used.
     """
 
@@ -77,6 +81,7 @@ class Facts:
     domains: frozenset[str] = frozenset({"package"})
     complete: bool = True
     notes: tuple[str, ...] = ()
+    thorough: bool = False
 
 
 def read_facts(path: Path) -> Facts:
@@ -145,12 +150,20 @@ def _parsed(path: Path, text: str) -> Facts | None:
 
 
 def _of_json(path: Path, data: Any) -> Facts | None:
+    if isinstance(data, list) and any("build_string" in item for item in data):  # conda list --json
+        found = {item["name"]: (str(item["version"]), str(item.get("build_string", ""))) for item in data}
+        return _conda(path, "conda list", found)
     if isinstance(data, list):  # pip list --format=json
         versions = {normalised(item["name"]): str(item["version"]) for item in data}
         return Facts(str(path), "pip list", _packages(versions))
     if "_meta" in data and ("default" in data or "develop" in data):
-        found = {**data.get("develop", {}), **data.get("default", {})}
-        return _pinned(path, "Pipfile.lock", ((name, str(item.get("version", ""))) for name, item in found.items()))
+        locked = {**data.get("develop", {}), **data.get("default", {})}
+        return _pinned(
+            path,
+            "Pipfile.lock",
+            ((name, str(item.get("version", ""))) for name, item in locked.items()),
+            complete=False,
+        )
     if "installed" in data and "pip_version" in data:  # pip inspect
         metadata = [item["metadata"] for item in data["installed"]]
         return Facts(
@@ -197,12 +210,9 @@ def of_snapshot(path: str, kind: str, data: Mapping[str, Any]) -> Facts:
         domains |= {"torch flag", "cuda"}
         for name, value in (torch.get("flags") or {}).items():
             put("torch flag", name, value)
-        for name in ("cuda", "hip", "cudnn"):
-            put(
-                "cuda",
-                {"cuda": "runtime of torch", "hip": "HIP of torch", "cudnn": "cuDNN of torch"}[name],
-                torch.get(name),
-            )
+        put("cuda", CUDA, torch.get("cuda"))
+        put("cuda", "HIP of torch", torch.get("hip"))
+        put("cuda", CUDNN, _cudnn_text(torch.get("cudnn")))
         for name in ("mkl", "onednn", "blas"):
             put("blas", f"{name} of torch", torch.get(name))
         put("cpu", "kernels of torch", torch.get("cpu_capability"))
@@ -224,7 +234,16 @@ def of_snapshot(path: str, kind: str, data: Mapping[str, Any]) -> Facts:
         for name, version in data["binaries"].items():
             put("binary", name, version)
     complete = "distributions" in data
-    return Facts(path, kind, values, domains=frozenset(domains), complete=complete)
+    thorough = "environment_version" in data
+    return Facts(path, kind, values, domains=frozenset(domains), complete=complete, thorough=thorough)
+
+
+def _cudnn_text(number: Any) -> str | None:
+    """``8902`` → ``8.9.2``, ``90100`` → ``9.1.0``: two ways of counting, the later one from 9 on."""
+    if not isinstance(number, int):
+        return None if number is None else str(number)
+    size = 10000 if number >= 90000 else 1000
+    return f"{number // size}.{number % size // 100}.{number % 100}"
 
 
 def _plain(value: Any) -> str:
@@ -413,7 +432,10 @@ def _conda(path: Path, kind: str, entries: Mapping[str, tuple[str, str]], notes:
                 values["python", "version"] = version
                 domains.add("python")
         elif name in ("cudatoolkit", "pytorch-cuda", "cuda-version", "cudnn") and version:
-            values["cuda", "cuDNN" if name == "cudnn" else "runtime"] = version
+            # Conda counts builds of cuDNN, torch does not.
+            values["cuda", CUDNN if name == "cudnn" else CUDA] = ".".join(
+                version.split(".")[: 3 if name == "cudnn" else 2]
+            )
             domains.add("cuda")
         elif name in ("pytorch-mutex", "cpuonly"):
             continue

@@ -195,9 +195,9 @@ HARMLESS = (
 RULES: tuple[Rule, ...] = (
     # Which kernels, and in which precision
     _variable(
-        ("NVIDIA_TF32_OVERRIDE",),
+        ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
         "likely",
-        "takes TF32 away from, or forces it on, every NVIDIA library of the process: errors of about 1e-3",
+        "takes TF32 away, or forces it on, whatever PyTorch's flags say (NVIDIA's containers set it): errors of about 1e-3",
         _TF32,
     ),
     *_FLAGS_OF_PRECISION,

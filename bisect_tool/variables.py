@@ -30,6 +30,12 @@ _SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASS(WORD|WD|PHRASE)|PWD|KEY|CREDENTIAL|AUTH|COOKIE|PRIVATE|CERT|SIGNATURE|LICEN[CS]E|BEARER|OAUTH"
     r"|ACCOUNT|USER|EMAIL|PROXY|WEBHOOK|DSN|SALT"
 )
+_PLACE_NAME = re.compile(
+    r".*_(DIR|DIRS|DIRECTORY|FOLDER|CACHE|CACHE_PATH|FILE|LOG|LOGS|ROOT|HOST|ADDR|ADDRESS|HUB|HOME)"
+)
+"""Places change no number, name their user often, and are set by libraries on their own."""
+_TELLING_PLACES = ("CUDA_HOME", "CUDA_ROOT")
+"""But these have a version in them as a rule."""
 _SECRET_VALUE = re.compile(
     r"://[^/\s]*@"  # a URL with a user, and a password perhaps
     r"|-----BEGIN"
@@ -46,7 +52,9 @@ _RANDOM = 3.2
 
 def is_allowed(name: str) -> bool:
     """Whether a variable of this name may be told at all."""
-    return _ALLOWED.fullmatch(name) is not None and _SECRET_NAME.search(name.upper()) is None
+    if _ALLOWED.fullmatch(name) is None or _SECRET_NAME.search(name.upper()) is not None:
+        return False
+    return name in _TELLING_PLACES or _PLACE_NAME.fullmatch(name) is None
 
 
 def is_secret(value: str) -> bool:
@@ -74,7 +82,13 @@ def without_home(text: str) -> str:
     home = os.path.expanduser("~")
     if len(home) > 1:
         text = re.sub(re.escape(home) + r"(?=$|[/\\:;,\s])", "~", text)
-    return re.sub(r"(?:/home|/Users|[A-Za-z]:\\Users)[/\\][^/\\:;,\s]+", "~", text)
+    text = re.sub(r"(?:/home|/Users|[A-Za-z]:\\Users)[/\\][^/\\:;,\s]+", "~", text)
+    user = _user()
+    return re.sub(rf"(?<![A-Za-z0-9]){re.escape(user)}(?![A-Za-z0-9])", "USER", text) if len(user) > 2 else text
+
+
+def _user() -> str:
+    return next((value for name in ("LOGNAME", "USER", "LNAME", "USERNAME") if (value := os.environ.get(name))), "")
 
 
 def telling_variables(environment: Mapping[str, str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.data_files import PIECE, Content, FileFacts, FileKind
+from bisect_tool.data_records import PIECE, Content, FileFacts, FileKind
 from bisect_tool.errors import BisectError
 
 Array = NDArray[Any]
@@ -33,6 +33,9 @@ TABLES = {".csv": "csv", ".tsv": "tsv", ".txt": "text table", ".dat": "text tabl
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 ARRAYS = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".json")
 KNOWN = f"{' '.join(TABLES)} (also .gz) {' '.join(ARRAYS)} {' '.join(IMAGES)}"
+
+LEAST_ROWS = 1024
+"""Rows of a piece, however many columns there are."""
 
 _SAFETENSORS: Mapping[str, Any] = {
     "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
@@ -146,10 +149,11 @@ def _table(path: Path, facts: FileFacts, separator: str | None, lines: int) -> C
         "encoding": encoding,
         "decimal": decimal,
         "skipinitialspace": True,
-        "skip_blank_lines": False,
         "compression": "infer",
     }
     names = _names(path, options)
+    # In a single column an empty line is an empty cell.
+    options["skip_blank_lines"] = len(names) > 1
     return Content(
         kind="table",
         facts=replace(facts, items=len(names)),
@@ -157,6 +161,7 @@ def _table(path: Path, facts: FileFacts, separator: str | None, lines: int) -> C
         pieces=_pieces(path, options, names),
         arrays={},
         header=int(header),
+        lines=lines,
         notes=(*notes, *(() if header else (f"{path.name} has no header: its columns are numbered from 1",))),
     )
 
@@ -200,9 +205,12 @@ def _decimal_comma(sample: list[str], separator: str) -> bool:
 
 
 def _has_header(sample: list[str], separator: str, decimal: str) -> bool:
-    """Without one the first line has numbers: column names are none."""
-    first = _cells(sample[0], separator) if sample else []
-    return not any(_is_number(cell.replace(decimal, ".")) for cell in first)
+    """Without one the first line looks like the second one: numbers stand in the same columns, in one at least."""
+    lines = [line for line in sample[:3] if line.strip()]
+    kinds = [[_is_number(cell.strip().replace(decimal, ".")) for cell in _cells(line, separator)] for line in lines[:2]]
+    if not kinds or not any(kinds[0]):
+        return True
+    return not all(kinds[0]) and kinds[0] != kinds[-1]
 
 
 def _is_number(text: str) -> bool:
@@ -216,7 +224,7 @@ def _names(path: Path, options: Mapping[str, Any]) -> tuple[str, ...]:
     import pandas
 
     frame = pandas.read_csv(path, nrows=0 if options["header"] == 0 else 1, **options)
-    names = [str(name).strip() for name in frame.columns]
+    names = [re.sub(r"^Unnamed: \d+$", "(no name)", str(name).strip()) for name in frame.columns]
     if options["header"] is None:
         names = [f"column {number + 1}" for number in range(len(names))]
     # Stripping may make two names one.
@@ -226,7 +234,7 @@ def _names(path: Path, options: Mapping[str, Any]) -> tuple[str, ...]:
 def _pieces(path: Path, options: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[Mapping[str, Array]]:
     import pandas
 
-    rows = max(PIECE // max(len(names), 1), 1024)
+    rows = max(PIECE // max(len(names), 1), LEAST_ROWS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # columns of several kinds are expected here

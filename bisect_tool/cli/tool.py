@@ -10,6 +10,7 @@ from bisect_tool.cli.env import env
 from bisect_tool.cli.explain import explain
 from bisect_tool.cli.inspect import inspect
 from bisect_tool.cli.record import record, recorder
+from bisect_tool.cli.releases import releases
 from bisect_tool.cli.run import run
 
 
@@ -27,3 +28,4 @@ tool.add_command(env, "env")
 tool.add_command(record, "record")
 tool.add_command(recorder, "recorder")
 tool.add_command(determinism, "determinism")
+tool.add_command(releases, "releases")

@@ -7,7 +7,7 @@ from typing import IO
 
 from rich.console import Console
 
-from bisect_tool.data_files import Cell, DataComparison, ItemResult, Limits, SideStats
+from bisect_tool.data_records import Cell, DataComparison, ItemResult, Limits, SideStats
 from bisect_tool.reporters import common
 from bisect_tool.reporters.layout import Column, Page, Row, Span
 from bisect_tool.reporters.terminal import PipedConsole
@@ -59,7 +59,8 @@ def _verdict(page: Page, found: DataComparison) -> None:
         if found.same_bytes:
             text = "the files are the same, byte for byte"
         elif differing:
-            text = f"{common.plural(differing, 'cell')} differ, all within {limits_text(found.limits)}"
+            verb = "differs," if differing == 1 else "differ, all"
+            text = f"{common.plural(differing, 'cell')} {verb} within {limits_text(found.limits)}"
         else:
             text = (
                 "all values are equal; the files' bytes are not (how numbers are written, order of keys, metadata ...)"
@@ -71,7 +72,8 @@ def _verdict(page: Page, found: DataComparison) -> None:
     if beyond:
         items = sum(item.beyond > 0 for item in found.items)
         where = common.plural(items, _WHAT[found.kind])
-        text = f"{beyond} of {common.plural(compared, 'cell')} differ ({common.percent(beyond, compared)}), in {where}"
+        verb = "differs" if beyond == 1 else "differ"
+        text = f"{beyond} of {common.plural(compared, 'cell')} {verb} ({common.percent(beyond, compared)}), in {where}"
         if not found.limits.exact:
             text += f", by more than {limits_text(found.limits)}"
         text += size_text(found.items)
@@ -110,7 +112,9 @@ def first_text(cell: Cell, table: bool) -> str:
     if not table:
         return f"{cell.item} at {common.index_text(cell.index)}: {values}"
     line = f" (line {cell.line} of the file)" if cell.line is not None else ""
-    return f"row {cell.index[0]}{line}, column {cell.item}: {values}"
+    # Columns without a name are called by their number.
+    column = cell.item if cell.item.startswith("column ") else f"column {cell.item}"
+    return f"row {cell.index[0]}{line}, {column}: {values}"
 
 
 def _shares(page: Page, found: DataComparison) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -23,14 +24,20 @@ from safetensors.torch import save_file
 
 from bisect_tool import data_files
 from bisect_tool.backends.data_reading import read_data
-from bisect_tool.data_files import DataComparison, Limits, Tally, compare_contents, conclude, make_limits
+from bisect_tool.data_files import compare_contents, conclude, make_limits
 from bisect_tool.data_patterns import find_patterns
+from bisect_tool.data_records import DataComparison, Limits
+from bisect_tool.data_tally import Tally
 from bisect_tool.errors import BisectError
 from bisect_tool.reporters.data_files import render
 from bisect_tool.store import record_to_json
 
 Array = Any
 EXACT = Limits()
+
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Other work may hold the processor."""
 
 
 def compared(first: Path, second: Path, limits: Limits = EXACT) -> DataComparison:
@@ -48,6 +55,7 @@ def codes(found: DataComparison) -> set[str]:
 FLOATS = hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32, allow_nan=True, allow_infinity=True))
 
 
+@UNHURRIED
 @given(FLOATS, st.data())
 def test_counts_are_those_of_numpy(a: Array, data: st.DataObject) -> None:
     """Whatever the pieces: counts and greatest difference are what the whole arrays give."""
@@ -73,6 +81,7 @@ def test_counts_are_those_of_numpy(a: Array, data: st.DataObject) -> None:
         assert found.expected.std == pytest.approx(numbers.std(), rel=1e-6, abs=1e-9 * np.abs(numbers).max())
 
 
+@UNHURRIED
 @given(FLOATS)
 def test_an_array_equals_itself(a: Array) -> None:
     tally = Tally("x", EXACT)
@@ -178,6 +187,18 @@ def test_planted_patterns_in_tables_are_named(code: str, frame: pandas.DataFrame
     assert found.patterns[0].explains > 0.9
 
 
+def test_texts_among_numbers_are_not_missing(frame: pandas.DataFrame, tmp_path: Path) -> None:
+    """A broken cell differs; the zeros beside it are told all the same."""
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    other = _zeros(frame.copy()).astype({"hip_y": object})
+    other.loc[7, "hip_y"] = "broken"
+    other.to_csv(tmp_path / "b.csv", index=False)
+    found = compared(tmp_path / "a.csv", tmp_path / "b.csv")
+    (item,) = [item for item in found.items if item.differing]
+    assert (6, 0, 5) == (item.differing, item.only_actual_missing, item.only_actual_zero)
+    assert {"scattered-zeros"} == codes(found)
+
+
 def test_unrelated_tables_show_no_pattern(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     for name in ("a", "b"):
@@ -217,7 +238,7 @@ def test_pieces_make_no_difference(frame: pandas.DataFrame, tmp_path: Path, monk
     from bisect_tool.backends import data_reading
 
     monkeypatch.setattr(data_reading, "PIECE", 1)
-    monkeypatch.setattr("builtins.max", lambda *a, _max=max, **k: 11 if a == (0, 1024) else _max(*a, **k))
+    monkeypatch.setattr(data_reading, "LEAST_ROWS", 11)
     parts = compared(tmp_path / "a.csv", tmp_path / "b.csv")
     assert [(i.name, i.differing, i.first) for i in whole.items] == [
         (i.name, i.differing, i.first) for i in parts.items
@@ -240,6 +261,9 @@ def test_pieces_make_no_difference(frame: pandas.DataFrame, tmp_path: Path, monk
         ("x,y\n0.1,2\n", "x,y\n0.10000000000000001,2\n", True),
         ("x,y\n0.1,2\n", "x,y\n0.1000000000000001,2\n", False),
         ("\ufeffx,y\n1,2\n", "x,y\n1,2\n", True),
+        ("x,y\n1,2\n\n", "x,y\n1,2\n", True),
+        ("x\n1\n\n2\n", "x\n1\n2\n", False),
+        ("name,0,1\n5,1,2\n", "name,0,1\n5,1,2.0\n", True),
     ],
 )
 def test_tables_are_equal_by_value(first: str, second: str, equal: bool, tmp_path: Path) -> None:
@@ -255,6 +279,30 @@ def test_a_table_without_header_is_numbered(tmp_path: Path) -> None:
     found = compared(tmp_path / "a.csv", tmp_path / "a.csv")
     assert ["column 1", "column 2"] == [item.name for item in found.items]
     assert 2 == found.items[0].compared
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("x,y\n1,2\n", ["x", "y"]),
+        ("1,2\n3,4\n", ["column 1", "column 2"]),
+        ("frame,0,1\n1,2,3\n", ["frame", "0", "1"]),
+        ("walk,0.1\nrun,0.2\n", ["column 1", "column 2"]),
+        ("a,b\nc,d\n", ["a", "b"]),
+        ("a, b\n1, 2\n", ["a", "b"]),
+        (",x,\n0,5,6\n", ["(no name)", "x", "(no name) (3)"]),
+    ],
+)
+def test_headers(text: str, names: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    assert names == [item.name for item in compared(tmp_path / "a.csv", tmp_path / "a.csv").items]
+
+
+def test_no_line_is_told_where_rows_are_not_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('x,y\n"two\nlines",2\nb,3\n')
+    (tmp_path / "b.csv").write_text('x,y\n"two\nlines",2\nb,4\n')
+    first = compared(tmp_path / "a.csv", tmp_path / "b.csv").first
+    assert first is not None and ((1,), None) == (first.index, first.line)
 
 
 # Arrays
@@ -289,7 +337,7 @@ def test_planted_patterns_in_arrays_are_named(code: str, tmp_path: Path) -> None
     assert code in codes(found), found.patterns
 
 
-@settings(max_examples=20)
+@UNHURRIED
 @given(st.integers(0, 1000))
 def test_noise_shows_no_pattern(seed: int) -> None:
     """Two unrelated arrays: nothing is read into them."""
@@ -413,6 +461,14 @@ def test_what_cannot_be_read_is_named(name: str, content: bytes, message: str, t
         compared(tmp_path / name, tmp_path / name)
     assert message in caught.value.message and name in caught.value.message
     assert caught.value.hint and 2 == caught.value.exit_code
+
+
+def test_images_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(BisectError, match="images are read with Pillow, which is not here") as caught:
+        read_data(tmp_path / "a.png")
+    assert "pip install pillow" == caught.value.hint
 
 
 def test_objects_are_not_unpickled(tmp_path: Path) -> None:

@@ -117,3 +117,21 @@ def test_secrets_of_this_process_stay_here(monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("TORCH_HUB_TOKEN", "CUDA_SECRET", "HF_TOKEN", "OMP_PLACES", "TORCH_EXTRA"):
         monkeypatch.setenv(name, secret)
     assert secret not in json.dumps(environment_facts.snapshot())
+
+
+def test_devices_are_those_that_the_driver_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nvidia-smi prints them; a program that fails tells of none."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\necho 'NVIDIA A100-SXM4-40GB, 550.54.15, 40960, 8.0'\necho 'NVIDIA T4, 550.54.15, [N/A], 7.5'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = environment._gpu.__wrapped__()
+    assert "550.54.15" == found["driver"]
+    assert found["devices"] == [
+        {"name": "NVIDIA A100-SXM4-40GB", "memory_mib": 40960, "compute_capability": "8.0"},
+        {"name": "NVIDIA T4", "memory_mib": None, "compute_capability": "7.5"},
+    ]
+    program.write_text("#!/bin/sh\necho broken; exit 9\n")
+    assert {"devices": [], "driver": None} == environment._gpu.__wrapped__()

@@ -9,20 +9,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from bisect_tool.environment_diff import EnvironmentDiff, diff, kinds_of_change, script_block
-from bisect_tool.environment_files import DOMAINS, Facts
+from bisect_tool.environment_files import DOMAINS, Facts, of_snapshot, read_facts
 from bisect_tool.environment_rules import COUNTING, LEVELS, RULES, rule_for
 from bisect_tool.reporters.environments import render_diff
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Other work may hold the processor."""
 
 
 def facts(complete: bool = True, domains: frozenset[str] = frozenset(DOMAINS), **packages: str) -> Facts:
     """Facts with these packages; ``_`` in a name is ``-``."""
     values = {("package", name.replace("_", "-")): version for name, version in packages.items()}
-    return Facts("x", "test", values, domains=domains, complete=complete)
+    return Facts("x", "test", values, domains=domains, complete=complete, thorough=complete)
 
 
 def with_value(base: Facts, domain: str, name: str, value: str) -> Facts:
@@ -80,6 +83,7 @@ def test_kinds_of_change(a: str | None, b: str | None, kinds: list[str]) -> None
         ("cpu", "model", "A", "B", "possible"),
         ("blas", "of numpy", "openblas 0.3", "mkl 2024", "possible"),
         ("variable", "NVIDIA_TF32_OVERRIDE", "0", "1", "likely"),
+        ("variable", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "0", "1", "likely"),
         ("variable", "OMP_NUM_THREADS", "1", "8", "possible"),
         ("variable", "PYTHONHASHSEED", "0", "random", "possible"),
         ("variable", "CUBLAS_WORKSPACE_CONFIG", ":4096:8", ":16:8", "possible"),
@@ -147,11 +151,43 @@ def test_the_pin_of_a_range_is_the_range() -> None:
     assert ("numpy<2",) == diff(ranged, facts(numpy="2.1.0")).remedy.requirements
 
 
+def test_conda_against_a_snapshot(tmp_path: Path) -> None:
+    """What conda tells otherwise, or not at all, is no difference."""
+    listing = tmp_path / "conda.txt"
+    listing.write_text(
+        "# Name Version Build Channel\npython 3.10.14 h955ad1f_1\npytorch 2.3.1 py3.10_cuda12.1_cudnn8.9.2_0 pytorch\n"
+        "pytorch-cuda 12.1 ha16c6d3_5\ncudnn 8.9.2.26 cuda12_0\n"
+    )
+    torch = {"version": "2.3.1+cu121", "cuda": "12.1", "cudnn": 8902, "flags": {"flush_denormal": False}}
+    snapshot = {
+        "environment_version": 1,
+        "python": "3.10.14",
+        "python_implementation": "CPython",
+        "distributions": {"torch": "2.3.1+cu121"},
+        "torch": torch,
+    }
+    found = diff(of_snapshot("s", "snapshot", snapshot), read_facts(listing))
+    assert ("same", ()) == (found.status, found.differences)
+    torch["cudnn"] = 90100
+    found = diff(of_snapshot("s", "snapshot", snapshot), read_facts(listing))
+    assert [("cuDNN of torch", "9.1.0", "8.9.2")] == [(d.name, d.expected, d.actual) for d in found.differences]
+
+
+def test_an_older_report_lacks_what_it_did_not_write(tmp_path: Path) -> None:
+    """The environments of reports used to hold less: that is no difference."""
+    old = {"python": "3.11.7", "machine": "x86_64", "processor": "P", "cpus": 2, "versions": {"numpy": "2.0"}}
+    new = {**old, "environment_version": 1, "python_implementation": "CPython", "os": {"libc": "glibc 2.36"}}
+    new |= {"cpu": {"model": "P", "instruction_sets": ["avx"]}, "variables": {"OMP_NUM_THREADS": "1"}}
+    new |= {"distributions": {"numpy": "2.0", "scipy": "1.0"}}
+    assert "same" == diff(of_snapshot("a", "report", old), of_snapshot("b", "snapshot", new)).status
+
+
 NAMES = st.sampled_from(["numpy", "torch", "pip", "mylib", "pillow", "onnxruntime", "onnxruntime-gpu", "opencv-python"])
 VERSIONS = st.sampled_from(["1.0", "1.0.1", "1.1", "2.0", "2.0+cpu", "2.1.dev1", "x y"])
 SIDES = st.dictionaries(NAMES, VERSIONS, max_size=6)
 
 
+@UNHURRIED
 @given(SIDES)
 def test_an_environment_equals_itself(packages: dict[str, str]) -> None:
     side = Facts("x", "test", {("package", name): version for name, version in packages.items()})
@@ -160,6 +196,7 @@ def test_an_environment_equals_itself(packages: dict[str, str]) -> None:
     assert len(packages) == sum(item.count for item in found.equal)
 
 
+@UNHURRIED
 @given(SIDES, SIDES)
 def test_both_directions_tell_the_same(one: dict[str, str], other: dict[str, str]) -> None:
     """Exchanging the sides exchanges the values, and changes neither levels nor their order's level."""

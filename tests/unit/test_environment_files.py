@@ -96,7 +96,15 @@ PIP_LIST = "Package Version\n------- -----------\nnumpy   1.26.4\ntorch   2.3.1+
 
 PIP_JSON = json.dumps([{"name": "numpy", "version": "1.26.4"}, {"name": "Torch", "version": "2.3.1+cu121"}])
 
+CONDA_JSON = json.dumps(
+    [
+        {"name": "numpy", "version": "1.26.4", "build_string": "py310hb13e2d6_0", "channel": "conda-forge"},
+        {"name": "pytorch", "version": "2.3.1", "build_string": "py3.10_cuda12.1_cudnn8.9.2_0", "channel": "pytorch"},
+    ]
+)
+
 FILES = {
+    "conda.json": CONDA_JSON,
     "freeze.txt": FREEZE,
     "poetry.lock": POETRY,
     "uv.lock": UV,
@@ -147,7 +155,7 @@ def test_pip_freeze(tmp_path: Path) -> None:
 
 def test_conda_tells_python_and_cuda(tmp_path: Path) -> None:
     values = read(tmp_path, "c.txt", CONDA_LIST).values
-    assert ("3.10.14", "12.1") == (values["python", "version"], values["cuda", "runtime"])
+    assert ("3.10.14", "12.1") == (values["python", "version"], values["cuda", "runtime of torch"])
     assert "3.10.14" == read(tmp_path, "environment.yml", CONDA_YAML).values["python", "version"]
 
 

@@ -7,7 +7,7 @@ import os
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bisect_tool.variables import (
@@ -20,6 +20,9 @@ from bisect_tool.variables import (
     without_credentials,
     without_home,
 )
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Other work may hold the processor."""
 
 WORDS = (
     "TOKEN",
@@ -45,18 +48,21 @@ SECRETS = st.one_of(
 )
 
 
+@UNHURRIED
 @given(st.sampled_from(PREFIXES), NAMES, st.sampled_from(WORDS), NAMES, st.text(max_size=20))
 def test_names_of_secrets_are_left_out(prefix: str, before: str, word: str, after: str, value: str) -> None:
     """A variable with a secret's name is not told, even with the beginning of one that is."""
     assert {} == telling_variables({f"{prefix}{before}_{word}_{after}": value})
 
 
+@UNHURRIED
 @given(st.dictionaries(st.text(string.ascii_letters + string.digits + "_", min_size=1), st.text(max_size=30)))
 def test_only_names_of_the_list_are_told(variables: dict[str, str]) -> None:
     told = telling_variables(variables)
     assert all(any(name.startswith(prefix) for prefix in PREFIXES) for name in told)
 
 
+@UNHURRIED
 @given(
     st.sampled_from(PREFIXES), SECRETS, st.sampled_from(["", "x ", "0,", "path:"]), st.sampled_from(["", " y", ",1"])
 )
@@ -99,6 +105,20 @@ def test_other_names_are_not_told(name: str) -> None:
 def test_home_folders_name_nobody() -> None:
     assert "~/cuda:~/b" == without_home("/home/alice/cuda:/Users/bob/b")
     assert os.path.expanduser("~") not in safe_text(os.path.join(os.path.expanduser("~"), "cache"))
+
+
+def test_places_and_users_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries set some variables on their own, to folders that have the user's name."""
+    monkeypatch.setenv("LOGNAME", "carol")
+    told = telling_variables(
+        {
+            "TORCHINDUCTOR_CACHE_DIR": "/tmp/torchinductor_carol",
+            "TORCH_HOME": "/data/carol",
+            "CUDA_HOME": "/usr/local/cuda-12.1",
+            "OMP_TOOL_LIBRARIES": "/opt/carol/tool.so",
+        }
+    )
+    assert {"CUDA_HOME": "/usr/local/cuda-12.1", "OMP_TOOL_LIBRARIES": "/opt/USER/tool.so"} == told
 
 
 def test_credentials_leave_requirements() -> None:
