@@ -32,12 +32,14 @@ from bisect_tool.records import (
     OutputResult,
     Pair,
     Report,
+    Spread,
     StageRef,
     StageRow,
     Tolerance,
     Unaligned,
     Verdict,
 )
+from bisect_tool.spread import spread_of
 from bisect_tool.tolerances import DEFAULT_REL_L2, make_tolerance
 from bisect_tool.verdicts import decide
 
@@ -126,6 +128,7 @@ class _Comparer:
         self.actual = actual
         self.tolerance = tolerance
         self.estimated = 0
+        self.spreads: dict[tuple[str, str], Spread | None] = {}
         self._known: dict[tuple[str, str], tuple[ErrorMetrics, Judgement]] = {}
 
     def same(self, one: str, other: str) -> bool:
@@ -156,7 +159,10 @@ class _Comparer:
         if one.sha256 != other.sha256 and "json" not in (one.dtype, other.dtype):
             arrays = self.expected.load(one.name), self.actual.load(other.name)
             if arrays[0] is not None and arrays[1] is not None:
-                return judge(arrays[0], arrays[1], self.tolerance)
+                metrics, judgement = judge(arrays[0], arrays[1], self.tolerance)
+                if judgement == "fail":
+                    self.spreads[one.name, other.name] = spread_of(arrays[0], arrays[1], metrics, self.tolerance)
+                return metrics, judgement
         metrics = estimate(one, other)
         if one.sha256 != other.sha256:
             self.estimated += 1
@@ -375,7 +381,8 @@ def _compared(
     growth = None
     if entering and math.isfinite(entering) and not math.isnan(metrics.rel_l2):
         growth = metrics.rel_l2 / entering
-    return Comparison(metrics, None, entering, growth, None, None, None, judgement)
+    spread = comparer.spreads.get((entry["tensor"], other["tensor"]))
+    return Comparison(metrics, None, entering, growth, None, None, None, judgement, spread=spread)
 
 
 def _outputs(comparer: _Comparer) -> tuple[OutputResult, ...]:

@@ -1488,14 +1488,18 @@ def code_state(main, modules, before):
             used.setdefault(os.path.realpath(place), "model")
     folder = os.path.dirname(os.path.realpath(main)) if main is not None else os.getcwd()
     git, root = git_state(folder)
-    homes = [home for home in (root, folder) if home]
+    homes = [home for home in (root, folder, os.getcwd()) if home]
+    library = os.path.dirname(os.path.realpath(os.__file__)) + os.sep
     for name, home in list(sys.modules.items()):
         place = getattr(home, "__file__", None)
         if name in before or not place:
             continue
         place = os.path.realpath(place)
-        inside = any(place.startswith(each + os.sep) for each in homes)
-        if inside and "site-packages" not in place.split(os.sep):
+        inside = any(place.startswith(each.rstrip(os.sep) + os.sep) for each in homes)
+        # The tool's own modules come in one by one while it works.
+        own = name.partition(".")[0] == "bisect_tool"
+        installed = own or place.startswith(library) or {"site-packages", "dist-packages"} & set(place.split(os.sep))
+        if inside and not installed:
             used.setdefault(place, "imported")
     files = []
     for place, why in sorted(used.items()):
@@ -1512,8 +1516,8 @@ def _source_name(place, root, folder):
     parts = place.split(os.sep)
     if "site-packages" in parts:
         return "/".join(parts[parts.index("site-packages") :])
-    for home in (root, folder):
-        if home and place.startswith(home + os.sep):
+    for home in (root, folder, os.getcwd()):
+        if home and place.startswith(home.rstrip(os.sep) + os.sep):
             return place[len(home) + 1 :].replace(os.sep, "/")
     return parts[-1]
 

@@ -389,7 +389,7 @@ PLANTED_AROUND: list[tuple[str, Callable[[dict[str, Any]], None], str, str, str]
     ("processor", _surroundings(processor="Another CPU"), "environment", "processor", "rounding"),
     (
         "TF32 variable",
-        _surroundings(variables={"NVIDIA_TF32_OVERRIDE": "0"}),
+        _surroundings(variables={"NVIDIA_TF32_OVERRIDE": "1"}),
         "environment",
         "variable NVIDIA_TF32_OVERRIDE",
         "",
