@@ -710,13 +710,18 @@ def difference_text(difference: Difference) -> str:
     return f"{text} ({'; '.join(said)})" if said else text
 
 
+def is_estimate(metrics: ErrorMetrics) -> bool:
+    """Whether only the relative L2 is known, from summaries of both tensors."""
+    return bool(metrics.count) and math.isnan(metrics.max_abs) and not math.isnan(metrics.rel_l2)
+
+
 def worst_element_lines(metrics: ErrorMetrics, spread: Spread | None = None) -> tuple[str, ...]:
     """How many elements differ, where they do most, and both values there."""
     if metrics.problem is not None:
         return (f"values could not be compared: {printable(metrics.problem)}",)
     if metrics.differing == 0:
         return (f"all {metrics.count} elements are equal",)
-    if metrics.count and math.isnan(metrics.max_abs) and not math.isnan(metrics.rel_l2):
+    if is_estimate(metrics):
         return (f"relative L2 about {sci(metrics.rel_l2)}, estimated from summaries",)
     number, more = metrics.differing, ""
     if spread is not None:

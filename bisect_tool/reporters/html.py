@@ -187,9 +187,10 @@ def _table(report: Report) -> Iterator[dict[str, Any]]:
 def _numbers(row: StageRow, result: Comparison | None) -> list[tuple[str, str]]:
     """The cells with a number: what is shown, and what sorting reads."""
     total = result.total if result else None
+    whole = None if total is None or common.is_estimate(total) else total
     values = (
-        (total.max_abs if total else None, common.sci),
-        (total.mean_abs if total else None, common.sci),
+        (whole.max_abs if whole else None, common.sci),
+        (whole.mean_abs if whole else None, common.sci),
         (total.rel_l2 if total else None, common.sci),
         (common.local_rel(result) if result else None, common.sci),
         (result.growth if result else None, common.ratio),

@@ -546,9 +546,10 @@ def _stage_row(
     judgement: Literal["pass", "fail", "not compared"] = result.judgement if result else "not compared"
     mark = (">" if row.ref == first else "") + ("*" if row.ref in origins else "")
     total = result.total if result else None
+    whole = None if total is None or common.is_estimate(total) else total
     numbers = [
-        common.sci(total.max_abs if total else None),
-        common.sci(total.mean_abs if total else None),
+        common.sci(whole.max_abs if whole else None),
+        common.sci(whole.mean_abs if whole else None),
         *(_decibels(result) if extra.sqnr else ()),
         common.sci(total.rel_l2 if total else None),
         common.sci(common.local_rel(result) if result else None),
