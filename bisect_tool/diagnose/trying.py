@@ -201,7 +201,7 @@ def _fit(
 def _error(expected: Array, made: Array) -> float:
     one, two = expected.astype(np.float64), made.astype(np.float64)
     with np.errstate(all="ignore"):
-        norm = float(np.linalg.norm(one))
+        norm = float(np.linalg.norm(one[np.isfinite(one)]))
         apart = float(np.linalg.norm(np.where((one == two) | (np.isnan(one) & np.isnan(two)), 0.0, two - one)))
     if not math.isfinite(apart):
         return math.inf
