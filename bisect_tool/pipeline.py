@@ -732,8 +732,6 @@ class _Bisection:
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts, explain=explain)
                 # No single stage mends a quantised graph: each of them is off.
                 verdict = verdict if self.quantised else self._hand_over(verdict, reference, matches)
-        if verdict.status == "diverges" and not self.quantised:
-            verdict = self._explain_whole(verdict, rows, trace, matches, plain)
         if verdict.status == "diverges":
             with self.step("weights", "comparing the graph's weights with the model's"):
                 weights = check_weights(self.case.module, self.program, rows, self.case.place)
@@ -758,6 +756,9 @@ class _Bisection:
                 )
         elif any(run.status == "failed" for run in runs):
             verdict = self._with_passes(verdict, rows, runs)
+        # Only now: what a model keeps from run to run must not look like chance.
+        if verdict.status == "diverges" and not self.quantised:
+            verdict = self._explain_whole(verdict, rows, trace, matches, plain)
         verdict = replace(verdict, diagnoses=(*verdict.diagnoses, *placement(self.misplaced)))
         return Report(
             case={"name": self.case.name, **self.case.description},

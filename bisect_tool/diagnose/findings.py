@@ -118,7 +118,7 @@ def by_clue(origin: Origin, clue: Clue) -> Diagnosis:
     return Diagnosis(
         code=clue.code,
         title=TITLES[clue.code],
-        evidence=clue.text,
+        evidence=(*clue.text, "not certain: on PyTorch's side nothing is tried"),
         remedy=clue.remedy,
         remedy_verified=None,
         cost=None,

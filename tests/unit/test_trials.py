@@ -291,3 +291,16 @@ def test_no_tensor_of_pytorch_stands_in_front() -> None:
     """What the graph has nowhere would mend any fault before it."""
     whole = Call("add", {"self": Operand(X, False, "x"), "other": Operand(2 * X, False), "alpha": 1}, 3 * X)
     assert not [each for each in trials([node("LayerNormalization")], [whole]) if "in front" in each.text]
+
+
+def test_nan_that_both_sides_have_leaves_a_number_for_the_error() -> None:
+    expected = np.asarray([1.0, np.nan, 2.0], np.float32)
+    wrong = np.asarray([1.0, 0.0, 2.0], np.float32)
+    trial = Trial(EXTRA, "n", "it", "leave it out", Edit("y", (Step("Identity", ("x",), {}),)))
+
+    def run(edit: Any) -> Array:
+        return wrong if edit is None else expected
+
+    outcome = try_all([trial], run, expected, lambda made: bool(np.array_equal(made, expected, equal_nan=True)))
+    assert np.inf == outcome.before
+    assert outcome.cause is not None and 0.0 == outcome.cause.error
