@@ -191,7 +191,10 @@ def environment_link(expected: Manifest, actual: Manifest) -> Link:
     runtimes = {str((run.get("configuration") or {}).get("backend")) for run in runs}
     gpu = any("cuda" in device for run in runs for device in (run.get("mode") or {}).get("devices") or ())
     found, idle = [], 0
-    ranked = diff(facts[0], facts[1]).differences
+    # Both programs that record tell of all variables; of the rest the carried file tells less.
+    told = [replace(each, values=_of_domain(each.values, "variable"), thorough=True) for each in facts]
+    rest = [replace(each, domains=each.domains - {"variable"}) for each in facts]
+    ranked = (*diff(rest[0], rest[1]).differences, *diff(told[0], told[1]).differences)
     other_torch = any((each.domain, each.name) == ("package", "torch") for each in ranked)
     for each in ranked:
         if (
@@ -213,6 +216,10 @@ def environment_link(expected: Manifest, actual: Manifest) -> Link:
         found.append(Difference(f"{_count(idle, 'package')} that the runs did not use", None, None, "none", (), None))
     count = len([key for key in facts[0].values if key[0] == "package" and key in facts[1].values])
     return _link("environment", f"{_count(count, 'package')}, processor, variables", found)
+
+
+def _of_domain(values: Mapping[tuple[str, str], str], domain: str) -> dict[tuple[str, str], str]:
+    return {key: value for key, value in values.items() if key[0] == domain}
 
 
 _ORDER: Mapping[Reach, int] = {"any": 0, "reduced": 1, "possible": 1, "rounding": 2, "none": 3}

@@ -1283,12 +1283,25 @@ def check_target(path, folder=False, force=False):
 
 # -- provenance -------------------------------------------------------------------------------------------------------
 
-VARIABLES = re.compile(
-    r"(OMP|MKL|KMP|GOMP|OPENBLAS|BLIS|VECLIB|NUMEXPR|CUDA|CUDNN|CUBLAS|NVIDIA_TF32|NCCL|TORCH|PYTORCH|ORT|ONEDNN|DNNL|ATEN|XLA)_\w+"
-    r"|PYTHONHASHSEED|NVIDIA_TF32_OVERRIDE"
+VARIABLES = (
+    "OMP_* KMP_* GOMP_* MKL_* OPENBLAS_* GOTO_* BLIS_* VECLIB_* NUMEXPR_* TBB_* NPY_* NUMBA_* DNNL_* ONEDNN_* ATEN_* TORCH_* "
+    "TORCHINDUCTOR_* TORCHDYNAMO_* PYTORCH_* ORT_* NVIDIA_TF32_OVERRIDE NVIDIA_VISIBLE_DEVICES CUBLAS_* CUBLASLT_* CUDNN_* "
+    "CUDA_* NCCL_* HIP_* ROCR_* HSA_* MIOPEN_* XLA_* JAX_* OPENCV_* TF_DETERMINISTIC_OPS TF_CUDNN_* TF_ENABLE_* TF_DISABLE_* "
+    "TF_XLA_* TF_NUM_* TF_FORCE_* PYTHONHASHSEED PYTHONOPTIMIZE LD_PRELOAD MALLOC_* GLIBC_TUNABLES THP_MEM_ALLOC_ENABLE "
+    "LANG LC_ALL LC_NUMERIC LC_COLLATE TZ".split()
 )
-"""Environment variables that may change numbers; values of others are never looked at."""
-_SECRET = re.compile(r"TOKEN|SECRET|PASS|KEY|AUTH|CRED|COOKIE|_(DIR|PATH|HOME)$", re.IGNORECASE)
+"""Names of environment variables that may change numbers, or their beginnings: those of the package's ``variables.py``."""
+_SECRET = re.compile(
+    r"TOKEN|SECRET|PASS|PWD|KEY|CREDENTIAL|AUTH|COOKIE|PRIVATE|CERT|SIGNATURE|LICEN[CS]E|BEARER|ACCOUNT|USER|EMAIL|PROXY|WEBHOOK"
+    r"|DSN|SALT|_(DIRS?|DIRECTORY|FOLDER|CACHE|CACHE_PATH|FILE|LOGS?|ROOT|HOST|ADDR|ADDRESS|HUB|HOME)$"
+)
+"""Secrets, and places, which change no number and name their user often."""
+_PLAIN_VALUE = re.compile(r"[\w.,:;=/+ -]{0,60}")
+
+
+def _is_told(name):
+    known = any(name.startswith(each[:-1]) if each.endswith("*") else name == each for each in VARIABLES)
+    return known and not _SECRET.search(name.upper())
 
 
 def environment():
@@ -1303,10 +1316,11 @@ def environment():
                 versions[name.lower().replace("_", "-")] = each.version
     except Exception:  # damaged metadata of some package must not cost the recording
         versions["torch"], versions["numpy"] = torch.__version__, np.__version__
+    # A long value may be anything: that there is one is told.
     variables = {
-        name: value
+        name: value if _PLAIN_VALUE.fullmatch(value) else "(withheld)"
         for name, value in sorted(os.environ.items())
-        if VARIABLES.fullmatch(name) and not _SECRET.search(name)
+        if _is_told(name)
     }
     return {
         "python": platform.python_version(),

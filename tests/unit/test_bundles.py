@@ -492,3 +492,29 @@ def test_ml_dtypes_arrays(tmp_path: Path) -> None:
     with open_bundle(tmp_path / "a.trace") as bundle:
         loaded = bundle.load(name)
     assert loaded is not None and loaded.dtype == array.dtype and bits(array) == bits(loaded)
+
+
+def test_both_programs_tell_of_the_same_variables() -> None:
+    """The carried file has the package's list, and tells neither secrets nor places."""
+    from bisect_tool.variables import ALLOWED, is_allowed
+
+    assert sorted(ALLOWED) == sorted(recorder.VARIABLES)
+    names = [
+        "OMP_NUM_THREADS",
+        "MKL_DYNAMIC",
+        "PYTHONHASHSEED",
+        "HOME",
+        "TORCH_HUB_TOKEN",
+        "TORCHINDUCTOR_CACHE_DIR",
+        "CUDA_PATH",
+    ]
+    names += ["ORT_API_KEY", "LANG", "NVIDIA_TF32_OVERRIDE", "USER", "PATH", "TORCH_LOGS", "CUDA_VISIBLE_DEVICES"]
+    assert [is_allowed(name) for name in names] == [recorder._is_told(name) for name in names]
+
+
+def test_long_values_are_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows what they are."""
+    monkeypatch.setenv("TORCH_SOMETHING", "x" * 61)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    found = recorder.environment()["variables"]
+    assert ("(withheld)", "3") == (found["TORCH_SOMETHING"], found["OMP_NUM_THREADS"])
