@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bisect_tool.align import (
     AMBIGUOUS,
     NARROW_VALUE_LIMIT,
+    STRUCTURE,
     VALUE_LIMIT,
     Match,
     Permuted,
@@ -527,6 +528,7 @@ class _Bisection:
         self.quantisation: Quantisation | None = None
         self.weights_beside: WeightReport | None = None
         self.missing: Mapping[int, str] = {}
+        self.fresh_how = ""
 
     def release(self) -> None:
         """Frees the tensors now; a traceback or a cycle may keep this object alive for longer."""
@@ -1109,6 +1111,11 @@ class _Bisection:
                 trace, self.graph, self.torch_signatures, chained, known, permuted, modules=modules, placed=placed
             )
             matches = self._settled(reference, with_bodies(matches), permuted, with_bodies, modules, placed)
+            told = sum(STRUCTURE in match.evidence for match in matches.values())
+            self.notes.append(
+                f"{told} stage{'' if told == 1 else 's'} found by structure: the model was exported once more "
+                f"({self.fresh_how}) and laid beside the ONNX file"
+            )
         if not matches:
             raise InconclusiveError(
                 "no PyTorch stage could be matched with a value of the ONNX graph: nothing to compare",
@@ -1199,11 +1206,7 @@ class _Bisection:
             )
         first = first_stage_by_value(reference.trace)
         self.notes += [f"{first[value].ref}: {text}" for value, text in list(self.missing.items())[:MOST_MISSING]]
-        if found:
-            self.notes.append(
-                f"{len(found)} stage{'s' if len(found) > 1 else ''} found by structure: the model was exported once more "
-                f"({fresh.how}) and laid beside the ONNX file"
-            )
+        self.fresh_how = fresh.how
         return found
 
     def _is_nameless(self) -> bool:

@@ -106,7 +106,9 @@ def outline(program: OnnxProgram, run: Callable[[str], Signature | None]) -> Out
             found = run(name)
             if found is None:
                 array = program.constant(name)
-                found = signature_of(array, kind_of(array.dtype)) if array is not None else None
+                # Words, for one, are no numbers.
+                with contextlib.suppress(TypeError, ValueError):
+                    found = signature_of(array, kind_of(array.dtype)) if array is not None else None
             known[name] = found
         return known[name]
 
