@@ -969,7 +969,8 @@ class _Matcher:
             read = set().union(*map(self._parents, members)) if operations else set()
             usable = [n for n in free if not read or read & self._read_by(n)]
             options = [n for n in usable if self.fits(members[0], n)]
-            if operations and len(options) > len(members):
+            # Optimisers sort graphs anew: of several operations of one kind the order alone does not tell which is which.
+            if operations and len(options) >= max(len(members), 2):
                 options = self._most_alike(members, options)
             if len(members) == 1 and len(options) > 1:
                 options = options[-1:]
