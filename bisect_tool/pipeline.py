@@ -868,13 +868,11 @@ class _Bisection:
 
         def on_value(value: Value, tensor: torch.Tensor) -> None:
             array = to_numpy(tensor)
-            kind = kind_of(array.dtype)
-            signature = signatures[value.id] = signature_of(array, kind)
+            signature = signatures[value.id] = signature_of(array, kind_of(array.dtype))
             if both is None:
                 store.keep(value.id, tensor)
-            elif not both.see(value, tensor, array, signature) and store.is_gone(value.id):
-                # Alignment may still ask for it with its axes in another order.
-                self.permuted[value.id] = permuted_signatures(array, kind, signature)
+            else:
+                both.see(value, tensor, array, signature)
 
         # Of a small budget little is left beside what both sides need to run at all.
         budget = self.options.memory_budget
@@ -905,10 +903,16 @@ class _Bisection:
         segments = self.program.segments(length)
         exposed = {name for segment in segments for name in segment.makes}
         tolerance, narrow = self.options.tolerance, is_narrow(self.graph)
+
+        def lost(value: int, array: Array, signature: Signature) -> None:
+            # Alignment may still ask for it with its axes in another order.
+            self.permuted[value] = permuted_signatures(array, kind_of(array.dtype), signature)
+
         self.abreast = Abreast(
             SegmentedRun(self.program, self.base.actual, segments, exposed, None, self.feeds),
             store,
             lambda expected, actual: total_of(expected, actual, tolerance),
+            lost,
             lambda dtype: value_limit(dtype, narrow=narrow),
             length,
             keep_rest=self.in_memory,

@@ -110,6 +110,7 @@ class Abreast(Generic[T]):
         steps: the graph's segments, with every value exposed.
         store: where PyTorch's values wait; it must not spill.
         compare: measures a pair, ``compare(expected, actual)``, both in PyTorch's shape.
+        lost: called with a value that leaves without a partner, its tensor and its signature.
         limit: relative difference up to which two values look alike, by PyTorch's dtype.
         patience: bytes of PyTorch's values without a partner after which the graph is taken to lie behind.
         keep_rest: keep the graph's values that found no partner, in ``arrays``.
@@ -129,6 +130,7 @@ class Abreast(Generic[T]):
         steps: Steps,
         store: ActivationStore,
         compare: Callable[[Array, Array], T],
+        lost: Callable[[int, Array, Signature], None],
         limit: Callable[[str], float],
         patience: int,
         *,
@@ -138,6 +140,7 @@ class Abreast(Generic[T]):
         self._steps = steps
         self._store = store
         self._compare = compare
+        self._lost = lost
         self._limit = limit
         self._patience = patience
         self._keep_rest = keep_rest
@@ -159,42 +162,55 @@ class Abreast(Generic[T]):
         self._at_the_edge: dict[int, set[str]] = {}
         self._alone = 0
 
-    def see(self, value: Value, tensor: torch.Tensor, array: Array, signature: Signature) -> bool:
-        """Takes a value of PyTorch's, compares it with the look-alikes that are there, and keeps it if there are none.
-
-        Returns whether there were any.
-        """
+    def see(self, value: Value, tensor: torch.Tensor, array: Array, signature: Signature) -> None:
+        """Takes a value of PyTorch's, compares it with the look-alikes that are there, and keeps it if there are none."""
         if not signature.size or self.failed:
             self._store.keep(value.id, tensor)
-            return False
-        if not self._window and not self._steps.done:
+            return
+        if not self._window:
             self._advance()
-        self._dtypes[value.id], self._own[value.id] = value.dtype, signature
+        self._dtypes[value.id] = value.dtype
         found = self._partners(value.dtype, signature)
         for name in found:
             self._pair(value.id, array, name)
-        if found and not self._steps.carried & found:
+        # What the next segment makes of a carried value may look like it.
+        edge = self._steps.carried & found
+        if found and not edge:
             self._store.forget(value.id)
         else:
-            self._store.keep(value.id, tensor)
-            self._waiting.add(signature, value.id)
-            if found:
-                # What the next segment makes of it may look the same.
+            self._wait(value.id, tensor, array, signature)
+            if edge and value.id in self._own:
                 self._at_the_edge[value.id] = found
         self._alone = 0 if found else self._alone + array.nbytes
-        if found and not self._unclaimed:
+        if (found and not self._unclaimed) or self._alone > self._patience:
             self._advance()
-        if self._alone > self._patience:
-            self._advance()
-        return bool(found)
+
+    def _wait(self, value: int, tensor: torch.Tensor, array: Array, signature: Signature) -> None:
+        """Keeps a value for a partner to come; those that have waited longest make room."""
+        while self._own and not self._store.has_room(array.nbytes):
+            oldest = next(iter(self._own))
+            if oldest not in self._at_the_edge:
+                self._lost(oldest, self._store.fetch(oldest), self._own[oldest])
+            self._let_go(oldest)
+        self._store.keep(value, tensor)
+        if self._store.is_gone(value):
+            self._lost(value, array, signature)
+        else:
+            self._own[value] = signature
+            self._waiting.add(signature, value)
+
+    def _let_go(self, value: int) -> None:
+        """Ends a value's waiting."""
+        self._waiting.remove(self._own.pop(value), value)
+        self._at_the_edge.pop(value, None)
+        self._store.forget(value)
 
     def finish(self) -> None:
         """Runs what is left of the graph, and frees what has been compared."""
         while not self._steps.done and not self.failed:
             self._advance()
-        for value in self._at_the_edge:
-            self._store.forget(value)
-        self._at_the_edge.clear()
+        for value in list(self._at_the_edge):
+            self._let_go(value)
         self._leave([*self._window])
 
     def _partners(self, dtype: str, signature: Signature) -> set[str]:
@@ -211,10 +227,13 @@ class Abreast(Generic[T]):
         self._claimed.add(name)
 
     def _advance(self) -> None:
-        """Runs one segment, and compares what it makes with PyTorch's values that wait for it."""
+        """Runs the next segment, and more of them while PyTorch has values that waited for what they make."""
         self._alone = 0
-        if self._steps.done or self.failed:
-            return
+        while not self._steps.done and not self.failed and self._run_next():
+            pass
+
+    def _run_next(self) -> bool:
+        """Runs one segment, and compares what it makes with PyTorch's values; whether there were any."""
         # PyTorch is past what it has claimed, and what it has not claimed gets one more segment's time. What is made of
         # carried values may look like them.
         waiting = self._unclaimed.intersection(self._newest) | self._steps.carried
@@ -225,7 +244,7 @@ class Abreast(Generic[T]):
         except InconclusiveError as error:
             # The model's own code is on the stack: it must not see this.
             self.failed = error
-            return
+            return False
         self.seconds += time.perf_counter() - began
         self._newest = []
         for name, array in made.items():
@@ -238,30 +257,32 @@ class Abreast(Generic[T]):
             self._names.add(signature, name)
             if signature.size:
                 self._unclaimed.add(name)
-        for name in self._newest:
-            self._claim(name)
+        # Two values of one segment may look like the same one: it goes after all of them.
+        claimed = {value for name in self._newest for value in self._claim(name)}
         carried = self._steps.carried
+        waited = claimed - self._at_the_edge.keys()
+        for value in claimed:
+            self._at_the_edge.setdefault(value, set()).update(
+                name for name in self._newest if (value, name) in self.results
+            )
         for value in [v for v, names in self._at_the_edge.items() if not names & carried]:
-            del self._at_the_edge[value]
-            self._waiting.remove(self._own[value], value)
-            self._store.forget(value)
+            self._let_go(value)
+        return bool(waited)
 
-    def _claim(self, name: str) -> None:
-        """Compares a new value of the graph's with PyTorch's values that came before it."""
+    def _claim(self, name: str) -> list[int]:
+        """Compares a new value of the graph's with PyTorch's values that came before it; which of those fit."""
         signature = self.signatures[name]
         # Norms are looked for in the widest limit there is; each value has its own.
         widest = max(map(self._limit, set(self._dtypes.values())), default=0.0)
         near = self._waiting.near(signature, widest)
         if len(near) > _MOST_NEAR or not signature.size:
-            return
+            return []
         alike = [v for v in near if distance(self._own[v], signature) <= self._limit(self._dtypes[v])]
-        for value in alike if len(alike) <= _MOST_ALIKE else ():
+        if len(alike) > _MOST_ALIKE:
+            return []
+        for value in alike:
             self._pair(value, self._store.fetch(value), name)
-            if name in self._steps.carried:
-                self._at_the_edge[value] = {*self._at_the_edge.get(value, ()), name}
-            elif value not in self._at_the_edge:
-                self._waiting.remove(self._own[value], value)
-                self._store.forget(value)
+        return alike
 
     def _leave(self, names: list[str]) -> None:
         for name in names:

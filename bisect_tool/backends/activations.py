@@ -79,7 +79,7 @@ class ActivationStore:
         # Not on the device: there the model needs the room.
         tensor = tensor if tensor.device.type == "cpu" else tensor.cpu()
         size = tensor.numel() * tensor.element_size()
-        if size <= _ALWAYS_HELD or self._held + size <= self._limit:
+        if self.has_room(size):
             self._held += size
             self._recorder.hold(value, tensor)
             return
@@ -89,6 +89,10 @@ class ActivationStore:
         if self._spill is None:
             self._spill = _Spill(self._buffers)
         self._spill.write(value, to_numpy(tensor))
+
+    def has_room(self, size: int) -> bool:
+        """Whether a tensor of so many bytes would stay in memory."""
+        return size <= _ALWAYS_HELD or self._held + size <= self._limit
 
     def forget(self, value: int) -> None:
         """Says that a value will not be asked for any more; whether it was kept or not."""

@@ -229,6 +229,14 @@ TABLE = {
         ("checkpoint nofile.pt: no such file", "help: check the path"),
     ),
     "no entry alike": (("model.py", "--entry", "N", *SAMPLE), ("there is no N in model.py", "did you mean Net")),
+    "totals of a matrix": (
+        (*GIVEN, "--totals-only", "--matrix", "quick"),
+        ("--totals-only and --matrix exclude each other", "help: leave one of the two out"),
+    ),
+    "totals of a reference": (
+        (*GIVEN, "--totals-only", "--runner", "onnx-reference"),
+        ("--totals-only and --runner exclude each other", "help: leave one of the two out"),
+    ),
     "two tolerances": ((*GIVEN, "--max-abs", "1", "--atol", "1"), ("exclude each other", "help: give one")),
     "atol alone": ((*GIVEN, "--atol", "1"), ("--rtol is missing", "help: add --rtol 0")),
     "rtol alone": ((*GIVEN, "--rtol", "1"), ("--atol is missing", "help: add --atol 0")),
@@ -398,6 +406,25 @@ def test_divergence_exits_one(faulty: Path, tmp_path: Path) -> None:
     outcome = command("model.py", "ckpt.pt", *SAMPLE, "--onnx", faulty, folder=tmp_path / "new")
     assert 1 == outcome.code
     assert (tmp_path / "new" / "report.json").exists()
+
+
+def test_a_quick_look_says_how_far_and_not_where_error_is_made(faulty: Path, tmp_path: Path) -> None:
+    """``--totals-only``: one configuration, totals without locals, the same first stage over tolerance."""
+    given = ("model.py", "ckpt.pt", *SAMPLE, "--onnx", faulty, "--format", "json", "--max-abs", "1e-3")
+    whole = command(*given, folder=tmp_path / "whole").report
+    outcome = command(*given, "--totals-only", folder=tmp_path / "quick")
+    assert 1 == outcome.code, outcome.err
+    assert ["ort-cpu-off"] == [run["name"] for run in outcome.report["configs"]]
+    results = [row["results"]["ort-cpu-off"] for row in outcome.report["stages"] if row["results"]]
+    assert results
+    assert all(result["local"] is None for result in results)
+    first = whole["verdict"]["first_over_tolerance"]
+    assert first is not None
+    assert first == outcome.report["verdict"]["first_over_tolerance"]
+    same = {(row["stage"], row["call"], row["output"]): row["results"] for row in whole["stages"]}
+    for row in outcome.report["stages"]:
+        full = same[row["stage"], row["call"], row["output"]]
+        assert [r["total"] for r in row["results"].values()] == [full[name]["total"] for name in row["results"]]
 
 
 def test_exit_zero_hides_divergence_from_the_shell(faulty: Path, tmp_path: Path) -> None:
