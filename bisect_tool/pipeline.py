@@ -906,7 +906,7 @@ class _Bisection:
 
         def lost(value: int, array: Array, signature: Signature) -> None:
             # Alignment may still ask for it with its axes in another order.
-            self.permuted[value] = permuted_signatures(array, kind_of(array.dtype), signature)
+            self.permuted[value, None] = permuted_signatures(array, kind_of(array.dtype), signature)
 
         self.abreast = Abreast(
             SegmentedRun(self.program, self.base.actual, segments, exposed, None, self.feeds),
