@@ -305,12 +305,12 @@ KINDS = {
     "pt2 recurrent": Kind(
         Recurrent, _sizes((3, 6, 8)), DYNAMO, {"inp.weight": ["inp"], "gru.weight_ih_l0": ["gru"]}, "pt2"
     ),
-    "traced": Kind(Plain, _IMAGE, TORCHSCRIPT, {"b.weight": ["/relu#1"], "fc.weight": ["/addmm#0"]}, "traced"),
+    "traced": Kind(Plain, _IMAGE, TORCHSCRIPT, {"b.weight": ["/_convolution#1"], "fc.weight": ["/addmm#0"]}, "traced"),
     "scripted loop": Kind(
         Looped,
         _sizes((3, 8)),
         TORCHSCRIPT,
-        {"step.weight": ["/tanh#0", "/tanh#1", "/tanh#2"], "head.weight": ["/addmm#4"]},
+        {"step.weight": [f"/addmm#{i}" for i in (1, 2, 3)], "head.weight": ["/addmm#4"]},
         "scripted",
     ),
     "scan": Kind(Scanned, _sizes((3, 2, 8)), DYNAMO, {"stem.weight": ["stem"], "head.weight": ["head"]}),
