@@ -108,8 +108,7 @@ def constant(model: ModelProto) -> None:
         (attribute("AveragePool", "count_include_pad", 1), "BD101", "pool", "count_include_pad is 1"),
         (attribute("Softmax", "axis", 0), "BD101", "/_softmax#0", "axis is 0"),
         (other_operator("LeakyRelu", "Relu"), "BD102", "act", "where PyTorch computes leaky_relu"),
-        # What is left of the sum is another stage's value: it shows in what reads it.
-        (dropped_sum, "BD103", "pool", "PyTorch's add is missing"),
+        (dropped_sum, "BD103", "/add#0", "PyTorch's add is missing"),
         (exchanged, "BD105", "/cat#0", "wrong order"),
         (constant, "BD106", "/mul#0", "0.5"),
         (half, "BD107", "conv", "narrower type (float16)"),
