@@ -94,7 +94,11 @@ def test_where_nan_begins_is_evidence_beside_the_cause_that_was_tried(tmp_path: 
         clip.op_type = "Relu"
         del clip.input[1:]
 
-    found = first(report_on(Around(lambda y: torch.log(y.clamp(min=1e-3))), (X,), tmp_path, unclamped))
+    class Logarithm(nn.Module):
+        def forward(self, y: Tensor) -> Tensor:
+            return torch.log(y.clamp(min=1e-3))
+
+    found = first(report_on(Around(Logarithm()), (X,), tmp_path, unclamped))
     assert ("BD102", True) == (found.code, found.remedy_verified)
     assert any("Log of 0 gives -inf" in line for line in found.evidence)
 
