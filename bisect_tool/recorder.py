@@ -1274,11 +1274,89 @@ def check_target(path, folder=False, force=False):
         raise RecordError(
             "{}: it exists and is not overwritten".format(path), "--force replaces a bundle; or choose another name"
         )
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(str(path), MANIFEST)):
-        raise RecordError("{}: a folder that is no bundle is not replaced".format(path), "choose another name")
+    other = foreign_reason(str(path))
+    if other is not None:
+        raise RecordError(
+            "{}: {}; --force replaces nothing but a bundle".format(path, other),
+            "choose another name, or remove it yourself",
+        )
     if folder != os.path.isdir(path):
         kinds = ("a folder", "a file") if os.path.isdir(path) else ("a file", "a folder")
         raise RecordError("{}: there is {}, and {} is to be written".format(path, *kinds), "choose another name")
+
+
+def foreign_reason(path):
+    """Why what is there is no bundle, whole and with nothing else in it; None where it is one.
+
+    Its manifest has a digest of its own, so that nothing else passes for one by its name. The tensors' own digests are not
+    checked: that would read all of it.
+    """
+    if os.path.islink(path):
+        return "it is a link"
+    try:
+        sizes, raw = _folder_members(path) if os.path.isdir(path) else _file_members(path)
+    except _Foreign as error:
+        return str(error)
+    except OSError as error:
+        return "it cannot be read ({})".format(error.strerror)
+    try:
+        manifest = json.loads(raw.decode())
+        listed = {entry["name"]: entry["bytes"] for entry in manifest["members"]}
+        version, digest = manifest["bundle_version"], manifest["digest"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "its {} is not that of a bundle".format(MANIFEST)
+    if not isinstance(version, int) or digest != manifest_digest(manifest):
+        return "its {} is not as this tool wrote it".format(MANIFEST)
+    if listed != sizes:
+        names = sorted(name for name in set(listed) | set(sizes) if listed.get(name) != sizes.get(name))
+        return "it is no whole bundle: {} is not as its {} says".format(names[0], MANIFEST)
+    return None
+
+
+class _Foreign(Exception):
+    """Something is no bundle; its text says what it is."""
+
+
+_MEMBER = re.compile(r"manifest\.json|projections\.safetensors|tensors-[0-9]{5,}\.safetensors")
+_MOST_MANIFEST = 1 << 28
+
+
+def _folder_members(path):
+    """Sizes of the members beside the manifest, and the manifest's bytes."""
+    sizes = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if not _MEMBER.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                raise _Foreign("it is a folder that is no bundle: it holds {!r}".format(entry.name))
+            sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+    if not 0 < sizes.pop(MANIFEST, 0) <= _MOST_MANIFEST:
+        raise _Foreign("it is a folder that is no bundle: it has no {}".format(MANIFEST))
+    with open(os.path.join(path, MANIFEST), "rb") as file:
+        return sizes, file.read()
+
+
+def _file_members(path):
+    """The same of a single file."""
+    if not os.path.isfile(path):
+        raise _Foreign("it is no file")
+    if not os.path.getsize(path):
+        raise _Foreign("it is an empty file")
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise _Foreign("it is a file that is no bundle")
+        file.seek(0)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+                for entry in entries:
+                    if not _MEMBER.fullmatch(entry.filename) or entry.compress_type != zipfile.ZIP_STORED:
+                        raise _Foreign("it is a zip file that is no bundle: it holds {!r}".format(entry.filename))
+                sizes = {entry.filename: entry.file_size for entry in entries}
+                if len(sizes) != len(entries) or not 0 < sizes.pop(MANIFEST, 0) <= _MOST_MANIFEST:
+                    raise _Foreign("it is a zip file that is no bundle: it has no {} of one".format(MANIFEST))
+                return sizes, archive.read(MANIFEST)
+        except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError):
+            raise _Foreign("it is no whole zip file, and no bundle") from None
 
 
 # -- provenance -------------------------------------------------------------------------------------------------------

@@ -341,3 +341,18 @@ def test_folders_are_bundles_too(case: Path) -> None:
     assert 0 == report(case, "a.trace", "f")[0]
     with open_bundle(case / "f") as bundle:
         assert "full" == bundle.manifest["content"]
+
+
+def test_force_leaves_what_is_read(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both programs: the checkpoint, the sample, the model or the graph as the place of the recording is exit 2."""
+    names = ("model.py", "ckpt.pth", "s.pt", "m.onnx")
+    before = {name: (case / name).read_bytes() for name in names}
+    for name in names:
+        code, _, err = record(case, name, "--force")
+        assert 2 == code and "nothing but a bundle" in err and "help:" in err
+    monkeypatch.chdir(case)
+    out = io.StringIO()
+    with contextlib.redirect_stderr(out):
+        assert 2 == recorder.main(["model.py", "ckpt.pth", "--input", "s.pt", "-o", "ckpt.pth", "--force"])
+    assert "nothing but a bundle" in out.getvalue()
+    assert before == {name: (case / name).read_bytes() for name in names}
