@@ -2144,11 +2144,19 @@ def record_script(recording, path, arguments, steps):
     """Records a training script; returns the configuration. See :class:`ScriptRecording`."""
     _need(path, "--script")
     recording.moment("start")
-    ScriptRecording(recording, steps).run(path, list(arguments))
+    script = ScriptRecording(recording, steps)
+    script.run(path, list(arguments))
+    if script.step < steps:
+        recording.notes.append("the script ended after {} of {} steps".format(script.step, steps))
     recording.moment("end")
     for moment in ("built", "sample"):
         recording.states.setdefault(moment, recording.states["start"])
-    return {"backend": "torch", "script": os.path.basename(path), "arguments": " ".join(arguments), "steps": steps}
+    return {
+        "backend": "torch",
+        "script": os.path.basename(path),
+        "arguments": " ".join(arguments),
+        "steps": script.step,
+    }
 
 
 # -- as a program -----------------------------------------------------------------------------------------------------
@@ -2512,7 +2520,10 @@ def _record_script(options):
         configuration = record_script(recording, options.script, options.arguments, options.steps)
         configuration["seed"] = options.seed
         command = "bisect_recorder.py " + " ".join(sys.argv[1:])
-        return recording.finish(configuration, (), options.script, command=command, extra={"kind": "script"})
+        path = recording.finish(configuration, (), options.script, command=command, extra={"kind": "script"})
+        for note in recording.notes:
+            print("note: " + note, file=sys.stderr)
+        return path
 
 
 def _preprocessed(target, raw):

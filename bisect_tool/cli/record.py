@@ -101,6 +101,8 @@ def _record_script(
     tool = {"name": "bisect-divergence", "version": __version__}
     extra = {"kind": "script", "case": Path(script).stem}
     path: str = recording.finish(configuration, (), script, snapshot(), command, tool, extra)
+    for note in recording.notes:
+        click.echo(f"note: {note}", err=True)
     return path
 
 
