@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bisect_tool.bundles import PROJECTED, Bundle, Recorded, open_bundle
+from bisect_tool.cause_help import remedy_of
 from bisect_tool.chain import NUMERIC, first_cause, provenance_links
 from bisect_tool.comparable import comparable, strangers
 from bisect_tool.compare import input_error
@@ -560,6 +561,8 @@ def _summary(verdict: Verdict, cause: FirstCause | None, links: Sequence[Link], 
     else:
         lines.append(f"first cause: {cause.link}: {_told(cause.difference)}")
         lines.append(f"first numbers that differ: {cause.numbers}")
+    if cause is not None and cause.numbers is not None and (remedy := remedy_of(cause)):
+        lines.append(f"help: {remedy}")
     if cause is not None and cause.others:
         shown = "; ".join(cause.others[:4]) + (f" and {len(cause.others) - 4} more" if len(cause.others) > 4 else "")
         adding = "" if cause.numbers is None else " that may add to it"

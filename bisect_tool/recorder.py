@@ -2212,21 +2212,21 @@ def read_safetensors(path):
         raise RecordError("{} is no safetensors file that can be read here: {}".format(path, error)) from error
 
 
-def _read_torch(path, allow_pickle):
+def _read_torch(path, allow_pickle, checkpoint=True):
+    """``checkpoint``: --allow-pickle is for checkpoints alone; a sample has to be written anew."""
+    remedy = "--allow-pickle if you trust the file" if checkpoint else "save it as plain tensors, or as .npz"
     try:
         return torch.load(str(path), map_location="cpu", weights_only=not allow_pickle)
     except TypeError:  # a torch that does not know the option
         if not allow_pickle:
             raise RecordError(
                 "{}: this torch can only unpickle it, which runs code in it".format(path),
-                "--allow-pickle if you trust it",
+                remedy,
             ) from None
         return torch.load(str(path), map_location="cpu")
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RecordError(
-            "{} cannot be read: {}".format(path, reason), "--allow-pickle if you trust the file"
-        ) from error
+        raise RecordError("{} cannot be read: {}".format(path, reason), remedy) from error
 
 
 def _need(path, what):
@@ -2259,6 +2259,13 @@ def apply_weights(module, state, path, allow_missing=False, allow_unexpected=Fal
         for candidate in (changed, {prefix + key: item for key, item in state.items()}):
             if len(wanted & set(candidate)) > len(wanted & set(best)):
                 best = candidate
+    if wanted and not wanted & set(best):
+        raise RecordError(
+            "checkpoint {} does not fit the model: no key fits; it has {}, the model {}".format(
+                path, ", ".join(list(state)[:3]), ", ".join(sorted(wanted)[:3])
+            ),
+            "it is that of another model; give this model's checkpoint",
+        )
     try:
         result = module.load_state_dict(best, strict=False)
     except RuntimeError as error:
@@ -2355,7 +2362,7 @@ def load_sample(path):
     elif path.endswith(".safetensors"):
         content = read_safetensors(path)
     else:
-        content = _read_torch(path, False)
+        content = _read_torch(path, False, checkpoint=False)
     return as_sample(content, path)
 
 
@@ -2527,16 +2534,32 @@ def _record_script(options):
 
 
 def _preprocessed(target, raw):
+    import pathlib
+
     if not os.path.exists(raw):
         raise RecordError("--raw {}: no such file".format(raw), "give the file that the preprocessing starts from")
     home_name, _, name = target.partition(":")
     sys.path.insert(0, os.getcwd())
-    home = importlib.import_module(home_name)
+    try:
+        home = importlib.import_module(home_name)
+    except Exception as error:
+        raise RecordError(
+            "--preprocess: {} cannot be imported ({}: {})".format(home_name, type(error).__name__, error),
+            "run from the folder that holds it, or install it",
+        ) from error
     if not callable(getattr(home, name, None)):
         raise RecordError("--preprocess: {} has no function {}".format(home_name, name), "give module:function")
-    import pathlib
-
-    return as_sample(getattr(home, name)(pathlib.Path(raw)), target)
+    try:
+        content = getattr(home, name)(pathlib.Path(raw))
+    except RecordError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        lines = str(error).splitlines()
+        raise RecordError(
+            "--preprocess {}: {}: {}".format(target, type(error).__name__, lines[0] if lines else ""),
+            "call {}({!r}) on its own to see the whole traceback".format(name, str(raw)),
+        ) from error
+    return as_sample(content, target)
 
 
 def configuration_of(module, **chosen):
