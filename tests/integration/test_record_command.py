@@ -399,3 +399,13 @@ def test_the_file_alone_tells_of_what_does_not_fit(case: Path, monkeypatch: pyte
     assert "no key fits; it has other" in told("model.py", "foreign.pth", "--input", "s.pt")
     assert "--allow-pickle" not in told("model.py", "ckpt.pth", "--input", "pickled.pt")
     assert "--allow-pickle" in told("model.py", "pickled.pt", "--input", "s.pt")
+
+
+def test_help_says_what_record_does() -> None:
+    """Shared options mean something narrower here; the other commands keep their texts."""
+    text = " ".join(tool_run("record", "--help")[1].split())
+    assert "Record ONNX Runtime's run of this file" in text and "ONNX file to judge" not in text
+    assert "--preprocess; one." in text and "repeatable" not in text and "or a folder" not in text
+    assert "ONNX file to judge" in " ".join(tool_run("determinism", "--help")[1].split())
+    text = " ".join(tool_run("releases", "--help")[1].split())
+    assert "Replace a file of --keep-onnx" in text and "Replace a report" not in text
