@@ -95,6 +95,9 @@ def code_link(expected: Mapping[str, Any] | None, actual: Mapping[str, Any] | No
     if not expected or not actual:
         return _link("code", "not recorded on one side", (), known=False)
     one, other = ({file["path"]: file for file in side["files"]} for side in (expected, actual))
+    if bool(one) != bool(other):
+        # A graph alone, or an archive: there is no source to compare with.
+        return _link("code", "not recorded on one side", (), known=False)
     pairs = dict(_same_files(one, other))
     found = []
     uncommitted = [{entry["path"] for entry in (side.get("git") or {}).get("dirty", ())} for side in (expected, actual)]
@@ -337,7 +340,7 @@ def _first_weight(weights: Link) -> str | None:
         return None
     first = weights.differences[0]
     share, _, size = str(first.note).partition(", ")
-    return f"{share}: {first.what} ({size.replace('this one the most: ', 'the most, ')})"
+    return f"{share}: {first.what} ({size})" if size else f"{first.what} is {share}"
 
 
 def _there(thing: object) -> str | None:
@@ -502,22 +505,26 @@ def weights_link(expected: Manifest, actual: Manifest, compare: Compare) -> Link
             errors.append((name, error))
     training = any((side["provenance"].get("mode") or {}).get("modules_in_training") for side in (expected, actual))
     counters = [name for name, _ in errors if name.endswith("num_batches_tracked") and not training]
-    counting = sorted((item for item in errors if item[0] not in counters), key=lambda item: -_badness(item[1]))
+    counting = [item for item in errors if item[0] not in counters]
     found = []
     if counting:
         name, error = counting[0]
         share = (
             f"{len(counting)} of {len(one)} weights differ" if len(counting) > 1 else f"1 of {len(one)} weights differs"
         )
-        note = f"{share}, {'this one the most: ' if len(counting) > 1 else ''}{_size_note(error)}"
+        note = f"{share}, {_size_note(error)}"
+        worst = max(counting, key=lambda item: _badness(item[1]))
+        if worst is not counting[0]:
+            note += f" (the most in {worst[0]}: {_size_note(worst[1])})"
         found.append(Difference(name, *_kinds(expected, actual, one, other, name), "any", ("weights",), note, error))
-        for name, error in counting[1:LISTED]:
+        # All of them: what is shown is the reporters' affair, and they say how many are left out.
+        for name, error in counting[1:]:
             sides = _kinds(expected, actual, one, other, name)
             found.append(Difference(name, *sides, "any", ("weights",), _size_note(error), error))
-    for name in absent[:LISTED]:
+    for name in absent:
         texts = _there(one.get(name)), _there(other.get(name))
         found.append(Difference(name, *texts, "any", ("weights",), "on one side only"))
-    for name in counters[:LISTED]:
+    for name in counters:
         sides = _kinds(expected, actual, one, other, name)
         found.append(Difference(name, *sides, "none", (), "counts training steps; unused in evaluation"))
     return _link("weights", f"{_count(len(one), 'weight')} and buffers", found)

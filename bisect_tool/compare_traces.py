@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from bisect_tool.bundles import PROJECTED, Bundle, Recorded, open_bundle
+from bisect_tool.cause_help import remedy_of
 from bisect_tool.chain import NUMERIC, first_cause, provenance_links
+from bisect_tool.comparable import comparable, strangers
 from bisect_tool.compare import input_error
 from bisect_tool.environment import peak_rss_mb
 from bisect_tool.errors import BisectError, InconclusiveError
@@ -81,12 +83,18 @@ def compare_traces(
             "the recordings hold no stage and no output", hint="record a model that returns tensors"
         )
     run = _config_run(comparer, config, rows, outputs, time.perf_counter() - began)
-    before = provenance_links(_with_texts(expected), _with_texts(actual), comparer.relative)
+    before = provenance_links(
+        _with_texts(expected, comparer.sides.expected), _with_texts(actual, comparer.sides.actual), comparer.relative
+    )
     stage_link = _stages_link(comparer, rows, config)
     links = [*before, stage_link, _outputs_link(comparer, outputs)]
     verdict = decide(rows, [run], alignment, min_coverage, selected=bool(stages))
-    cause = _cause(links, rows, config, outputs)
-    verdict = replace(verdict, summary=_summary(verdict, cause, links, comparer), first_cause=cause)
+    apart = strangers(comparer.sides.expected, comparer.sides.actual)
+    if apart:
+        verdict = Verdict("inconclusive", apart, None, (), ())
+    else:
+        cause = _cause(links, rows, config, outputs)
+        verdict = replace(verdict, summary=_summary(verdict, cause, links, comparer), first_cause=cause)
     return Report(
         case=_case(expected, actual, config, command),
         verdict=verdict,
@@ -113,11 +121,11 @@ def compare_recordings(
         return compare_traces(one, other, tolerance or make_tolerance(None, None, None), **options)
 
 
-def _with_texts(bundle: Bundle) -> Mapping[str, Any]:
+def _with_texts(bundle: Bundle, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     """The manifest, with what its steps hold that is no number."""
-    names = {entry["tensor"] for entry in bundle.manifest["data"]["taps"]}
+    names = {entry["tensor"] for entry in manifest["data"]["taps"]}
     texts = {name: bundle.texts(name) for name in names if bundle.tensors[name].dtype == "json"}
-    return {**bundle.manifest, "texts": {name: text for name, text in texts.items() if text is not None}}
+    return {**manifest, "texts": {name: text for name, text in texts.items() if text is not None}}
 
 
 class _Comparer:
@@ -126,6 +134,7 @@ class _Comparer:
     def __init__(self, expected: Bundle, actual: Bundle, tolerance: Tolerance):
         self.expected = expected
         self.actual = actual
+        self.sides = comparable(expected.manifest, actual.manifest)
         self.tolerance = tolerance
         self.estimated = 0
         self.spreads: dict[tuple[str, str], Spread | None] = {}
@@ -249,7 +258,6 @@ def _judgement(metrics: ErrorMetrics, dtype: str, tolerance: Tolerance, same: bo
     if metrics.count == 0:
         return "not compared"
     if same:
-        # Nothing but NaN and infinities is no agreement to rely on; everything else is.
         return "pass"
     if kind_of_name(dtype) in ("integer", "other") and tolerance.min_sqnr is None:
         return "fail"
@@ -260,18 +268,18 @@ def _judgement(metrics: ErrorMetrics, dtype: str, tolerance: Tolerance, same: bo
 
 
 def _stage_rows(comparer: _Comparer, config: str, level: str, globs: Sequence[str]) -> tuple[list[StageRow], Alignment]:
-    recorded = comparer.expected.manifest["stages"]
+    recorded = comparer.sides.expected["stages"]
     chosen = [entry for entry in recorded if _is_chosen(entry, level, globs)]
     if globs and not chosen:
         known = ", ".join(sorted({entry["stage"] for entry in recorded if entry["stage"]})[:3])
         raise BisectError(f"--stages {' '.join(globs)}: no recorded stage matches", hint=f"stages look like: {known}")
-    there = {_ref(entry): entry for entry in comparer.actual.manifest["stages"]}
+    there = {_ref(entry): entry for entry in comparer.sides.actual["stages"]}
     absent = {_ref(entry): str(entry["reason"]) for entry in comparer.actual.manifest.get("absent") or ()}
     by_value: dict[int, dict[str, Any]] = {}
     for entry in recorded:
         if entry["level"] != "container":
             by_value.setdefault(entry["value"], entry)
-    errors_of_inputs = _input_errors(comparer)
+    entering = _Entering(comparer, by_value, there)
     rows: list[StageRow] = []
     row_of_value: dict[int, int] = {}
     pairs: list[Pair] = []
@@ -286,7 +294,7 @@ def _stage_rows(comparer: _Comparer, config: str, level: str, globs: Sequence[st
             lost.append(Unaligned(ref, reason, ref not in absent))
         else:
             pairs.append(Pair(ref, _value_name(other, ref), ("name",), None))
-            results[config] = _compared(comparer, config, entry, other, [rows[i] for i in feeding], errors_of_inputs)
+            results[config] = _compared(comparer, entry, other, entering.error(entry))
         info = comparer.expected.tensors[entry["tensor"]]
         alias = StageRef(*entry["alias_of"]) if entry.get("alias_of") else None
         row = StageRow(
@@ -351,33 +359,45 @@ def _feeding(
     return list(found)
 
 
-def _input_errors(comparer: _Comparer) -> dict[Any, float]:
-    sides = [
-        {entry["key"]: entry["tensor"] for entry in bundle.manifest["data"]["inputs"]}
-        for bundle in (comparer.expected, comparer.actual)
-    ]
-    errors = {}
-    for key in sides[0].keys() & sides[1].keys():
-        error = comparer.relative(sides[0][key], sides[1][key])
-        errors[key] = 0.0 if error is None else error
-    return errors
+class _Entering:
+    """Errors that enter stages, from the values that each one reads, whether these are rows of the report or not."""
+
+    def __init__(
+        self,
+        comparer: _Comparer,
+        by_value: Mapping[int, Mapping[str, Any]],
+        there: Mapping[StageRef, Mapping[str, Any]],
+    ):
+        self._comparer = comparer
+        self._by_value = by_value
+        self._there = there
+        inputs = [
+            {entry["key"]: entry["tensor"] for entry in side["data"]["inputs"]}
+            for side in (comparer.sides.expected, comparer.sides.actual)
+        ]
+        self._inputs = {key: (inputs[0][key], inputs[1][key]) for key in inputs[0].keys() & inputs[1].keys()}
+
+    def error(self, entry: Mapping[str, Any]) -> float | None:
+        """``None``: it reads nothing that is recorded, or not all of that has a counterpart."""
+        errors = [self._of_value(self._by_value[value]) for value in entry["reads"] if value in self._by_value]
+        errors += [self._of_pair(self._inputs.get(key)) for key in entry.get("reads_inputs") or ()]
+        return input_error(range(len(errors)), lambda place: errors[place]) if errors else None
+
+    def _of_value(self, producer: Mapping[str, Any]) -> float | None:
+        other = self._there.get(_ref(producer))
+        return None if other is None else self._of_pair((producer["tensor"], other["tensor"]))
+
+    def _of_pair(self, pair: tuple[str, str] | None) -> float | None:
+        if pair is None:
+            return None
+        error = self._comparer.relative(*pair)
+        return 0.0 if error is None else error
 
 
 def _compared(
-    comparer: _Comparer,
-    config: str,
-    entry: Mapping[str, Any],
-    other: Mapping[str, Any],
-    feeding: Iterable[StageRow],
-    errors_of_inputs: Mapping[Any, float],
+    comparer: _Comparer, entry: Mapping[str, Any], other: Mapping[str, Any], entering: float | None
 ) -> Comparison:
     metrics, judgement = comparer.judged(entry["tensor"], other["tensor"])
-    errors: list[float | None] = []
-    for row in feeding:
-        result = row.results.get(config)
-        errors.append(None if result is None else result.total.rel_l2)
-    errors += [errors_of_inputs.get(key) for key in entry.get("reads_inputs") or ()]
-    entering = input_error(range(len(errors)), lambda place: errors[place]) if errors else None
     growth = None
     if entering and math.isfinite(entering) and not math.isnan(metrics.rel_l2):
         growth = metrics.rel_l2 / entering
@@ -396,8 +416,15 @@ def _outputs(comparer: _Comparer) -> tuple[OutputResult, ...]:
             found.append(OutputResult(key, "", missing, "not compared"))
             continue
         metrics, judgement = comparer.judged(entry["tensor"], there[key])
+        if no_number(metrics):
+            judgement = "not compared"
         found.append(OutputResult(key, str(key), metrics, judgement))
     return tuple(found)
+
+
+def no_number(metrics: ErrorMetrics) -> bool:
+    """Nothing but NaN and infinities, the same on both sides: no agreement to rely on."""
+    return 0 < metrics.count == metrics.nonfinite_expected and not metrics.nonfinite_mismatch and not metrics.problem
 
 
 def _config_run(
@@ -534,11 +561,15 @@ def _summary(verdict: Verdict, cause: FirstCause | None, links: Sequence[Link], 
     else:
         lines.append(f"first cause: {cause.link}: {_told(cause.difference)}")
         lines.append(f"first numbers that differ: {cause.numbers}")
+    if cause is not None and cause.numbers is not None and (remedy := remedy_of(cause)):
+        lines.append(f"help: {remedy}")
     if cause is not None and cause.others:
         shown = "; ".join(cause.others[:4]) + (f" and {len(cause.others) - 4} more" if len(cause.others) > 4 else "")
-        lines.append(f"further differences that may add to it: {shown}")
+        adding = "" if cause.numbers is None else " that may add to it"
+        lines.append(f"further differences{adding}: {shown}")
     skipped = ("where the error is made was not measured",)
-    return (*lines, *(line for line in verdict.summary if not line.startswith(skipped)))
+    said = (line for line in verdict.summary if not line.startswith(skipped))
+    return (*lines, *said, *comparer.sides.notes)
 
 
 def _told(difference: Difference) -> str:
@@ -549,7 +580,7 @@ def _told(difference: Difference) -> str:
 
 
 def _notes(comparer: _Comparer) -> list[str]:
-    notes = []
+    notes = list(comparer.sides.notes)
     for side, bundle in (("expected", comparer.expected), ("actual", comparer.actual)):
         notes += [f"{side}: {note}" for note in bundle.manifest["notes"]]
     if comparer.estimated:

@@ -127,6 +127,9 @@ def examine(
     Raises:
         BisectError: the model can't be loaded or run.
     """
+    say("loading the model")
+    with contextlib.suppress(InternalError):  # told as what keeps the first runs from running
+        run_isolated(_check, load, onnx if with_onnx else None, folder=folder)
     maker = _Maker(load, folder, onnx, say)
     found = [maker.series("one process", how, runs), maker.series("fresh processes", how, runs)]
     if all(series.stable is None for series in found):
@@ -222,6 +225,15 @@ class _Maker:
 
 def _runner(how: How) -> str:
     return "PyTorch" if how.runner == "torch" else "ONNX Runtime"
+
+
+def _check(load: Load, onnx: Path | None) -> None:
+    """Whether there is a case at all: what is missing or does not fit is an error before any run, and no answer."""
+    from bisect_tool.backends.onnx_graph import load_onnx
+
+    if onnx is not None:
+        load_onnx(onnx)
+    load()
 
 
 def _export(load: Load, path: Path) -> None:

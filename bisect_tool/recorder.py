@@ -1274,11 +1274,89 @@ def check_target(path, folder=False, force=False):
         raise RecordError(
             "{}: it exists and is not overwritten".format(path), "--force replaces a bundle; or choose another name"
         )
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(str(path), MANIFEST)):
-        raise RecordError("{}: a folder that is no bundle is not replaced".format(path), "choose another name")
+    other = foreign_reason(str(path))
+    if other is not None:
+        raise RecordError(
+            "{}: {}; --force replaces nothing but a bundle".format(path, other),
+            "choose another name, or remove it yourself",
+        )
     if folder != os.path.isdir(path):
         kinds = ("a folder", "a file") if os.path.isdir(path) else ("a file", "a folder")
         raise RecordError("{}: there is {}, and {} is to be written".format(path, *kinds), "choose another name")
+
+
+def foreign_reason(path):
+    """Why what is there is no bundle, whole and with nothing else in it; None where it is one.
+
+    Its manifest has a digest of its own, so that nothing else passes for one by its name. The tensors' own digests are not
+    checked: that would read all of it.
+    """
+    if os.path.islink(path):
+        return "it is a link"
+    try:
+        sizes, raw = _folder_members(path) if os.path.isdir(path) else _file_members(path)
+    except _Foreign as error:
+        return str(error)
+    except OSError as error:
+        return "it cannot be read ({})".format(error.strerror)
+    try:
+        manifest = json.loads(raw.decode())
+        listed = {entry["name"]: entry["bytes"] for entry in manifest["members"]}
+        version, digest = manifest["bundle_version"], manifest["digest"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "its {} is not that of a bundle".format(MANIFEST)
+    if not isinstance(version, int) or digest != manifest_digest(manifest):
+        return "its {} is not as this tool wrote it".format(MANIFEST)
+    if listed != sizes:
+        names = sorted(name for name in set(listed) | set(sizes) if listed.get(name) != sizes.get(name))
+        return "it is no whole bundle: {} is not as its {} says".format(names[0], MANIFEST)
+    return None
+
+
+class _Foreign(Exception):
+    """Something is no bundle; its text says what it is."""
+
+
+_MEMBER = re.compile(r"manifest\.json|projections\.safetensors|tensors-[0-9]{5,}\.safetensors")
+_MOST_MANIFEST = 1 << 28
+
+
+def _folder_members(path):
+    """Sizes of the members beside the manifest, and the manifest's bytes."""
+    sizes = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if not _MEMBER.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                raise _Foreign("it is a folder that is no bundle: it holds {!r}".format(entry.name))
+            sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+    if not 0 < sizes.pop(MANIFEST, 0) <= _MOST_MANIFEST:
+        raise _Foreign("it is a folder that is no bundle: it has no {}".format(MANIFEST))
+    with open(os.path.join(path, MANIFEST), "rb") as file:
+        return sizes, file.read()
+
+
+def _file_members(path):
+    """The same of a single file."""
+    if not os.path.isfile(path):
+        raise _Foreign("it is no file")
+    if not os.path.getsize(path):
+        raise _Foreign("it is an empty file")
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            raise _Foreign("it is a file that is no bundle")
+        file.seek(0)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+                for entry in entries:
+                    if not _MEMBER.fullmatch(entry.filename) or entry.compress_type != zipfile.ZIP_STORED:
+                        raise _Foreign("it is a zip file that is no bundle: it holds {!r}".format(entry.filename))
+                sizes = {entry.filename: entry.file_size for entry in entries}
+                if len(sizes) != len(entries) or not 0 < sizes.pop(MANIFEST, 0) <= _MOST_MANIFEST:
+                    raise _Foreign("it is a zip file that is no bundle: it has no {} of one".format(MANIFEST))
+                return sizes, archive.read(MANIFEST)
+        except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError):
+            raise _Foreign("it is no whole zip file, and no bundle") from None
 
 
 # -- provenance -------------------------------------------------------------------------------------------------------
@@ -2066,11 +2144,19 @@ def record_script(recording, path, arguments, steps):
     """Records a training script; returns the configuration. See :class:`ScriptRecording`."""
     _need(path, "--script")
     recording.moment("start")
-    ScriptRecording(recording, steps).run(path, list(arguments))
+    script = ScriptRecording(recording, steps)
+    script.run(path, list(arguments))
+    if script.step < steps:
+        recording.notes.append("the script ended after {} of {} steps".format(script.step, steps))
     recording.moment("end")
     for moment in ("built", "sample"):
         recording.states.setdefault(moment, recording.states["start"])
-    return {"backend": "torch", "script": os.path.basename(path), "arguments": " ".join(arguments), "steps": steps}
+    return {
+        "backend": "torch",
+        "script": os.path.basename(path),
+        "arguments": " ".join(arguments),
+        "steps": script.step,
+    }
 
 
 # -- as a program -----------------------------------------------------------------------------------------------------
@@ -2126,21 +2212,21 @@ def read_safetensors(path):
         raise RecordError("{} is no safetensors file that can be read here: {}".format(path, error)) from error
 
 
-def _read_torch(path, allow_pickle):
+def _read_torch(path, allow_pickle, checkpoint=True):
+    """``checkpoint``: --allow-pickle is for checkpoints alone; a sample has to be written anew."""
+    remedy = "--allow-pickle if you trust the file" if checkpoint else "save it as plain tensors, or as .npz"
     try:
         return torch.load(str(path), map_location="cpu", weights_only=not allow_pickle)
     except TypeError:  # a torch that does not know the option
         if not allow_pickle:
             raise RecordError(
                 "{}: this torch can only unpickle it, which runs code in it".format(path),
-                "--allow-pickle if you trust it",
+                remedy,
             ) from None
         return torch.load(str(path), map_location="cpu")
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RecordError(
-            "{} cannot be read: {}".format(path, reason), "--allow-pickle if you trust the file"
-        ) from error
+        raise RecordError("{} cannot be read: {}".format(path, reason), remedy) from error
 
 
 def _need(path, what):
@@ -2173,6 +2259,13 @@ def apply_weights(module, state, path, allow_missing=False, allow_unexpected=Fal
         for candidate in (changed, {prefix + key: item for key, item in state.items()}):
             if len(wanted & set(candidate)) > len(wanted & set(best)):
                 best = candidate
+    if wanted and not wanted & set(best):
+        raise RecordError(
+            "checkpoint {} does not fit the model: no key fits; it has {}, the model {}".format(
+                path, ", ".join(list(state)[:3]), ", ".join(sorted(wanted)[:3])
+            ),
+            "it is that of another model; give this model's checkpoint",
+        )
     try:
         result = module.load_state_dict(best, strict=False)
     except RuntimeError as error:
@@ -2269,7 +2362,7 @@ def load_sample(path):
     elif path.endswith(".safetensors"):
         content = read_safetensors(path)
     else:
-        content = _read_torch(path, False)
+        content = _read_torch(path, False, checkpoint=False)
     return as_sample(content, path)
 
 
@@ -2434,20 +2527,39 @@ def _record_script(options):
         configuration = record_script(recording, options.script, options.arguments, options.steps)
         configuration["seed"] = options.seed
         command = "bisect_recorder.py " + " ".join(sys.argv[1:])
-        return recording.finish(configuration, (), options.script, command=command, extra={"kind": "script"})
+        path = recording.finish(configuration, (), options.script, command=command, extra={"kind": "script"})
+        for note in recording.notes:
+            print("note: " + note, file=sys.stderr)
+        return path
 
 
 def _preprocessed(target, raw):
+    import pathlib
+
     if not os.path.exists(raw):
         raise RecordError("--raw {}: no such file".format(raw), "give the file that the preprocessing starts from")
     home_name, _, name = target.partition(":")
     sys.path.insert(0, os.getcwd())
-    home = importlib.import_module(home_name)
+    try:
+        home = importlib.import_module(home_name)
+    except Exception as error:
+        raise RecordError(
+            "--preprocess: {} cannot be imported ({}: {})".format(home_name, type(error).__name__, error),
+            "run from the folder that holds it, or install it",
+        ) from error
     if not callable(getattr(home, name, None)):
         raise RecordError("--preprocess: {} has no function {}".format(home_name, name), "give module:function")
-    import pathlib
-
-    return as_sample(getattr(home, name)(pathlib.Path(raw)), target)
+    try:
+        content = getattr(home, name)(pathlib.Path(raw))
+    except RecordError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        lines = str(error).splitlines()
+        raise RecordError(
+            "--preprocess {}: {}: {}".format(target, type(error).__name__, lines[0] if lines else ""),
+            "call {}({!r}) on its own to see the whole traceback".format(name, str(raw)),
+        ) from error
+    return as_sample(content, target)
 
 
 def configuration_of(module, **chosen):

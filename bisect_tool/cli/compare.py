@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from bisect_tool.cli import options as shared
+from bisect_tool.cli.run import progress
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, BisectError
 
 MANIFEST = "manifest.json"
@@ -48,7 +50,11 @@ def is_bundle(path: Path) -> bool:
 @click.option("--all-items", is_flag=True, help="Of data files: print every column or array.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 on a difference too.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
-def compare(expected: str, actual: str, form: str, exit_zero: bool, **given: Any) -> int:
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+@click.pass_context
+def compare(
+    context: click.Context, /, expected: str, actual: str, form: str, exit_zero: bool, quiet: bool, **given: Any
+) -> int:
     """Say what differs between EXPECTED and ACTUAL: two recordings of `bisect-tool record`, or two data files.
 
     Data files: .csv .tsv .npy .npz .pt .safetensors .json and images. Without a tolerance they must be equal. Exit
@@ -59,8 +65,25 @@ def compare(expected: str, actual: str, form: str, exit_zero: bool, **given: Any
     if bundles[0] != bundles[1]:
         recording, other = paths if bundles[0] else reversed(paths)
         raise BisectError(f"{recording} is a recording, {other} is none", hint="compare two of the same kind")
+    _check_options(context, recordings=bundles[0])
+    progress(quiet)(f"comparing {paths[0].name} with {paths[1].name}")
     code = _recordings(*paths, form, given) if bundles[0] else _data_files(*paths, form, given)
     return EXIT_AGREES if exit_zero and code == EXIT_DIVERGES else code
+
+
+_OF_RECORDINGS = ("level", "stages", "min_coverage", "all_stages", "output", "force")
+_OF_DATA_FILES = ("separator", "all_items")
+
+
+def _check_options(context: click.Context, *, recordings: bool) -> None:
+    """Raises BisectError where an option was given that means nothing for this kind of file."""
+    for parameter in context.command.params:
+        if parameter.name not in (_OF_DATA_FILES if recordings else _OF_RECORDINGS):
+            continue
+        if context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+            kind, other = ("recordings", "data files") if recordings else ("data files", "recordings")
+            option = max(parameter.opts, key=len)
+            raise BisectError(f"{option} has no effect on {kind}, only on {other}", hint="leave it out")
 
 
 def _recordings(expected: Path, actual: Path, form: str, given: dict[str, Any]) -> int:

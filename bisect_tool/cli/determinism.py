@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import shlex
+import shutil
 import sys
 import tempfile
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,19 +75,31 @@ def determinism(
 
 
 def _print(found: Determinism) -> None:
+    """Folded at the terminal's width."""
+    columns = shutil.get_terminal_size().columns
     width = max(len(series.name) for series in [*found.series, *(each.series for each in found.tried)])
+
+    def say(text: str, indent: str = "    ") -> None:
+        lines = textwrap.wrap(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        click.echo("\n".join(lines))
+
+    def tell(series: Series) -> None:
+        # Under the first line's beginning, unless the names leave too little room for that.
+        wide = width + 2 <= columns // 2
+        say(f"{series.name:{width if wide else 0}}  {_line(series)}", " " * (width + 2) if wide else "    ")
+
     for series in found.series:
-        click.echo(f"{series.name:{width}}  {_line(series)}")
+        tell(series)
     if found.tried:
         click.echo("\ntried")
         for each in found.tried:
-            click.echo(f"{each.series.name:{width}}  {_line(each.series)}")
+            tell(each.series)
     click.echo()
     for line in found.summary:
-        click.echo(line)
+        say(line)
     for series in found.series:
         if series.counts and series.cause:
-            click.echo(f"cause as the recordings tell it ({series.name}): {series.cause}")
+            say(f"cause as the recordings tell it ({series.name}): {series.cause}")
 
 
 def _line(series: Series) -> str:

@@ -22,8 +22,11 @@ DIFF_FILES = ("diff.json", "requirements.txt", "Dockerfile", "determinism.py")
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="Write the snapshot, as JSON, to this file.")
 @click.option("--force", is_flag=True, help="Replace the file of -o if it is there.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.pass_context
-def env(context: click.Context, binaries: tuple[str, ...], output: str | None, force: bool, form: str) -> int:
+def env(
+    context: click.Context, binaries: tuple[str, ...], output: str | None, force: bool, form: str, quiet: bool
+) -> int:
     """Say what numbers are made with here: versions, processor, GPU, threads, variables, flags.
 
     Secrets are never in it: variables are taken from a list, and what looks like a token is withheld.
@@ -44,7 +47,7 @@ def env(context: click.Context, binaries: tuple[str, ...], output: str | None, f
         from bisect_tool.reporters.environments import print_snapshot
 
         print_snapshot(data)
-    else:
+    elif not quiet:
         click.echo(f"wrote {output}", err=True)
     return EXIT_AGREES
 

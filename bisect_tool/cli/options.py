@@ -96,6 +96,18 @@ def reporting(command: Command) -> Command:
     )
 
 
+def reworded(**texts: str) -> Callable[[click.Command], click.Command]:
+    """Help texts by parameter, where a shared option means something narrower to a command."""
+
+    def change(command: click.Command) -> click.Command:
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and parameter.name in texts:
+                parameter.help = texts[parameter.name]
+        return command
+
+    return change
+
+
 def _stacked(command: Command, *decorators: Callable[[Command], Command]) -> Command:
     """As if they stood above the command one below the other: that is their order in the help."""
     for decorator in reversed(decorators):

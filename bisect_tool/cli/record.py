@@ -18,9 +18,17 @@ from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import Loaded, case_name, load, make_case
 from bisect_tool.cli.process import load_libraries
 from bisect_tool.cli.run import progress, settings_of
+from bisect_tool.cli.settings import parse_size
 from bisect_tool.errors import EXIT_AGREES, BisectError
 
 
+@shared.reworded(
+    inputs="The sample: .pt .npz .npy .safetensors; one.",
+    onnx="Record ONNX Runtime's run of this file; without it PyTorch's run of MODEL.",
+    raw="File given to --preprocess; one.",
+    memory_budget="Of aligning a graph with MODEL; recordings themselves are written as they come.",
+    name="Name of the case in the recording [default: the model file's].",
+)
 @click.command(context_settings={**shared.SETTINGS, "allow_extra_args": True})
 @shared.loading
 @click.option("--script", type=click.Path(), metavar="FILE", help="Record a training script; its arguments behind --.")
@@ -42,7 +50,7 @@ from bisect_tool.errors import EXIT_AGREES, BisectError
 )
 @click.option("--folder", is_flag=True, help="Write a folder instead of one file.")
 @shared.running
-@click.option("--force", is_flag=True, help="Replace a recording that is there.")
+@click.option("--force", is_flag=True, help="Replace a recording that is there, and nothing else.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.version_option(package_name="bisect-divergence")
 @click.pass_context
@@ -101,6 +109,8 @@ def _record_script(
     tool = {"name": "bisect-divergence", "version": __version__}
     extra = {"kind": "script", "case": Path(script).stem}
     path: str = recording.finish(configuration, (), script, snapshot(), command, tool, extra)
+    for note in recording.notes:
+        click.echo(f"note: {note}", err=True)
     return path
 
 
@@ -218,7 +228,8 @@ def _run_onnx(
     from bisect_tool.tolerances import make_tolerance
 
     path = Path(settings["onnx"])
-    options = Options(make_tolerance(None, None, None), onnx=path, threads=settings["threads"])
+    budget = parse_size(str(settings["memory_budget"]))
+    options = Options(make_tolerance(None, None, None), onnx=path, threads=settings["threads"], memory_budget=budget)
     inspection = inspect_case(case, options, say)
     say("running ONNX Runtime")
     tensors = sample_tensors(case.module, case.args, case.kwargs)

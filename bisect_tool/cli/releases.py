@@ -36,6 +36,7 @@ class _WithDashes(click.Command):
         return super().parse_args(ctx, args)
 
 
+@shared.reworded(force="Replace a file of --keep-onnx that is there.")
 @click.command(cls=_WithDashes, context_settings=shared.SETTINGS)
 @click.argument("package")
 @click.argument("versions", metavar="RANGE")

@@ -143,7 +143,7 @@ def settings_of(given: dict[str, Any]) -> dict[str, Any]:
         # A tolerance on the command line replaces the file's, not only the option of the same name.
         settings.update({name: given.get(name) for name in _TOLERANCES})
     if not settings["model"]:
-        raise BisectError("no model given", hint="bisect-divergence model.py ckpt.pth --input sample.pt")
+        raise BisectError("no model given", hint=f"{_called()} model.py ckpt.pth --input sample.pt")
     if not settings["inputs"] and not settings["preprocess"]:
         raise BisectError("no sample given", hint="--input sample.pt: the tensors that forward is called with")
     if settings["inputs"] and settings["preprocess"]:
@@ -166,6 +166,14 @@ def settings_of(given: dict[str, Any]) -> dict[str, Any]:
     if settings["parts"]:
         _check_beside_parts(given, settings)
     return settings
+
+
+def _called() -> str:
+    """The command that is running, with what stands before its model."""
+    context = click.get_current_context(silent=True)
+    name = "bisect-divergence" if context is None else context.command_path
+    own = context.params if context is not None else {}
+    return f"{name} {own['package']} {own['versions']} --" if "versions" in own else name
 
 
 def _check_beside_totals(settings: Mapping[str, Any]) -> None:

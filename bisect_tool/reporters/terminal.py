@@ -191,7 +191,11 @@ def _chain(page: Page, report: Report) -> None:
     for link in report.chain:
         for name, status, text in common.chain_cells(link):
             if name:
+                # A row is one line; what it has no room for gets lines of its own.
+                text, _, rest = text.partition("; ")
                 entries.append(Row((name, status, text), ((1, styles[status]),)))
+                if rest:
+                    entries.append(Span(f"    {rest}", fold=True))
             else:
                 entries.append(Span(f"    {text}", fold=True))
     page.line(("The chain, in causal order", "bold"))

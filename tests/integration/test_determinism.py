@@ -170,3 +170,48 @@ def test_recording_a_script(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("1 / 0")
     code, _, err = _command("record", "--script", tmp_path / "train.py", "-o", tmp_path / "u.trace", "-q")
     assert 2 == code and "ZeroDivisionError" in err
+
+
+def test_wrong_input_is_an_error_before_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit 2 with the reason and its help, as of the other commands."""
+    (tmp_path / "model.py").write_text("from torch import nn\n\ndef build_model():\n    return nn.Linear(4, 3)\n")
+    torch.save(torch.ones(1, 4), tmp_path / "s.pt")
+    torch.save({"other": torch.ones(1)}, tmp_path / "ckpt.pth")
+    model, sample = tmp_path / "model.py", ("--input", tmp_path / "s.pt")
+
+    def no_run(*_: Any) -> None:
+        raise AssertionError("a run was made")
+
+    monkeypatch.setattr(determinism, "record_runs", no_run)
+    cases: list[tuple[tuple[object, ...], str]] = [
+        ((tmp_path / "none.py", *sample), "none.py"),
+        ((model, "--input", tmp_path / "none.pt"), "none.pt"),
+        ((model, tmp_path / "ckpt.pth", *sample), "does not fit"),
+        ((model, *sample, "--onnx", tmp_path / "none.onnx"), "none.onnx: no such file"),
+    ]
+    for arguments, reason in cases:
+        code, out, err = _command("determinism", *arguments, "-q")
+        assert (2, "") == (code, out), err
+        assert reason in err and "help:" in err, err
+
+
+def test_help_names_the_command_that_was_called() -> None:
+    """Not the main one."""
+    code, _, err = _command("determinism")
+    assert 2 == code and "help: bisect-tool determinism model.py ckpt.pth" in err
+    code, _, err = _command("releases", "onnxruntime", "1.2,1.3")
+    assert 2 == code and "help: bisect-tool releases onnxruntime 1.2,1.3 -- model.py" in err
+
+
+def test_lines_are_folded(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the terminal's width; nothing is cut off."""
+    from bisect_tool.cli.determinism import _print
+
+    monkeypatch.setenv("COLUMNS", "80")
+    series = determinism.Series(
+        "ONNX Runtime, fresh processes", 5, True, False, 4, "a.stage." * 4, 0.1, 0.2, "word " * 40
+    )
+    _print(determinism.Determinism("differs", ("long " * 40,), (series,), ()))
+    out = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert 40 == out.count("word") == out.count("long") and "outputs 2.0e-01" in " ".join(out.split())

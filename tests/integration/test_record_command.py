@@ -341,3 +341,71 @@ def test_folders_are_bundles_too(case: Path) -> None:
     assert 0 == report(case, "a.trace", "f")[0]
     with open_bundle(case / "f") as bundle:
         assert "full" == bundle.manifest["content"]
+
+
+def test_force_leaves_what_is_read(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both programs: the checkpoint, the sample, the model or the graph as the place of the recording is exit 2."""
+    names = ("model.py", "ckpt.pth", "s.pt", "m.onnx")
+    before = {name: (case / name).read_bytes() for name in names}
+    for name in names:
+        code, _, err = record(case, name, "--force")
+        assert 2 == code and "nothing but a bundle" in err and "help:" in err
+    monkeypatch.chdir(case)
+    out = io.StringIO()
+    with contextlib.redirect_stderr(out):
+        assert 2 == recorder.main(["model.py", "ckpt.pth", "--input", "s.pt", "-o", "ckpt.pth", "--force"])
+    assert "nothing but a bundle" in out.getvalue()
+    assert before == {name: (case / name).read_bytes() for name in names}
+
+
+def test_options_of_the_other_kind_of_file(case: Path) -> None:
+    """An error, and not silence; -q leaves stderr empty."""
+    for option in (["--all-items"], ["--separator", ";"]):
+        code, _, err = tool_run("compare", case / "a.trace", case / "a.trace", *option)
+        assert 2 == code and f"{option[0]} has no effect on recordings" in err
+    (case / "t.csv").write_text("a,b\n1,2\n")
+    for option in (["--level", "op"], ["--stages", "x"], ["-o", str(case / "r")], ["--all-stages"]):
+        code, _, err = tool_run("compare", case / "t.csv", case / "t.csv", *option)
+        assert 2 == code and "has no effect on data files" in err
+    assert (0, "") == tool_run("compare", case / "a.trace", case / "a.trace", "-q")[::2]
+    assert (0, "") == tool_run("env", "-q", "-o", case / "env.json")[::2]
+    assert (case / "env.json").is_file()
+
+
+def test_what_to_do_about_the_first_cause(case: Path) -> None:
+    """One line of help, and what is long is folded, not cut."""
+    record(case, "h.trace", "--force", ckpt="other.pth")
+    _, out, _ = tool_run("compare", case / "a.trace", case / "h.trace")
+    assert "help: copy the checkpoint from one side to the other" in " ".join(out.split())
+    assert ".." not in out.split("The chain")[1].split("random state")[1].splitlines()[0]
+
+
+def test_the_file_alone_tells_of_what_does_not_fit(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exceptions of the user's preprocessing, another model's checkpoint, a sample that only a pickle holds."""
+    monkeypatch.chdir(case)
+    (case / "prep_that_fails.py").write_text("def load(path):\n    raise ValueError('no picture')\n")
+    torch.save({"other": torch.ones(1)}, case / "foreign.pth")
+    torch.save({"x": Path("x")}, case / "pickled.pt")
+
+    def told(*arguments: str) -> str:
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            assert 2 == recorder.main([*arguments, "-o", "none.trace"])
+        assert not (case / "none.trace").exists() and "Traceback" not in err.getvalue()
+        return err.getvalue()
+
+    failed = told("model.py", "--preprocess", "prep_that_fails:load", "--raw", "s.pt")
+    assert "--preprocess prep_that_fails:load: ValueError: no picture" in failed and "help: call load(" in failed
+    assert "no key fits; it has other" in told("model.py", "foreign.pth", "--input", "s.pt")
+    assert "--allow-pickle" not in told("model.py", "ckpt.pth", "--input", "pickled.pt")
+    assert "--allow-pickle" in told("model.py", "pickled.pt", "--input", "s.pt")
+
+
+def test_help_says_what_record_does() -> None:
+    """Shared options mean something narrower here; the other commands keep their texts."""
+    text = " ".join(tool_run("record", "--help")[1].split())
+    assert "Record ONNX Runtime's run of this file" in text and "ONNX file to judge" not in text
+    assert "--preprocess; one." in text and "repeatable" not in text and "or a folder" not in text
+    assert "ONNX file to judge" in " ".join(tool_run("determinism", "--help")[1].split())
+    text = " ".join(tool_run("releases", "--help")[1].split())
+    assert "Replace a file of --keep-onnx" in text and "Replace a report" not in text

@@ -249,6 +249,64 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         written(tmp_path / "none" / "a.trace", [np.ones(2)])
 
 
+def _foreign(place: Path) -> dict[str, Path]:
+    """What --force must not touch, by kind."""
+    torch.save({"w": torch.ones(2)}, place / "ckpt.pth")
+    np.savez(place / "s.npz", x=np.ones(2))
+    (place / "model.py").write_text("x = 1")
+    (place / "empty.trace").touch()
+    (place / "m.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")
+    with zipfile.ZipFile(place / "mine.zip", "w") as archive:
+        archive.writestr("manifest.json", "{}")
+        archive.writestr("tensors-00000.safetensors", "x")
+    with zipfile.ZipFile(place / "notes.zip", "w") as archive:
+        archive.writestr("manifest.json", "{}")
+        archive.writestr("notes.txt", "x")
+    written(place / "whole.trace", [np.ones(2)])
+    (place / "cut.trace").write_bytes((place / "whole.trace").read_bytes()[:-9])
+    (place / "link.trace").symlink_to("whole.trace")
+    with zipfile.ZipFile(place / "whole.trace") as source, zipfile.ZipFile(place / "altered.trace", "w") as archive:
+        for name in source.namelist():
+            archive.writestr(name, source.read(name).replace(b'"stages"', b'"Stages"'))
+    return {path.name: path for path in place.iterdir() if path.name != "whole.trace"}
+
+
+def test_force_replaces_nothing_but_bundles(tmp_path: Path) -> None:
+    """Checkpoints, models, samples, other zip files, halves of bundles and links stay as they are."""
+    things = _foreign(tmp_path)
+    assert 10 == len(things)
+    for name, path in things.items():
+        before = path.read_bytes()
+        for folder in (False, True):
+            with pytest.raises(RecordError, match="nothing but a bundle") as caught:
+                written(path, [np.ones(3)], force=True, folder=folder)
+            assert caught.value.hint, name
+        assert before == path.read_bytes(), name
+    assert things["link.trace"].is_symlink()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_force_replaces_folders_that_hold_nothing_else(tmp_path: Path) -> None:
+    """A bundle's folder goes; with one file more in it, or a member less, it stays."""
+    folder = tmp_path / "folder"
+    written(folder, [np.ones(2)], folder=True)
+    written(folder, [np.ones(3)], folder=True, force=True)
+    (folder / "mine.txt").write_text("kept")
+    with pytest.raises(RecordError, match=r"it holds 'mine\.txt'"):
+        written(folder, [np.ones(4)], folder=True, force=True)
+    assert "kept" == (folder / "mine.txt").read_text()
+    (folder / "mine.txt").unlink()
+    (folder / "projections.safetensors").unlink()
+    with pytest.raises(RecordError, match="no whole bundle"):
+        written(folder, [np.ones(4)], folder=True, force=True)
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(RecordError, match="not that of a bundle"):
+        written(folder, [np.ones(4)], folder=True, force=True)
+    assert "{}" == (folder / "manifest.json").read_text()
+
+
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("moment", ["add", "finish", "move"])
 def test_interrupted_recordings_leave_nothing(
