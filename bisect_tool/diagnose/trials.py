@@ -83,20 +83,31 @@ def propose(
     """
     for node in nodes:
         yield from _weights(node, statics)
+    # An exchange of operands can come to the same as what follows: ``Less`` for ``Greater``, a ``Not`` before ``Where``.
+    left_out = _left_out(nodes, calls, stage or nodes, opset)
+    yield from (trial for surplus, trial in left_out if surplus)
+    known = {form.op for call in calls for form in forms(call, opset)}
+    for node in nodes:
+        if node.op in _COMPARING and node.op not in known:
+            yield from _replaced(node, calls, opset)
     for node in nodes:
         yield from _reordered(node)
-    left_out = _left_out(nodes, calls, stage or nodes)
-    yield from (trial for surplus, trial in left_out if surplus)
     for node in nodes:
         yield from _towards_calls(node, calls, opset)
     yield from (trial for surplus, trial in left_out if not surplus)
+    doubtful: list[Trial] = []
     for node in nodes:
-        yield from _replaced(node, calls, opset)
+        for trial in _replaced(node, calls, opset):
+            if isinstance(trial.edit, Edit) and _is_part(node, trial.edit, stage or nodes):
+                doubtful.append(_in_doubt(node, trial))
+            else:
+                yield trial
     for node in nodes:
         yield from _fitted(node, calls)
     for node in nodes:
         yield from _other_settings(node)
         yield from _other_windows(node)
+    yield from doubtful
     for node in nodes:
         yield from _in_front(node, calls, opset)
     for node in nodes:
@@ -163,9 +174,9 @@ def _towards_calls(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tr
                 if name in node.attributes and not _equal(_counted(node, name), value)
             }
             constants = {
-                place: given
-                for place, given in enumerate(form.inputs)
-                if isinstance(given, np.ndarray)
+                place: _like(given, node.constants[place])
+                for place, given in ((place, _constant(each)) for place, each in enumerate(form.inputs))
+                if given is not None
                 and place in node.constants
                 and node.constants[place].size == given.size
                 and not _equal_arrays(node.constants[place], given)
@@ -185,6 +196,19 @@ def _towards_calls(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tr
             yield Trial(
                 code, node.name, text, f"set it as PyTorch's {call.name} has it", _with(node, attributes, constants)
             )
+
+
+def _constant(given: Operand | Array | None) -> Array | None:
+    """What a call has as a constant: numbers, and whole numbers that it was given as a tensor; weights have their own."""
+    if isinstance(given, Operand):
+        return given.array if given.static and (given.array.dtype.kind in "iub" or given.array.size == 1) else None
+    return given
+
+
+def _like(given: Array, have: Array) -> Array:
+    """Numbers of a call in the type and shape that the node's constant has."""
+    with np.errstate(all="ignore"):
+        return given.astype(have.dtype).reshape(have.shape)
 
 
 def _replaced(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
@@ -268,6 +292,48 @@ def _replacement(node: Node, call: Call, form: Form, inputs: tuple[str | Array |
     return Trial(code, node.name, text, remedy, edit, call.key if code == MISSING else None)
 
 
+_COMPARING = {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Xor"}
+_COMPARING |= {"BitwiseAnd", "BitwiseOr", "BitwiseXor"}
+
+_PARTS: Mapping[str, frozenset[str]] = {
+    "Gelu": frozenset(["Pow", "Mul", "Add", "Sum", "Tanh", "Erf", "Div", "Sqrt"]),
+    "Mish": frozenset(["Softplus", "Exp", "Log", "Add", "Tanh", "Mul"]),
+    "Swish": frozenset(["Sigmoid", "Mul"]),
+    "HardSwish": frozenset(["HardSigmoid", "Add", "Clip", "Mul", "Div"]),
+    "Softmax": frozenset(["ReduceMax", "Sub", "Exp", "ReduceSum", "Div"]),
+    "LogSoftmax": frozenset(["ReduceMax", "ReduceLogSumExp", "Sub", "Exp", "ReduceSum", "Log"]),
+    "Softplus": frozenset(["Exp", "Add", "Log"]),
+    "Softsign": frozenset(["Abs", "Add", "Div"]),
+    "HardSigmoid": frozenset(["Add", "Clip", "Div", "Mul"]),
+}
+"""What exporters write operators as, where they write several nodes."""
+
+
+def _whole(edit: Edit) -> str | None:
+    """The operator that an edit puts in as a whole, though it may be in several steps; ``None``: it is none of those."""
+    ops = [step.op for step in edit.steps]
+    if len(ops) == 1:
+        return ops[0] if ops[0] in _PARTS else None
+    return next((op for op, parts in _PARTS.items() if set(ops) <= parts), None)
+
+
+def _is_part(node: Node, edit: Edit, stage: Sequence[Node]) -> bool:
+    """Whether a node is one of several that together are the operator that would take its place.
+
+    In the place of the last of them the whole operator mends whatever is wrong in any.
+    """
+    parts = _PARTS.get(_whole(edit) or "", frozenset())
+    return node.op in parts and sum(each.op in parts for each in stage) > 1
+
+
+def _in_doubt(node: Node, trial: Trial) -> Trial:
+    """The whole of an operator in the place of a part: a way to mend it that does not say what is wrong."""
+    text = (
+        f"not certain: {trial.text}, but it may be one of several nodes that compute it, and another of them be wrong"
+    )
+    return replace(trial, text=text)
+
+
 _PLAIN = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Dropout"}
 _SINCE = {"Gelu": 20, "HardSwish": 14, "Mish": 18, "Swish": 24, "Celu": 12, "LayerNormalization": 17}
 
@@ -306,7 +372,7 @@ def _resolved(given: Operand | Array | None, node: Node) -> str | Array | None:
     if given.name is not None:
         return given.name
     for name in node.inputs:
-        value = node.values.get(name)
+        value = node.values.get(name, node.others.get(name))
         if (
             value is not None
             and value.size == given.array.size
@@ -324,11 +390,14 @@ def _differs(node: Node, inputs: Sequence[str | Array | None], form: Form) -> bo
 # -- what is too much, what is missing --------------------------------------------------------------------------------
 
 
-def _left_out(nodes: Sequence[Node], calls: Sequence[Call], stage: Sequence[Node]) -> list[tuple[bool, Trial]]:
+def _left_out(
+    nodes: Sequence[Node], calls: Sequence[Call], stage: Sequence[Node], opset: int
+) -> list[tuple[bool, Trial]]:
     """Nodes without which the stage may be right, and whether PyTorch has none of these operations, or not as many."""
     counted: dict[str, int] = {}
     for call in calls:
-        counted[family(call.name)] = counted.get(family(call.name), 0) + 1
+        for kind in {family(call.name), *(family(form.op) for form in forms(call, opset))}:
+            counted[kind] = counted.get(kind, 0) + 1
     surplus = {
         node.name
         for node in nodes
