@@ -113,7 +113,6 @@ _UNARY = {
     "asin": "Asin",
     "acos": "Acos",
     "atan": "Atan",
-    "mish": "Mish",
     "softsign": "Softsign",
     "logical_not": "Not",
     "isnan": "IsNaN",
@@ -159,6 +158,12 @@ def _gelu(call: Call, opset: int) -> Sequence[Form]:
 def _silu(call: Call, opset: int) -> Sequence[Form]:
     # As one operator, and the sigmoid of it where exporters multiply by themselves.
     return [Form("Swish", (_first(call),), {"alpha": 1.0}), Form("Sigmoid", (_first(call),), {})]
+
+
+@_form("mish")
+def _mish(call: Call, opset: int) -> Sequence[Form]:
+    # As one operator, and the first of those that old opsets have for it.
+    return [Form("Mish", (_first(call),), {}), Form("Softplus", (_first(call),), {})]
 
 
 @_form("hardswish")

@@ -233,6 +233,57 @@ def test_gates_are_put_into_onnx_order() -> None:
     assert np.array_equal(right, found.array)
 
 
+def lstm_weight(tensor: Array) -> Array:
+    i, f, g, o = np.split(tensor, 4)
+    return np.concatenate([i, o, f, g])
+
+
+def test_directions_in_each_others_place() -> None:
+    there, back = (np.random.default_rng(n).standard_normal((12, 5)).astype(np.float32) for n in (1, 2))
+    statics = [Static("weight_ih_l0", there), Static("weight_ih_l0_reverse", back)]
+    right = np.stack([lstm_weight(there), lstm_weight(back)])
+    assert () == weight_forms(right, statics, gates=4)
+    (found,) = weight_forms(right[::-1].copy(), statics, gates=4)
+    assert np.array_equal(right, found.array)
+
+
+def test_weights_of_one_node_in_each_others_place() -> None:
+    scale, shift = np.float32([1, 2, 3, 4]), np.float32([5, 6, 7, 8])
+    norm = node("LayerNormalization", inputs=("x", "w", "b"), constants={1: shift, 2: scale})
+    found = [
+        each
+        for each in trials([norm], [], [Static("n.weight", scale), Static("n.bias", shift)])
+        if "other's" in each.text
+    ]
+    assert [("x", "b", "w")] == [each.edit.steps[0].inputs for each in found]
+
+
+@pytest.mark.parametrize("stale", [True, False], ids=["another checkpoint", "layers exchanged"])
+def test_weights_of_several_nodes_at_once(stale: bool) -> None:
+    tensors = [np.random.default_rng(n).standard_normal((12, 3)).astype(np.float32) for n in (1, 2)]
+    right = [lstm_weight(each)[None] for each in tensors]
+    have = [each + np.float32(0.01) for each in right] if stale else right[::-1]
+    layers = [
+        Node(f"l{i}", "LSTM", {}, (f"h{i}", f"w{i}"), {1: have[i]}, (f"h{i + 1}",), {}, {f"h{i}": X.shape})
+        for i in range(2)
+    ]
+    statics = [Static(f"weight_ih_l{i}", each) for i, each in enumerate(tensors)]
+    together = [each for each in trials(layers, [], statics) if isinstance(each.edit, Edit) and each.edit.more]
+    made = [[each.edit.steps[0].inputs[1], each.edit.more[0].steps[0].inputs[1]] for each in together]
+    assert any(all(np.array_equal(a, b) for a, b in zip(each, right, strict=True)) for each in made)
+    assert all(each.code == WEIGHT for each in together)
+
+
+def test_the_weight_of_another_module_is_named() -> None:
+    product = node("Add", inputs=("x", "v.bias"), constants={1: W[0]})
+    given = propose([product], [], [Static("k.bias", W[1])], 20, (), frozenset(["v.bias", "k.bias"]))
+    assert "the_Add reads v.bias where PyTorch reads k.bias" == next(e.text for e in given if isinstance(e, Trial))
+
+
+def test_zeros_have_no_relative_difference() -> None:
+    assert "at most 2, where all should be 0" == difference(np.full(4, 2.0), np.zeros(4))
+
+
 @pytest.mark.parametrize(
     "have, text",
     [
