@@ -44,6 +44,8 @@ class Trial:
         remedy: what to do then.
         edit: the change.
         about: key of the call of PyTorch's that the graph lacks there; ``None``: it is about something else.
+        thing: what of the file is wrong, where several nodes or stages may show it: a weight, an attribute of a node;
+            empty: the text tells one from another.
     """
 
     code: str
@@ -52,6 +54,7 @@ class Trial:
     remedy: str
     edit: Edit | Widened
     about: int | None = None
+    thing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ def _weights(node: Node, statics: Sequence[Static], parameters: frozenset[str] =
             f"weights that {node.name} reads: {'; '.join(texts)}",
             "export the file again from this checkpoint",
             _with(node, inputs={place: array for place, array in arrays.items() if isinstance(array, np.ndarray)}),
+            thing="; ".join(trial.thing for trial in nearest.values()),
         )
 
 
@@ -232,6 +236,7 @@ def _each_weight(node: Node, statics: Sequence[Static], parameters: frozenset[st
                     else f"{name}, which {node.name} reads, {form.text}",
                     "export the file again from this checkpoint",
                     _with(node, inputs={place: form.array}),
+                    thing=f"{name} as {form.name}",
                 )
 
 
@@ -271,9 +276,9 @@ def _towards_calls(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tr
                 code, text = CONSTANT, f"{node.op} {node.name}: {', '.join(parts)}; PyTorch's {call.name} has {right}"
             else:
                 continue
-            yield Trial(
-                code, node.name, text, f"set it as PyTorch's {call.name} has it", _with(node, attributes, constants)
-            )
+            thing = f"{node.name} {sorted(attributes)}" if attributes and not constants else ""
+            remedy = f"set it as PyTorch's {call.name} has it"
+            yield Trial(code, node.name, text, remedy, _with(node, attributes, constants), thing=thing)
 
 
 def _constant(given: Operand | Array | None) -> Array | None:
@@ -656,6 +661,7 @@ def _attribute_trial(node: Node, name: str, value: float) -> Callable[[float, st
             text + (f"; PyTorch's {hint}" if hint else ""),
             f"set {name} to {other:.7g}",
             _with(node, {name: other}),
+            thing=f"{node.name} {[name]}",
         )
 
     return trial
@@ -703,7 +709,8 @@ def _other_settings(node: Node) -> Iterator[Trial]:
     for name, value in node.attributes.items():
         for other in _choices(node, name, value):
             text = f"{node.op} {node.name}: {name} is {_text(value)}, not {_text(other)}"
-            yield Trial(ATTRIBUTE, node.name, text, f"set {name} to {_text(other)}", _with(node, {name: other}))
+            remedy = f"set {name} to {_text(other)}"
+            yield Trial(ATTRIBUTE, node.name, text, remedy, _with(node, {name: other}), thing=f"{node.name} {[name]}")
 
 
 MAX_WINDOWS = 16
