@@ -235,7 +235,9 @@ def edited_report(
 
 def other_bias(model: ModelProto) -> None:
     tensor = next(each for each in model.graph.initializer if each.name == "fc.bias")
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.3), tensor.name))
+    tensor.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(tensor) + np.arange(6, dtype=np.float32) / 10, tensor.name)
+    )
 
 
 def test_a_weight_that_is_read_twice_is_told_once(
