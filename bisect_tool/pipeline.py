@@ -91,6 +91,7 @@ from bisect_tool.diagnose.grown import Crossing, grown
 from bisect_tool.diagnose.input_orders import CLEARLY, order_diagnosis, other_orders
 from bisect_tool.diagnose.optimiser import is_optimised, with_finding
 from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
+from bisect_tool.diagnose.unexplained import with_what_is_known, without_optimiser_too
 from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb
 from bisect_tool.errors import BisectError, InconclusiveError
@@ -762,6 +763,7 @@ class _Bisection:
         if verdict.status == "diverges" and not self.quantised:
             verdict = self._explain_whole(verdict, rows, trace, matches, plain)
         verdict = replace(verdict, diagnoses=(*verdict.diagnoses, *placement(self.misplaced)))
+        verdict = verdict if self.quantised else with_what_is_known(verdict, rows, runs)
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
@@ -1644,6 +1646,8 @@ class _Bisection:
                 if judge(dict(untouched_run(self.program, plain).run(self.feeds)))[1]:
                     found = explain_optimised(self.program, pair, plain, self.feeds, judge, rows, rows[-1].ref)
                     return verdict if found is None else with_finding(verdict, found)
+                if run.status == "diverges":
+                    return replace(verdict, ruled_out=(*verdict.ruled_out, without_optimiser_too(pair.name)))
         return verdict
 
     def _judge_run(

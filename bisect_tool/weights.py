@@ -64,6 +64,13 @@ class WeightPair:
     by_name: bool = True
 
 
+def relative(rel_l2: float, max_abs: float) -> str:
+    """How far a weight is off, in words; a weight of zeros has nothing to be relative to."""
+    if math.isinf(rel_l2):
+        return f"at most {max_abs:.2g}, where all should be 0"
+    return f"relative L2 {rel_l2:.1e}, at most {max_abs:.2g}"
+
+
 @dataclass(frozen=True, slots=True)
 class WeightDifference:
     """A weight of the graph that is not the model's.
@@ -88,10 +95,7 @@ class WeightDifference:
             return f"weight {self.pair.onnx} is the model's rounded to {self.rounded}: relative L2 {self.rel_l2:.1e}"
         place = "" if self.axis is None else f", all of it at index {self.index} of axis {self.axis}"
         model = "" if self.pair.onnx == self.pair.parameter else f" ({self.pair.parameter})"
-        return (
-            f"weight {self.pair.onnx} differs from the model's{model}: relative L2 {self.rel_l2:.1e}, "
-            f"at most {self.max_abs:.2g}{place}"
-        )
+        return f"weight {self.pair.onnx} differs from the model's{model}: {relative(self.rel_l2, self.max_abs)}{place}"
 
 
 @dataclass(frozen=True, slots=True)

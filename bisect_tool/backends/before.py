@@ -31,6 +31,7 @@ from bisect_tool.weights import (
     WeightReport,
     compare_weights,
     pair_weights,
+    relative,
 )
 
 Array = NDArray[Any]
@@ -149,10 +150,10 @@ def _differing(
 ) -> Iterator[Finding]:
     names = tuple(each.pair.onnx for each in report.differing)
     if report.is_another_checkpoint:
-        worst = max(report.differing, key=lambda each: each.rel_l2)
+        worst = max(report.differing, key=lambda each: each.rel_l2 if math.isfinite(each.rel_l2) else 0.0)
         text = (
             f"{len(names)} of {report.compared} weights differ from the model's, most in {worst.pair.onnx} "
-            f"(relative L2 {worst.rel_l2:.1e}): another checkpoint?"
+            f"({relative(worst.rel_l2, worst.max_abs)}): another checkpoint?"
         )
         yield Finding(CODE, "fault", text, names)
         return
@@ -186,8 +187,7 @@ def _difference(
         count = f": {moved} of {have.size} numbers"
     place = "" if each.axis is None else f", all of it at index {each.index} of axis {each.axis}"
     return (
-        f"weight {each.pair.onnx}{other} differs from the model's{count}, relative L2 {each.rel_l2:.1e}, "
-        f"at most {each.max_abs:.2g}{place}"
+        f"weight {each.pair.onnx}{other} differs from the model's{count}, {relative(each.rel_l2, each.max_abs)}{place}"
     )
 
 

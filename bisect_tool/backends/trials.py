@@ -126,9 +126,10 @@ def find_cause(
     seen = list(answers(facts))
     clues = tuple(each for each in seen if isinstance(each, Clue))
     proposals: list[Trial | Fit] = [each for each in seen if isinstance(each, Trial)]
-    proposals += propose(first, calls, statics, opset, nodes)
+    named = frozenset(parameters.values())
+    proposals += propose(first, calls, statics, opset, nodes, named)
     if len(nodes) <= _FEW and len(first) < len(nodes):
-        proposals += propose([node for node in nodes if node not in first], calls, statics, opset, nodes)
+        proposals += propose([node for node in nodes if node not in first], calls, statics, opset, nodes, named)
 
     def right(made: Array) -> bool:
         if opened.expected.dtype.kind in "fcV":
@@ -411,6 +412,8 @@ def _edited(model: onnx.ModelProto, edit: Edit) -> onnx.ModelProto:
         place += 1
     del graph.node[:]
     graph.node.extend([*others[:place], *made, *others[place:]])
+    for each in edit.more:
+        edited = _edited(edited, each)
     return edited
 
 

@@ -111,11 +111,13 @@ class Edit:
         output: first output of the node that goes.
         steps: what comes in its place, in order; the last one has its outputs.
         keep: the node stays, and what it made is read by the steps under the name :data:`BEFORE`.
+        more: edits of other nodes, made together with this one.
     """
 
     output: str
     steps: tuple[Step, ...]
     keep: bool = False
+    more: tuple[Edit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def _key(origin: Origin, outcome: Outcome) -> tuple[str, str]:
     if cause is None:
         return UNKNOWN, f"{origin.ref} {origin.config}"
     about = cause.trial.about
-    return cause.trial.code, cause.trial.text if about is None else f"call {about}"
+    return cause.trial.code, cause.trial.thing or cause.trial.text if about is None else f"call {about}"
 
 
 def _also(diagnosis: Diagnosis, origins: Sequence[Origin]) -> Diagnosis:

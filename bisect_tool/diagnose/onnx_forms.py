@@ -113,7 +113,6 @@ _UNARY = {
     "asin": "Asin",
     "acos": "Acos",
     "atan": "Atan",
-    "mish": "Mish",
     "softsign": "Softsign",
     "logical_not": "Not",
     "isnan": "IsNaN",
@@ -159,6 +158,12 @@ def _gelu(call: Call, opset: int) -> Sequence[Form]:
 def _silu(call: Call, opset: int) -> Sequence[Form]:
     # As one operator, and the sigmoid of it where exporters multiply by themselves.
     return [Form("Swish", (_first(call),), {"alpha": 1.0}), Form("Sigmoid", (_first(call),), {})]
+
+
+@_form("mish")
+def _mish(call: Call, opset: int) -> Sequence[Form]:
+    # As one operator, and the first of those that old opsets have for it.
+    return [Form("Mish", (_first(call),), {}), Form("Softplus", (_first(call),), {})]
 
 
 @_form("hardswish")
@@ -215,6 +220,67 @@ for _name, _op in {
     "minimum": "Min",
 }.items():
     _FORMS[_name] = _binary(_op)
+
+
+def _alike(call: Call) -> Operand | Array:
+    """The other operand; a number in the type of the first one, if it fits."""
+    other, kind = call.arguments["other"], _first(call).array.dtype
+    if isinstance(other, Operand):
+        return other
+    whole = kind.kind in "iu" and float(other) == int(other)
+    return np.asarray(other, kind if whole or kind.kind == "f" else np.float32)
+
+
+def _compared(op: str) -> Make:
+    return lambda call, opset: [Form(op, (_first(call), _alike(call)), {}, 2)]
+
+
+for _name, _op in {
+    "gt": "Greater",
+    "ge": "GreaterOrEqual",
+    "lt": "Less",
+    "le": "LessOrEqual",
+    "eq": "Equal",
+    "logical_and": "And",
+    "logical_or": "Or",
+    "logical_xor": "Xor",
+}.items():
+    _FORMS[_name] = _compared(_op)
+
+
+@_form("ne")
+def _unequal(call: Call, opset: int) -> Sequence[Form]:
+    # With a Not behind it: the operands can be compared, but the node alone does not stand for the call.
+    return [Form("Equal", (None, _alike(call)), {})]
+
+
+@_form("bitwise_and", "bitwise_or", "bitwise_xor", "__and__", "__or__", "__xor__")
+def _bits(call: Call, opset: int) -> Sequence[Form]:
+    name = call.name.removeprefix("bitwise_").strip("_").capitalize()
+    truth = _first(call).array.dtype.kind == "b"
+    return [Form(name if truth else f"Bitwise{name}", (_first(call), _alike(call)), {}, 2)]
+
+
+@_form("remainder", "fmod")
+def _mod(call: Call, opset: int) -> Sequence[Form]:
+    return [Form("Mod", (_first(call), _alike(call)), {}, 2)]
+
+
+@_form("split", "split_with_sizes", "chunk")
+def _split(call: Call, opset: int) -> Sequence[Form]:
+    given = call.arguments
+    axis = int(given.get("dim", 0)) % _rank(call)
+    size = int(_first(call).array.shape[axis])
+    sizes = given.get("split_sizes", given.get("split_size"))
+    if sizes is None:
+        sizes = -(-size // int(given["chunks"]))
+    if not isinstance(sizes, (list, tuple)):
+        step = int(sizes)
+        sizes = [min(step, size - start) for start in range(0, size, step)]
+    # It has several results: its sizes can be compared, but it stands for no other node.
+    if opset < 13:
+        return [Form("Split", (), {"axis": axis, "split": [int(each) for each in sizes]})]
+    return [Form("Split", (None, _ints(sizes)), {"axis": axis})]
 
 
 @_form("rsub")

@@ -74,7 +74,11 @@ Said = tuple[str, Severity, str]
 
 def _training(node: Described, kinds: frozenset[str]) -> Iterator[Said]:
     if node.op == "BatchNormalization" and node.attributes.get("training_mode"):
-        meant = bool(kinds & {"BatchNorm without statistics"}) or node.kind is None
+        # Which module a node is of is not always known; where one of the model's has no statistics, it may be that.
+        kept = (node.settings or {}).get("track_running_stats")
+        if kept is False or (kept is None and "BatchNorm without statistics" in kinds):
+            return
+        meant = node.kind is None
         yield (
             TRAINING,
             "suspicion" if meant else "fault",

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from bisect_tool.align import family
 from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step, Widened
-from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, EXTRA, MISSING, OPERANDS, OPERATOR, PRECISION
+from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, EXTRA, MISSING, OPERANDS, OPERATOR, PRECISION, WEIGHT
 from bisect_tool.diagnose.onnx_forms import Form, forms, gelu_steps, summand
-from bisect_tool.diagnose.weight_forms import Static, weight_forms
+from bisect_tool.diagnose.weight_forms import Static, first_weight, nearest_weight, weight_forms
 
 Array = NDArray[Any]
 
@@ -44,6 +44,8 @@ class Trial:
         remedy: what to do then.
         edit: the change.
         about: key of the call of PyTorch's that the graph lacks there; ``None``: it is about something else.
+        thing: what of the file is wrong, where several nodes or stages may show it: a weight, an attribute of a node;
+            empty: the text tells one from another.
     """
 
     code: str
@@ -52,6 +54,7 @@ class Trial:
     remedy: str
     edit: Edit | Widened
     about: int | None = None
+    thing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,12 @@ class Fit:
 
 
 def propose(
-    nodes: Sequence[Node], calls: Sequence[Call], statics: Sequence[Static], opset: int, stage: Sequence[Node] = ()
+    nodes: Sequence[Node],
+    calls: Sequence[Call],
+    statics: Sequence[Static],
+    opset: int,
+    stage: Sequence[Node] = (),
+    parameters: frozenset[str] = frozenset(),
 ) -> Iterator[Trial | Fit]:
     """Trials for an origin, the most convincing first.
 
@@ -80,23 +88,38 @@ def propose(
         calls: PyTorch's, of the stage.
         statics: PyTorch's tensors of the stage that do not depend on the inputs, weights among them.
         opset: of the graph.
+        parameters: names of the model's parameters and buffers, all of them.
     """
     for node in nodes:
-        yield from _weights(node, statics)
+        yield from _weights(node, statics, parameters)
+    for node in nodes:
+        yield from _exchanged_weights(node)
+    yield from _all_weights(nodes, statics)
+    # An exchange of operands can come to the same as what follows: ``Less`` for ``Greater``, a ``Not`` before ``Where``.
+    left_out = _left_out(nodes, calls, stage or nodes, opset)
+    yield from (trial for surplus, trial in left_out if surplus)
+    known = {form.op for call in calls for form in forms(call, opset)}
+    for node in nodes:
+        if node.op in _COMPARING and node.op not in known:
+            yield from _replaced(node, calls, opset)
     for node in nodes:
         yield from _reordered(node)
-    left_out = _left_out(nodes, calls, stage or nodes)
-    yield from (trial for surplus, trial in left_out if surplus)
     for node in nodes:
         yield from _towards_calls(node, calls, opset)
     yield from (trial for surplus, trial in left_out if not surplus)
+    doubtful: list[Trial] = []
     for node in nodes:
-        yield from _replaced(node, calls, opset)
+        for trial in _replaced(node, calls, opset):
+            if isinstance(trial.edit, Edit) and _is_part(node, trial.edit, stage or nodes):
+                doubtful.append(_in_doubt(node, trial))
+            else:
+                yield trial
     for node in nodes:
         yield from _fitted(node, calls)
     for node in nodes:
         yield from _other_settings(node)
         yield from _other_windows(node)
+    yield from doubtful
     for node in nodes:
         yield from _in_front(node, calls, opset)
     for node in nodes:
@@ -106,10 +129,10 @@ def propose(
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def _weights(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
+def _weights(node: Node, statics: Sequence[Static], parameters: frozenset[str] = frozenset()) -> Iterator[Trial]:
     """Each weight as PyTorch has it, and then all of the node together."""
     nearest: dict[int, Trial] = {}
-    for trial in _each_weight(node, statics):
+    for trial in _each_weight(node, statics, parameters):
         assert isinstance(trial.edit, Edit)
         (place,) = (i for i, given in enumerate(trial.edit.steps[0].inputs) if isinstance(given, np.ndarray))
         nearest.setdefault(place, trial)
@@ -124,6 +147,7 @@ def _weights(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
             f"weights that {node.name} reads: {'; '.join(texts)}",
             "export the file again from this checkpoint",
             _with(node, inputs={place: array for place, array in arrays.items() if isinstance(array, np.ndarray)}),
+            thing="; ".join(trial.thing for trial in nearest.values()),
         )
 
 
@@ -131,18 +155,88 @@ _NO_WEIGHTS = {"Resize", "Upsample"}
 """Their constants are sizes and scales."""
 
 
-def _each_weight(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
+MAX_EXCHANGES = 10
+"""Pairs of a node's weights that are exchanged."""
+
+
+def _exchanged_weights(node: Node) -> Iterator[Trial]:
+    """Two weights of one shape in each other's place: each is one of PyTorch's, and yet both are wrong."""
+    places = _weight_places(node)
+    pairs = [
+        (one, other)
+        for one, other in itertools.combinations(sorted(places), 2)
+        if node.constants[one].shape == node.constants[other].shape
+        and not np.array_equal(node.constants[one], node.constants[other])
+    ]
+    for one, other in pairs[:MAX_EXCHANGES]:
+        inputs = list(node.inputs)
+        inputs[one], inputs[other] = inputs[other], inputs[one]
+        yield Trial(
+            OPERANDS,
+            node.name,
+            f"{node.op} {node.name} reads {node.inputs[one]} and {node.inputs[other]} in each other's place",
+            "exchange them",
+            Edit(node.output, (Step(node.op, tuple(name or None for name in inputs), node.attributes),)),
+        )
+
+
+def _all_weights(nodes: Sequence[Node], statics: Sequence[Static]) -> Iterator[Trial]:
+    """The weights of all nodes at once: each as the tensor of PyTorch's that it is nearest to, and in PyTorch's order."""
+    readers = [node for node in nodes if node.op not in _NO_WEIGHTS and _weight_places(node)]
+    if len(readers) < 2:
+        return
+    for nearest in (True, False):
+        # Each tensor is one node's only, and so the next best is left for the next node.
+        left = list(statics)
+        edits: list[Edit] = []
+        names: list[str] = []
+        for node in readers:
+            inputs: dict[int, Array] = {}
+            for place in _weight_places(node):
+                have = node.constants[place]
+                gates = _GATES.get(node.op, 0)
+                found = nearest_weight(have, left, gates=gates) if nearest else first_weight(have, left, gates=gates)
+                if found is None:
+                    continue
+                array, used = found
+                left = [each for each in left if each.name not in used]
+                if not _equal_arrays(have.astype(np.float64), array.astype(np.float64)):
+                    inputs[place] = array
+                    names.append(node.inputs[place])
+            if inputs:
+                edits.append(_with(node, inputs=inputs))
+        if len(edits) > 1:
+            listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            yield Trial(
+                WEIGHT,
+                readers[0].name,
+                f"{len(names)} weights of the stage's nodes are not PyTorch's: {listed}",
+                "export the file again from this checkpoint",
+                replace(edits[0], more=tuple(edits[1:])),
+            )
+
+
+def _weight_places(node: Node) -> list[int]:
+    return [place for place, have in node.constants.items() if have.size > 1 and have.dtype.kind in "fV"]
+
+
+def _each_weight(node: Node, statics: Sequence[Static], parameters: frozenset[str]) -> Iterator[Trial]:
     if node.op in _NO_WEIGHTS:
         return
     for place, have in node.constants.items():
         if have.size > 1 and have.dtype.kind in "fV":
             for form in weight_forms(have, statics, gates=_GATES.get(node.op, 0)):
+                name = node.inputs[place]
+                another = name != form.name and {name, form.name} <= parameters
                 yield Trial(
                     form.code,
                     node.name,
-                    f"{node.inputs[place]}, which {node.name} reads, {form.text}",
+                    f"{node.name} reads {name} where PyTorch reads {form.name}"
+                    if another
+                    else f"{name}, which {node.name} reads, {form.text}",
                     "export the file again from this checkpoint",
                     _with(node, inputs={place: form.array}),
+                    thing=f"{name} as {form.name}",
                 )
 
 
@@ -163,9 +257,9 @@ def _towards_calls(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tr
                 if name in node.attributes and not _equal(_counted(node, name), value)
             }
             constants = {
-                place: given
-                for place, given in enumerate(form.inputs)
-                if isinstance(given, np.ndarray)
+                place: _like(given, node.constants[place])
+                for place, given in ((place, _constant(each)) for place, each in enumerate(form.inputs))
+                if given is not None
                 and place in node.constants
                 and node.constants[place].size == given.size
                 and not _equal_arrays(node.constants[place], given)
@@ -182,9 +276,22 @@ def _towards_calls(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tr
                 code, text = CONSTANT, f"{node.op} {node.name}: {', '.join(parts)}; PyTorch's {call.name} has {right}"
             else:
                 continue
-            yield Trial(
-                code, node.name, text, f"set it as PyTorch's {call.name} has it", _with(node, attributes, constants)
-            )
+            thing = f"{node.name} {sorted(attributes)}" if attributes and not constants else ""
+            remedy = f"set it as PyTorch's {call.name} has it"
+            yield Trial(code, node.name, text, remedy, _with(node, attributes, constants), thing=thing)
+
+
+def _constant(given: Operand | Array | None) -> Array | None:
+    """What a call has as a constant: numbers, and whole numbers that it was given as a tensor; weights have their own."""
+    if isinstance(given, Operand):
+        return given.array if given.static and (given.array.dtype.kind in "iub" or given.array.size == 1) else None
+    return given
+
+
+def _like(given: Array, have: Array) -> Array:
+    """Numbers of a call in the type and shape that the node's constant has."""
+    with np.errstate(all="ignore"):
+        return given.astype(have.dtype).reshape(have.shape)
 
 
 def _replaced(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
@@ -268,6 +375,48 @@ def _replacement(node: Node, call: Call, form: Form, inputs: tuple[str | Array |
     return Trial(code, node.name, text, remedy, edit, call.key if code == MISSING else None)
 
 
+_COMPARING = {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "And", "Or", "Xor"}
+_COMPARING |= {"BitwiseAnd", "BitwiseOr", "BitwiseXor"}
+
+_PARTS: Mapping[str, frozenset[str]] = {
+    "Gelu": frozenset(["Pow", "Mul", "Add", "Sum", "Tanh", "Erf", "Div", "Sqrt"]),
+    "Mish": frozenset(["Softplus", "Exp", "Log", "Add", "Tanh", "Mul"]),
+    "Swish": frozenset(["Sigmoid", "Mul"]),
+    "HardSwish": frozenset(["HardSigmoid", "Add", "Clip", "Mul", "Div"]),
+    "Softmax": frozenset(["ReduceMax", "Sub", "Exp", "ReduceSum", "Div"]),
+    "LogSoftmax": frozenset(["ReduceMax", "ReduceLogSumExp", "Sub", "Exp", "ReduceSum", "Log"]),
+    "Softplus": frozenset(["Exp", "Add", "Log"]),
+    "Softsign": frozenset(["Abs", "Add", "Div"]),
+    "HardSigmoid": frozenset(["Add", "Clip", "Div", "Mul"]),
+}
+"""What exporters write operators as, where they write several nodes."""
+
+
+def _whole(edit: Edit) -> str | None:
+    """The operator that an edit puts in as a whole, though it may be in several steps; ``None``: it is none of those."""
+    ops = [step.op for step in edit.steps]
+    if len(ops) == 1:
+        return ops[0] if ops[0] in _PARTS else None
+    return next((op for op, parts in _PARTS.items() if set(ops) <= parts), None)
+
+
+def _is_part(node: Node, edit: Edit, stage: Sequence[Node]) -> bool:
+    """Whether a node is one of several that together are the operator that would take its place.
+
+    In the place of the last of them the whole operator mends whatever is wrong in any.
+    """
+    parts = _PARTS.get(_whole(edit) or "", frozenset())
+    return node.op in parts and sum(each.op in parts for each in stage) > 1
+
+
+def _in_doubt(node: Node, trial: Trial) -> Trial:
+    """The whole of an operator in the place of a part: a way to mend it that does not say what is wrong."""
+    text = (
+        f"not certain: {trial.text}, but it may be one of several nodes that compute it, and another of them be wrong"
+    )
+    return replace(trial, text=text)
+
+
 _PLAIN = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Dropout"}
 _SINCE = {"Gelu": 20, "HardSwish": 14, "Mish": 18, "Swish": 24, "Celu": 12, "LayerNormalization": 17}
 
@@ -306,7 +455,7 @@ def _resolved(given: Operand | Array | None, node: Node) -> str | Array | None:
     if given.name is not None:
         return given.name
     for name in node.inputs:
-        value = node.values.get(name)
+        value = node.values.get(name, node.others.get(name))
         if (
             value is not None
             and value.size == given.array.size
@@ -324,11 +473,14 @@ def _differs(node: Node, inputs: Sequence[str | Array | None], form: Form) -> bo
 # -- what is too much, what is missing --------------------------------------------------------------------------------
 
 
-def _left_out(nodes: Sequence[Node], calls: Sequence[Call], stage: Sequence[Node]) -> list[tuple[bool, Trial]]:
+def _left_out(
+    nodes: Sequence[Node], calls: Sequence[Call], stage: Sequence[Node], opset: int
+) -> list[tuple[bool, Trial]]:
     """Nodes without which the stage may be right, and whether PyTorch has none of these operations, or not as many."""
     counted: dict[str, int] = {}
     for call in calls:
-        counted[family(call.name)] = counted.get(family(call.name), 0) + 1
+        for kind in {family(call.name), *(family(form.op) for form in forms(call, opset))}:
+            counted[kind] = counted.get(kind, 0) + 1
     surplus = {
         node.name
         for node in nodes
@@ -509,6 +661,7 @@ def _attribute_trial(node: Node, name: str, value: float) -> Callable[[float, st
             text + (f"; PyTorch's {hint}" if hint else ""),
             f"set {name} to {other:.7g}",
             _with(node, {name: other}),
+            thing=f"{node.name} {[name]}",
         )
 
     return trial
@@ -556,7 +709,8 @@ def _other_settings(node: Node) -> Iterator[Trial]:
     for name, value in node.attributes.items():
         for other in _choices(node, name, value):
             text = f"{node.op} {node.name}: {name} is {_text(value)}, not {_text(other)}"
-            yield Trial(ATTRIBUTE, node.name, text, f"set {name} to {_text(other)}", _with(node, {name: other}))
+            remedy = f"set {name} to {_text(other)}"
+            yield Trial(ATTRIBUTE, node.name, text, remedy, _with(node, {name: other}), thing=f"{node.name} {[name]}")
 
 
 MAX_WINDOWS = 16

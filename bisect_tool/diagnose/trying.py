@@ -30,6 +30,9 @@ CONTRIBUTES = 3.0
 MOST_LEFT = 0.3
 """Relative L2 above which a change mends nothing, whatever the floor is."""
 
+MAX_HINTS = 6
+"""Numbers of PyTorch's calls that are tried as they are for one number of the graph."""
+
 _STEPS = 5
 _NEAR = 0.02
 
@@ -140,11 +143,15 @@ def _attempts(
     if isinstance(proposal, Trial):
         yield None, attempt(proposal)
         return
+    # What PyTorch's calls have needs no search, and may be too far or too near for one to find it.
+    for text, number in proposal.hints[:MAX_HINTS]:
+        if abs(number - proposal.start) > 1e-6 * abs(number):
+            yield None, attempt(proposal.trial(number, text))
     fitted = None if original is None else _fit(proposal, result_of, expected, original)
     if fitted is None:
         return
     # A number that PyTorch's call has is the value; one that was fitted is only near it.
-    for text, number in proposal.hints:
+    for text, number in proposal.hints[MAX_HINTS:]:
         if abs(fitted - number) <= _NEAR * max(abs(number), abs(fitted)):
             yield None, attempt(proposal.trial(number, text))
     # Two numbers may make up for each other, as in n / (n - 1); people write short ones.

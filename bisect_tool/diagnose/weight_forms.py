@@ -35,11 +35,12 @@ class Static:
 
 @dataclass(frozen=True, slots=True)
 class WeightForm:
-    """What a weight should hold instead: the cause's code, in words what differs, and the array."""
+    """What a weight should hold instead: the cause's code, in words what differs, the array, and which tensor it is."""
 
     code: str
     text: str
     array: Array
+    name: str = ""
 
 
 def weight_forms(have: Array, statics: Sequence[Static], *, gates: int = 0) -> tuple[WeightForm, ...]:
@@ -67,7 +68,8 @@ def weight_forms(have: Array, statics: Sequence[Static], *, gates: int = 0) -> t
     for name, array in _recurrent(have, statics, gates) if gates else ():
         apart = _distance(have, array)
         if apart <= SAME:
-            return ()
+            # The right tensors; whether in the right places, the next one says.
+            continue
         ranked.append((apart, len(ranked), name, array))
     ranked.sort(key=lambda each: each[:2])
     found = []
@@ -78,10 +80,40 @@ def weight_forms(have: Array, statics: Sequence[Static], *, gates: int = 0) -> t
     for name, array in [*[each[2:] for each in ranked[:MAX_FORMS]], *neutral]:
         made = np.ascontiguousarray(array).astype(have.dtype)
         moved = have.size > 1 and np.array_equal(np.sort(have, axis=None), np.sort(made, axis=None))
-        other = f"differs from the model's {name}: {difference(have, made)}"
-        text = f"holds the numbers of the model's {name} in another order" if moved else other
-        found.append(WeightForm(LAYOUT if moved else WEIGHT, text, made))
+        whose = name if name.startswith(("PyTorch's", "the ", "zeros", "ones")) else f"the model's {name}"
+        other = f"differs from {whose}: {difference(have, made)}"
+        text = f"holds the numbers of {whose} in another order" if moved else other
+        found.append(WeightForm(LAYOUT if moved else WEIGHT, text, made, name))
     return tuple(found)
+
+
+def nearest_weight(have: Array, statics: Sequence[Static], *, gates: int = 0) -> tuple[Array, tuple[str, ...]] | None:
+    """What a weight is nearest to, and the tensors that this is made of; ``None``: none has its shape."""
+    return min(_all_forms(have, statics, gates), key=lambda each: _distance(have, each[0]), default=None)
+
+
+def first_weight(have: Array, statics: Sequence[Static], *, gates: int = 0) -> tuple[Array, tuple[str, ...]] | None:
+    """The first in PyTorch's order that a weight may be, and the tensors that this is made of, as they are if they fit."""
+    if not gates:
+        return next(_all_forms(have, statics, gates), None)
+    halves = 2 if have.ndim == 2 else 1
+    wanted = have.shape[0] * halves
+    shape = (have.shape[1] // halves, *have.shape[2:])
+    fitting = [static for static in statics if static.array.shape == shape][:wanted]
+    if len(fitting) < wanted or shape[0] % gates:
+        return None
+    parts = [_turned(static.array, gates, _GATES[gates]) for static in fitting]
+    return np.concatenate(parts).reshape(have.shape).astype(have.dtype), tuple(static.name for static in fitting)
+
+
+def _all_forms(have: Array, statics: Sequence[Static], gates: int) -> Iterator[tuple[Array, tuple[str, ...]]]:
+    if gates:
+        for name, array in _recurrent(have, statics, gates):
+            yield np.ascontiguousarray(array).astype(have.dtype), tuple(name.split(" and "))
+        return
+    for static in statics:
+        for _, array in _layouts(have.shape, static):
+            yield np.ascontiguousarray(array).astype(have.dtype), (static.name,)
 
 
 def _distance(have: Array, other: Array) -> float:
@@ -121,7 +153,8 @@ def _recurrent(have: Array, statics: Sequence[Static], gates: int) -> Iterator[t
     if not halves:
         return
     wanted = [part for direction in have for part in np.split(direction, halves)]
-    # In PyTorch's order, and each part by what it is nearest to: of several layers the stage has all tensors.
+    # Each part by what it is nearest to, the same in PyTorch's order of directions, and all that there are in order: of
+    # several layers the stage has all tensors.
     fitting = [static for static in statics if static.array.shape == wanted[0].shape]
     order = _GATES[gates]
     if len(wanted[0]) % gates:
@@ -130,11 +163,16 @@ def _recurrent(have: Array, statics: Sequence[Static], gates: int) -> Iterator[t
     for part in wanted:
         found = _nearest(part, fitting, gates, order, [name for name, _ in chosen])
         chosen += [found] if found is not None else []
+    ranks = {static.name: rank for rank, static in enumerate(fitting)}
+    arranged = sorted(chosen, key=lambda each: ranks[each[0]])
     in_order = [(static.name, _turned(static.array, gates, order)) for static in fitting]
-    for parts in (chosen, in_order):
-        if len(parts) == len(wanted):
+    told: list[list[str]] = []
+    for parts in (chosen, arranged, in_order):
+        names = [name for name, _ in parts]
+        if len(parts) == len(wanted) and names not in told:
+            told.append(names)
             stacked = np.concatenate([array for _, array in parts]).reshape(have.shape)
-            yield " and ".join(name for name, _ in parts), stacked
+            yield " and ".join(names), stacked
 
 
 def _turned(array: Array, gates: int, order: Sequence[int]) -> Array:
@@ -163,7 +201,11 @@ def difference(have: Array, should: Array) -> str:
     norm = float(np.linalg.norm(two))
     apart = one - two
     rel = float(np.linalg.norm(apart)) / norm if norm else math.inf
-    head = f"relative L2 {rel:.1e}"
+    head = (
+        f"relative L2 {rel:.1e}"
+        if norm
+        else f"at most {float(np.abs(apart).max(initial=0.0)):.2g}, where all should be 0"
+    )
     for name, dtype in _NARROW.items():
         if np.array_equal(should.astype(dtype).astype(have.dtype), have):
             return f"rounded to {name}, {head}"

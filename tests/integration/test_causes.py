@@ -196,3 +196,105 @@ def report_of(exported: tuple[Net, torch.Tensor, Path], folder: Path, edit: Call
     onnx.save(graph, folder / "faulty.onnx")
     case = LoadedCase("net", model, (sample,), {})
     return bisect(case, Options(make_tolerance(None, None, None), onnx=folder / "faulty.onnx"))
+
+
+class Shared(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.fc = torch.nn.Linear(6, 6)
+        self.norm = torch.nn.LayerNorm(6)
+        torch.nn.init.normal_(self.norm.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.fc(torch.sigmoid(x)) + self.fc(x * 2))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, torch.Tensor, Path]:
+    model, sample = Shared().eval(), torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    file = tmp_path_factory.mktemp("shared") / "model.onnx"
+    with pytest.warns(DeprecationWarning):
+        torch.onnx.export(model, (sample,), str(file), dynamo=False)
+    return model, sample, file
+
+
+def edited_report(
+    shared: tuple[torch.nn.Module, torch.Tensor, Path],
+    tmp_path: Path,
+    edit: Callable[[ModelProto], None],
+    *levels: str,
+) -> Report:
+    model, sample, file = shared
+    graph = onnx.load(file)
+    edit(graph)
+    onnx.save(graph, tmp_path / "edited.onnx")
+    options = Options(make_tolerance(None, None, None), onnx=tmp_path / "edited.onnx", optimizations=levels)  # type: ignore[arg-type]
+    return bisect(LoadedCase("shared", model, (sample,), {}), options)
+
+
+def other_bias(model: ModelProto) -> None:
+    tensor = next(each for each in model.graph.initializer if each.name == "fc.bias")
+    tensor.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(tensor) + np.arange(6, dtype=np.float32) / 10, tensor.name)
+    )
+
+
+def test_a_weight_that_is_read_twice_is_told_once(
+    shared: tuple[torch.nn.Module, torch.Tensor, Path], tmp_path: Path
+) -> None:
+    verdict = edited_report(shared, tmp_path, other_bias, "off").verdict
+    assert ["fc", "fc@1"] == [str(origin.ref) for origin in verdict.origins]
+    (found,) = verdict.diagnoses
+    assert "BD202" == found.code
+    assert "it shows in fc@1 too" in found.evidence
+
+
+def test_weights_of_one_node_that_are_exchanged(
+    shared: tuple[torch.nn.Module, torch.Tensor, Path], tmp_path: Path
+) -> None:
+    def exchange(model: ModelProto) -> None:
+        norm = node_of(model, "LayerNormalization")
+        norm.input[1], norm.input[2] = norm.input[2], norm.input[1]
+
+    (found,) = edited_report(shared, tmp_path, exchange, "off").verdict.diagnoses
+    assert ("BD105", True) == (found.code, found.remedy_verified)
+    assert "reads norm.bias and norm.weight in each other's place" in found.evidence[0]
+
+
+def test_where_only_an_optimised_graph_ran_the_other_one_is_asked_too(
+    shared: tuple[torch.nn.Module, torch.Tensor, Path], tmp_path: Path
+) -> None:
+    (found,) = edited_report(shared, tmp_path, other_bias, "all").verdict.diagnoses
+    assert "BD100" == found.code
+    assert "beside ort-cpu-all, the unoptimised graph's outputs are wrong too" in found.evidence
+
+
+class Layers(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.rnn = torch.nn.LSTM(4, 4, 2, bidirectional=True)
+        self.fc = torch.nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.rnn(x)[0])
+
+
+def test_all_layers_of_an_lstm_from_another_checkpoint(tmp_path: Path) -> None:
+    """No single weight mends the stage that both layers are."""
+    model, sample, file = Layers().eval(), torch.randn(3, 2, 4), tmp_path / "model.onnx"
+    with pytest.warns((DeprecationWarning, UserWarning)):
+        torch.onnx.export(model, (sample,), str(file), dynamo=False)
+
+    def stale(graph: ModelProto) -> None:
+        read = {name for node in graph.graph.node if node.op_type == "LSTM" for name in node.input[1:3]}
+        for tensor in graph.graph.initializer:
+            if tensor.name in read:
+                array = numpy_helper.to_array(tensor)
+                noise = np.random.default_rng(len(tensor.name)).standard_normal(array.shape) * 0.05
+                tensor.CopyFrom(numpy_helper.from_array((array + noise).astype(np.float32), tensor.name))
+
+    (found,) = edited_report((model, sample, file), tmp_path, stale, "off").verdict.diagnoses
+    assert ("BD202", True) == (found.code, found.remedy_verified)
+    assert "weights of the stage's nodes are not PyTorch's" in found.evidence[0]

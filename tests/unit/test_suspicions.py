@@ -90,7 +90,13 @@ def test_training_mode_and_chance() -> None:
     norm = described("BatchNormalization", "BatchNorm2d", {"eps": 1e-5}, training_mode=1)
     assert [("BD402", "fault")] == said(norm)
     # A BatchNorm of the model's own without statistics uses the batch's, and rightly so.
-    assert [("BD402", "suspicion")] == said(norm, kinds=frozenset({"BatchNorm without statistics"}))
+    assert [] == said(norm, kinds=frozenset({"BatchNorm without statistics"}))
+    keeping = described(
+        "BatchNormalization", "BatchNorm2d", {"eps": 1e-5, "track_running_stats": True}, training_mode=1
+    )
+    assert [("BD402", "fault")] == said(keeping, kinds=frozenset({"BatchNorm without statistics"}))
+    nameless = described("BatchNormalization", None, None, training_mode=1)
+    assert [("BD402", "suspicion")] == said(nameless)
     assert [("BD403", "suspicion")] == said(described("RandomUniformLike"))
 
 

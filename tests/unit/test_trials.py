@@ -117,6 +117,67 @@ def test_operands_are_exchanged() -> None:
     assert ("z", "x") == found.edit.steps[0].inputs
 
 
+def test_a_node_too_much_is_told_before_an_order_of_operands() -> None:
+    """A Not before a Where does what an exchange of its values would."""
+    truth = X > 0
+    shapes = dict.fromkeys(("c", "n", "x", "z", "y"), X.shape)
+    flip = Node("flip", "Not", {}, ("c",), {}, ("n",), {}, shapes, {"c": truth, "n": ~truth})
+    choose = Node("choose", "Where", {}, ("n", "x", "z"), {}, ("y",), {"x": X, "z": X, "y": X}, shapes, {"n": ~truth})
+    where = Call("where", {"condition": Operand(truth, False), "self": Operand(X, False, "x")}, X)
+    codes = [each.code for each in trials([flip, choose], [where])]
+    assert codes.index(EXTRA) < codes.index(OPERANDS)
+
+
+def comparison(op: str, threshold: float = 0.5) -> Node:
+    shapes = dict.fromkeys(("x", "t", "y"), X.shape)
+    return Node("it", op, {}, ("x", "t"), {1: np.float32(threshold)}, ("y",), {"x": X}, shapes, {"y": X > threshold})
+
+
+def test_another_comparison_is_told_before_an_order_of_operands() -> None:
+    found = trials([comparison("Less")], [call("gt", X > 0.5, other=0.5)])
+    assert (OPERATOR, "Greater") == (found[0].code, found[0].edit.steps[0].op)
+    found = trials([comparison("Greater")], [call("gt", X > 0.5, other=0.5)])
+    assert OPERATOR not in [each.code for each in found]
+
+
+def test_threshold_of_a_comparison() -> None:
+    found = first([comparison("GreaterOrEqual", 0.7)], [call("ge", X >= 0.5, other=0.5)], CONSTANT)
+    assert 0.5 == found.edit.steps[0].inputs[1]
+
+
+def test_index_that_is_a_tensor_of_its_own() -> None:
+    index = np.asarray([0, 2], np.int64)
+    gather = node("Gather", attributes={"axis": 1}, inputs=("x", "i"), constants={1: np.asarray([0, 1], np.int64)})
+    asked = call("index_select", X[:, :2], dim=1, index=Operand(index, True))
+    assert np.array_equal(index, np.asarray(first([gather], [asked], CONSTANT).edit.steps[0].inputs[1]))
+
+
+def test_sizes_of_a_split() -> None:
+    split = node("Split", attributes={"axis": 1}, inputs=("x", "s"), constants={1: np.asarray([2, 1], np.int64)})
+    asked = call("split_with_sizes", X[:, :1], split_sizes=[1, 2], dim=1)
+    assert [1, 2] == list(np.asarray(first([split], [asked], CONSTANT).edit.steps[0].inputs[1]))
+
+
+def test_whole_number_keeps_its_type() -> None:
+    mod = node("Mod", inputs=("x", "m"), constants={1: np.asarray(3, np.int64)})
+    asked = Call("remainder", {"self": Operand(X.astype(np.int64), False, "x"), "other": 4}, X.astype(np.int64))
+    (made,) = [each.edit.steps[0].inputs[1] for each in trials([mod], [asked]) if each.code == CONSTANT]
+    assert (4, np.int64) == (np.asarray(made).item(), np.asarray(made).dtype)
+
+
+def test_whole_operator_in_the_place_of_its_last_part_is_in_doubt() -> None:
+    """It would mend a wrong number anywhere in the chain, and so comes after the numbers."""
+    shapes = dict.fromkeys(("x", "h", "e", "y"), X.shape)
+    values = dict.fromkeys(("x", "h", "e", "y"), X)
+    erf = Node("erf", "Erf", {}, ("x",), {}, ("h",), values, shapes)
+    half = Node("half", "Mul", {}, ("h", "c"), {1: np.float32(0.55)}, ("y",), values, shapes)
+    found = list(propose([erf, half], [call("gelu", approximate="none")], [], 20))
+    numbers = [place for place, each in enumerate(found) if isinstance(each, Fit)]
+    whole = [(n, each) for n, each in enumerate(found) if isinstance(each, Trial) and each.code == OPERATOR]
+    assert whole and numbers
+    assert all(place > max(numbers) and each.text.startswith("not certain: ") for place, each in whole)
+
+
 def test_pads_of_a_window() -> None:
     window = {"kernel_shape": [3, 3], "strides": [1, 1], "pads": [0, 1, 2, 1], "ceil_mode": 0, "dilations": [1, 1]}
     image = np.zeros((1, 2, 5, 5), np.float32)
@@ -172,6 +233,57 @@ def test_gates_are_put_into_onnx_order() -> None:
     assert np.array_equal(right, found.array)
 
 
+def lstm_weight(tensor: Array) -> Array:
+    i, f, g, o = np.split(tensor, 4)
+    return np.concatenate([i, o, f, g])
+
+
+def test_directions_in_each_others_place() -> None:
+    there, back = (np.random.default_rng(n).standard_normal((12, 5)).astype(np.float32) for n in (1, 2))
+    statics = [Static("weight_ih_l0", there), Static("weight_ih_l0_reverse", back)]
+    right = np.stack([lstm_weight(there), lstm_weight(back)])
+    assert () == weight_forms(right, statics, gates=4)
+    (found,) = weight_forms(right[::-1].copy(), statics, gates=4)
+    assert np.array_equal(right, found.array)
+
+
+def test_weights_of_one_node_in_each_others_place() -> None:
+    scale, shift = np.float32([1, 2, 3, 4]), np.float32([5, 6, 7, 8])
+    norm = node("LayerNormalization", inputs=("x", "w", "b"), constants={1: shift, 2: scale})
+    found = [
+        each
+        for each in trials([norm], [], [Static("n.weight", scale), Static("n.bias", shift)])
+        if "other's" in each.text
+    ]
+    assert [("x", "b", "w")] == [each.edit.steps[0].inputs for each in found]
+
+
+@pytest.mark.parametrize("stale", [True, False], ids=["another checkpoint", "layers exchanged"])
+def test_weights_of_several_nodes_at_once(stale: bool) -> None:
+    tensors = [np.random.default_rng(n).standard_normal((12, 3)).astype(np.float32) for n in (1, 2)]
+    right = [lstm_weight(each)[None] for each in tensors]
+    have = [each + np.float32(0.01) for each in right] if stale else right[::-1]
+    layers = [
+        Node(f"l{i}", "LSTM", {}, (f"h{i}", f"w{i}"), {1: have[i]}, (f"h{i + 1}",), {}, {f"h{i}": X.shape})
+        for i in range(2)
+    ]
+    statics = [Static(f"weight_ih_l{i}", each) for i, each in enumerate(tensors)]
+    together = [each for each in trials(layers, [], statics) if isinstance(each.edit, Edit) and each.edit.more]
+    made = [[each.edit.steps[0].inputs[1], each.edit.more[0].steps[0].inputs[1]] for each in together]
+    assert any(all(np.array_equal(a, b) for a, b in zip(each, right, strict=True)) for each in made)
+    assert all(each.code == WEIGHT for each in together)
+
+
+def test_the_weight_of_another_module_is_named() -> None:
+    product = node("Add", inputs=("x", "v.bias"), constants={1: W[0]})
+    given = propose([product], [], [Static("k.bias", W[1])], 20, (), frozenset(["v.bias", "k.bias"]))
+    assert "the_Add reads v.bias where PyTorch reads k.bias" == next(e.text for e in given if isinstance(e, Trial))
+
+
+def test_zeros_have_no_relative_difference() -> None:
+    assert "at most 2, where all should be 0" == difference(np.full(4, 2.0), np.zeros(4))
+
+
 @pytest.mark.parametrize(
     "have, text",
     [
@@ -220,6 +332,19 @@ def test_number_of_the_call_is_preferred() -> None:
     outcome = try_all([Fit(0.13, scaled, hints)], run_scale(0.13), expected, close_to(expected))
     assert outcome.cause is not None
     assert "0.125 mul has other 0.125" == outcome.cause.trial.text
+
+
+def test_number_of_the_call_is_tried_where_a_search_would_not_find_it() -> None:
+    """A step: its derivative says nothing."""
+    expected = np.round(X * np.float32(3))
+
+    def run(edit: Edit | None) -> Array:
+        number = 30.0 if edit is None else float(np.asarray(edit.steps[0].inputs[1]))
+        return np.round(X * np.float32(number))
+
+    outcome = try_all([Fit(30.0, scaled, (("mul has other 3", 3.0),))], run, expected, close_to(expected))
+    assert outcome.cause is not None
+    assert [outcome.cause] == list(outcome.tried)
 
 
 def test_nothing_mends_and_the_nearest_is_told() -> None:

@@ -57,13 +57,23 @@ class Found:
         return next(told, None)
 
 
-def look(case: Case, exporter: str, folder: Path) -> Found:
-    """The whole way: export, both sides plain, the tool on the same file."""
+def _exported(case: Case, exporter: str, folder: Path) -> tuple[nn.Module, Inputs, Path]:
     model, inputs = case.build()
     file = folder / "model.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         export_onnx(model, inputs, {}, file, ExportSettings(exporter=exporter))  # type: ignore[arg-type]
+    return model, inputs, file
+
+
+def reproduces(case: Case, exporter: str, folder: Path) -> bool:
+    """Whether both sides still differ; the tool is not asked."""
+    return raw_difference(*_exported(case, exporter, folder)) > DIFFERS
+
+
+def look(case: Case, exporter: str, folder: Path) -> Found:
+    """The whole way: export, both sides plain, the tool on the same file."""
+    model, inputs, file = _exported(case, exporter, folder)
     apart = raw_difference(model, inputs, file)
     began = time.process_time()
     report = bisect(

@@ -58,7 +58,7 @@ def duplicates(node: Node, indices: Array) -> tuple[int, tuple[int, ...]]:
     return len(places) - len(unique), found
 
 
-def _negative(node: Node, indices: Array) -> Iterator[Trial | Clue]:
+def _negative(node: Node, indices: Array) -> Iterator[Trial]:
     below = indices < 0
     shape = node.shapes.get(node.inputs[0])
     if not below.any() or shape is None:
@@ -72,7 +72,7 @@ def _negative(node: Node, indices: Array) -> Iterator[Trial | Clue]:
         sizes = np.asarray(shape[start : start + indices.shape[-1]], indices.dtype)
     told = f"{int(below.sum())} of {below.size} indices of {node.op} {node.name} are negative, the first{place_text(place)}"
     remedy = "count them from the front before they are used: index % size"
-    yield Clue(INDICES, (told,), remedy, node=node.name, strong=False)
+    # That there are some is no fault: the trial says whether they are counted from the end.
     names: list[str | Array | None] = [name or None for name in node.inputs]
     names[_PLACE[node.op]] = "<from the front>"
     steps = (

@@ -1,0 +1,43 @@
+"""A graph that is wrong and of which no cause was shown: what there is to go by (``BD100``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bisect_tool.diagnose import optimiser
+from bisect_tool.diagnose.causes import TITLES, UNKNOWN
+from bisect_tool.records import ConfigRun, Diagnosis, RuledOut, StageRow, Verdict
+
+_REMEDY = "compare finer stages (--level op), and run the unoptimised graph too: there stages have values of their own"
+
+
+def without_optimiser_too(name: str) -> RuledOut:
+    """The unoptimised graph is as wrong, though nobody asked for it; ``name``: of the configuration that was asked for."""
+    return RuledOut(optimiser.CODE, optimiser.TITLE, (f"beside {name}, the unoptimised graph's outputs are wrong too",))
+
+
+def with_what_is_known(verdict: Verdict, rows: Sequence[StageRow], runs: Sequence[ConfigRun]) -> Verdict:
+    """The verdict with a diagnosis of an unknown cause, if it is one of divergence and has none at all."""
+    if verdict.status != "diverges" or verdict.diagnoses:
+        return verdict
+    lines = [
+        "no stage was shown to make the error" if not verdict.origins else "what makes the error could not be tried"
+    ]
+    lines += [line for each in verdict.ruled_out if each.code == optimiser.CODE for line in each.evidence]
+    failing = [(run, out) for run in runs for out in run.outputs if out.judgement == "fail"]
+    if failing:
+        run, worst = max(failing, key=lambda each: each[1].total.rel_l2)
+        lines.append(f"output {worst.onnx_value} under {run.name}: relative L2 {worst.total.rel_l2:.1e}")
+    unpaired = next((row for row in rows if row.role == "judged" and row.onnx_value is None), None)
+    if unpaired is not None:
+        shape = list(unpaired.shape)
+        place = f", {unpaired.source}" if unpaired.source else ""
+        lines.append(
+            f"the first stage without a value in the graph is {unpaired.ref}, {unpaired.type} of {shape}{place}"
+        )
+    first = verdict.first_over_tolerance
+    if first is not None:
+        lines.append(f"the first stage over tolerance is {first.ref} under {first.config}")
+    found = Diagnosis(UNKNOWN, TITLES[UNKNOWN], tuple(lines), _REMEDY, None, None)
+    return replace(verdict, diagnoses=(found,))

@@ -1,0 +1,29 @@
+"""A verdict of divergence always says what there is to go by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from report_samples import diverging
+
+from bisect_tool.diagnose.unexplained import with_what_is_known, without_optimiser_too
+
+
+def test_no_cause_at_all_is_said_with_the_evidence_there_is() -> None:
+    report = diverging()
+    bare = replace(report.verdict, diagnoses=(), origins=(), ruled_out=(without_optimiser_too("ort-cpu"),))
+    lost = replace(report.stages[1], role="judged", onnx_value=None, shape=(2, 7))
+    (found,) = with_what_is_known(bare, (report.stages[0], lost), report.configs).diagnoses
+    assert ("BD100", None) == (found.code, found.remedy_verified)
+    lines = "\n".join(found.evidence)
+    assert "no stage was shown to make the error" in lines
+    assert "beside ort-cpu, the unoptimised graph's outputs are wrong too" in lines
+    assert f"without a value in the graph is {lost.ref}, {lost.type} of [2, 7]" in lines
+
+
+def test_what_is_explained_or_right_is_left_alone() -> None:
+    report = diverging()
+    known = with_what_is_known(replace(report.verdict, diagnoses=()), report.stages, report.configs)
+    assert known is with_what_is_known(known, report.stages, report.configs)
+    right = replace(report.verdict, status="agrees", diagnoses=())
+    assert right is with_what_is_known(right, report.stages, report.configs)
