@@ -91,6 +91,7 @@ def compare_traces(
     verdict = decide(rows, [run], alignment, min_coverage, selected=bool(stages))
     apart = strangers(comparer.sides.expected, comparer.sides.actual)
     if apart:
+        run = replace(run, status="skipped", skipped_reason="no stage in common")
         verdict = Verdict("inconclusive", apart, None, (), ())
     else:
         cause = _cause(links, rows, config, outputs)

@@ -56,6 +56,7 @@ def test_other_models(tmp_path: Path) -> None:
     """No module of one is in the other: no stage can be blamed."""
     report = compared(tmp_path, Net("ab"), Net("cd"))
     assert "inconclusive" == report.verdict.status and report.verdict.first_cause is None
+    assert ("skipped", "no stage in common") == (report.configs[0].status, report.configs[0].skipped_reason)
     assert "recordings of different models" in text(report) and "after the last stage" not in text(report)
     related = compare_recordings(tmp_path / "a.trace", made(tmp_path, "c.trace", Net("ac")))
     assert "different models" not in text(related) and "50%" in text(related)
