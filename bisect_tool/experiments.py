@@ -23,6 +23,7 @@ from bisect_tool.backends.torch_runner import float_dtype_of
 from bisect_tool.backends.torch_switches import applied, placed
 from bisect_tool.diagnose.optimiser import CODE as OPTIMISER
 from bisect_tool.diagnose.optimiser import finding_of, with_finding
+from bisect_tool.diagnose.unexplained import with_what_is_known
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.hypotheses import (
     Finding,
@@ -245,19 +246,20 @@ class _Matrix:
         for line in kept:
             self.progress(line)
         notes = dict.fromkeys([*(note for report in self.reports.values() for note in report.notes), *kept])
+        verdict = replace(
+            verdict,
+            summary=summary,
+            origins=origins,
+            diagnoses=(*diagnoses, *causes, *verdict.diagnoses),
+            ledger=(*tried, *verdict.ledger),
+            ruled_out=tuple(ruled_out),
+            hand_over=hand_over,
+            hypotheses=hypotheses(findings),
+            costs=base.verdict.costs,
+        )
         return replace(
             base,
-            verdict=replace(
-                verdict,
-                summary=summary,
-                origins=origins,
-                diagnoses=(*diagnoses, *causes, *verdict.diagnoses),
-                ledger=(*tried, *verdict.ledger),
-                ruled_out=tuple(ruled_out),
-                hand_over=hand_over,
-                hypotheses=hypotheses(findings),
-                costs=base.verdict.costs,
-            ),
+            verdict=with_what_is_known(verdict, rows, runs),
             configs=runs,
             stages=tuple(rows),
             timings=self.timings,

@@ -763,7 +763,9 @@ class _Bisection:
         if verdict.status == "diverges" and not self.quantised:
             verdict = self._explain_whole(verdict, rows, trace, matches, plain)
         verdict = replace(verdict, diagnoses=(*verdict.diagnoses, *placement(self.misplaced)))
-        verdict = verdict if self.quantised else with_what_is_known(verdict, rows, runs)
+        # Of a pair of a matrix the whole matrix says more.
+        if not self.quantised and not self.options.pairs:
+            verdict = with_what_is_known(verdict, rows, runs)
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
