@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bisect_tool.metrics import kind_of
 from bisect_tool.records import Alignment, TorchTrace
-from bisect_tool.signatures import Signature, distance, signature_of
+from bisect_tool.signatures import Signature, distance, sampled_norm, signature_of
 
 Array = NDArray[Any]
 
@@ -94,8 +94,13 @@ def _part_at(
         place = [slice(None)] * array.ndim
         place[axis] = slice(start, start + width)
         part = array[tuple(place)]
+        # Reading all of a part is dear, and nearly all of them fit nothing.
+        norm = sampled_norm(part)
+        near = [name for name in by_size[width * row] if abs(signatures[name].norm - norm) <= 2 * limit * norm]
+        if not near or norm == 0:
+            continue
         own = signature_of(part, kind_of(part.dtype))
-        hits = [name for name in by_size[width * row] if distance(own, signatures[name]) <= limit]
-        if hits and own.norm > 0:
+        hits = [name for name in near if distance(own, signatures[name]) <= limit]
+        if hits:
             return hits[-1], width
     return None, 0

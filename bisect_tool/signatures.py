@@ -57,6 +57,12 @@ def signature_of(array: NDArray[Any], kind: str) -> Signature:
         return Signature(tuple(array.shape), kind, sample, _finite_norm(sample), _norm(flat), _beside_filling(sample))
 
 
+def sampled_norm(array: NDArray[Any]) -> float:
+    """The ``norm`` that the array's signature will have, without reading or copying the rest of the array."""
+    places = np.arange(0, array.size, -(-array.size // SAMPLE) or 1)
+    return _finite_norm(array[np.unravel_index(places, array.shape)].astype(np.float64))
+
+
 def _beside_filling(sample: NDArray[np.float64]) -> NDArray[np.bool_] | None:
     """Where a sample lies beside a mask's filling, such as attention's scores beside -1e9, and is far smaller than that."""
     sizes = np.abs(sample)

@@ -272,7 +272,10 @@ def _not_finite(module: torch.nn.Module, program: OnnxProgram) -> Iterator[Findi
 def _count_nan(flat: Array) -> int:
     """In blocks: weights that are mapped from a file are never in memory as a whole."""
     blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
-    return sum(int(np.isnan(b.astype(np.float32) if b.dtype.kind == "V" else b).sum()) for b in blocks)
+    wide = (b if b.dtype in (np.float32, np.float64) else b.astype(np.float32) for b in blocks)
+    # A NaN stays in a sum of squares, and nothing else makes one there.
+    with np.errstate(all="ignore"):
+        return sum(int(np.isnan(b).sum()) for b in wide if np.isnan(np.dot(b, b)))
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------

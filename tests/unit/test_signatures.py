@@ -22,6 +22,7 @@ from bisect_tool.signatures import (
     Signature,
     distance,
     permuted_signatures,
+    sampled_norm,
     signature_of,
     split_signatures,
 )
@@ -370,3 +371,11 @@ def test_axes_of_one_number_and_of_other_sizes_are_not_split() -> None:
     assert split_signatures(array, "float", (16, 2, 24)) == {}, "an order of its own axes"
     assert split_signatures(array, "float", (2, 3, 16, 4)) == {}
     assert (0, 2, 1, 3) not in split_signatures(array, "float", (2, 5, 16, 8))
+
+
+@pytest.mark.parametrize("shape", [(3,), (7, 500), (2, 3, 40, 40)])
+def test_a_norm_from_the_sampled_places_is_the_signatures(shape: tuple[int, ...]) -> None:
+    whole = np.random.default_rng(0).normal(size=(*shape[:-1], 2 * shape[-1])).astype(np.float32)
+    part = whole[..., shape[-1] :]
+    part[(0,) * part.ndim] = np.inf
+    assert sampled_norm(part) == of(part).norm
