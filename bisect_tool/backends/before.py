@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ MOST_NAMED = 5
 
 _PRODUCTS = {"MatMul", "Gemm"}
 _BLOCK = 1 << 20
+_RESIDENT = 32 << 20
+"""Bytes of weights that are read before those from the file leave memory again."""
 
 
 def look_before(module: torch.nn.Module, program: OnnxProgram) -> tuple[Finding, ...]:
@@ -51,16 +53,41 @@ def look_before(module: torch.nn.Module, program: OnnxProgram) -> tuple[Finding,
         program: the graph; its weights are read where they lie.
     """
     modules = dict(module.named_modules())
-    found = [*_weights(module, program, modules), *_not_finite(module, program), *_nodes(program, modules)]
+    weight = _sparing(program)
+    found = [
+        *_weights(module, program, modules, weight),
+        *_not_finite(module, program, weight),
+        *_nodes(program, modules),
+    ]
+    program.release_pages()
     order = ("fault", "suspicion", "fact")
     return tuple(sorted(found, key=lambda each: order.index(each.severity)))
+
+
+def _sparing(program: OnnxProgram) -> Callable[[str], Array]:
+    """Reads weights where they lie, and keeps few of them in memory: the model's own are there, and runs are to come."""
+    read = 0
+
+    def weight(name: str) -> Array:
+        nonlocal read
+        if read > _RESIDENT:
+            program.release_pages()
+            read = 0
+        array = np.asarray(program.weight(name))
+        read += array.nbytes
+        return array
+
+    return weight
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
 def _weights(
-    module: torch.nn.Module, program: OnnxProgram, modules: Mapping[str, torch.nn.Module]
+    module: torch.nn.Module,
+    program: OnnxProgram,
+    modules: Mapping[str, torch.nn.Module],
+    weight: Callable[[str], Array],
 ) -> Iterator[Finding]:
     tensors = tensors_of(module)
     shapes = program.floating_weights()
@@ -74,9 +101,9 @@ def _weights(
     )
     pairs += _by_scope(program, modules, tensors, pairs)
     foldings = foldings_of(module)
-    report = compare_weights(pairs, program.weight, lambda name: to_numpy(tensors[name]), foldings)
-    yield from _differing(report, program, tensors, foldings)
-    yield from _turned(report, pairs, program, tensors, readers, linear)
+    report = compare_weights(pairs, weight, lambda name: to_numpy(tensors[name]), foldings)
+    yield from _differing(report, weight, tensors, foldings)
+    yield from _turned(report, pairs, program, weight, tensors, readers, linear)
     if report.rounded:
         types = " and ".join(dict.fromkeys(str(each.rounded) for each in report.rounded))
         names = tuple(each.pair.onnx for each in report.rounded)
@@ -144,7 +171,7 @@ def _by_scope(
 
 def _differing(
     report: WeightReport,
-    program: OnnxProgram,
+    weight: Callable[[str], Array],
     tensors: Mapping[str, torch.Tensor],
     foldings: Sequence[Folding],
 ) -> Iterator[Finding]:
@@ -158,7 +185,7 @@ def _differing(
         yield Finding(CODE, "fault", text, names)
         return
     for each in report.differing[:MOST_NAMED]:
-        yield Finding(WEIGHT, "fault", _difference(each, program, tensors, foldings), (each.pair.onnx,))
+        yield Finding(WEIGHT, "fault", _difference(each, weight, tensors, foldings), (each.pair.onnx,))
     if len(names) > MOST_NAMED:
         rest = names[MOST_NAMED:]
         yield Finding(WEIGHT, "fault", f"{len(rest)} more weights differ from the model's: {some(list(rest))}", rest)
@@ -166,12 +193,12 @@ def _differing(
 
 def _difference(
     each: WeightDifference,
-    program: OnnxProgram,
+    weight: Callable[[str], Array],
     tensors: Mapping[str, torch.Tensor],
     foldings: Sequence[Folding],
 ) -> str:
     """How many elements differ, how far, and where."""
-    have = np.asarray(program.weight(each.pair.onnx))
+    have = weight(each.pair.onnx)
     should = to_numpy(tensors[each.pair.parameter])
     count = ""
     other = "" if each.pair.onnx == each.pair.parameter else f" ({each.pair.parameter})"
@@ -213,6 +240,7 @@ def _turned(
     report: WeightReport,
     pairs: Sequence[WeightPair],
     program: OnnxProgram,
+    weight: Callable[[str], Array],
     tensors: Mapping[str, torch.Tensor],
     readers: Mapping[str, list[tuple[OnnxNode, str, int]]],
     linear: set[str],
@@ -223,7 +251,7 @@ def _turned(
         path, _, last = pair.parameter.rpartition(".")
         if pair.onnx in differing or last != "weight" or path not in linear:
             continue
-        have, should = np.asarray(program.weight(pair.onnx)), to_numpy(tensors[pair.parameter])
+        have, should = weight(pair.onnx), to_numpy(tensors[pair.parameter])
         if have.ndim != 2 or have.shape[0] != have.shape[1] or have.shape != should.shape:
             continue
         plain, crossed = np.array_equal(have, should), np.array_equal(have, should.T)
@@ -253,7 +281,7 @@ def _readers(
     return found
 
 
-def _not_finite(module: torch.nn.Module, program: OnnxProgram) -> Iterator[Finding]:
+def _not_finite(module: torch.nn.Module, program: OnnxProgram, weight: Callable[[str], Array]) -> Iterator[Finding]:
     named = non_finite_weights(module)
     if named:
         text = f"the model's weights hold NaN or infinities: {some([f'{name} ({count})' for name, count in named])}"
@@ -261,7 +289,7 @@ def _not_finite(module: torch.nn.Module, program: OnnxProgram) -> Iterator[Findi
     found = []
     for name in program.floating_weights():
         # Masks are constants of minus infinity on purpose; NaN never is.
-        count = _count_nan(np.asarray(program.weight(name)).reshape(-1))
+        count = _count_nan(weight(name).reshape(-1))
         if count:
             found.append((name, count))
     if found:

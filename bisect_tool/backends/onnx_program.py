@@ -8,6 +8,7 @@ Small graphs share the weights where they lie, in the model's own file or beside
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -215,6 +216,17 @@ class OnnxProgram:
         tensor = self._model.graph.initializers[name].const_value
         assert tensor is not None
         return tensor.numpy()
+
+    def release_pages(self) -> None:
+        """Takes the mapped weights out of the process's memory; those that are read again come back from the file.
+
+        A page of a mapped file counts as the process's own once it has been read.
+        """
+        advice = getattr(mmap, "MADV_DONTNEED", None)
+        for value in self._model.graph.initializers.values():
+            mapped = getattr(value.const_value, "raw", None)
+            if advice is not None and isinstance(mapped, mmap.mmap):
+                mapped.madvise(advice)
 
     def constant(self, name: str) -> Array | None:
         """The numbers of an initialiser, or of what a Constant node makes; ``None`` for what is computed."""
