@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import EXAMPLES, ROOT, Healthy, Outcome, command
+from commands import EXAMPLES, ROOT, Healthy, Outcome, command, small_centerpoint
 from filelock import FileLock
 
 
@@ -33,19 +33,29 @@ def example_data(shared_folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def healthy(example_data: None, shared_folder: Path) -> Callable[[str, str], Healthy]:
-    """``healthy(example, exporter)``: exported and judged as it is, once in the whole test run."""
+def small_root(shared_folder: Path) -> Path:
+    """A folder like the project's own, with the CenterPoint example on a small canvas."""
+    root = shared_folder / "small"
+    with FileLock(shared_folder / "small.lock"):
+        if not root.exists():
+            small_centerpoint(root)
+    return root
 
-    def get(example: str, exporter: str) -> Healthy:
-        folder = shared_folder / f"{example}-{exporter}"
+
+@pytest.fixture(scope="session")
+def healthy(example_data: None, shared_folder: Path) -> Callable[..., Healthy]:
+    """``healthy(example, exporter, root)``: exported and judged as it is, once in the whole test run."""
+
+    def get(example: str, exporter: str, root: Path = ROOT) -> Healthy:
+        folder = shared_folder / f"{example}-{exporter}-{root.name}"
         onnx, kept = folder / "model.onnx", folder / "outcome.json"
         with FileLock(f"{folder}.lock"):
             if not kept.exists():
                 folder.mkdir()
-                arguments = ("--config", ROOT / "configs" / f"{example}.toml", "--exporter", exporter)
+                arguments = ("--config", root / "configs" / f"{example}.toml", "--exporter", exporter)
                 made = command(*arguments, "--keep-onnx", onnx, "--format", "json", folder=folder / "report")
                 kept.write_text(json.dumps([made.code, made.out, made.err]), encoding="utf-8")
         code, out, err = json.loads(kept.read_text(encoding="utf-8"))
-        return Healthy(example, exporter, onnx, Outcome(code, out, err, folder / "report"))
+        return Healthy(example, exporter, onnx, Outcome(code, out, err, folder / "report"), root)
 
     return get

@@ -261,18 +261,18 @@ actual.optimization = "off"
 """
 
 
-def centerpoint(folder: Path, matrix: str) -> Outcome:
+def centerpoint(root: Path, folder: Path, matrix: str) -> Outcome:
     """The three blocks of the example's backbone under a matrix."""
-    config = ("--config", ROOT / "configs" / "centerpoint.toml", "--exporter", "torchscript")
+    config = ("--config", root / "configs" / "centerpoint.toml", "--exporter", "torchscript")
     return command(*config, "--stages", "backbone.blocks.*", "--matrix", matrix, "--format", "json", folder=folder)
 
 
 @pytest.fixture(scope="module")
-def tf32(example_data: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def tf32(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """CenterPoint with TF32 on PyTorch's side, asked for by name."""
     folder = tmp_path_factory.mktemp("tf32")
     (folder / "m.toml").write_text(TF32)
-    return centerpoint(folder / "report", str(folder / "m.toml"))
+    return centerpoint(small_root, folder / "report", str(folder / "m.toml"))
 
 
 def test_emulated_tf32_gates_where_it_is_named(tf32: Outcome) -> None:
@@ -315,9 +315,9 @@ def test_emulated_tf32_says_what_to_set_on_cuda(tf32: Outcome) -> None:
 
 
 @without_cuda
-def test_emulated_tf32_of_a_preset_only_explains(example_data: None, tmp_path: Path) -> None:
+def test_emulated_tf32_of_a_preset_only_explains(small_root: Path, tmp_path: Path) -> None:
     """Nobody named it: it diverges and does not gate. Pairs on CUDA are skipped with the reason, and do not either."""
-    outcome = centerpoint(tmp_path / "report", "quick")
+    outcome = centerpoint(small_root, tmp_path / "report", "quick")
     assert 0 == outcome.code, outcome.err
     assert {
         "ort-cpu-off": "agrees",

@@ -49,8 +49,7 @@ def _loaded(path: Path) -> onnx.ModelProto:
 
 
 def _judge(healthy: Healthy, file: Path, folder: Path, *options: str) -> Outcome:
-    config = ROOT / "configs" / f"{healthy.example}.toml"
-    return command("--config", config, "--onnx", file, "--format", "json", *options, folder=folder)
+    return command("--config", healthy.config, "--onnx", file, "--format", "json", *options, folder=folder)
 
 
 @pytest.fixture(autouse=True)
@@ -63,12 +62,20 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("example, exporter, kind, site", CASES)
 def test_planted_fault_is_found(
-    healthy: Callable[[str, str], Healthy], tmp_path: Path, example: str, exporter: str, kind: str, site: int
+    healthy: Callable[..., Healthy],
+    small_root: Path,
+    tmp_path: Path,
+    example: str,
+    exporter: str,
+    kind: str,
+    site: int,
 ) -> None:
     """The origin is the stage that holds the fault, its error stands out, and it is the first over a fit tolerance."""
-    base = healthy(example, exporter)
+    # The README's commands plant one into the full-size CenterPoint.
+    root = small_root if example == "centerpoint" else ROOT
+    base = healthy(example, exporter, root)
     model = _loaded(base.onnx)
-    feeds = planting.feeds_of(ROOT / "examples" / example, model)
+    feeds = planting.feeds_of(root / "examples" / example, model)
     fault = planting.plant(model, kind, base.outcome.report, feeds, f"{example} {exporter} {kind} {site}")
     file = tmp_path / "faulty.onnx"
     onnx.save(fault.model, file)
