@@ -1,4 +1,4 @@
-"""Stages and outputs judged by calibrated limits: over one of them fails, under all of them passes.
+"""A calibrated table in force: for which model it is, what it judges, and which of its limits decided.
 
 The table decides, as a tolerance of the user's would. Noise floors go on explaining: a stage over its limit that makes no
 more error than rounding only hands error on, and one under its limits that makes more than rounding is named all the same.
@@ -8,28 +8,29 @@ What the table does not have is judged as it would be without one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bisect_tool.records import (
     Comparison,
     ErrorMetrics,
     LimitUse,
     OutputResult,
-    StageRef,
     StageRow,
     TableSource,
     Tolerance,
 )
+from bisect_tool.table_judging import Excess, Judge, judge_by_table, judge_outputs_by_table
 from bisect_tool.tolerance_table import Fingerprint, StageLimits, ToleranceTable, refuse_other_model, stages_of_rows
 
-LOCAL = "local_"
-"""Before the name of a metric: of the error that the stage makes itself, not of all that has come together."""
+_LOCAL = "local_"
+"""Before the name of a metric: of the error that the stage makes itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableInForce:
-    """A table, and the machine that it is used on.
+    """A table, and where it is used.
 
     Attributes:
         path: of the file, as the user gave it.
@@ -55,22 +56,30 @@ class TableInForce:
             runs=known.runs,
             tail=known.tail,
             hardware=self.hardware,
-            stages=sum(bool(stage.metrics) for stage in self.table.stages),
+            stages=len(self.table.stages),
             variations=known.variations,
         )
 
 
-def refuse_other_modules(table: ToleranceTable, path: str, modules: Mapping[str, str]) -> None:
-    """Before anything runs: the model at hand is the one that the table is for.
+def in_force(path: str, table: ToleranceTable, modules: Mapping[str, str], machine: str | None) -> TableInForce:
+    """A table for a model.
+
+    Args:
+        path: of the file.
+        table: that was read from it.
+        modules: of the model at hand, as a fingerprint has them.
+        machine: the kind of this one; where the table does not know it, the pooled limits hold.
 
     Raises:
-        BisectError: it is another one; what differs is said.
+        BisectError: the model is another one than the table is for; what differs is said.
     """
     refuse_other_model(path, table, Fingerprint(modules, table.fingerprint.stages))
+    known = any(kind.name == machine for kind in table.hardware)
+    return TableInForce(path, table, modules, machine if known else None)
 
 
 def refuse_other_stages(
-    used: TableInForce, rows: Sequence[StageRow], *, selected: bool, graph: Mapping[str, str] | None = None
+    used: TableInForce, rows: Sequence[StageRow], *, selected: bool, graph: Mapping[str, str]
 ) -> None:
     """After PyTorch's run: its stages are those of the table.
 
@@ -86,7 +95,7 @@ def refuse_other_stages(
     here = stages_of_rows(rows)
     if selected:
         here = {**used.table.fingerprint.stages, **here}
-    refuse_other_model(used.path, used.table, Fingerprint(used.modules, here, graph or {}))
+    refuse_other_model(used.path, used.table, Fingerprint(used.modules, here, graph))
 
 
 def with_table(tolerance: Tolerance, used: TableInForce | None) -> Tolerance:
@@ -94,74 +103,63 @@ def with_table(tolerance: Tolerance, used: TableInForce | None) -> Tolerance:
     return tolerance if used is None else replace(tolerance, source="calibrated", table=used.source())
 
 
-def judge_by_table(
-    rows: Iterable[StageRow], config: str, table: ToleranceTable, hardware: str | None = None
-) -> list[StageRow]:
-    """The rows with their judgements under one configuration, where the table has limits for them.
+def judge_rows(rows: Sequence[StageRow], config: str, used: TableInForce, baseline: str | None) -> list[StageRow]:
+    """The rows judged by the table under one configuration, each with the limit that decided.
 
     Args:
         rows: judged without the table.
         config: name of the configuration pair.
-        table: the limits.
-        hardware: whose own limits are taken, by the table's name for it; ``None``: the pooled ones.
+        used: the table.
+        baseline: for a pair without local errors, the pair whose are known and whose PyTorch run is the same.
     """
-    limits = table.limits()
+    limits = used.table.limits()
+    over = Judge(used.table, config, used.hardware, baseline).over(rows)
     found = []
-    for row in rows:
+    for row in judge_by_table(rows, config, used.table, used.hardware, baseline):
         result = row.results.get(config)
-        use = None if result is None else decisive(limits.get(row.ref), result.total, result.local, hardware)
-        if result is not None and use is not None:
-            result = _judged(result, use)
-            row = replace(row, results={**row.results, config: result})
+        if result is not None and row.index in over:
+            use = _use(over[row.index], limits[row.ref], result, used.hardware)
+            row = replace(row, results={**row.results, config: replace(result, limit=use)})
         found.append(row)
     return found
 
 
-def judge_outputs_by_table(
-    outputs: Sequence[OutputResult], rows: Sequence[StageRow], table: ToleranceTable, hardware: str | None = None
+def judge_outputs(
+    outputs: Sequence[OutputResult], rows: Sequence[StageRow], config: str, used: TableInForce, baseline: str | None
 ) -> tuple[OutputResult, ...]:
-    """Final outputs of an untouched graph by the limits of the stages that make them."""
-    limits = table.limits()
-    # Several stages may hand on one value; the table has its limits under any of their names.
-    by_value: dict[str, StageRef] = {}
-    for row in rows:
-        if row.onnx_value is not None and row.ref in limits and limits[row.ref].metrics and row.role != "group":
-            by_value.setdefault(row.onnx_value, row.ref)
-    found = []
-    for out in outputs:
-        ref = by_value.get(out.onnx_value)
-        use = None if ref is None else decisive(limits[ref], out.total, None, hardware)
-        if use is not None and out.judgement != "not compared":
-            fails = out.total.problem is not None or not use.ratio <= 1
-            out = replace(out, judgement="fail" if fails else "pass", limit=use)
-        found.append(out)
-    return tuple(found)
+    """Final outputs of an untouched graph by the limits of the stages that make them; arguments as for the rows."""
+    limits = used.table.limits()
+    stages = {
+        row.onnx_value: limits[row.ref]
+        for row in reversed(rows)
+        if row.onnx_value is not None and row.role != "group" and row.ref in limits
+    }
+    judged = judge_outputs_by_table(outputs, rows, config, used.table, used.hardware, baseline)
+
+    def with_limit(out: OutputResult) -> OutputResult:
+        own = stages.get(out.onnx_value)
+        uses = [] if own is None else list(_uses(own, out.total, None, used.hardware))
+        fitting = [use for use in uses if (use.ratio > 1) == (out.judgement == "fail")]
+        return replace(out, limit=max(fitting, key=lambda use: use.ratio, default=None))
+
+    return tuple(map(with_limit, judged))
 
 
-def decisive(
-    limits: StageLimits | None, total: ErrorMetrics, local: ErrorMetrics | None, hardware: str | None
-) -> LimitUse | None:
-    """Of a stage's limits the one that its errors come nearest to, or are furthest over; ``None`` without limits.
-
-    Local errors without a forced run, and tensors that are empty, have no number to hold against a limit.
-    """
-    uses = []
-    for name, limit in limits.metrics.items() if limits is not None else ():
-        errors = local if name.startswith(LOCAL) else total
-        if errors is None or (errors.count == 0 and errors.problem is None):
-            continue
-        value = getattr(errors, name.removeprefix(LOCAL), None)
-        if isinstance(value, (int, float)):
-            uses.append(LimitUse(name, float(value), limit.limit_on(hardware)))
-    return max(uses, key=lambda use: use.ratio, default=None)
+def _use(over: Sequence[Excess], own: StageLimits, result: Comparison, hardware: str | None) -> LimitUse | None:
+    """What is furthest over its limit, or nearest to it."""
+    if over:
+        return LimitUse(over[0].metric, over[0].error, over[0].limit)
+    passing = [use for use in _uses(own, result.total, result.local, hardware) if use.ratio <= 1]
+    return max(passing, key=lambda use: use.ratio, default=None)
 
 
-def _judged(result: Comparison, use: LimitUse) -> Comparison:
-    total, local = result.total, result.local
-    broken = total.problem is not None or bool(total.nonfinite_mismatch)
-    # A shape that differs, or a NaN on one side, is no size of error.
-    broken = broken or (local is not None and (local.problem is not None or bool(local.nonfinite_mismatch)))
-    return replace(result, judgement="fail" if broken or not use.ratio <= 1 else "pass", limit=use)
+def _uses(
+    own: StageLimits, total: ErrorMetrics, local: ErrorMetrics | None, hardware: str | None
+) -> Iterator[LimitUse]:
+    for name, limit in own.metrics.items():
+        errors: Any = local if name.startswith(_LOCAL) else total
+        if errors is not None and errors.problem is None:
+            yield LimitUse(name, float(getattr(errors, name.removeprefix(_LOCAL))), limit.limit_on(hardware))
 
 
 def table_lines(rows: Sequence[StageRow], used: TableInForce) -> tuple[str, ...]:
@@ -169,10 +167,9 @@ def table_lines(rows: Sequence[StageRow], used: TableInForce) -> tuple[str, ...]
     limits, lines = used.table.limits(), []
     known = used.table.calibration
     if known.tail != "measured":
-        why = "few samples, so that they are wider" if known.tail == "extrapolated" else "too few samples to know more"
-        lines.append(f"the limits of {used.path} rest on {known.samples} samples: {why}")
-    judged = [row for row in rows if row.role != "group" and row.results]
-    without = [row for row in judged if row.ref not in limits]
+        why = "fewer than their rate takes, so that they are wider" if known.tail == "extrapolated" else "too few"
+        lines.append(f"the limits of {used.path} rest on {known.samples} samples, {why}")
+    without = [row for row in rows if row.role != "group" and row.results and row.ref not in limits]
     if without:
         names = ", ".join(str(row.ref) for row in without[:3]) + (" ..." if len(without) > 3 else "")
         count = f"{len(without)} stage{'' if len(without) == 1 else 's'}"
@@ -182,8 +179,11 @@ def table_lines(rows: Sequence[StageRow], used: TableInForce) -> tuple[str, ...]
 
 def limit_text(use: LimitUse) -> str:
     """``rel_l2 4.8e-02, limit 1.0e-05 (x4800)``; without the factor where the error is under its limit."""
+    if use.metric == "values":
+        if math.isinf(use.value):
+            return "no size of error: another shape, or NaN and infinities elsewhere"
+        return f"{use.value:.0f} whole numbers differ, where none may"
     text = f"{use.metric} {use.value:.1e}, limit {use.limit:.1e}"
     if not use.ratio > 1:
         return text
-    factor = use.ratio
-    return f"{text} (x{factor:.3g})" if math.isfinite(factor) and factor < 1e4 else text
+    return f"{text} (x{use.ratio:.3g})" if math.isfinite(use.ratio) and use.ratio < 1e4 else text

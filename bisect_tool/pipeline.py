@@ -35,6 +35,7 @@ from bisect_tool.align import (
 )
 from bisect_tool.backends.abreast import LEAST_ROOM, Abreast, buffers_put_back, stretch
 from bisect_tool.backends.activations import ActivationStore, GoneError
+from bisect_tool.backends.architecture import graph_of
 from bisect_tool.backends.before import look_before
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.compiled import compiled_note, original
@@ -70,6 +71,14 @@ from bisect_tool.backends.variants import variants
 from bisect_tool.backends.weights import check_weights, modules_by_weights
 from bisect_tool.baked import with_baked
 from bisect_tool.bodies import leave_out_bodies, match_bodies
+from bisect_tool.calibrated import (
+    TableInForce,
+    judge_outputs,
+    judge_rows,
+    refuse_other_stages,
+    table_lines,
+    with_table,
+)
 from bisect_tool.compare import MAIN_LAYER, Ledger, Total, lane_name, total_of
 from bisect_tool.diagnose.causes import BAKED
 from bisect_tool.diagnose.findings import (
@@ -259,6 +268,9 @@ class Options:
             optimised. Stages are aligned with ONNX Runtime all the same.
         graphs: where exported graphs come from that several cases share; ``None``: this case exports its own.
         passes: where an optimised run is wrong and the unoptimised one is not, look for the passes that do it.
+        table: calibrated limits, which decide wherever they say something; then ``tolerance`` is the default.
+        keep_outputs: called with a configuration and its final outputs on both sides, by their keys as text: PyTorch's,
+            and the untouched graph's where it has them.
     """
 
     tolerance: Tolerance
@@ -282,6 +294,8 @@ class Options:
     runner: Runner = "onnxruntime"
     graphs: GraphSource | None = None
     passes: bool = True
+    table: TableInForce | None = None
+    keep_outputs: Callable[[str, Mapping[str, Array], Mapping[str, Array]], None] | None = None
 
 
 def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: None) -> Report:
@@ -708,14 +722,20 @@ class _Bisection:
         nodes_between = self.program.nodes_between
         rows = build_rows(trace, selection, matches, cuts, self.ledger, measured, self.forced, nodes_between)
         rows = [self._with_nodes(row) for row in rows]
+        table = self.options.table
+        if table is not None:
+            refuse_other_stages(table, rows, selected=bool(self.options.stages), graph=graph_of(self.program))
         for name in self.forced:
             rows = with_shares(rows, name, output_stages(trace))
         rows = self._judge(rows, output_stages(trace))
         runs = tuple(self._config_run(pair, rows) for pair in self.configs)
+        self._hand_out_outputs()
         rows = [
             replace(row, results={name: row.results[name] for name in names if name in row.results}) for row in rows
         ]
         verdict = decide(rows, runs, alignment, self.options.min_coverage, selected=bool(self.options.stages))
+        if table is not None:
+            verdict = replace(verdict, summary=(*verdict.summary, *table_lines(rows, table)))
         timings["floor"] = self.floor_seconds
         plain = next((name for name in names if name in self.forced and name not in self.failed), None)
         if plain is not None:
@@ -769,7 +789,7 @@ class _Bisection:
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
-            tolerance=self.options.tolerance,
+            tolerance=with_table(self.options.tolerance, table),
             alignment=alignment,
             configs=runs,
             stages=tuple(rows),
@@ -1489,6 +1509,8 @@ class _Bisection:
             if pair.name in self.forced or baseline is not None:
                 rows = judge_by_noise(rows, pair.name, self.options.tolerance, baseline)
             rows = judge_quantised(rows, pair.name, self.options.tolerance, outputs)
+            if self.options.table is not None:
+                rows = judge_rows(rows, pair.name, self.options.table, baseline)
         return rows
 
     def _lacks_baseline(self) -> bool:
@@ -1817,16 +1839,31 @@ class _Bisection:
     def _judge_outputs(
         self, pair: ConfigPair, outputs: tuple[OutputResult, ...], rows: Sequence[StageRow]
     ) -> tuple[OutputResult, ...]:
-        """Without the user's tolerance an output that rounding explains passes."""
+        """Without the user's tolerance an output that rounding explains passes; calibrated limits decide over both."""
         baseline = pair.name if pair.name in self.forced else self._baseline(pair)
-        if self.options.tolerance.source != "default" or baseline is None:
-            return outputs
-        return tuple(
-            replace(out, judgement="pass")
-            if out.judgement == "fail" and is_explained(out.total, rows, out.onnx_value, baseline)
-            else out
-            for out in outputs
-        )
+        if self.options.tolerance.source == "default" and baseline is not None:
+            outputs = tuple(
+                replace(out, judgement="pass")
+                if out.judgement == "fail" and is_explained(out.total, rows, out.onnx_value, baseline)
+                else out
+                for out in outputs
+            )
+        table = self.options.table
+        return outputs if table is None else judge_outputs(outputs, rows, pair.name, table, baseline)
+
+    def _hand_out_outputs(self) -> None:
+        """Gives both sides' final outputs to whoever wants them."""
+        keep = self.options.keep_outputs
+        for pair in self.configs if keep is not None else ():
+            untouched, expected = self.untouched.get(pair.name), self.torch_outputs.get(pair.name)
+            if keep is None or untouched is None or expected is None:
+                continue
+            actual: dict[str, Array] = {}
+            for (key, _), name in zip(expected, self.bound_outputs, strict=True):
+                array = untouched.outputs.get(name) if name is not None else None
+                if array is not None:
+                    actual[str(key)] = array
+            keep(pair.name, {str(key): array for key, array in expected}, actual)
 
     def _output_results(
         self, untouched: _Untouched, expected: Sequence[tuple[OutputKey, Array]]
