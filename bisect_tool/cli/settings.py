@@ -32,7 +32,13 @@ KEYS: Mapping[str, Mapping[str, str]] = {
         "allow_unexpected": "allow_unexpected",
     },
     "export": {"exporter": "exporter", "opset": "opset", "constant_folding": "constant_folding"},
-    "tolerance": {"max_abs": "max_abs", "atol": "atol", "rtol": "rtol", "min_sqnr": "min_sqnr"},
+    "tolerance": {
+        "table": "tolerances",
+        "max_abs": "max_abs",
+        "atol": "atol",
+        "rtol": "rtol",
+        "min_sqnr": "min_sqnr",
+    },
     "report": {"groups": "groups", "stages": "stages", "level": "level", "output": "output"},
     "run": {
         "memory_budget": "memory_budget",
@@ -55,7 +61,7 @@ _CHOICES = {
 _BOOLEANS = {"allow_pickle", "allow_missing", "allow_unexpected", "constant_folding"}
 _INTEGERS = {"opset", "threads"}
 _NUMBERS = {"max_abs", "atol", "rtol", "min_sqnr", "min_coverage"}
-_PATHS = {"model", "checkpoint", "inputs", "onnx", "entry_args", "output", "raw", "matrix"}
+_PATHS = {"model", "checkpoint", "inputs", "onnx", "entry_args", "output", "raw", "matrix", "tolerances"}
 _LISTS = {"inputs", "raw", "groups", "stages"}
 
 

@@ -12,6 +12,7 @@ from bisect_tool.cli.inspect import inspect
 from bisect_tool.cli.record import record, recorder
 from bisect_tool.cli.releases import releases
 from bisect_tool.cli.run import run
+from bisect_tool.cli.verify import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,6 +22,7 @@ def tool() -> None:
 
 
 tool.add_command(run, "run")
+tool.add_command(verify, "verify")
 tool.add_command(explain, "explain")
 tool.add_command(inspect, "inspect")
 tool.add_command(compare, "compare")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from bisect_tool.errors import BisectError
 from bisect_tool.records import Report
 from bisect_tool.reporters import common, failing
 
@@ -72,3 +73,8 @@ def _escaped(text: str, *, property: bool = False) -> str:
     for char, code in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A"), *([(":", "%3A"), (",", "%2C")] if property else [])):
         text = text.replace(char, code)
     return text
+
+
+def failure(error: BisectError) -> str:
+    """The annotation of a run that came to no report."""
+    return _line(error.message.splitlines()[0], "ONNX verification: no answer", None, Path.cwd())

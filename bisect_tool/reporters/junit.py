@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from xml.etree import ElementTree
 
+from bisect_tool.errors import EXIT_INCONCLUSIVE, BisectError
 from bisect_tool.records import ConfigRun, Origin, Report
 from bisect_tool.reporters import common, failing
 from bisect_tool.verification import metric_line
@@ -39,40 +40,84 @@ def junit_text(reports: Sequence[tuple[str, Report]], now: datetime | None = Non
         reports: name of each sample and its report.
         now: time that the file tells; ``None``: that of the clock.
     """
-    stamp = (now or datetime.now(timezone.utc)).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
     root = ElementTree.Element("testsuites")
     for number, (name, report) in enumerate(reports):
-        _suite(root, number, name, report, stamp)
+        _add(
+            root,
+            number,
+            name,
+            str(report.case.get("name") or "model"),
+            [*_cases(report)],
+            _stamp(now),
+            seconds=sum(report.timings.values()),
+            properties=[*_properties(report)],
+            out="\n".join(report.verdict.summary),
+            err="\n".join(report.notes),
+        )
+    return _as_text(root)
+
+
+def failure_text(name: str, error: BisectError, now: datetime | None = None) -> str:
+    """The file of a run that came to no report: one test case, which fails with the reason.
+
+    Args:
+        name: of the case.
+        error: that ended the run.
+        now: as above.
+    """
+    root = ElementTree.Element("testsuites")
+    kind = "inconclusive" if error.exit_code == EXIT_INCONCLUSIVE else "error"
+    text = f"{error.message}\n{error.hint}" if error.hint else error.message
+    _add(root, 0, name, name, [_Case(name, "verdict", kind, error.message.splitlines()[0], text)], _stamp(now))
+    return _as_text(root)
+
+
+def _stamp(now: datetime | None) -> str:
+    return (now or datetime.now(timezone.utc)).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _as_text(root: ElementTree.Element) -> str:
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _suite(root: ElementTree.Element, number: int, name: str, report: Report, stamp: str) -> None:
-    cases = [*_cases(report)]
-    failures = sum(case.outcome not in (None, "skipped") for case in cases)
+def _add(
+    root: ElementTree.Element,
+    number: int,
+    name: str,
+    package: str,
+    cases: Sequence[_Case],
+    stamp: str,
+    *,
+    seconds: float = 0.0,
+    properties: Sequence[tuple[str, str]] = (),
+    out: str = "",
+    err: str = "",
+) -> None:
+    """One suite, with all that either schema requires."""
     suite = ElementTree.SubElement(
         root,
         "testsuite",
         {
             "id": str(number),
             "name": _clean(name),
-            "package": _clean(str(report.case.get("name") or "model")),
+            "package": _clean(package),
             "timestamp": stamp,
             "hostname": "localhost",
             "tests": str(len(cases)),
-            "failures": str(failures),
+            "failures": str(sum(case.outcome not in (None, "skipped") for case in cases)),
             "errors": "0",
             "skipped": str(sum(case.outcome == "skipped" for case in cases)),
-            "time": f"{sum(report.timings.values()):.3f}",
+            "time": f"{seconds:.3f}",
         },
     )
-    properties = ElementTree.SubElement(suite, "properties")
-    for key, value in _properties(report):
-        ElementTree.SubElement(properties, "property", {"name": key, "value": _clean(value)})
+    listed = ElementTree.SubElement(suite, "properties")
+    for key, value in properties:
+        ElementTree.SubElement(listed, "property", {"name": key, "value": _clean(value)})
     for case in cases:
         _write(suite, case)
-    ElementTree.SubElement(suite, "system-out").text = _clean("\n".join(report.verdict.summary))
-    ElementTree.SubElement(suite, "system-err").text = _clean("\n".join(report.notes))
+    ElementTree.SubElement(suite, "system-out").text = _clean(out)
+    ElementTree.SubElement(suite, "system-err").text = _clean(err)
 
 
 def _write(suite: ElementTree.Element, case: _Case) -> None:
