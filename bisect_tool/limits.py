@@ -108,6 +108,16 @@ def _usual(logs: Array) -> tuple[Array, Array]:
     filled = np.where(seen, logs, 0.0)
     center = filled.sum(axis=0) / count
     squares = np.where(seen, (filled - center) ** 2, 0.0).sum(axis=0)
+    return center, _spread(count, squares)
+
+
+def _spread(count: NDArray[np.int64], squares: Array) -> Array:
+    """Moderated standard deviation of columns, of a new number from their means.
+
+    Args:
+        count: numbers in each column.
+        squares: sum of their squared distances from the column's mean.
+    """
     freedom = np.maximum(count - 1, 0)
     known = freedom > 0
     if known.any():
@@ -116,7 +126,7 @@ def _usual(logs: Array) -> tuple[Array, Array]:
         common = USUAL_SPREAD**2
     variance = (PRIOR_RUNS * common + squares) / (PRIOR_RUNS + freedom)
     # A column's mean is uncertain too, and a new error is that much farther from it.
-    return center, np.maximum(np.sqrt(variance), LEAST_SPREAD) * np.sqrt(1.0 + 1.0 / count)
+    return np.maximum(np.sqrt(variance), LEAST_SPREAD) * np.sqrt(1.0 + 1.0 / np.maximum(count, 1))
 
 
 def _score(logs: Array, false_alarm: float, seed: int) -> tuple[float, bool]:
@@ -124,22 +134,34 @@ def _score(logs: Array, false_alarm: float, seed: int) -> tuple[float, bool]:
     count, columns = logs.shape
     if count < FEW:
         return NormalDist().inv_cdf((1.0 - false_alarm) ** (1.0 / columns)), False
-    scores = np.sort([_farthest(logs, index) for index in range(count)])
+    scores = np.sort(_farthest(logs))
     place = math.ceil((count + 1) * (1.0 - false_alarm))
     if place <= count:
         return float(scores[place - 1]), True
     return max(float(scores[-1]), _extrapolated(scores, false_alarm, seed)), False
 
 
-def _farthest(logs: Array, index: int) -> float:
-    """One sample's score against what the others say is usual."""
-    others = np.delete(logs, index, axis=0)
-    row = logs[index]
-    usable = np.isfinite(row) & np.any(np.isfinite(others), axis=0)
-    if not usable.any():
-        return 0.0
-    center, spread = _usual(others[:, usable])
-    return float(np.max((row[usable] - center) / spread))
+def _farthest(logs: Array) -> Array:
+    """Each sample's score against what the others say is usual: what :func:`_usual` gives with the sample left out."""
+    seen = np.isfinite(logs)
+    count = seen.sum(axis=0)
+    filled = np.where(seen, logs, 0.0)
+    center = filled.sum(axis=0) / count
+    apart = np.where(seen, filled - center, 0.0)
+    squares = np.square(apart).sum(axis=0)
+    scores = np.zeros(len(logs))
+    for index, row in enumerate(apart):
+        left = count - seen[index]
+        known = left > 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # Without one number the mean moves away from it, and the squares lose more than its own.
+            moved = np.where(known, -row / left, 0.0)
+            rest = np.where(known, squares - np.square(row) * count / left, 0.0)
+        spread = _spread(left, np.maximum(rest, 0.0))
+        usable = seen[index] & known
+        if usable.any():
+            scores[index] = np.max((row - moved)[usable] / spread[usable])
+    return scores
 
 
 def _extrapolated(scores: Array, false_alarm: float, seed: int) -> float:

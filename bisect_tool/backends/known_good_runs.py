@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
+from bisect_tool.backends.floors import strict_products
 from bisect_tool.backends.preflight import explain_forward_error
 from bisect_tool.backends.replay import (
+    AS_RUN,
     EXACT,
     Arithmetic,
     CannotReplayError,
@@ -34,12 +36,12 @@ from bisect_tool.backends.replay import (
     slice_of_all,
 )
 from bisect_tool.backends.structures import map_tensors
-from bisect_tool.backends.floors import strict_products
 from bisect_tool.backends.torch_runner import TorchRun, to_numpy
-from bisect_tool.backends.torch_switches import applied
+from bisect_tool.backends.torch_switches import applied, placed, require_device
 from bisect_tool.compare import hands_on, stage_inputs
 from bisect_tool.errors import BisectError
 from bisect_tool.known_good import SampleErrors, StageErrors, kinds, within_rounding
+from bisect_tool.matrix import Matrix
 from bisect_tool.metrics import kind_of_name, measure
 from bisect_tool.noise import epsilon
 from bisect_tool.recorder import Op, Value
@@ -100,6 +102,19 @@ def usual_variations(accepted: Sequence[str] = ()) -> Variations:
     )
 
 
+def with_matrix(variations: Variations, matrix: Matrix) -> Variations:
+    """The variations with PyTorch's side of each of a matrix's pairs; those that do more than round are left out later."""
+    known = {str(config) for _, config in variations.torch}
+    more = []
+    for pair in matrix.pairs:
+        config = pair.expected
+        allowed = config.switches.get("emulate") in variations.accepted
+        if str(config) not in known and config != NumericConfig("torch") and not allowed:
+            known.add(str(config))
+            more.append((f"PyTorch of {pair.name}", config))
+    return replace(variations, torch=(*variations.torch, *more))
+
+
 def perturbed(sample: Sample, seed: int, by: float) -> Sample:
     """The sample with each floating number changed by a random share of itself, ``by`` at most; zeros stay zeros."""
     source = torch.Generator().manual_seed(seed)
@@ -149,9 +164,11 @@ def torch_errors(
                         known.varied("PyTorch, place in a batch", known.against(other, half), usual)
         for name in variations.accepted:
             config = NumericConfig("torch", switches={"emulate": name})
-            with _run(sample, level, budget, config) as other:
+            with contextlib.suppress(_NotApplicableError), _run(sample, level, budget, config) as other:
                 # Allowed by the user, however large it is.
                 known.varied(f"PyTorch in {name}", known.against(other), {})
+            with applied(config):
+                known.alone([AS_RUN], budget)
         return known.errors
 
 
@@ -178,12 +195,19 @@ def _run(
         _NotApplicableError: it does not run under a configuration, or on a batch.
     """
     store = ActivationStore(budget // 4, BufferPool())
+    module = sample.module
 
     def on_value(value: Value, tensor: torch.Tensor) -> None:
         store.keep(value.id, tensor)
 
     args, kwargs = map_tensors(tuple(sample.args), torch.Tensor.clone), map_tensors(dict(sample.kwargs), torch.Tensor.clone)
-    run = TorchRun(sample.module, args, kwargs, on_value, every_op=level == "op", tape=tape, place=sample.place)
+    if config is not None:
+        try:
+            require_device(config.device)
+            module, args, kwargs = placed(module, args, kwargs, config)
+        except BisectError as error:
+            raise _NotApplicableError(error.message) from error
+    run = TorchRun(module, args, kwargs, on_value, every_op=level == "op", tape=tape, place=sample.place)
     store.attach(run.recorder)
     try:
         try:
@@ -261,7 +285,7 @@ class _Known:
                     self.errors.ran(name)
         except CannotReplayError as error:
             self.errors.left_out.append(f"float64: {error}")
-        self._locals(draws, seed, budget)
+        self.alone([rounded(seed * draws + draw) for draw in range(draws)], budget)
         return usual
 
     def _replay(self, ops: list[Op], targets: set[int], arithmetic: Arithmetic) -> dict[int, ErrorMetrics]:
@@ -278,8 +302,8 @@ class _Known:
         replay_values(self.tape, set(), ops, self.plain.store.tensor, arithmetic, after=after)
         return found
 
-    def _locals(self, draws: int, seed: int, budget: int) -> None:
-        """Each stage on the run's own inputs."""
+    def alone(self, arithmetics: Sequence[Arithmetic], budget: int) -> None:
+        """Each stage by itself, on the run's own inputs, against the run."""
         values = {stage.value for stage in self.trace.stages}
         starts = {value for _, value in self.trace.inputs}
         unknown = []
@@ -296,8 +320,8 @@ class _Known:
                     if not ops or replay_bytes(self.tape, ops) > budget:
                         continue
                     with strict_products():
-                        for draw in range(draws):
-                            found = self._replay(ops, {stage.value}, rounded(seed * draws + draw))
+                        for arithmetic in arithmetics:
+                            found = self._replay(ops, {stage.value}, arithmetic)
                             for metrics in found.values():
                                 for alias in self.by_value[stage.value]:
                                     self.errors.stages[alias.ref].see_local(metrics)

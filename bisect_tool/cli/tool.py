@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from bisect_tool.cli.calibrate import calibrate
 from bisect_tool.cli.compare import compare
 from bisect_tool.cli.determinism import determinism
 from bisect_tool.cli.env import env
@@ -31,3 +32,4 @@ tool.add_command(record, "record")
 tool.add_command(recorder, "recorder")
 tool.add_command(determinism, "determinism")
 tool.add_command(releases, "releases")
+tool.add_command(calibrate, "calibrate")
