@@ -194,6 +194,21 @@ def broken(path: Path, reason: str) -> BisectError:
     )
 
 
+def is_bundle(path: Path) -> bool:
+    """Whether it is a recording: a folder with a manifest, or one file that holds one; a damaged one too."""
+    if path.suffix.lower() == ".trace":
+        return True
+    if path.is_dir():
+        return (path / MANIFEST).is_file()
+    if not path.is_file() or path.suffix.lower() in (".npz", ".pt", ".pth"):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MANIFEST in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 @contextmanager
 def open_bundle(path: str | os.PathLike[str]) -> Iterator[Bundle]:
     """Opens a recording, and checks all of it.

@@ -79,7 +79,9 @@ def make_questions(
         raise BisectError(f"--top-k {k}: at least one class", hint="for example --top-k 5")
     texts = limits
     if isinstance(limits, Mapping):
-        texts = [f"{name}{value if isinstance(value, str) else f'={value!r}'}" for name, value in limits.items()]
+        texts = [
+            f"{name}{value}" if isinstance(value, str) else f"{name}={float(value)!r}" for name, value in limits.items()
+        ]
     found = tuple(map(parse_limit, texts))
     for name in {limit.name for limit in found}:
         if sum(limit.name == name for limit in found) > 1:

@@ -19,9 +19,10 @@ from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import case_name, load, load_case, make_case
 from bisect_tool.cli.process import load_libraries, no_collection
-from bisect_tool.cli.settings import check_parts, parse_size, read_case_file
+from bisect_tool.cli.settings import check_parts, read_case_file
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError, InconclusiveError
 from bisect_tool.matrix import read_matrix
+from bisect_tool.sizes import parse_size
 from bisect_tool.tolerances import make_tolerance
 
 if TYPE_CHECKING:
