@@ -84,7 +84,6 @@ def bisect(
     tolerances: PathLike | ToleranceTable | None = None,
     progress: Progress | None = None,
     **options: Unpack[CompareOptions],
-    progress: Progress | None = None,
 ) -> Report: ...
 
 
@@ -583,7 +582,6 @@ def _compare(
         own = folder or next((s.folder for s in report.samples if s.index == report.case.get("sample_index")), "")
         again = force or bool(report.samples) or own in made
         kept = made.setdefault(own, dict(replays))
-
         write_report_folder(report, Path(place) / folder, force=again, files=files_of(report, kept))
 
     with loaded_cases(model, inputs, case, _description(model, inputs, onnx, options)) as (cases, sources):
