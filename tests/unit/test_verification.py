@@ -168,7 +168,7 @@ def test_class_axis_by_output() -> None:
 
 def test_missing_output_asks_nothing() -> None:
     """Without the graph's value nothing is called; the report is inconclusive by itself."""
-    report = answered(healthy(), outputs(None), make_questions(metric=lambda e, a: 1 / 0, limits=["<lambda>=1"]))
+    report = answered(healthy(), outputs(None), make_questions(metric=lambda e, a: 1 / 0, limits=["m=1"]))
     assert () == report.user_metrics and report.configs[0].outputs[0].agreement is None
 
 
