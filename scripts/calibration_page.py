@@ -1,4 +1,4 @@
-"""Makes docs/calibration-results.md of what calibration_runs.py found."""
+"""Makes docs/calibration.md of what calibration_runs.py found."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from corpus_run import machine
 
+from bisect_tool.judging import OPTIMISED_SPREAD
 from bisect_tool.limits import binomial_at_most
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -17,28 +18,87 @@ COUNTS_FROM = 1e-4
 STEPS = (0.0, 1e-6, 3e-6, 1e-5, 3e-5, COUNTS_FROM, 1e-3, 1e-2, float("inf"))
 
 INTRODUCTION = """\
-# Calibrated tolerances: what they let pass and what they catch
+# Calibration
 
-Written by this command; do not edit by hand. [calibration.md](calibration.md) says what calibration does.
+Written by this command; do not edit by hand.
 
 ```console
 $ {command}
 ```
 
+## What it does
+
+```console
+$ bisect-tool calibrate model.py ckpt.pth --input samples/ -o tolerances.toml
+$ bisect-tool verify model.py ckpt.pth --onnx model.onnx --input sample.pt --tolerances tolerances.toml
+```
+
+`calibrate` measures what error each stage of a *correct* model has, and writes a limit for each. Only known-good runs count:
+
+| runs | what they show |
+|---|---|
+| PyTorch against float64 | what rounding does to each stage in the whole model |
+| made-up rounding (Monte Carlo arithmetic, [noise-floor.md](noise-floor.md)) | what another correct implementation may return: of the whole model, and of each stage on the run's own inputs |
+| the same on slightly other inputs (`--copies`) | more draws of the same |
+| PyTorch with other threads, without oneDNN, deterministic, at another place in a batch; what `--matrix` names | PyTorch's own allowed variations, as long as they do no more than round: else they are left out, which is said |
+| PyTorch in TF32 or bfloat16 | only with `--accept tf32`, `--accept bf16` |
+| ONNX Runtime, unoptimised | only at stages whose own error, and that of everything before them, was shown to be rounding by the noise floor |
+| ONNX Runtime, optimised and untouched | final outputs only, where their stage is such a stage, within {spread:g} times the unoptimised error |
+
+So a fault in the ONNX file at hand widens no limit: it is in the error of its own stage, and of those behind it, and none of these count.
+`--no-onnx` leaves ONNX Runtime out altogether.
+
+## The rate of false alarms
+
+It belongs to a whole run on one sample: one stage over its limit is an alarm. A limit for each stage alone would give 1 % for each of
+a hundred stages. Therefore:
+
+1. The largest known-good error of each stage and metric is taken for each sample; its logarithm is set in relation to the mean and
+   the spread that the *other* samples have. The spread of one stage is drawn towards that of all, as a few samples tell little of it.
+2. The score of a sample is the largest of these over all stages and metrics.
+3. All limits lie at one score: the one that a new sample passes with the stated probability. If the score of a new sample is
+   exchangeable with theirs, the ⌈(n + 1)(1 − rate)⌉-th smallest of n scores is such a one, whatever their law (split conformal
+   prediction, Vovk et al., 2005).
+
+| tail | samples | limits |
+|---|---|---|
+| `measured` | 1 / rate − 1 and more: 99 for 1 %, 19 for 5 % | an order statistic; `rate_bound` is what the true rate may be at most, with confidence 0.9 |
+| `extrapolated` | 5 and more | a Gumbel law of the scores, and the upper end of a bootstrap: wider |
+| `too few` | 1 to 4 | an assumed spread of a factor of two |
+
+Metrics are the relative L2 error, the largest and the mean absolute error of a stage in the running graph, and `local_rel_l2`, the relative
+L2 of the error that it makes itself on PyTorch's own inputs. An error of less than one unit in the last place counts as one.
+Stages of whole numbers have no limits: on equal inputs they have to be equal. Where rounding alone turned such a stage (or `round`,
+`floor` ...), totals behind it say nothing and are not judged; local errors are.
+
+## The table
+
+`tolerances.toml` is written to be read, compared and edited: `[[stage]]` has for each metric its `limit` and the percentiles of known-good
+errors. `[fingerprint]` holds the module tree (paths, types, shapes and dtypes of parameters, never weights), the stages, and
+inputs and precision of the graph: a table for another model is refused with what differs (exit code 2). Samples that ran on several kinds of
+machines (`--executor dask://HOST:PORT`) give a limit for each kind (`on`) beside the pooled one. An interrupted calibration goes on where it
+was: its journal lies beside the table until it is finished.
+
+Beside the table are two plots: `*.errors.png` and `.svg` (known-good errors of each stage, with its limits), and `*.sensitivity.png` and `.svg` (the
+smallest fault that stages still show, for other rates of false alarms).
+
+## What was measured
+
 {machine}
 
 Each family of the zoo is calibrated with its healthy export. Then other samples are judged, and graphs with one planted fault
-each, by `bisect_tool.table_judging`, which is what `bisect-tool verify --tolerances` does. A run is an alarm if any stage of
+each, by the function that `verify` judges with (`bisect_tool.table_judging`). A run is an alarm if any stage of
 the unoptimised graph, or any final output of the untouched graph (optimised or not), is over a limit.
+
 """
 
 
 def page(results: Results, rates: Sequence[float], command: str) -> str:
     """The whole page."""
-    lines = [INTRODUCTION.format(command=command, machine=machine())]
-    lines += ["## Calibration", "", *_about(results, rates), ""]
-    lines += ["## False alarms on held-out samples", "", *_alarms(results, rates), ""]
-    lines += ["## Faults that are caught", "", *_caught(results, rates), ""]
+    lines = [INTRODUCTION.format(command=command, machine=machine(), spread=OPTIMISED_SPREAD)]
+    lines += ["### Calibrations", "", *_about(results, rates), ""]
+    lines += ["### False alarms on held-out samples", "", *_alarms(results, rates), ""]
+    lines += ["### Faults that are caught", "", *_caught(results, rates), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

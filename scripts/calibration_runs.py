@@ -73,7 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scaled", type=int, default=4, help="nodes whose result is scaled; default: %(default)s")
     parser.add_argument("--table-only", action="store_true", help="run nothing, make the page of the results anew")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "reports" / "calibration")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "calibration-results.md")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "calibration.md")
     options = parser.parse_args()
     options.families = options.families.split(",") if options.families else list(FAMILIES)
     return options
