@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 
 from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
-from bisect_tool.cli.loading import load_case
+from bisect_tool.cli.loading import Loaded, load, make_case
 from bisect_tool.cli.run import cases, check_kept_file, progress, settings_of
 from bisect_tool.errors import EXIT_AGREES, BisectError
 from bisect_tool.executors import check_executor
@@ -84,6 +85,10 @@ def calibrate(
     settings = settings_of({**given, "output": None})
     if no_onnx and settings["onnx"]:
         raise BisectError("--no-onnx and --onnx exclude each other", hint="leave one of the two out")
+    if settings["parts"]:
+        raise BisectError(
+            "a model in several ONNX files has no table yet", hint="leave [parts] out of the case file"
+        )
     target = Path(output)
     # Told before the runs, not after them.
     check_place(target, force=force)
@@ -159,12 +164,17 @@ def _plot_names(target: Path, force: bool) -> list[Path]:
     return found
 
 
-@functools.lru_cache(maxsize=4)
-def _loaded(settings: str, number: int) -> LoadedCase:
-    return load_case(json.loads(settings), number)
+@functools.lru_cache(maxsize=1)
+def _loaded(settings: str) -> tuple[Mapping[str, Any], Loaded]:
+    """The model and all samples, once in a process."""
+    plain = json.loads(settings)
+    return plain, load(plain)
 
 
 def load_again(settings: dict[str, Any], number: int) -> LoadedCase:
     """A sample's case in another process."""
+    from bisect_tool.backends.samples import bind_sample
+
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-    return _loaded(json.dumps({**plain, "command": ""}, default=str), number)
+    known, loaded = _loaded(json.dumps(plain, default=str))
+    return make_case(known, loaded, bind_sample(loaded.module, loaded.samples[number]))
