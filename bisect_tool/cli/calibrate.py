@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,7 @@ def calibrate(
     how = How(executor, jobs, kept, None if executor == "local" else target.absolute().parent)
     loaded = [item.case for item in items]
     alone = executor == "local" and jobs == 1
-    done = run(loaded, plan, how, say, None if alone else functools.partial(load_again, settings))
+    done = run(loaded, plan, how, say, None if alone else functools.partial(load_again, _absolute(settings)))
     interrupts.check()
     write_table(target, done.made.table, force=force)
     interrupts.wrote(target)
@@ -161,6 +162,21 @@ def _plot_names(target: Path, force: bool) -> list[Path]:
                 f"{path}: the file exists and is not overwritten",
                 hint="--force replaces it; --no-plots leaves plots out; or choose another place with -o",
             )
+    return found
+
+
+def _absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that mean the same in a process with another working directory."""
+
+    def path(value: str) -> str:
+        # A model may be package.module:NAME.
+        return os.path.abspath(value) if os.path.exists(value) else value
+
+    found = {**settings, "inputs": [path(str(each)) for each in settings["inputs"]]}
+    found["raw"] = [path(str(each)) for each in settings["raw"]]
+    for key in ("model", "checkpoint", "onnx", "entry_args"):
+        if settings[key]:
+            found[key] = path(str(settings[key]))
     return found
 
 
