@@ -24,7 +24,6 @@ from bisect_tool.errors import BisectError
 
 if TYPE_CHECKING:
     import torch
-
     from typing_extensions import TypedDict, Unpack
 
     from bisect_tool.data_records import DataComparison
@@ -482,7 +481,10 @@ def _load_one(model: Any, inputs: Any, how: Any) -> LoadedCase:
     """In any process: the case of the only sample."""
     from bisect_tool.cases import loaded_cases
 
-    with loaded_cases(model, inputs, how, _description(model, inputs, None, {"checkpoint": how.checkpoint})) as (cases, _):
+    with loaded_cases(model, inputs, how, _description(model, inputs, None, {"checkpoint": how.checkpoint})) as (
+        cases,
+        _,
+    ):
         case = _one(cases)
     case.module.eval()
     return case

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from bisect_tool.known_good import SampleErrors, add_report, with_copy
 from bisect_tool.matrix import Matrix
 from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, export_case, keep_file
 from bisect_tool.recorder import flatten_tensors
+from bisect_tool.several import check_given_graph
 from bisect_tool.table_from_runs import Known, Made, table_of
 from bisect_tool.tasks import Result, Task, task_key
 from bisect_tool.tolerances import make_tolerance
@@ -178,7 +180,7 @@ def calibrate(
                     found[number] = Known(result.hardware.name, SampleErrors.from_json(result.value))
     if not found:
         number, reason = next(iter(failed.items()))
-        raise InconclusiveError(f"no sample could be run; the first, {cases[number].name}: {reason}")
+        raise InconclusiveError(f"no sample could be run; the first, {cases[number].description.get('sample', cases[number].name)}: {reason}")
     known = [found[number] for number in sorted(found)]
     graph = next((each.errors.graph for each in known if each.errors.graph), {})
     about = {
@@ -190,9 +192,7 @@ def calibrate(
     return Calibrated(table_of(known, modules_of(module), graph, plan.false_alarm, about), failed, resumed)
 
 
-def _sessions(keep: bool) -> Any:
-    import contextlib
-
+def _sessions(keep: bool) -> contextlib.AbstractContextManager[None]:
     return keep_sessions() if keep else contextlib.nullcontext()
 
 
@@ -244,7 +244,8 @@ def _files(cases: Sequence[LoadedCase], plan: Plan, folder: Path, progress: Prog
     if not plan.with_onnx:
         return [None] * len(cases)
     if plan.onnx is not None:
-        load_onnx(plan.onnx)
+        sources = [str(case.description.get("sample", case.name)) for case in cases]
+        check_given_graph(plan.onnx, cases, sources)
         return [plan.onnx] * len(cases)
     made: dict[str, Path] = {}
     found: list[Path | None] = []

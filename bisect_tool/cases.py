@@ -85,7 +85,7 @@ def loaded_cases(
         BisectError: unusable model or inputs.
     """
     notes: tuple[str, ...] = ()
-    put_back: Callable[[], None] = lambda: None
+    undo = contextlib.ExitStack()
     if isinstance(model, torch.nn.Module):
         unused = [name for name in ("checkpoint", "entry", "entry_args") if getattr(how, name)]
         if unused:
@@ -94,6 +94,7 @@ def loaded_cases(
                 hint="load the weights with load_state_dict, or give the model's file",
             )
         module, compiled, put_back = original(model)
+        undo.callback(put_back)
         name, notes = type(module).__name__, compiled_note(compiled)
     elif isinstance(model, (str, os.PathLike)):
         loaded = load_model(os.fspath(model), how.entry, how.entry_args)
@@ -102,9 +103,7 @@ def loaded_cases(
             name = loaded.source_file.parent.resolve().name or name
         if how.checkpoint is not None:
             state = load_checkpoint(str(how.checkpoint), allow_pickle=how.allow_pickle)
-            notes += apply_checkpoint(
-                module, state, str(how.checkpoint), allow_missing=False, allow_unexpected=False
-            )
+            notes += apply_checkpoint(module, state, str(how.checkpoint), allow_missing=False, allow_unexpected=False)
     else:
         raise BisectError(
             f"the model is a {type(model).__name__}, neither a torch.nn.Module nor a path",
@@ -120,8 +119,9 @@ def loaded_cases(
         yield cases, [sample.source for sample in samples]
     finally:
         for child, training in modes:
-            child.training = training
-        put_back()
+            if child.training != training:
+                child.training = training
+        undo.close()
 
 
 def _samples(inputs: Any) -> list[Sample]:

@@ -39,7 +39,7 @@ def find_function(target: str, option: str) -> Callable[..., Any]:
     finally:
         if here in sys.path:
             sys.path.remove(here)
-    function = getattr(module, name, None)
-    if not callable(function):
+    function: Callable[..., Any] | None = getattr(module, name, None)
+    if function is None or not callable(function):
         raise BisectError(f"{option}: {module_name} has no function {name}", hint="give module:function")
     return function

@@ -289,7 +289,8 @@ def _check_names(metrics: Sequence[UserMetric], runs: Sequence[ConfigRun], quest
             continue
         if limit.name in AGREEMENTS:
             raise BisectError(
-                f"--metric-limit {limit.name}: no output has classes to choose from", hint="name their axis: --class-axis 1"
+                f"--metric-limit {limit.name}: no output has classes to choose from",
+                hint="name their axis: --class-axis 1",
             )
         raise BisectError(
             f"--metric-limit {limit.name}: {questions.source} gives no number of that name",

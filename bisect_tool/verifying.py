@@ -13,7 +13,7 @@ from bisect_tool.verification import Outputs, Questions, answered
 def verify_case(
     questions: Questions, case: LoadedCase, options: Options, progress: Callable[[str], None] = lambda _: None
 ) -> Report:
-    """The report of :func:`bisect_tool.pipeline.bisect`, with how far outputs choose the same classes, and the user's numbers.
+    """The report of :func:`bisect_tool.pipeline.bisect`, with the agreement of outputs and the user's numbers.
 
     Args:
         questions: what to ask.

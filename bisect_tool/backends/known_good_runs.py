@@ -38,7 +38,7 @@ from bisect_tool.backends.replay import (
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, to_numpy
 from bisect_tool.backends.torch_switches import applied, placed, require_device
-from bisect_tool.compare import hands_on, stage_inputs
+from bisect_tool.compare import MAIN_LAYER, hands_on, stage_inputs
 from bisect_tool.errors import BisectError
 from bisect_tool.known_good import SampleErrors, StageErrors, kinds, within_rounding
 from bisect_tool.matrix import Matrix
@@ -255,9 +255,10 @@ class _Known:
         for stage in self.floating:
             self.by_value.setdefault(stage.value, []).append(stage)
         self.errors = SampleErrors()
-        for stage, (kind, dtype) in zip(self.shown, kinds(self.shown).values(), strict=True):
-            size = _rms(plain.store.fetch(stage.value)) if stage in self.floating else 0.0
-            self.errors.stages[stage.ref] = StageErrors(kind, dtype, size)
+        for ref, (kind, dtype) in kinds(self.shown).items():
+            self.errors.stages[ref] = StageErrors(kind, dtype, 0.0)
+        for stage in self.floating:
+            self.errors.stages[stage.ref].size = _rms(plain.store.fetch(stage.value))
         plain.store.retain(())
 
     # -- made-up rounding ---------------------------------------------------------------------------------------------
@@ -308,11 +309,12 @@ class _Known:
         starts = {value for _, value in self.trace.inputs}
         unknown = []
         for stages in self._layers():
+            judged = [stage for stage in stages if stage not in self.selection.outputs]
             cut = {stage.value for stage in stages}
-            cut |= {v for stage in stages for v in stage_inputs(stage, self.trace.parents, values)}
+            cut |= {v for stage in judged for v in stage_inputs(stage, self.trace.parents, values)}
             done: set[int] = set()
             for stage in stages:
-                if stage not in self.floating or hands_on(stage) or stage.value in done:
+                if stage.value not in self.by_value or hands_on(stage) or stage.value in done:
                     continue
                 done.add(stage.value)
                 try:
@@ -332,8 +334,10 @@ class _Known:
             self.errors.left_out.append(f"rounding of {unknown[0][0]}{more} alone: {unknown[0][1]}")
 
     def _layers(self) -> list[Sequence[Stage]]:
-        layers: list[Sequence[Stage]] = list(self.selection.layers.values())
-        return [*layers, self.selection.outputs] if self.selection.outputs else layers
+        """Stages that start from each other's values; outputs of the model are what comes after the outermost ones."""
+        layers = dict(self.selection.layers)
+        layers[MAIN_LAYER] = (*layers.get(MAIN_LAYER, ()), *self.selection.outputs)
+        return list(layers.values())
 
     # -- other runs ---------------------------------------------------------------------------------------------------
 

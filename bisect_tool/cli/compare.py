@@ -14,7 +14,6 @@ from bisect_tool.cli.run import progress
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, BisectError
 
 
-
 @click.command(context_settings=shared.SETTINGS)
 @click.argument("expected", type=click.Path())
 @click.argument("actual", type=click.Path())

@@ -14,7 +14,15 @@ import click
 from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import case_name
-from bisect_tool.cli.run import check_kept_file, exit_code, print_json, progress, report_folder, run_samples, settings_of
+from bisect_tool.cli.run import (
+    check_kept_file,
+    exit_code,
+    print_json,
+    progress,
+    report_folder,
+    run_samples,
+    settings_of,
+)
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, BisectError
 
 if TYPE_CHECKING:
@@ -75,7 +83,8 @@ def verify(
         check_kept_file(Path(settings["keep_onnx"]), force)
     if junit is not None:
         _check_file(Path(junit))
-    from bisect_tool.verification import DEFAULT_K, make_questions
+    from bisect_tool.agreement import DEFAULT_K
+    from bisect_tool.verification import make_questions
 
     questions = make_questions(DEFAULT_K if top_k is None else top_k, class_axes, metric, metric_limits)
 
@@ -165,6 +174,6 @@ def _annotate(reports: Sequence[Report]) -> None:
 
     if not github.runs_there(os.environ):
         return
-    lines = [line for report in reports for line in github.annotations(report, os.environ)]
+    lines = [line for report in reports for line in github.marks(report, os.environ)]
     for line in list(dict.fromkeys(lines))[: github.MOST]:
         click.echo(line, err=True)

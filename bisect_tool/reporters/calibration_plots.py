@@ -23,6 +23,7 @@ RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """False alarms for which the price is drawn."""
 
 _SMALLEST = 1e-30
+_NOTHING = 1e-9
 
 
 def files(made: Made, stem: str) -> dict[str, bytes]:
@@ -88,7 +89,7 @@ def draw_sensitivity(made: Made) -> Figure:
     figure = Figure(figsize=(7, 5), layout="constrained", facecolor=_LIGHT.paper)
     axes = figure.subplots()
     if caught:
-        values = np.maximum(np.array(list(caught.values())), _SMALLEST)
+        values = np.maximum(np.array(list(caught.values())), _NOTHING)
         worst = int(np.argmax(values[:, RATES.index(0.01)]))
         curves: list[tuple[Any, str, dict[str, Any]]] = [
             (np.median(values, axis=0), "half of the stages", {"color": _LIGHT.local, "marker": "o"}),

@@ -22,7 +22,7 @@ def runs_there(environment: Mapping[str, str]) -> bool:
     return environment.get("GITHUB_ACTIONS") == "true"
 
 
-def annotations(report: Report, environment: Mapping[str, str]) -> list[str]:
+def marks(report: Report, environment: Mapping[str, str]) -> list[str]:
     """One line for each thing that fails, stages where error is made first; at most :data:`MOST`.
 
     Args:
@@ -42,7 +42,9 @@ def _all(report: Report, root: Path) -> Iterator[str]:
         made = "error is made here" if stage.origin is not None else "error comes in from before"
         yield _line(f"{stage.name}: {stage.why} ({made}; {stage.config})", "ONNX divergence", stage.row.source, root)
     for run, out in failing.failing_outputs(report):
-        yield _line(f"output {out.output}: {failing.why_output(out, report)} ({run.name})", "ONNX divergence", None, root)
+        yield _line(
+            f"output {out.output}: {failing.why_output(out, report)} ({run.name})", "ONNX divergence", None, root
+        )
     if report.verdict.status == "inconclusive" or not stages:
         line = report.verdict.summary[0] if report.verdict.summary else report.verdict.status
         # There is no line to blame; the model's file at least is what the run was about.

@@ -127,9 +127,7 @@ def _write(suite: ElementTree.Element, case: _Case) -> None:
     if case.outcome == "skipped":
         ElementTree.SubElement(element, "skipped", {"message": _clean(case.message)})
     elif case.outcome is not None:
-        failure = ElementTree.SubElement(
-            element, "failure", {"type": case.outcome, "message": _clean(case.message)}
-        )
+        failure = ElementTree.SubElement(element, "failure", {"type": case.outcome, "message": _clean(case.message)})
         failure.text = _clean(case.details or case.message)
 
 
@@ -156,7 +154,9 @@ def _cases(report: Report) -> Iterator[_Case]:
                 yield _Case(group, f"stage {row.ref}", "divergence", why, details)
             else:
                 skipped = result.judgement == "not compared"
-                yield _Case(group, f"stage {row.ref}", "skipped" if skipped else None, "nothing to compare: no elements")
+                yield _Case(
+                    group, f"stage {row.ref}", "skipped" if skipped else None, "nothing to compare: no elements"
+                )
         yield from _outputs(report, run, group)
     for item in report.alignment.unaligned:
         yield _Case(f"{name}.alignment", f"stage {item.ref}", "skipped", item.reason)

@@ -55,7 +55,9 @@ def report_in(folder: Path) -> dict[str, Any]:
 def test_right_file_passes(tmp_path: Path) -> None:
     """A right graph: exit 0, a few lines, all JUnit cases green, and the report says what it was judged by."""
     junit = tmp_path / "verify.xml"
-    code, out, err = run(*VERIFY, tmp_path / "r", "--onnx", "model.onnx", "--tolerances", "tolerances.toml", "--junit", junit)
+    code, out, err = run(
+        *VERIFY, tmp_path / "r", "--onnx", "model.onnx", "--tolerances", "tolerances.toml", "--junit", junit
+    )
     assert 0 == code, out + err
     assert out.startswith("agrees  ") and "nearest to its limit is" in " ".join(out.split())
     assert len(out.splitlines()) <= 14
@@ -79,7 +81,9 @@ def test_wrong_file_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proje
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_WORKSPACE", str(project.folder.parent))
     junit = tmp_path / "verify.xml"
-    code, out, err = run(*VERIFY, tmp_path / "r", "--onnx", "broken.onnx", "--tolerances", "tolerances.toml", "--junit", junit)
+    code, out, err = run(
+        *VERIFY, tmp_path / "r", "--onnx", "broken.onnx", "--tolerances", "tolerances.toml", "--junit", junit
+    )
     assert 1 == code, out + err
     assert out.startswith("DIVERGES  ")
     (line,) = [line for line in out.splitlines() if line.split()[:1] == ["first"]]
@@ -162,7 +166,9 @@ def test_several_samples(tmp_path: Path) -> None:
 def test_what_is_refused(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     """Usage errors: exit 2, what is wrong, and a remedy; before anything runs."""
     given = BASE if "--entry" not in arguments else ("model.py", "--input", "samples/0.pt")
-    code, out, err = run("bisect-tool", "verify", *given, "-q", "-o", tmp_path / "r", "--onnx", "model.onnx", *arguments)
+    code, out, err = run(
+        "bisect-tool", "verify", *given, "-q", "-o", tmp_path / "r", "--onnx", "model.onnx", *arguments
+    )
     assert (2, "") == (code, out), err
     assert message in " ".join(err.split()) and "help:" in err
     assert not (tmp_path / "r").exists()

@@ -23,7 +23,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]
 def test_stages_where_error_is_made_come_first(workspace: dict[str, str]) -> None:
     """An annotation lies at the stage's line, relative to the checkout, and says what is over which limit."""
     report = diverging()
-    lines = github.annotations(report, workspace)
+    lines = github.marks(report, workspace)
     made = [stage for stage in failing.failing_stages(report) if stage.origin is not None]
     first = made[0]
     file, line = (first.row.source or "").split(":")
@@ -34,12 +34,12 @@ def test_stages_where_error_is_made_come_first(workspace: dict[str, str]) -> Non
 
 def test_nothing_where_all_agrees(workspace: dict[str, str]) -> None:
     """A report that agrees marks nothing."""
-    assert [] == github.annotations(healthy(), workspace)
+    assert [] == github.marks(healthy(), workspace)
 
 
 def test_inconclusive_is_marked(workspace: dict[str, str]) -> None:
     """No verdict is told, at the model's file."""
-    (line,) = github.annotations(empty(), workspace)
+    (line,) = github.marks(empty(), workspace)
     assert "inconclusive" in line and line.startswith("::error ")
 
 
@@ -49,12 +49,12 @@ def test_no_more_than_github_shows(workspace: dict[str, str]) -> None:
     rows = tuple(
         replace(row, results={k: replace(r, judgement="fail") for k, r in row.results.items()}) for row in report.stages
     )
-    assert github.MOST == len(github.annotations(replace(report, stages=rows), workspace))
+    assert github.MOST == len(github.marks(replace(report, stages=rows), workspace))
 
 
 def test_names_are_no_commands(workspace: dict[str, str]) -> None:
     """Whatever a model calls its stages, each annotation is one line with one command."""
-    for line in github.annotations(hostile(), workspace):
+    for line in github.marks(hostile(), workspace):
         assert "\n" not in line and "\r" not in line and line.startswith("::error ")
         properties = line[len("::error ") :].partition("::")[0]
         assert {"file", "line", "title"} >= {item.partition("=")[0] for item in properties.split(",")}
@@ -64,7 +64,7 @@ def test_code_outside_of_the_checkout_has_no_place(workspace: dict[str, str]) ->
     """A stage in an installed library can't be marked; it is told all the same."""
     report = diverging()
     rows = tuple(replace(row, source="/usr/lib/python3/torch/nn.py:7") for row in report.stages)
-    lines = github.annotations(replace(report, stages=rows), workspace)
+    lines = github.marks(replace(report, stages=rows), workspace)
     assert lines and not any("file=" in line for line in lines)
 
 

@@ -241,8 +241,7 @@ def test_nearest_limit_is_told() -> None:
 def test_limit_ratio() -> None:
     """Zero limits, NaN and infinities have a ratio too."""
     assert [0.5, 0.0, np.inf, np.inf, np.inf] == [
-        LimitUse("rel_l2", value, limit).ratio
-        for value, limit in [(1, 2), (0, 0), (1, 0), (np.nan, 1), (np.inf, 1)]
+        LimitUse("rel_l2", value, limit).ratio for value, limit in [(1, 2), (0, 0), (1, 0), (np.nan, 1), (np.inf, 1)]
     ]
 
 
