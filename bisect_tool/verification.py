@@ -283,9 +283,8 @@ def _check_names(metrics: Sequence[UserMetric], runs: Sequence[ConfigRun], quest
                 f"--class-axis {name}: the model has no such output", hint=f"there are: {', '.join(sorted(outputs))}"
             )
     known = {each.name for each in metrics}
-    own_ran = questions.metric is None or any(each.source == questions.source for each in metrics)
     for limit in questions.limits:
-        if limit.name in known or (limit.name not in AGREEMENTS and not own_ran):
+        if limit.name in known:
             continue
         if limit.name in AGREEMENTS:
             raise BisectError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(strict)
 
-    monkeypatch.setattr(determinism, "run_isolated", run)
+    monkeypatch.setattr(sys.modules["bisect_tool.determinism"], "run_isolated", run)
 
 
 def found(kind: str, folder: Path, **how: Any) -> Determinism:
@@ -181,7 +182,7 @@ def test_wrong_input_is_an_error_before_any_run(tmp_path: Path, monkeypatch: pyt
     def no_run(*_: Any) -> None:
         raise AssertionError("a run was made")
 
-    monkeypatch.setattr(determinism, "record_runs", no_run)
+    monkeypatch.setattr(sys.modules["bisect_tool.determinism"], "record_runs", no_run)
     cases: list[tuple[tuple[object, ...], str]] = [
         ((tmp_path / "none.py", *sample), "none.py"),
         ((model, "--input", tmp_path / "none.pt"), "none.pt"),

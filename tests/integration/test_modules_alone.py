@@ -21,12 +21,9 @@ JOINING = (
     "bisect_tool.several",
     "bisect_tool.recorder",
     "bisect_tool.determinism",
-<<<<<<< HEAD
     "bisect_tool.cases",
     "bisect_tool.verifying",
-=======
     "bisect_tool.calibrate",
->>>>>>> i8a
 )
 NEED_TORCH = [m for m in MODULES if m.startswith("bisect_tool.backends.") or m in JOINING]
 LIGHT = [m for m in MODULES if m not in NEED_TORCH]
