@@ -40,14 +40,16 @@ def _lines(report: Report) -> Iterator[str]:
     else:
         yield f"{head}, {_summary(report)}"
     yield from _outputs(report)
-    for metric in metrics:
+    for metric in metrics if stages or outputs else metrics[1:]:
         yield f"  {metric_line(metric)}"
     for diagnosis in report.verdict.diagnoses[:2]:
         remedy = " ".join(diagnosis.remedy.split())
         yield f"  {diagnosis.code} {diagnosis.title}: {remedy}"
+    told = {metric_line(metric) for metric in metrics}
     for line in [] if stages else report.verdict.summary:
-        yield f"  {line}"
-    yield f"  judged by: {common.tolerance_text(report.tolerance)}"
+        if line not in told:
+            yield f"  {line}"
+    yield f"  judged by: {failing.judged_by(report)}"
 
 
 def _summary(report: Report) -> str:

@@ -149,6 +149,12 @@ def agreement_text(found: Agreement) -> str:
     return text
 
 
+def judged_by(report: Report) -> str:
+    """The tolerance in words, for the dtypes that occur."""
+    dtypes = sorted({row.dtype for row in report.stages if row.results})
+    return common.tolerance_text(report.tolerance, dtypes, floors=not report.chain)
+
+
 def graph_name(report: Report) -> str:
     """The given file's name, or what was made of the model here."""
     given = report.case.get("onnx")

@@ -10,6 +10,7 @@ from pathlib import Path
 from bisect_tool.errors import BisectError
 from bisect_tool.records import Report
 from bisect_tool.reporters import common, failing
+from bisect_tool.verification import metric_line
 
 MOST = 10
 """GitHub shows so many errors of one step, and drops the rest."""
@@ -38,13 +39,15 @@ def _all(report: Report, root: Path) -> Iterator[str]:
         return
     model = report.case.get("model")
     stages = failing.failing_stages(report)
-    for stage in sorted(stages, key=lambda stage: stage.origin is None):
-        made = "error is made here" if stage.origin is not None else "error comes in from before"
+    # Stages that only hand error on are in the report; marks on all of them would hide where it is made.
+    for stage in [stage for stage in stages if stage.origin is not None] or stages[:1]:
+        made = "error is made here" if stage.origin is not None else "first over its limit"
         yield _line(f"{stage.name}: {stage.why} ({made}; {stage.config})", "ONNX divergence", stage.row.source, root)
-    for run, out in failing.failing_outputs(report):
-        yield _line(
-            f"output {out.output}: {failing.why_output(out, report)} ({run.name})", "ONNX divergence", None, root
-        )
+    outputs = {out.output: (run, out) for run, out in reversed(failing.failing_outputs(report))}
+    for run, out in reversed(outputs.values()):
+        yield _line(f"output {out.output}: {failing.why_output(out, report)} ({run.name})", "ONNX divergence", None, root)
+    for metric in failing.failing_metrics(report):
+        yield _line(metric_line(metric), "ONNX divergence", None, root)
     if report.verdict.status == "inconclusive" or not stages:
         line = report.verdict.summary[0] if report.verdict.summary else report.verdict.status
         # There is no line to blame; the model's file at least is what the run was about.

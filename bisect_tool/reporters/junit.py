@@ -136,7 +136,7 @@ def _properties(report: Report) -> Iterator[tuple[str, str]]:
         if report.case.get(key):
             yield key, str(report.case[key])
     yield "verdict", report.verdict.status
-    yield "judged by", common.tolerance_text(report.tolerance)
+    yield "judged by", failing.judged_by(report)
 
 
 def _cases(report: Report) -> Iterator[_Case]:

@@ -41,7 +41,7 @@ def print_verification(
     name = str(report.case.get("name") or "the model")
     page.line((common.STATUSES[status], _STYLES[status]), f"  {name} against {failing.graph_name(report)}")
     _samples(page, report)
-    page.prose(common.tolerance_text(report.tolerance), label=("judged by: ", ""))
+    page.prose(failing.judged_by(report), label=("judged by: ", ""))
     stages = failing.failing_stages(report)
     if stages:
         _stages(page, report, stages)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from bisect_tool.backends.architecture import modules_of
+from bisect_tool.hardware import this_hardware
 from bisect_tool.records import Report
 from bisect_tool.tolerance_table import (
     Calibration,
     Fingerprint,
+    Hardware,
     MetricLimit,
     StageLimits,
     ToleranceTable,
@@ -46,6 +48,6 @@ def table_of(report: Report, module: Any, factor: float, least: float = 1e-6) ->
             score=3.0,
         ),
         Fingerprint(modules_of(module), stages_of_rows(report.stages)),
-        (),
+        (Hardware(this_hardware().name, 128, 256, "measured", 3.0),),
         tuple(stages),
     )

@@ -86,15 +86,15 @@ def test_wrong_file_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proje
     )
     assert 1 == code, out + err
     assert out.startswith("DIVERGES  ")
-    (line,) = [line for line in out.splitlines() if line.split()[:1] == ["first"]]
+    line = next(line for line in out.splitlines() if line.split()[:1] == ["first"])
     assert "limit" in line and "made here" in line
     cases = {case.get("name"): case for case in ElementTree.parse(junit).getroot().iter("testcase")}
     failure = cases["stage first"].find("failure")
     assert failure is not None and "limit" in failure.get("message", "")
-    assert "error is made here" in (failure.text or "") and "BD203" in (failure.text or "")
+    assert "error is made here" in (failure.text or "") and "BD202" in (failure.text or "")
     marks = [line for line in err.splitlines() if line.startswith("::error ")]
     assert marks[0].startswith(f"::error file={project.folder.name}/model.py,line=15,"), marks
-    assert "first:" in marks[0] and not any(line.startswith("::") for line in out.splitlines())
+    assert "first:" in marks[0] and "error is made here" in marks[0] and not any(line.startswith("::") for line in out.splitlines())
 
 
 def test_limits_decide_and_floors_explain(tmp_path: Path) -> None:

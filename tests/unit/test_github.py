@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_samples import diverging, empty, healthy, hostile, long
+from report_samples import diverging, empty, healthy, hostile
 
 from bisect_tool.errors import BisectError
 from bisect_tool.reporters import failing, github
@@ -44,12 +44,11 @@ def test_inconclusive_is_marked(workspace: dict[str, str]) -> None:
 
 
 def test_no_more_than_github_shows(workspace: dict[str, str]) -> None:
-    """Of many failing stages the first ones are marked."""
-    report = long()
-    rows = tuple(
-        replace(row, results={k: replace(r, judgement="fail") for k, r in row.results.items()}) for row in report.stages
-    )
-    assert github.MOST == len(github.marks(replace(report, stages=rows), workspace))
+    """Of many things that fail the first ones are marked."""
+    report = diverging()
+    (run, *others) = report.configs
+    many = tuple(replace(run.outputs[0], output=number, judgement="fail") for number in range(30))
+    assert github.MOST == len(github.marks(replace(report, configs=(replace(run, outputs=many), *others)), workspace))
 
 
 def test_names_are_no_commands(workspace: dict[str, str]) -> None:
