@@ -154,12 +154,16 @@ def calibrate(
         failed: dict[int, str] = {}
         resumed = 0
         if len(tasks) < len(cases):
-            progress(f"{len(cases) - len(tasks)} of {len(cases)} samples hold the same numbers as another: counted once")
+            progress(
+                f"{len(cases) - len(tasks)} of {len(cases)} samples hold the same numbers as another: counted once"
+            )
 
         def on_done(result: Result) -> None:
             done = len(found) + len(failed) + 1
             what = "resumed" if result.resumed else f"{result.seconds:.1f} s"
-            progress(f"sample {numbers[result.key] + 1} ({what if result.error is None else result.error}): {done} of {len(tasks)}")
+            progress(
+                f"sample {numbers[result.key] + 1} ({what if result.error is None else result.error}): {done} of {len(tasks)}"
+            )
 
         sessions = bytes_of_weights(module) <= _WEIGHTS_OF_KEPT_SESSIONS
         with _sessions(sessions):
@@ -180,7 +184,8 @@ def calibrate(
                     found[number] = Known(result.hardware.name, SampleErrors.from_json(result.value))
     if not found:
         number, reason = next(iter(failed.items()))
-        raise InconclusiveError(f"no sample could be run; the first, {cases[number].description.get('sample', cases[number].name)}: {reason}")
+        name = cases[number].description.get("sample", cases[number].name)
+        raise InconclusiveError(f"no sample could be run; the first, {name}: {reason}")
     known = [found[number] for number in sorted(found)]
     graph = next((each.errors.graph for each in known if each.errors.graph), {})
     about = {

@@ -115,7 +115,16 @@ def test_every_stage_has_limits(calibrated: Calibrated) -> None:
 def test_all_kinds_of_runs_are_counted(calibrated: Calibrated) -> None:
     """Each variation ran for each sample; nothing was left out of a healthy model."""
     names = calibrated.made.table.calibration.variations
-    for part in ("float64", "made-up rounding", "thread", "oneDNN", "deterministic", "batch", "unoptimised", "optimised"):
+    for part in (
+        "float64",
+        "made-up rounding",
+        "thread",
+        "oneDNN",
+        "deterministic",
+        "batch",
+        "unoptimised",
+        "optimised",
+    ):
         assert any(part in name for name in names), part
     assert {} == calibrated.made.left_out
 
