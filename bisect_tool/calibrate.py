@@ -146,9 +146,10 @@ def calibrate(
         identity = {"model": numbers_digest(module), "modules": _text_digest(modules_of(module)), **_facts(plan)}
         tasks: dict[str, tuple[int, Task]] = {}
         for number, case in enumerate(cases):
-            key = task_key(identity, inputs_digest(case))
+            inputs = inputs_digest(case)
+            key = task_key(identity, inputs)
             # The same numbers in two files are one sample.
-            tasks.setdefault(key, (number, Task(key, (load, number, key, plan, files[number]))))
+            tasks.setdefault(key, (number, Task(key, (load, number, int(inputs[:6], 16), plan, files[number]))))
         numbers = {key: number for key, (number, _) in tasks.items()}
         found: dict[int, Known] = {}
         failed: dict[int, str] = {}
@@ -269,20 +270,20 @@ def _files(cases: Sequence[LoadedCase], plan: Plan, folder: Path, progress: Prog
     return found
 
 
-def sample_errors(load: Load, number: int, key: str, plan: Plan, onnx: Path | None) -> dict[str, Any]:
+def sample_errors(load: Load, number: int, seed: int, plan: Plan, onnx: Path | None) -> dict[str, Any]:
     """All known-good runs of one sample, as plain values: what a worker does.
 
     Args:
         load: makes the case.
         number: of the sample.
-        key: of the task; its made-up rounding and its copies follow from it, wherever it runs.
+        seed: of its made-up rounding and its copies. It follows from the sample, so that these are the same wherever it
+            runs, and with or without an ONNX file.
         plan: what is run.
         onnx: the graph; ``None``: none.
     """
     case = load(number)
     if plan.threads:
         torch.set_num_threads(plan.threads)
-    seed = int(key[:6], 16)
     sample = Sample(case.module, case.args, case.kwargs, case.place)
     variations = replace(usual_variations(plan.accepted), draws=plan.draws)
     if plan.matrix is not None:

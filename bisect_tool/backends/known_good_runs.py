@@ -41,7 +41,8 @@ from bisect_tool.backends.torch_runner import TorchRun, to_numpy
 from bisect_tool.backends.torch_switches import applied, placed, require_device
 from bisect_tool.compare import MAIN_LAYER, hands_on, stage_inputs
 from bisect_tool.errors import BisectError
-from bisect_tool.known_good import SampleErrors, StageErrors, kinds, within_rounding
+from bisect_tool.judging import is_step
+from bisect_tool.known_good import SampleErrors, StageErrors, kinds, turned_over, within_rounding
 from bisect_tool.matrix import Matrix
 from bisect_tool.metrics import kind_of_name, measure
 from bisect_tool.noise import BEYOND, assess, epsilon, is_settled
@@ -262,6 +263,7 @@ class _Known:
             self.by_value.setdefault(stage.value, []).append(stage)
         self.errors = SampleErrors()
         self.off: set[int] = set()
+        self.steps = {stage.value: stage for stage in self.shown if is_step(stage)}
         for ref, (kind, dtype) in kinds(self.shown).items():
             self.errors.stages[ref] = StageErrors(kind, dtype, 0.0)
         for stage in self.floating:
@@ -275,7 +277,7 @@ class _Known:
         usual: dict[StageRef, float] = {
             stage.ref: epsilon(stage.dtype) for stage in self.floating if epsilon(stage.dtype)
         }
-        targets = set(self.by_value)
+        targets = {*self.by_value, *self.steps}
         try:
             ops = slice_of_all(self.tape, targets, set())
             if replay_bytes(self.tape, ops) > budget:
@@ -285,9 +287,13 @@ class _Known:
                     ("PyTorch against float64", EXACT),
                     *(("made-up rounding", draw) for draw in draws),
                 ]:
-                    for value, metrics in self._replay(ops, targets, arithmetic).items():
+                    found = self._replay(ops, targets, arithmetic)
+                    behind = self._behind_steps(found)
+                    for value in found.keys() & self.by_value.keys() - behind:
+                        metrics = found[value]
                         for stage in () if value in self.off else self.by_value[value]:
                             self.errors.stages[stage.ref].see_total(metrics)
+                        for stage in self.by_value[value]:
                             if np.isfinite(metrics.rel_l2):
                                 usual[stage.ref] = max(usual.get(stage.ref, 0.0), metrics.rel_l2)
                     self.errors.ran(name)
@@ -370,6 +376,11 @@ class _Known:
         noise = assess(run(EXACT), expected, expected, stage.dtype, run(STRICT), map(run, arithmetics))
         return noise.ratio is not None and noise.ratio > BEYOND
 
+    def _behind_steps(self, found: Mapping[int, ErrorMetrics]) -> set[int]:
+        """Values of steps that rounding turned, and what was made of them: they are whole steps off, which is no measure."""
+        turned = {v for v, stage in self.steps.items() if v in found and turned_over(stage.dtype, found[v])}
+        return self._reached(turned)
+
     def _reached(self, values: set[int]) -> set[int]:
         """Values, and what was made of them."""
         found = set(values)
@@ -390,7 +401,10 @@ class _Known:
         """Errors of another run against the plain one; ``half``: of a batch of two."""
         there = {stage.ref: stage for stage in other.run.trace.stages}
         found: dict[StageRef, ErrorMetrics] = {}
-        for stage in self.floating:
+        measured: dict[int, ErrorMetrics] = {}
+        for stage in self.shown:
+            if stage.value not in self.by_value and stage.value not in self.steps:
+                continue
             twin = there.get(stage.ref)
             if twin is None:
                 continue
@@ -401,10 +415,14 @@ class _Known:
                     continue
                 actual = actual[half * length : (half + 1) * length]
             if actual.shape == expected.shape:
-                found[stage.ref] = measure(expected, actual.astype(expected.dtype, copy=False))
+                measured[stage.value] = metrics = measure(expected, actual.astype(expected.dtype, copy=False))
+                if stage.value in self.by_value:
+                    found[stage.ref] = metrics
             self.plain.store.retain(())
             other.store.retain(())
-        return found
+        behind = self._behind_steps(measured)
+        behind_refs = {stage.ref for value in behind for stage in self.by_value.get(value, ())}
+        return {ref: metrics for ref, metrics in found.items() if ref not in behind_refs}
 
     def varied(self, name: str, errors: Mapping[StageRef, ErrorMetrics], usual: Mapping[StageRef, float]) -> None:
         """Takes a run's errors, unless they are more than rounding."""
