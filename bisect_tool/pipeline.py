@@ -6,12 +6,11 @@ import contextlib
 import functools
 import math
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -37,11 +36,12 @@ from bisect_tool.backends.abreast import LEAST_ROOM, Abreast, buffers_put_back, 
 from bisect_tool.backends.activations import ActivationStore, GoneError
 from bisect_tool.backends.before import look_before
 from bisect_tool.backends.buffers import BufferPool
+from bisect_tool.backends.case import LoadedCase, check_forward, check_opset, copies_of, export_case, keep_file
 from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.costs import ort_cost, torch_cost
 from bisect_tool.backends.crossings import crossing_of
 from bisect_tool.backends.environment_facts import snapshot
-from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.backends.exporting import ExportSettings
 from bisect_tool.backends.facts import fed_inputs, graph_facts
 from bisect_tool.backends.floors import stage_noise
 from bisect_tool.backends.fresh import MOST_EXPORTED, most_alike, outline
@@ -60,7 +60,6 @@ from bisect_tool.backends.replay_folder import Told, replay_files
 from bisect_tool.backends.runners import WholeRun, untouched_run
 from bisect_tool.backends.second_draw import random_like, torch_signatures
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
-from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.testimony import ask
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
@@ -140,7 +139,6 @@ from bisect_tool.records import (
     Origin,
     OutputKey,
     OutputResult,
-    Place,
     QuantisedStage,
     Report,
     SideCost,
@@ -158,6 +156,8 @@ from bisect_tool.tolerances import sqnr_tolerance
 from bisect_tool.twins import merge_twins
 from bisect_tool.verdicts import decide, kept_stages_line
 from bisect_tool.weights import WeightReport, with_weights
+
+__all__ = ["GraphSource", "LoadedCase", "Options", "bisect", "export_case", "inspect_case", "keep_file"]
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
@@ -199,28 +199,6 @@ _NO_REPEAT = "PyTorch does not repeat itself"
 
 MAX_ALIGNMENT_ROUNDS = 6
 """Forced passes at most while looking for the pairs behind broken stages; each one settles at least one stage."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedCase:
-    """A model that is ready to run.
-
-    Attributes:
-        name: of the report folder.
-        module: with its weights, in eval mode.
-        args, kwargs: inputs of ``module.forward``.
-        description: what the report says about the case: paths and the command.
-        notes: from loading and from the preflight.
-        place: of a module that is a part of a larger model, in that model.
-    """
-
-    name: str
-    module: torch.nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    description: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    place: Place | None = None
 
 
 class GraphSource(Protocol):
@@ -372,7 +350,7 @@ def _opened(case: LoadedCase, options: Options, steps: _Steps) -> Iterator[_Bise
         with steps.step("load", "reading the ONNX graph"):
             model = load_onnx(path)
             if options.onnx is None:
-                _check_opset(model.opset_imports.get(""), options.export)
+                check_opset(model.opset_imports.get(""), options.export)
             program = OnnxProgram(model, path)
         yield _Bisection(case, options, program, steps.step)
 
@@ -397,78 +375,6 @@ def _with_kept_stages(report: Report, case: LoadedCase, options: Options, progre
     run = replace(kept.configs[0], name=name, gating=False)
     verdict = replace(report.verdict, summary=(*report.verdict.summary, kept_stages_line(kept.verdict)))
     return replace(report, stages=rows, configs=(*report.configs, run), verdict=verdict)
-
-
-def export_case(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
-    """Exports a case's model.
-
-    Raises:
-        BisectError: the exporter failed, or the model itself does; then it is the model's error that is told.
-    """
-    try:
-        export_onnx(case.module, case.args, case.kwargs, path, settings)
-    except BisectError:
-        # Exporters run the model too: if it fails on its own, that is the error to tell.
-        _check_forward(case)
-        raise
-
-
-def _check_forward(case: LoadedCase) -> None:
-    try:
-        with torch.no_grad():
-            case.module(*_copies(case.args), **_copies(case.kwargs))
-    except Exception as error:  # anything may come out of a user's forward
-        raise explain_forward_error(error, case.module, case.args, case.kwargs) from error
-
-
-def _check_opset(written: int | None, settings: ExportSettings) -> None:
-    """Exporters may write another opset than was asked for, and say so in a log at most."""
-    if settings.opset is not None and written != settings.opset:
-        raise BisectError(
-            f"--opset {settings.opset}: the {settings.exporter} exporter cannot convert to it, and wrote {written} instead",
-            hint=f"leave --opset out for the exporter's default, or ask for one nearer to {written}",
-        )
-
-
-def keep_file(path: Path, target: Path | None, *, overwrite: bool = False) -> None:
-    """Copies an exported file, and what lies beside it, to where the user wants it.
-
-    External data is found by its name beside the model: export under the name that the file is to have in the end.
-
-    Args:
-        path: what was exported.
-        target: ``None``: it is not kept.
-        overwrite: replace files that are there.
-
-    Raises:
-        BisectError: a file is there already, then nothing is copied; or it cannot be written there.
-    """
-    if target is None:
-        return
-    copies = {file: target if file == path else target.parent / file.name for file in sorted(path.parent.iterdir())}
-    for there in () if overwrite else copies.values():
-        check_free(there)
-    try:
-        for file, there in copies.items():
-            shutil.copyfile(file, there)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BisectError(
-            f"the exported file cannot be kept at {target}: {reason}", hint="choose another place with --keep-onnx"
-        ) from error
-
-
-def check_free(target: Path) -> None:
-    """Refuses to write an exported file over another.
-
-    Raises:
-        BisectError: the file exists.
-    """
-    if target.exists():
-        raise BisectError(
-            f"--keep-onnx {target}: the file exists and is not overwritten",
-            hint="--force replaces it; or choose another",
-        )
 
 
 class _Bisection:
@@ -836,7 +742,7 @@ class _Bisection:
         except InconclusiveError as error:
             if pair is self.base:
                 # Exporters trace without computing: what PyTorch would refuse may get as far as here.
-                _check_forward(self.case)
+                check_forward(self.case)
                 raise
             # The others still have an answer to give.
             self.failed[pair.name] = error.message
@@ -969,7 +875,7 @@ class _Bisection:
     ) -> tuple[TorchRun, dict[str, Any], list[tuple[OutputKey, Array]]]:
         """Runs the model; what was in effect, and the outputs."""
         # A model may write into its inputs; every run gets its own.
-        args, kwargs = _copies(self.case.args), _copies(self.case.kwargs)
+        args, kwargs = copies_of(self.case.args), copies_of(self.case.kwargs)
         module = self.case.module
         if self._is_plain(config):
             every_op, place = self.options.level == "op", self.case.place
@@ -1183,7 +1089,7 @@ class _Bisection:
             tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder,
             self.step("structure", "exporting the model once more, to find stages by structure"),
         ):
-            copies = _copies(self.case.args), _copies(self.case.kwargs)
+            copies = copies_of(self.case.args), copies_of(self.case.kwargs)
             fresh = most_alike(self.case.module, *copies, self.program, Path(folder))
             if fresh is None:
                 self.notes.append("stages could not be told by structure: no fresh export is like the ONNX file")
@@ -1261,7 +1167,7 @@ class _Bisection:
         """Signatures of both sides on a made-up input; ``None`` if one side cannot run on it."""
         args, kwargs = random_like(self.case.args, self.case.kwargs)
         every_op = self.options.level == "op"
-        expected = torch_signatures(self.case.module, _copies(args), _copies(kwargs), trace, every_op=every_op)
+        expected = torch_signatures(self.case.module, copies_of(args), copies_of(kwargs), trace, every_op=every_op)
         if expected is None:
             return None
         found: dict[str, Signature] = {}
@@ -1951,7 +1857,3 @@ def _error(expected: Array, actual: Array | None) -> float:
 
 def _permutations(matches: Iterable[Match]) -> dict[str, tuple[int, ...]]:
     return {match.onnx: match.permutation for match in matches if match.permutation is not None}
-
-
-def _copies(value: Any) -> Any:
-    return map_tensors(value, torch.Tensor.clone)

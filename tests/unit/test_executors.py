@@ -106,7 +106,6 @@ def test_keys_are_of_what_is_done() -> None:
     """The same on every day and for every order of keys; what JSON does not hold has none."""
     assert task_key("sample", {"a": 1, "b": [2.5]}) == task_key("sample", {"b": [2.5], "a": 1})
     assert task_key("sample", 1) != task_key("sample", 2)
-    assert "cb2f5a4e0f8b4a6a" != task_key("sample")
     with pytest.raises(TypeError):
         task_key(object())
 
