@@ -43,7 +43,7 @@ from bisect_tool.backends.crossings import crossing_of
 from bisect_tool.backends.environment_facts import snapshot
 from bisect_tool.backends.exporting import ExportSettings
 from bisect_tool.backends.facts import fed_inputs, graph_facts
-from bisect_tool.backends.floors import stage_noise
+from bisect_tool.backends.floors import TapedRun, noise_of
 from bisect_tool.backends.fresh import MOST_EXPORTED, most_alike, outline
 from bisect_tool.backends.fresh_weights import compare_beside
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
@@ -99,8 +99,7 @@ from bisect_tool.inspection import BoundOutput, Inspection, evidence_counts, lev
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
 from bisect_tool.layouts import describe_order, in_layout, in_order, layout_of
 from bisect_tool.localize import with_shares
-from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
-from bisect_tool.noise import BEYOND, SETTLED, epsilon, is_settled
+from bisect_tool.metrics import judge, kind_of, relative_difference
 from bisect_tool.outputs import bind_outputs, exchanged, worst_error
 from bisect_tool.placing import is_open, placed_by_structure, with_missing
 from bisect_tool.precision import (
@@ -1343,11 +1342,6 @@ class _Bisection:
         """How far both sides of a stage lie from float64, if its local error does not settle it."""
         reference = self.reference
         assert reference is not None
-        local = self.ledger.locals[lane, value]
-        held = self.half if value in self.held else None
-        own = reference.tape.values[value].dtype
-        dtype = held if held is not None and epsilon(own) else own
-        clean = not local.problem and not local.nonfinite_mismatch
 
         def fetch(wanted: int) -> torch.Tensor:
             # What a run starts with is the same in every run, and held by the taped one.
@@ -1355,34 +1349,14 @@ class _Bisection:
             given = None if starts else there.get(wanted)
             return run.activations.tensor(given) if given is not None else reference.activations.tensor(wanted)
 
-        def measured(where: Array | None) -> Noise:
-            began = time.perf_counter()
-            budget, same_run = self.options.memory_budget, run is reference
-            tape = reference.tape
-            noise = stage_noise(
-                tape,
-                value,
-                known,
-                fetch,
-                expected,
-                forced,
-                budget=budget,
-                same_run=same_run,
-                where=where,
-                held=held,
-            )
-            self.floor_seconds += time.perf_counter() - began
-            return noise
-
-        settled = clean and (local.differing == 0 or is_settled(local.rel_l2, dtype))
-        noise = replace(SETTLED, dtype=held) if settled else measured(None)
-        if local.differing and clean and not (noise.ratio is not None and noise.ratio > BEYOND):
-            for where in hidden_groups(expected, forced, self.torch_signatures[value].total):
-                if not is_settled(relative_difference(expected[where], forced[where]), dtype):
-                    hidden = measured(where)
-                    if hidden.ratio is not None and hidden.ratio > BEYOND:
-                        return hidden
+        taped = TapedRun(reference.tape, fetch, self.options.memory_budget, same_run=run is reference)
+        local, total = self.ledger.locals[lane, value], self.torch_signatures[value].total
+        held = self.half if value in self.held else None
+        began = time.perf_counter()
+        noise = noise_of(taped, value, known, expected, forced, local, total, held)
+        self.floor_seconds += time.perf_counter() - began
         return noise
+
 
     def _with_nodes(self, row: StageRow) -> StageRow:
         ops, weights = self.program.reads(row.onnx_nodes)
