@@ -1357,7 +1357,6 @@ class _Bisection:
         self.floor_seconds += time.perf_counter() - began
         return noise
 
-
     def _with_nodes(self, row: StageRow) -> StageRow:
         ops, weights = self.program.reads(row.onnx_nodes)
         return replace(row, onnx_ops=ops, onnx_weights=weights)
