@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import re
 import tempfile
 import time
@@ -36,6 +35,7 @@ from bisect_tool.backends.abreast import LEAST_ROOM, Abreast, buffers_put_back, 
 from bisect_tool.backends.activations import ActivationStore, GoneError
 from bisect_tool.backends.before import look_before
 from bisect_tool.backends.buffers import BufferPool
+from bisect_tool.backends.captured import OnValue, Outputs, Reference, output_error, repeats_not, same_stages, within
 from bisect_tool.backends.case import LoadedCase, check_forward, check_opset, copies_of, export_case, keep_file
 from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.costs import ort_cost, torch_cost
@@ -409,7 +409,7 @@ class _Bisection:
         if not self.in_memory and not self._can_go_abreast():
             map_big_blocks()
         self.buffers = BufferPool()
-        self.reference: _Reference | None = None
+        self.reference: Reference | None = None
         self.bound_outputs: list[str | None] = []
         self.exchanged: list[str] = []
         self.failed: dict[str, str] = {}
@@ -647,7 +647,7 @@ class _Bisection:
                     weights = self.weights_beside
                 verdict = with_weights(verdict, weights)
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
-                chance_text = self._chance(trace, rows)
+                chance_text = self._chance(reference, rows)
             if chance_text is None:
                 ruled_out = (*verdict.ruled_out, no_chance())
                 verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged), ruled_out=ruled_out)
@@ -768,7 +768,7 @@ class _Bisection:
     def _spend(self, config: str, began: float) -> None:
         self.seconds[config] = self.seconds.get(config, 0.0) + time.perf_counter() - began
 
-    def _capture(self, config: NumericConfig, *, tape: bool = False, abreast: bool = False) -> _Reference:
+    def _capture(self, config: NumericConfig, *, tape: bool = False, abreast: bool = False) -> Reference:
         """PyTorch's run under a configuration: structure, signatures, the tensors themselves, and what made them.
 
         ``abreast``: with the graph's own run, so that tensors that were compared need not stay.
@@ -796,7 +796,7 @@ class _Bisection:
             store.close()
             raise
         return_free_memory()
-        return _Reference(config, run.trace, run.recorder.trace, store, signatures, outputs, effective)
+        return Reference(config, run.trace, run.recorder.trace, store, signatures, outputs, effective)
 
     # -- both sides abreast -------------------------------------------------------------------------------------------
 
@@ -839,7 +839,7 @@ class _Bisection:
         self.chained.update(both.arrays)
         self.seconds[self.base.name] = self.seconds.get(self.base.name, 0.0) + both.seconds
 
-    def _is_at_hand(self, reference: _Reference, match: Match) -> bool:
+    def _is_at_hand(self, reference: Reference, match: Match) -> bool:
         """Whether a pair was compared, or can still be."""
         return not reference.activations.is_gone(match.value) or self._early(match) is not None
 
@@ -977,7 +977,7 @@ class _Bisection:
 
     # -- aligning -----------------------------------------------------------------------------------------------------
 
-    def _align(self, reference: _Reference) -> dict[int, Match]:
+    def _align(self, reference: Reference) -> dict[int, Match]:
         trace = reference.trace
         self.torch_signatures = reference.signatures
 
@@ -1038,7 +1038,7 @@ class _Bisection:
 
     def _settled(
         self,
-        reference: _Reference,
+        reference: Reference,
         matches: dict[int, Match],
         permuted: Permuted,
         with_bodies: Callable[[Mapping[int, Match]], dict[int, Match]],
@@ -1073,7 +1073,7 @@ class _Bisection:
             matches = again
         return matches
 
-    def _placed(self, reference: _Reference, matches: Mapping[int, Match]) -> dict[int, Match]:
+    def _placed(self, reference: Reference, matches: Mapping[int, Match]) -> dict[int, Match]:
         """Pairs by structure, from an export that is made for it, where values and names leave a file's stages open."""
         nameless = self._is_nameless()
         nodes_between = self.program.nodes_between
@@ -1182,7 +1182,7 @@ class _Bisection:
             return None
         return expected, found
 
-    def _probe_forced(self, reference: _Reference, matches: Mapping[int, Match]) -> dict[str, Signature]:
+    def _probe_forced(self, reference: Reference, matches: Mapping[int, Match]) -> dict[str, Signature]:
         """Signatures again, with PyTorch's values fed in at every pair: each value from its true inputs."""
         pairs = {match.onnx: value for value, match in matches.items()}
         found: dict[str, Signature] = {}
@@ -1210,7 +1210,7 @@ class _Bisection:
         feeds, types = self.feeds, self.types
         return SegmentedRun(self.program, pair.actual, segments, exposed, forced, feeds, computed, types, self.buffers)
 
-    def _drive(self, lanes: Sequence[Lane], reference: _Reference, on_pair: OnPair) -> None:
+    def _drive(self, lanes: Sequence[Lane], reference: Reference, on_pair: OnPair) -> None:
         run_lanes(lanes, reference.activations, on_pair, lambda: None if self.in_memory else return_free_memory())
 
     # -- comparing ----------------------------------------------------------------------------------------------------
@@ -1231,7 +1231,7 @@ class _Bisection:
         self,
         expected: NumericConfig,
         pairs: Sequence[ConfigPair],
-        reference: _Reference,
+        reference: Reference,
         matches: Mapping[int, Match],
         selection: Selection,
         cuts: Mapping[str, Cut],
@@ -1254,9 +1254,9 @@ class _Bisection:
 
     def _compare(
         self,
-        run: _Reference,
+        run: Reference,
         configs: Sequence[ConfigPair],
-        reference: _Reference,
+        reference: Reference,
         matches: Mapping[int, Match],
         selection: Selection,
         cuts: Mapping[str, Cut],
@@ -1266,11 +1266,11 @@ class _Bisection:
         wanted |= ancestors([*selection.judged, *selection.groups], trace, matches.keys())
         wanted |= {value for _, value in trace.outputs if value in matches}
         # The measurements are kept under the values of the run that was aligned.
-        there = _same_stages(trace, run.trace) if run is not reference else {value: value for value in matches}
+        there = same_stages(trace, run.trace) if run is not reference else {value: value for value in matches}
         here = {value: known for known, value in there.items()}
         if run is not reference:
             # Another kernel of attention runs other operations: what this run does not have can't be handed over.
-            cuts = {layer: _within(cut, there, matches) for layer, cut in cuts.items()}
+            cuts = {layer: within(cut, there, matches) for layer, cut in cuts.items()}
         pairs = {matches[value].onnx: there[value] for value in wanted if value in there}
         orders = _permutations(matches.values())
         lanes: list[tuple[ConfigPair, Lane]] = []
@@ -1336,7 +1336,7 @@ class _Bisection:
         known: Set[int],
         expected: Array,
         forced: Array,
-        run: _Reference,
+        run: Reference,
         there: Mapping[int, int],
     ) -> Noise:
         """How far both sides of a stage lie from float64, if its local error does not settle it."""
@@ -1392,7 +1392,7 @@ class _Bisection:
                     return other.name
         return None
 
-    def _fails_untouched(self, pair: ConfigPair, reference: _Reference) -> bool:
+    def _fails_untouched(self, pair: ConfigPair, reference: Reference) -> bool:
         untouched = self.untouched.get(pair.name)
         if untouched is None:
             return True
@@ -1429,7 +1429,7 @@ class _Bisection:
         self,
         verdict: Verdict,
         rows: Sequence[StageRow],
-        reference: _Reference,
+        reference: Reference,
         matches: Mapping[int, Match],
         selection: Selection,
         cuts: Mapping[str, Cut],
@@ -1558,7 +1558,7 @@ class _Bisection:
         keep(name, files)
         return replace(origin, replay=name)
 
-    def _hand_over(self, verdict: Verdict, reference: _Reference, matches: Mapping[int, Match]) -> Verdict:
+    def _hand_over(self, verdict: Verdict, reference: Reference, matches: Mapping[int, Match]) -> Verdict:
         """Looks for the first stage at which handing PyTorch's values over mends the outputs, on the plain configuration."""
         pair = self.base
         finals = {matches[value].onnx: value for _, value in reference.trace.outputs if value in matches}
@@ -1583,7 +1583,7 @@ class _Bisection:
                         order = matches[finals[name]].permutation
                         shape = None if array is None else array.shape
                         worst = max(
-                            worst, _error(expected if order is None else in_order(expected, order, shape), array)
+                            worst, output_error(expected if order is None else in_order(expected, order, shape), array)
                         )
 
             lane = Lane("hand-over", run, names, _permutations(matches.values()), on_values)
@@ -1723,63 +1723,21 @@ class _Bisection:
                     self.notes.append(note)
         return tuple(results)
 
-    def _chance(self, trace: TorchTrace, rows: Sequence[StageRow]) -> str | None:
+    def _chance(self, reference: Reference, rows: Sequence[StageRow]) -> str | None:
         """Where a model differs from itself when run twice; ``None`` if it does not in what failed or is put out."""
-        stages = first_stage_by_value(trace)
-        stages_of = {stage.ref: stage.value for stage in trace.stages}
-        differing: list[int] = []
-        limit = VALUE_LIMIT / 10
 
-        def on_value(value: Value, tensor: torch.Tensor) -> None:
-            known = self.torch_signatures.get(value.id)
-            array = to_numpy(tensor)
-            again = signature_of(array, kind_of(array.dtype))
-            # Another order of sums from run to run is noise; random numbers are far beyond it.
-            if known is None or distance(known, again) > limit:
-                differing.append(value.id)
+        def again(on_value: OnValue) -> tuple[Trace, Outputs]:
+            run, _, outputs = self._run_torch(self.base.expected, on_value)
+            return run.recorder.trace, outputs
 
-        run, _, outputs = self._run_torch(self.base.expected, on_value)
-        if self.reference is not None and not _same_operations(run.recorder.trace, self.reference.tape):
-            # Values have other numbers then; outputs keep their places.
-            pairs = zip(self.reference.outputs, outputs, strict=False)
-            apart = any(_error(one[1], other[1]) > limit for one, other in pairs)
-            return "the model's output differs from one run to the next" if apart else None
-        reaching = upstream(trace, rows)
-        # What failed must differ itself: memory that is written later, or never read, may hold anything before.
-        failing = {stages_of[row.ref] for row in rows if row.role != "group" and row.ref in stages_of and _fails(row)}
-        failing |= {value for _, value in trace.outputs}
-        if not failing & set(differing):
-            return None
-        differing = [value for value in differing if value in reaching]
-        if not differing:
-            return None
-        where = next((stages[value].ref for value in differing if value in stages), "the model")
-        return f"{where} differs from one run to the next (random numbers in forward?)"
-
-
-@dataclass(eq=False, slots=True)
-class _Reference:
-    """One run of the PyTorch side."""
-
-    config: NumericConfig
-    trace: TorchTrace
-    tape: Trace
-    activations: ActivationStore
-    signatures: Mapping[int, Signature]
-    outputs: list[tuple[OutputKey, Array]]
-    effective: dict[str, Any]
-
-    def stages_in_bodies(self) -> set[StageRef]:
-        """Stages whose value was made in a body, of ``torch.cond`` for one."""
-        made = {value for op in self.tape.ops if op.body is not None for value in op.outputs}
-        return {stage.ref for stage in self.trace.stages if stage.value in made}
+        return repeats_not(reference, rows, self.torch_signatures, again)
 
 
 @dataclass(frozen=True, slots=True)
 class _Aligned:
     """PyTorch's run beside the graph; ``cuts`` say by layer where the graph has to be cut for the stages."""
 
-    reference: _Reference
+    reference: Reference
     matches: Mapping[int, Match]
     selection: Selection
     alignment: Alignment
@@ -1792,40 +1750,9 @@ class _Untouched:
     effective: Mapping[str, Any]
 
 
-def _same_operations(one: Trace, other: Trace) -> bool:
-    return [op.name for op in one.ops] == [op.name for op in other.ops]
-
-
-def _fails(row: StageRow) -> bool:
-    return any(result.judgement == "fail" for result in row.results.values())
-
-
 def _holds_nothing(metrics: ErrorMetrics) -> bool:
     """Whether both sides hold the same NaN and infinities and no number at all: that is no agreement to rely on."""
     return 0 < metrics.count == metrics.nonfinite_expected and not metrics.nonfinite_mismatch and not metrics.problem
-
-
-def _same_stages(trace: TorchTrace, other: TorchTrace) -> dict[int, int]:
-    """Values of one run and those of another run of the same model, by the stages that have them."""
-    there = {stage.ref: stage.value for stage in other.stages}
-    found = {stage.value: there[stage.ref] for stage in trace.stages if stage.ref in there}
-    inputs = dict(other.inputs)
-    found.update({value: inputs[key] for key, value in trace.inputs if key in inputs})
-    return found
-
-
-def _within(cut: Cut, there: Mapping[int, int], matches: Mapping[int, Match]) -> Cut:
-    """A cut without the values that another run does not have."""
-    values = cut.values & there.keys()
-    return Cut(values, cut.known & there.keys(), frozenset(matches[value].onnx for value in values))
-
-
-def _error(expected: Array, actual: Array | None) -> float:
-    """Relative L2; infinite where the two can't be compared."""
-    if actual is None or actual.size != expected.size:
-        return math.inf
-    error = relative_difference(expected, actual.reshape(expected.shape).astype(expected.dtype, copy=False))
-    return math.inf if math.isnan(error) else error
 
 
 def _permutations(matches: Iterable[Match]) -> dict[str, tuple[int, ...]]:
