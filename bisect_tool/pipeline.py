@@ -113,15 +113,13 @@ from bisect_tool.precision import (
 from bisect_tool.quantised import (
     TOTAL_SQNR,
     Quantisation,
-    costs,
-    explained,
     is_quantised,
     judge_quantised,
+    quality_of,
     quantisation_of,
     quantised_counts,
-    quantised_stage,
-    scales_of,
     summary_lines,
+    with_stage_costs,
 )
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
@@ -701,31 +699,14 @@ class _Bisection:
         """What quantisation costs in one stage."""
         known = quantisation_of(self.graph) if self.quantisation is None else self.quantisation
         self.quantisation = known
-        given = known.back.get(names[value].onnx)
-        pair = known.pairs.get(given) if given is not None else None
-        constants = (
-            {name: self.program.constant(name) for name in (pair.scale, pair.zero_point, *pair.back) if name}
-            if pair is not None
-            else {}
-        )
-        scales = scales_of(pair, constants) if pair is not None else None
-        return quantised_stage(expected, forced, self.torch_signatures[value].total, scales)
+        total = self.torch_signatures[value].total
+        return quality_of(known, names[value].onnx, self.program.constant, expected, forced, total)
 
     def _with_costs_of_bits(
         self, verdict: Verdict, rows: Sequence[StageRow], runs: Sequence[ConfigRun], config: str | None
     ) -> Verdict:
         """The verdict with what costs most, and origins with why."""
-        known = quantisation_of(self.graph)
-        by_ref = {row.ref: row for row in rows if row.role != "group"}
-
-        def told(origin: Origin) -> Origin:
-            row = by_ref.get(origin.ref)
-            result = row.results.get(origin.config) if row is not None else None
-            pair = known.pairs.get(known.back.get(origin.onnx_value, ""))
-            return explained(origin, result.quantised if result is not None else None, pair)
-
-        found = costs(rows, config) if config is not None else ()
-        verdict = replace(verdict, costs=found, origins=tuple(map(told, verdict.origins)))
+        verdict = with_stage_costs(verdict, rows, quantisation_of(self.graph), config)
         lines = summary_lines(verdict, self.graph, self.options.tolerance, runs)
         return replace(verdict, summary=(*verdict.summary, *lines))
 
