@@ -21,9 +21,10 @@ from bisect_tool.align import (
     NARROW_VALUE_LIMIT,
     STRUCTURE,
     VALUE_LIMIT,
+    Hints,
     Match,
-    Permuted,
     SecondDraw,
+    Sides,
     ambiguity_lines,
     is_narrow,
     match_values,
@@ -981,30 +982,29 @@ class _Bisection:
         def with_bodies(matches: Mapping[int, Match]) -> dict[int, Match]:
             return match_bodies(matches, self.program.bodies(), reference.tape.bodies, staged)
 
-        chained = self.onnx_signatures
-        matches = match_values(trace, self.graph, self.torch_signatures, chained, {}, permuted)
+        sides = Sides(trace, self.graph, self.torch_signatures, self.onnx_signatures, permuted)
+        matches = match_values(sides)
         # Beyond the memory budget one more run of both sides is dear.
         if self.in_memory and any(AMBIGUOUS in match.evidence for match in matches.values()):
             second = self._second_draw(trace)
             if second is not None:
-                matches = match_values(trace, self.graph, self.torch_signatures, chained, {}, permuted, second=second)
+                matches = match_values(sides, Hints(second=second))
         modules: Mapping[str, str] = {}
         if self._is_nameless() and not all(match.confirmed for match in matches.values()):
             modules = modules_by_weights(self.case.module, self.program)
             sure = {value: match for value, match in matches.items() if match.confirmed}
-            matches = match_values(trace, self.graph, self.torch_signatures, chained, sure, permuted, modules=modules)
+            matches = match_values(sides, Hints(sure, modules=modules))
         matches = with_bodies(matches)
 
         first = matches
-        matches = self._settled(reference, first, permuted, with_bodies, modules, {})
+        matches = self._settled(reference, sides, first, with_bodies, Hints(modules=modules))
         placed = self._placed(reference, matches)
         if placed:
             # What was fed at a wrong place has told nothing.
             known = {value: match for value, match in {**first, **placed}.items() if match.confirmed}
-            matches = match_values(
-                trace, self.graph, self.torch_signatures, chained, known, permuted, modules=modules, placed=placed
-            )
-            matches = self._settled(reference, with_bodies(matches), permuted, with_bodies, modules, placed)
+            hints = Hints(known, modules=modules, placed=placed)
+            matches = with_bodies(match_values(sides, hints))
+            matches = self._settled(reference, sides, matches, with_bodies, hints)
             told = sum(STRUCTURE in match.evidence for match in matches.values())
             self.notes.append(
                 f"{told} stage{'' if told == 1 else 's'} found by structure: the model was exported once more "
@@ -1020,11 +1020,10 @@ class _Bisection:
     def _settled(
         self,
         reference: Reference,
+        sides: Sides,
         matches: dict[int, Match],
-        permuted: Permuted,
         with_bodies: Callable[[Mapping[int, Match]], dict[int, Match]],
-        modules: Mapping[str, str],
-        placed: Mapping[int, Match],
+        hints: Hints,
     ) -> dict[int, Match]:
         """The pairs after runs in which each stage works on PyTorch's values, until no pair changes."""
         fed: Mapping[int, Match] = {}
@@ -1036,20 +1035,9 @@ class _Bisection:
             signatures = self._probe_forced(reference, fed)
             confirmed = {value: match for value, match in matches.items() if match.confirmed}
             # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
-            merged = {**self.onnx_signatures, **signatures}
-            again = match_values(
-                reference.trace,
-                self.graph,
-                self.torch_signatures,
-                merged,
-                confirmed,
-                permuted,
-                fed=fed,
-                chained=self.onnx_signatures,
-                modules=modules,
-                placed=placed,
-            )
-            again = with_bodies(again)
+            merged = {**sides.onnx, **signatures}
+            now = replace(hints, known=confirmed, fed=fed, chained=sides.onnx)
+            again = with_bodies(match_values(replace(sides, onnx=merged), now))
             same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
             matches = again
         return matches
