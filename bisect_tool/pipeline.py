@@ -53,7 +53,7 @@ from bisect_tool.backends.lower_precision import reduced
 from bisect_tool.backends.memory import freed_memory_is_kept, map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
-from bisect_tool.backends.ort_runner import SegmentedRun
+from bisect_tool.backends.ort_runner import Reuse, SegmentedRun
 from bisect_tool.backends.passes import explain_optimised
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
@@ -1118,7 +1118,7 @@ class _Bisection:
         """Runs the graph unoptimised with everything exposed, segment by segment; ``kept``: where the arrays stay."""
         segments = self.program.segments(budget)
         exposed = {name for segment in segments for name in segment.makes}
-        run = SegmentedRun(self.program, self.base.actual, segments, exposed, None, feeds, buffers=self.buffers)
+        run = SegmentedRun(self.program, self.base.actual, segments, exposed, None, feeds, Reuse(buffers=self.buffers))
         while not run.done:
             chained, _ = run.step(lambda name, kind: feeds[name])
             for name, array in chained.items():
@@ -1176,8 +1176,8 @@ class _Bisection:
         forced: Set[str] | None,
         computed: Mapping[str, Array | None] | None,
     ) -> SegmentedRun:
-        feeds, types = self.feeds, self.types
-        return SegmentedRun(self.program, pair.actual, segments, exposed, forced, feeds, computed, types, self.buffers)
+        reuse = Reuse(computed, self.types, self.buffers)
+        return SegmentedRun(self.program, pair.actual, segments, exposed, forced, self.feeds, reuse)
 
     def _drive(self, lanes: Sequence[Lane], reference: Reference, on_pair: OnPair) -> None:
         run_lanes(lanes, reference.activations, on_pair, lambda: None if self.in_memory else return_free_memory())
