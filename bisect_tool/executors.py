@@ -12,7 +12,7 @@ import importlib
 import secrets
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def run_tasks(
     on_done: Callable[[Result], object] | None = None,
     *,
     about: Mapping[str, Any] | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Runs ``function(*task.arguments)`` for each task.
 
     What a process loads it may keep for its next task (``functools.cache``): there are few processes, and each does
@@ -107,7 +107,7 @@ def _results(
     path: Path | None,
     on_done: Callable[[Result], object] | None,
     about: Mapping[str, Any],
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     with open_journal(path, about) as journal:
         waiting = {task.key: task for task in tasks}
         for key in [key for key in waiting if key in journal.done]:
@@ -127,7 +127,7 @@ def _results(
                 yield result
 
 
-def _run(tasks: Sequence[Task], function: Function, executor: str, jobs: int) -> Iterator[Result]:
+def _run(tasks: Sequence[Task], function: Function, executor: str, jobs: int) -> Generator[Result, None, None]:
     if not tasks:
         return
     if executor != LOCAL:
@@ -142,7 +142,7 @@ def _run(tasks: Sequence[Task], function: Function, executor: str, jobs: int) ->
 # -- processes of this machine ----------------------------------------------------------------------------------------
 
 
-def _in_processes(tasks: Sequence[Task], function: Function, jobs: int) -> Iterator[Result]:
+def _in_processes(tasks: Sequence[Task], function: Function, jobs: int) -> Generator[Result, None, None]:
     waiting = deque((task, 1) for task in tasks)
     busy: dict[Worker, tuple[Task, int]] = {}
     idle: list[Worker] = []
@@ -177,7 +177,7 @@ def _in_processes(tasks: Sequence[Task], function: Function, jobs: int) -> Itera
 # -- a cluster --------------------------------------------------------------------------------------------------------
 
 
-def _on_cluster(tasks: Sequence[Task], function: Function, executor: str) -> Iterator[Result]:
+def _on_cluster(tasks: Sequence[Task], function: Function, executor: str) -> Generator[Result, None, None]:
     distributed = _distributed(executor)
     with _connected(distributed, executor) as client:
         killed: list[Task] = []
@@ -216,7 +216,7 @@ def _connected(distributed: Any, executor: str) -> Iterator[Any]:
 
 def _submitted(
     distributed: Any, client: Any, tasks: Sequence[Task], function: Function, executor: str
-) -> Iterator[tuple[Task, Result | None]]:
+) -> Generator[tuple[Task, Result | None], None, None]:
     """Tasks with their results as they come; ``None`` where too many workers were lost with it."""
     # Nothing is taken over from another run: its workers may have loaded other files by the same names.
     run = secrets.token_hex(4)

@@ -112,9 +112,9 @@ def merged(summaries: Iterable[Summary]) -> Summary:
     if sum(part.count for part in parts) <= EXACT:
         values = tuple(heapq.merge(*(part.values for part in parts)))
         return Summary(len(values), nonfinite, values, values[0] if values else None)
-    counts = _Counts.of(())
+    counts = _Counts.of()
     for part in parts:
-        counts.sketch.merge(_Counts.of(part.values).sketch if part.exact else _sketch(part))
+        counts.sketch.merge(_sketch(part))
     largest = sorted(heapq.nlargest(LARGEST, (value for part in parts for value in part.values)))
     return _sketched(counts, nonfinite, largest, min(part.least for part in parts if part.least is not None))
 
@@ -161,12 +161,11 @@ class Gathered:
             self._settle((hardware, name))
 
     def by_hardware(self) -> dict[str, dict[str, Summary]]:
-        """Each kind's summaries by name, in the order in which they first came."""
-        found: dict[str, dict[str, Summary]] = {}
-        for place in list(self._loose):
+        """Each kind's summaries by name; kinds in order of their names, names as they first came."""
+        found: dict[str, dict[str, Summary]] = {hardware: {} for hardware, _ in sorted(self._loose)}
+        for place in self._loose:
             self._settle(place)
-        for (hardware, name), summary in self._done.items():
-            found.setdefault(hardware, {})[name] = summary
+            found[place[0]][place[1]] = self._done[place]
         return found
 
     def pooled(self) -> dict[str, Summary]:
@@ -194,12 +193,14 @@ class _Counts:
     store: Any
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> _Counts:
+    def of(cls, values: Iterable[float] = (), bins: Iterable[tuple[int, int]] = (), zeros: int = 0) -> _Counts:
         from ddsketch.ddsketch import BaseDDSketch
         from ddsketch.store import DenseStore
 
         store = DenseStore()
-        sketch = BaseDDSketch(mapping=_mapping(), store=store, negative_store=DenseStore(), zero_count=0.0)
+        for key, count in bins:
+            store.add(key, count)
+        sketch = BaseDDSketch(mapping=_mapping(), store=store, negative_store=DenseStore(), zero_count=zeros)
         for value in values:
             # The few numbers beyond what bins reach go into the last one; the largest are kept anyway.
             sketch.add(min(value, _mapping().max_possible))
@@ -219,13 +220,8 @@ def _mapping() -> Any:
 
 
 def _sketch(summary: Summary) -> Any:
-    """The library's sketch of a summary that is not exact."""
-    counts = _Counts.of(())
-    for key, count in summary.bins:
-        counts.sketch.add(_mapping().value(key), count)
-    if summary.zeros:
-        counts.sketch.add(0.0, summary.zeros)
-    return counts.sketch
+    """The library's sketch of a summary."""
+    return _Counts.of(summary.values if summary.exact else (), summary.bins, summary.zeros).sketch
 
 
 def _sketched(counts: _Counts, nonfinite: int, largest: Iterable[float], least: float) -> Summary:

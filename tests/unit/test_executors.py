@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bisect_tool import executors, journal, tasks
+from bisect_tool import journal, tasks
 from bisect_tool.backends import isolation
 from bisect_tool.errors import BisectError
 from bisect_tool.executors import Result, Task, run_tasks, task_key
@@ -165,7 +165,7 @@ def test_a_closed_iterator_resumes(tmp_path: Path) -> None:
     runs.mkdir()
     work = run_tasks(of(range(5), str(runs)), square, journal=path)
     first = [next(work), next(work)]
-    work.close()  # type: ignore[attr-defined]
+    work.close()
     again = list(run_tasks(of(range(5), str(runs)), square, journal=path))
     assert [True, True, False, False, False] == [result.resumed for result in again]
     assert [result.value for result in first] == [result.value for result in again[:2]]
@@ -310,7 +310,9 @@ def test_other_files_are_left_alone(tmp_path: Path, content: bytes) -> None:
     assert content == path.read_bytes()
 
 
-def test_journals_of_another_format_and_places_that_are_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_journals_of_another_format_and_places_that_are_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each is said to be what it is."""
     path = tmp_path / "journal"
     monkeypatch.setattr(journal, "JOURNAL_VERSION", 7)
@@ -330,7 +332,7 @@ def test_a_journal_in_use_is_refused(tmp_path: Path) -> None:
     next(work)
     with pytest.raises(BisectError, match="is in use by another run"):
         list(run_tasks(of(range(3)), square, journal=path))
-    work.close()  # type: ignore[attr-defined]
+    work.close()
     assert 3 == len(list(run_tasks(of(range(3)), square, journal=path)))
 
 

@@ -33,7 +33,7 @@ def _true(values: list[float], share: float) -> float:
     return finite[max(0, math.ceil(share * len(finite) - 1e-9) - 1)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(ERRORS, max_size=12), min_size=3, max_size=3))
 def test_merging_is_associative_and_commutative(parts: list[list[float]]) -> None:
     """To the last bit, across the border between exact and sketched, and equal to one summary of everything."""
