@@ -146,20 +146,25 @@ def calibrate(
         identity = {"model": numbers_digest(module), "modules": _text_digest(modules_of(module)), **_facts(plan)}
         tasks: dict[str, tuple[int, Task]] = {}
         for number, case in enumerate(cases):
-            key = task_key(identity, inputs_digest(case))
+            inputs = inputs_digest(case)
+            key = task_key(identity, inputs)
             # The same numbers in two files are one sample.
-            tasks.setdefault(key, (number, Task(key, (load, number, key, plan, files[number]))))
+            tasks.setdefault(key, (number, Task(key, (load, number, int(inputs[:6], 16), plan, files[number]))))
         numbers = {key: number for key, (number, _) in tasks.items()}
         found: dict[int, Known] = {}
         failed: dict[int, str] = {}
         resumed = 0
         if len(tasks) < len(cases):
-            progress(f"{len(cases) - len(tasks)} of {len(cases)} samples hold the same numbers as another: counted once")
+            progress(
+                f"{len(cases) - len(tasks)} of {len(cases)} samples hold the same numbers as another: counted once"
+            )
 
         def on_done(result: Result) -> None:
             done = len(found) + len(failed) + 1
             what = "resumed" if result.resumed else f"{result.seconds:.1f} s"
-            progress(f"sample {numbers[result.key] + 1} ({what if result.error is None else result.error}): {done} of {len(tasks)}")
+            progress(
+                f"sample {numbers[result.key] + 1} ({what if result.error is None else result.error}): {done} of {len(tasks)}"
+            )
 
         sessions = bytes_of_weights(module) <= _WEIGHTS_OF_KEPT_SESSIONS
         with _sessions(sessions):
@@ -180,7 +185,8 @@ def calibrate(
                     found[number] = Known(result.hardware.name, SampleErrors.from_json(result.value))
     if not found:
         number, reason = next(iter(failed.items()))
-        raise InconclusiveError(f"no sample could be run; the first, {cases[number].description.get('sample', cases[number].name)}: {reason}")
+        name = cases[number].description.get("sample", cases[number].name)
+        raise InconclusiveError(f"no sample could be run; the first, {name}: {reason}")
     known = [found[number] for number in sorted(found)]
     graph = next((each.errors.graph for each in known if each.errors.graph), {})
     about = {
@@ -264,20 +270,20 @@ def _files(cases: Sequence[LoadedCase], plan: Plan, folder: Path, progress: Prog
     return found
 
 
-def sample_errors(load: Load, number: int, key: str, plan: Plan, onnx: Path | None) -> dict[str, Any]:
+def sample_errors(load: Load, number: int, seed: int, plan: Plan, onnx: Path | None) -> dict[str, Any]:
     """All known-good runs of one sample, as plain values: what a worker does.
 
     Args:
         load: makes the case.
         number: of the sample.
-        key: of the task; its made-up rounding and its copies follow from it, wherever it runs.
+        seed: of its made-up rounding and its copies. It follows from the sample, so that these are the same wherever it
+            runs, and with or without an ONNX file.
         plan: what is run.
         onnx: the graph; ``None``: none.
     """
     case = load(number)
     if plan.threads:
         torch.set_num_threads(plan.threads)
-    seed = int(key[:6], 16)
     sample = Sample(case.module, case.args, case.kwargs, case.place)
     variations = replace(usual_variations(plan.accepted), draws=plan.draws)
     if plan.matrix is not None:

@@ -6,12 +6,13 @@ interrupted goes on where it was; a task whose process is lost runs again; one t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import secrets
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def run_tasks(
     on_done: Callable[[Result], object] | None = None,
     *,
     about: Mapping[str, Any] | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Runs ``function(*task.arguments)`` for each task.
 
     What a process loads it may keep for its next task (``functools.cache``): there are few processes, and each does
@@ -106,7 +107,7 @@ def _results(
     path: Path | None,
     on_done: Callable[[Result], object] | None,
     about: Mapping[str, Any],
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     with open_journal(path, about) as journal:
         waiting = {task.key: task for task in tasks}
         for key in [key for key in waiting if key in journal.done]:
@@ -126,7 +127,7 @@ def _results(
                 yield result
 
 
-def _run(tasks: Sequence[Task], function: Function, executor: str, jobs: int) -> Iterator[Result]:
+def _run(tasks: Sequence[Task], function: Function, executor: str, jobs: int) -> Generator[Result, None, None]:
     if not tasks:
         return
     if executor != LOCAL:
@@ -141,7 +142,7 @@ def _run(tasks: Sequence[Task], function: Function, executor: str, jobs: int) ->
 # -- processes of this machine ----------------------------------------------------------------------------------------
 
 
-def _in_processes(tasks: Sequence[Task], function: Function, jobs: int) -> Iterator[Result]:
+def _in_processes(tasks: Sequence[Task], function: Function, jobs: int) -> Generator[Result, None, None]:
     waiting = deque((task, 1) for task in tasks)
     busy: dict[Worker, tuple[Task, int]] = {}
     idle: list[Worker] = []
@@ -176,48 +177,73 @@ def _in_processes(tasks: Sequence[Task], function: Function, jobs: int) -> Itera
 # -- a cluster --------------------------------------------------------------------------------------------------------
 
 
-def _on_cluster(tasks: Sequence[Task], function: Function, executor: str) -> Iterator[Result]:
+def _on_cluster(tasks: Sequence[Task], function: Function, executor: str) -> Generator[Result, None, None]:
     distributed = _distributed(executor)
+    with _connected(distributed, executor) as client:
+        killed: list[Task] = []
+        with contextlib.closing(_submitted(distributed, client, tasks, function, executor)) as done:
+            for task, result in done:
+                if result is None:
+                    killed.append(task)
+                else:
+                    yield result
+        # Dask counts a worker's end against all tasks that it had. Alone each one shows whether it was the cause.
+        for task in killed:
+            with contextlib.closing(_submitted(distributed, client, [task], function, executor)) as done:
+                for _, result in done:
+                    yield result or lost(task.key, "every worker that it was given to was lost")
+
+
+@contextlib.contextmanager
+def _connected(distributed: Any, executor: str) -> Iterator[Any]:
     address = f"tcp://{executor.removeprefix(DASK).strip('/')}"
     try:
         client = distributed.Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
+    except (OSError, TimeoutError, asyncio.TimeoutError, ValueError) as error:
         raise BisectError(
             f"--executor {executor}: no Dask scheduler answers there ({_first_line(error)})",
-            hint="start one with `dask scheduler`, and workers with `dask worker ADDRESS`",
+            hint=f"start one with `dask scheduler`, and workers with `dask worker {address}`",
         ) from error
-    # Nothing is taken over from another run: its workers may have loaded other files by the same names.
-    run = secrets.token_hex(4)
-    futures: dict[Any, Task] = {}
     with client:
         try:
             client.wait_for_workers(1, timeout=_SECONDS_FOR_WORKERS)
-        except TimeoutError as error:
+        except (TimeoutError, asyncio.TimeoutError) as error:
             raise BisectError(
                 f"--executor {executor}: the scheduler has no workers", hint=f"start some: `dask worker {address}`"
             ) from error
-        try:
-            for task in tasks:
-                key = f"bisect-{run}-{task.key}"
-                future = client.submit(perform, function, task.arguments, __version__, key=key, pure=False)
-                futures[future] = task
-            for future in distributed.as_completed(list(futures)):
-                task = futures.pop(future)
-                if future.status == "finished":
-                    yield result_of(task.key, future.result())
-                elif future.status == "error":
-                    # The task's own exceptions are results: this one is the cluster's, of a worker lost too often or
-                    # without this package.
-                    yield lost(task.key, _first_line(future.exception()))
-                else:
-                    raise InconclusiveError(
-                        f"--executor {executor}: the scheduler was lost with {len(futures) + 1} of {len(tasks)} tasks left",
-                        hint="start the command again with the same journal; what was done is not done again",
-                    )
-        finally:
-            # Ctrl-C, for example: what waits on the cluster is of no use to anybody.
-            with contextlib.suppress(Exception):
-                client.cancel(list(futures), force=True)
+        yield client
+
+
+def _submitted(
+    distributed: Any, client: Any, tasks: Sequence[Task], function: Function, executor: str
+) -> Generator[tuple[Task, Result | None], None, None]:
+    """Tasks with their results as they come; ``None`` where too many workers were lost with it."""
+    # Nothing is taken over from another run: its workers may have loaded other files by the same names.
+    run = secrets.token_hex(4)
+    futures: dict[Any, Task] = {}
+    try:
+        for task in tasks:
+            key = f"bisect-{run}-{task.key}"
+            future = client.submit(perform, function, task.arguments, __version__, key=key, pure=False)
+            futures[future] = task
+        for future in distributed.as_completed(list(futures)):
+            task = futures.pop(future)
+            if future.status == "finished":
+                yield task, result_of(task.key, future.result())
+            elif future.status == "error" and isinstance(future.exception(), distributed.KilledWorker):
+                yield task, None
+            elif future.status == "error":
+                # The task's own exceptions are results: this one is of a worker without this package, for example.
+                yield task, lost(task.key, f"{type(future.exception()).__name__}: {_first_line(future.exception())}")
+            else:
+                raise InconclusiveError(
+                    f"--executor {executor}: the scheduler was lost with {len(futures) + 1} of {len(tasks)} tasks left",
+                    hint="start the command again with the same journal; what was done is not done again",
+                )
+    finally:
+        # Ctrl-C, for example: what waits on the cluster is of no use to anybody.
+        with contextlib.suppress(Exception):
+            client.cancel(list(futures), force=True)
 
 
 def _distributed(executor: str) -> Any:

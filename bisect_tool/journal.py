@@ -113,7 +113,7 @@ def _read(path: Path, handle: int, header: Mapping[str, Any]) -> dict[str, Resul
     first = f"{_protected(header)}\n".encode()
     if first.startswith(content):
         # New, or torn within the very first line of this same command.
-        os.ftruncate(handle, 0)
+        _cut(path, handle, 0)
         _append(path, handle, header)
         return {}
     lines = content.splitlines(keepends=True)
@@ -136,7 +136,7 @@ def _read(path: Path, handle: int, header: Mapping[str, Any]) -> dict[str, Resul
             done.setdefault(result.key, result)
     if size < len(content):
         # Before anything is appended to it.
-        os.ftruncate(handle, size)
+        _cut(path, handle, size)
     return done
 
 
@@ -188,6 +188,13 @@ def _result(path: Path, number: int, entry: Mapping[str, Any]) -> Result:
         )
     except (KeyError, TypeError) as error:
         raise BisectError(f"{path}, line {number}: not a result of a task", hint="name another journal") from error
+
+
+def _cut(path: Path, handle: int, size: int) -> None:
+    try:
+        os.ftruncate(handle, size)
+    except OSError as error:
+        raise _unusable(path, "write", error) from error
 
 
 def _append(path: Path, handle: int, entry: Mapping[str, Any]) -> None:

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bisect_tool.judging import OPTIMISED_SPREAD
+from bisect_tool.judging import OPTIMISED_SPREAD, is_step
 from bisect_tool.metrics import kind_of_name
-from bisect_tool.noise import BEYOND
-from bisect_tool.records import Comparison, ErrorMetrics, Report, StageRef, StageRow
+from bisect_tool.noise import BEYOND, epsilon
+from bisect_tool.records import Comparison, ErrorMetrics, Report, Stage, StageRef, StageRow
 from bisect_tool.table_judging import LOCAL, TOTALS
 from bisect_tool.tolerance_table import kind_of_stage
+
+_STEP = 64.0
+"""Units in the last place by which a step that did not fall on the other side may still be off."""
 
 
 @dataclass(slots=True)
@@ -116,15 +119,16 @@ def add_report(errors: SampleErrors, report: Report, plain: str) -> None:
     ran = [run for run in report.configs if run.status in ("agrees", "diverges")]
     if any(run.name == plain for run in ran):
         errors.ran("ONNX Runtime, unoptimised")
+    behind = _behind_steps(report.stages, plain)
     judged = [row for row in report.stages if row.role != "group"]
     for row in judged:
         result = row.results.get(plain)
         stage = errors.stages.get(row.ref)
-        if stage is None:
-            # An alignment may name the same value otherwise; a stage without PyTorch's own runs has no distribution.
+        if stage is None or kind_of_name(row.dtype) not in ("float", "complex"):
             continue
         if result is not None and row.index in clean:
-            stage.see_total(result.total)
+            if row.index not in behind:
+                stage.see_total(result.total)
             if result.local is not None:
                 stage.see_local(result.local)
     faulty = [row for row in judged if plain in row.results and row.index not in clean]
@@ -141,7 +145,9 @@ def add_report(errors: SampleErrors, report: Report, plain: str) -> None:
         for out in run.outputs:
             found = by_value.get(out.onnx_value)
             base = found.results.get(plain) if found is not None else None
-            if found is None or base is None or found.index not in clean or found.ref not in errors.stages:
+            if found is None or base is None or found.index not in clean - behind or found.ref not in errors.stages:
+                continue
+            if kind_of_name(found.dtype) not in ("float", "complex"):
                 continue
             if out.total.rel_l2 <= OPTIMISED_SPREAD * base.total.rel_l2:
                 errors.stages[found.ref].see_total(out.total)
@@ -188,6 +194,24 @@ def _is_rounding(row: StageRow, result: Comparison) -> bool:
     return noise.settled or (noise.ratio is not None and noise.ratio <= BEYOND)
 
 
+def _behind_steps(rows: Sequence[StageRow], config: str) -> set[int]:
+    """Rows that rounding turned, and those that read from one: they are whole steps off, which is no measure."""
+    found: set[int] = set()
+    for row in rows:
+        result = row.results.get(config)
+        turned = result is not None and is_step(row) and turned_over(row.dtype, result.total)
+        if turned or any(index in found for index in row.inputs):
+            found.add(row.index)
+    return found
+
+
+def turned_over(dtype: str, metrics: ErrorMetrics) -> bool:
+    """Whether a step fell on the other side."""
+    if kind_of_name(dtype) == "integer":
+        return metrics.differing > 0
+    return not metrics.rel_l2 <= _STEP * max(epsilon(dtype), epsilon("float32"))
+
+
 # Runs of PyTorch
 
 
@@ -205,6 +229,6 @@ def within_rounding(errors: Mapping[StageRef, ErrorMetrics], usual: Mapping[Stag
     return None
 
 
-def kinds(stages: Iterable[Any]) -> dict[StageRef, tuple[str, str]]:
+def kinds(stages: Iterable[Stage]) -> dict[StageRef, tuple[str, str]]:
     """Kind and dtype of each of a trace's stages, as the table has them."""
     return {stage.ref: (kind_of_stage(stage.type, stage.dtype, len(stage.shape)), stage.dtype) for stage in stages}

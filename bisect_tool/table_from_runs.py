@@ -83,9 +83,8 @@ def columns_of(samples: Sequence[SampleErrors]) -> Columns:
     errors = np.full((len(samples), len(names)), np.nan)
     for row, sample in enumerate(samples):
         for column, (ref, metric) in enumerate(names):
-            stage = sample.stages.get(ref)
-            if stage is not None:
-                errors[row, column] = stage.largest.get(metric, np.nan)
+            if ref in sample.stages:
+                errors[row, column] = sample.stages[ref].largest.get(metric, np.nan)
     least = np.array([_least(seen[ref], metric) for ref, metric in names], dtype=np.float64)
     return Columns(names, errors, least)
 
@@ -215,7 +214,9 @@ def _stages(
     )
 
 
-def smallest_caught(columns: Columns, rates: Sequence[float], metric: str = "local_rel_l2") -> dict[StageRef, list[float]]:
+def smallest_caught(
+    columns: Columns, rates: Sequence[float], metric: str = "local_rel_l2"
+) -> dict[StageRef, list[float]]:
     """The smallest fault that each stage's limit still catches, for several rates of false alarms.
 
     A fault of relative size ``d`` in a stage adds up with its rounding to ``sqrt(d² + usual²)``, since both are independent.

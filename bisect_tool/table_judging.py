@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bisect_tool.judging import STEPS, makes_error
+from bisect_tool.judging import is_step, makes_error
 from bisect_tool.metrics import kind_of_name
 from bisect_tool.records import Comparison, ErrorMetrics, OutputResult, StageRef, StageRow
 from bisect_tool.tolerance_table import StageLimits, ToleranceTable
@@ -72,7 +72,7 @@ class Judge:
                 continue
             over = self._local(row, result, own)
             totals = self._totals(row, result.total, own)
-            if totals and not over and _is_step(row) and self._stands(row, result):
+            if totals and not over and is_step(row) and self._stands(row, result):
                 shaken.add(row.index)
             elif not behind or totals and totals[0].error == math.inf:
                 over += totals
@@ -87,7 +87,7 @@ class Judge:
             result, own = row.results.get(self.config), limits.get(row.ref)
             if any(index in found for index in row.inputs):
                 found.add(row.index)
-            elif result is not None and own is not None and _is_step(row):
+            elif result is not None and own is not None and is_step(row):
                 turned = self._totals(row, result.total, own) and not self._local(row, result, own)
                 if turned and self._stands(row, result):
                     found.add(row.index)
@@ -125,10 +125,6 @@ class Judge:
         """Whether a step makes of equal inputs what PyTorch makes of them, as far as is known."""
         known = result if result.local is not None else row.results.get(self.baseline) if self.baseline else None
         return known is not None and known.local is not None and not makes_error(row, known)
-
-
-def _is_step(row: StageRow) -> bool:
-    return kind_of_name(row.dtype) == "integer" or row.type in STEPS
 
 
 def judge_by_table(

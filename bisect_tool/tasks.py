@@ -15,9 +15,9 @@ from bisect_tool import __version__
 from bisect_tool.errors import BisectError
 from bisect_tool.hardware import Hardware, hardware_facts, hardware_of, this_hardware
 
-_ALONE = threading.Lock()
+_ALONE = threading.RLock()
 """Threads, TF32, determinism and the like are switches of the whole process: two tasks at once would turn each other's.
-Workers of a cluster may have several threads."""
+Workers of a cluster may have several threads. A task may run tasks of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ Limits may be edited by hand; what they are for may not.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -276,7 +277,8 @@ def write_table(path: Path, table: ToleranceTable, *, force: bool = False) -> No
         partial.write_text(table_text(table), encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise BisectError(
             f"tolerances {path}: cannot be written ({error.strerror or error})", hint="choose another place with -o"
         ) from error
@@ -304,7 +306,12 @@ def table_text(table: ToleranceTable) -> str:
         value = getattr(known, item.name)
         if value is not None:
             lines.append(f"{item.name} = {_toml(value)}")
-    lines += ["", "[fingerprint]", f"architecture = {_toml(print_.architecture)}", f"stages = {_toml(print_.stage_digest)}"]
+    lines += [
+        "",
+        "[fingerprint]",
+        f"architecture = {_toml(print_.architecture)}",
+        f"stages = {_toml(print_.stage_digest)}",
+    ]
     for name, values in (("graph", print_.graph), ("modules", print_.modules)):
         lines += ["", f"[fingerprint.{name}]", *(f"{_toml(key)} = {_toml(text)}" for key, text in values.items())]
     for machine in table.hardware:
@@ -378,7 +385,7 @@ def read_table(path: Path) -> ToleranceTable:
             _tail(entry, f"{where}: hardware {name!r}"),
             _number(entry, "score", f"{where}: hardware {name!r}"),
         )
-        for name, entry in _get(data, "hardware", dict, where).items()
+        for name, entry in _get({"hardware": {}, **data}, "hardware", dict, where).items()
     )
     return ToleranceTable(
         _calibration(_get(data, "calibration", dict, where), f"{where}: [calibration]"),
@@ -411,7 +418,7 @@ def _fingerprint(data: Mapping[str, Any], stages: Sequence[StageLimits], where: 
     found = Fingerprint(
         {key: str(text) for key, text in _get(data, "modules", dict, where).items()},
         {stage.ref: stage.kind for stage in stages},
-        {key: str(text) for key, text in data.get("graph", {}).items()},
+        {key: str(text) for key, text in _get({"graph": {}, **data}, "graph", dict, where).items()},
     )
     for key, computed in (("architecture", found.architecture), ("stages", found.stage_digest)):
         written = _get(data, key, str, where)
@@ -446,7 +453,8 @@ def _stage(data: Any, where: str) -> StageLimits:
 
 def _limit(data: Mapping[str, Any], where: str) -> MetricLimit:
     numbers = {key: _number(data, key, where) for key in ("limit", "p50", "p90", "p99", "max", "least")}
-    on = {str(name): _number(data.get("on", {}), name, where) for name in data.get("on", {})}
+    own = _get({"on": {}, **data}, "on", dict, where)
+    on = {str(name): _number(own, name, f"{where} on {name}") for name in own}
     for name, limit in {"": numbers["limit"], **on}.items():
         # Everything would pass under an infinite one, and nothing under NaN.
         if not 0 <= limit < math.inf:

@@ -69,7 +69,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--families", default="", help=f"comma-separated; default: all of {', '.join(FAMILIES)}")
     parser.add_argument("--samples", type=int, default=40, help="to calibrate with; default: %(default)s")
     parser.add_argument("--held-out", type=int, default=60, help="to judge; default: %(default)s")
-    parser.add_argument("--per-kind", type=int, default=1, help="nodes that get a fault of a kind; default: %(default)s")
+    parser.add_argument(
+        "--per-kind", type=int, default=1, help="nodes that get a fault of a kind; default: %(default)s"
+    )
     parser.add_argument("--scaled", type=int, default=4, help="nodes whose result is scaled; default: %(default)s")
     parser.add_argument("--table-only", action="store_true", help="run nothing, make the page of the results anew")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "reports" / "calibration")
@@ -154,7 +156,9 @@ def _judged(report: Report, tables: Mapping[str, ToleranceTable]) -> dict[str, l
     """What is over its limit by each table: stages of the unoptimised run, and final outputs of every run."""
     found = {}
     for rate, table in tables.items():
-        names = [f"{ref}: {over[0].metric} x{over[0].factor:.1f}" for ref, over in over_limits(report.stages, PLAIN, table)]
+        names = [
+            f"{ref}: {over[0].metric} x{over[0].factor:.1f}" for ref, over in over_limits(report.stages, PLAIN, table)
+        ]
         for run in report.configs:
             outs = judge_outputs_by_table(run.outputs, report.stages, run.name, table, baseline=PLAIN)
             names += [f"{run.name} output {out.output}" for out in outs if out.judgement == "fail"]
@@ -183,9 +187,18 @@ def _faulty(
         names = [f"fault/{kind}/{number}" for number in range(options.per_kind)]
         if all(name in done for name in names):
             continue
-        for name, fault in zip(names, faults(base, kind, f"{family} {EXPORTER} calibration", options.per_kind), strict=False):
+        for name, fault in zip(
+            names, faults(base, kind, f"{family} {EXPORTER} calibration", options.per_kind), strict=False
+        ):
             over = _judge_graph(family, fault.model, tables)
-            yield {"id": name, "section": "fault", "kind": kind, "moved": fault.moved, "place": fault.place, "over": over}
+            yield {
+                "id": name,
+                "section": "fault",
+                "kind": kind,
+                "moved": fault.moved,
+                "place": fault.place,
+                "over": over,
+            }
     order = random.Random(f"{family} scaled")
     graph = Graph(base.model, base.values)
     nodes = [node.name for node in base.model.graph.node if KINDS["result: NaN"].applicable(node, graph)]
@@ -210,7 +223,9 @@ def scaled(base: truth.Healthy, place: str, by: float) -> onnx.ModelProto:
     return model
 
 
-def _judge_graph(family: str, model: onnx.ModelProto, tables: Mapping[str, ToleranceTable]) -> dict[str, list[str]] | str:
+def _judge_graph(
+    family: str, model: onnx.ModelProto, tables: Mapping[str, ToleranceTable]
+) -> dict[str, list[str]] | str:
     """What is over its limits; a text: the tool's own error, which is a miss."""
     with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
         file = Path(folder) / "model.onnx"

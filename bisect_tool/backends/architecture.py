@@ -20,7 +20,7 @@ def modules_of(module: torch.nn.Module) -> dict[str, str]:
     """
     found = {}
     for path, child in module.named_modules(remove_duplicate=False):
-        temporary = getattr(child, "_non_persistent_buffers_set", set())
+        temporary: set[str] = getattr(child, "_non_persistent_buffers_set", set())
         tensors = [*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)]
         own = ", ".join(f"{name} {_form(tensor)}" for name, tensor in tensors if name not in temporary)
         found[path] = f"{_type(child)}({own})" if own else _type(child)
@@ -33,7 +33,7 @@ def _type(module: torch.nn.Module) -> str:
 
 
 def _form(tensor: torch.Tensor) -> str:
-    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+    if torch.nn.parameter.is_lazy(tensor):
         return "uninitialised"
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 

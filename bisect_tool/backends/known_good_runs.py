@@ -27,6 +27,7 @@ from bisect_tool.backends.preflight import explain_forward_error
 from bisect_tool.backends.replay import (
     AS_RUN,
     EXACT,
+    STRICT,
     Arithmetic,
     CannotReplayError,
     replay_bytes,
@@ -40,10 +41,11 @@ from bisect_tool.backends.torch_runner import TorchRun, to_numpy
 from bisect_tool.backends.torch_switches import applied, placed, require_device
 from bisect_tool.compare import MAIN_LAYER, hands_on, stage_inputs
 from bisect_tool.errors import BisectError
-from bisect_tool.known_good import SampleErrors, StageErrors, kinds, within_rounding
+from bisect_tool.judging import is_step
+from bisect_tool.known_good import SampleErrors, StageErrors, kinds, turned_over, within_rounding
 from bisect_tool.matrix import Matrix
 from bisect_tool.metrics import kind_of_name, measure
-from bisect_tool.noise import epsilon
+from bisect_tool.noise import BEYOND, assess, epsilon, is_settled
 from bisect_tool.recorder import Op, Value
 from bisect_tool.records import ErrorMetrics, NumericConfig, Place, Stage, StageRef
 from bisect_tool.selection import Selection, select
@@ -152,7 +154,9 @@ def torch_errors(
     with _run(sample, level, budget, tape=True) as plain:
         selection = select(plain.run.trace, level, stages, ())
         known = _Known(plain, selection)
-        usual = known.replayed(variations.draws, seed, budget)
+        draws = [rounded(seed * variations.draws + draw) for draw in range(variations.draws)]
+        known.alone(draws, budget, allowed=bool(variations.accepted))
+        usual = known.replayed(draws, budget)
         for name, config in variations.torch:
             with contextlib.suppress(_NotApplicableError), _run(sample, level, budget, config) as other:
                 known.varied(name, known.against(other), usual)
@@ -168,7 +172,7 @@ def torch_errors(
                 # Allowed by the user, however large it is.
                 known.varied(f"PyTorch in {name}", known.against(other), {})
             with applied(config):
-                known.alone([AS_RUN], budget)
+                known.alone([AS_RUN], budget, allowed=True)
         return known.errors
 
 
@@ -200,7 +204,10 @@ def _run(
     def on_value(value: Value, tensor: torch.Tensor) -> None:
         store.keep(value.id, tensor)
 
-    args, kwargs = map_tensors(tuple(sample.args), torch.Tensor.clone), map_tensors(dict(sample.kwargs), torch.Tensor.clone)
+    args, kwargs = (
+        map_tensors(tuple(sample.args), torch.Tensor.clone),
+        map_tensors(dict(sample.kwargs), torch.Tensor.clone),
+    )
     if config is not None:
         try:
             require_device(config.device)
@@ -255,6 +262,8 @@ class _Known:
         for stage in self.floating:
             self.by_value.setdefault(stage.value, []).append(stage)
         self.errors = SampleErrors()
+        self.off: set[int] = set()
+        self.steps = {stage.value: stage for stage in self.shown if is_step(stage)}
         for ref, (kind, dtype) in kinds(self.shown).items():
             self.errors.stages[ref] = StageErrors(kind, dtype, 0.0)
         for stage in self.floating:
@@ -263,12 +272,12 @@ class _Known:
 
     # -- made-up rounding ---------------------------------------------------------------------------------------------
 
-    def replayed(self, draws: int, seed: int, budget: int) -> dict[StageRef, float]:
+    def replayed(self, draws: Sequence[Arithmetic], budget: int) -> dict[StageRef, float]:
         """Against float64 and made-up rounding; what is usual for each stage."""
         usual: dict[StageRef, float] = {
             stage.ref: epsilon(stage.dtype) for stage in self.floating if epsilon(stage.dtype)
         }
-        targets = set(self.by_value)
+        targets = {*self.by_value, *self.steps}
         try:
             ops = slice_of_all(self.tape, targets, set())
             if replay_bytes(self.tape, ops) > budget:
@@ -276,17 +285,20 @@ class _Known:
             with strict_products():
                 for name, arithmetic in [
                     ("PyTorch against float64", EXACT),
-                    *(("made-up rounding", rounded(seed * draws + draw)) for draw in range(draws)),
+                    *(("made-up rounding", draw) for draw in draws),
                 ]:
-                    for value, metrics in self._replay(ops, targets, arithmetic).items():
-                        for stage in self.by_value[value]:
+                    found = self._replay(ops, targets, arithmetic)
+                    behind = self._behind_steps(found)
+                    for value in found.keys() & self.by_value.keys() - behind:
+                        metrics = found[value]
+                        for stage in () if value in self.off else self.by_value[value]:
                             self.errors.stages[stage.ref].see_total(metrics)
+                        for stage in self.by_value[value]:
                             if np.isfinite(metrics.rel_l2):
                                 usual[stage.ref] = max(usual.get(stage.ref, 0.0), metrics.rel_l2)
                     self.errors.ran(name)
         except CannotReplayError as error:
             self.errors.left_out.append(f"float64: {error}")
-        self.alone([rounded(seed * draws + draw) for draw in range(draws)], budget)
         return usual
 
     def _replay(self, ops: list[Op], targets: set[int], arithmetic: Arithmetic) -> dict[int, ErrorMetrics]:
@@ -303,35 +315,79 @@ class _Known:
         replay_values(self.tape, set(), ops, self.plain.store.tensor, arithmetic, after=after)
         return found
 
-    def alone(self, arithmetics: Sequence[Arithmetic], budget: int) -> None:
-        """Each stage by itself, on the run's own inputs, against the run."""
+    def alone(self, arithmetics: Sequence[Arithmetic], budget: int, *, allowed: bool) -> None:
+        """Each stage by itself, on the run's own inputs, against the run.
+
+        Args:
+            arithmetics: in which.
+            budget: bytes of a replay.
+            allowed: the run may be further from float64 than rounding; else what it does there is not known good, nor is
+                anything that reads from it.
+        """
         values = {stage.value for stage in self.trace.stages}
         starts = {value for _, value in self.trace.inputs}
-        unknown = []
+        unknown, off = [], []
         for stages in self._layers():
             judged = [stage for stage in stages if stage not in self.selection.outputs]
             cut = {stage.value for stage in stages}
             cut |= {v for stage in judged for v in stage_inputs(stage, self.trace.parents, values)}
             done: set[int] = set()
             for stage in stages:
-                if stage.value not in self.by_value or hands_on(stage) or stage.value in done:
+                value = stage.value
+                if value not in self.by_value or hands_on(stage) or value in done:
                     continue
-                done.add(stage.value)
+                done.add(value)
                 try:
-                    ops = slice_of(self.tape, stage.value, (cut | starts) - {stage.value})
+                    ops = slice_of(self.tape, value, (cut | starts) - {value})
                     if not ops or replay_bytes(self.tape, ops) > budget:
                         continue
                     with strict_products():
-                        for arithmetic in arithmetics:
-                            found = self._replay(ops, {stage.value}, arithmetic)
-                            for metrics in found.values():
-                                for alias in self.by_value[stage.value]:
-                                    self.errors.stages[alias.ref].see_local(metrics)
+                        found = [self._replay(ops, {value}, arithmetic)[value] for arithmetic in arithmetics]
+                        if not allowed and self._is_off(ops, stage, found, arithmetics):
+                            off.append(stage)
+                            continue
                 except CannotReplayError as error:
                     unknown.append((stage.ref, str(error)))
+                    continue
+                for alias in self.by_value[value]:
+                    for metrics in found:
+                        self.errors.stages[alias.ref].see_local(metrics)
         if unknown:
-            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            self.errors.left_out.append(f"rounding of {unknown[0][0]}{more} alone: {unknown[0][1]}")
+            self.errors.left_out.append(f"rounding of {_and_more([ref for ref, _ in unknown])} alone: {unknown[0][1]}")
+        if off:
+            self.off |= self._reached({stage.value for stage in off})
+            self.errors.left_out.append(
+                f"PyTorch at {_and_more([stage.ref for stage in off])}: further from float64 than rounding explains, as in "
+                "reduced precision; --accept tf32 or bf16 allows that"
+            )
+
+    def _is_off(
+        self, ops: list[Op], stage: Stage, found: Sequence[ErrorMetrics], arithmetics: Sequence[Arithmetic]
+    ) -> bool:
+        """Whether PyTorch's run made error in a stage that rounding does not explain."""
+        if all(metrics.problem is None and is_settled(metrics.rel_l2, stage.dtype) for metrics in found):
+            return False
+        expected = self.plain.store.fetch(stage.value)
+        store = self.plain.store.tensor
+
+        def run(arithmetic: Arithmetic) -> Array:
+            return replay_values(self.tape, {stage.value}, ops, store, arithmetic)[stage.value]
+
+        noise = assess(run(EXACT), expected, expected, stage.dtype, run(STRICT), map(run, arithmetics))
+        return noise.ratio is not None and noise.ratio > BEYOND
+
+    def _behind_steps(self, found: Mapping[int, ErrorMetrics]) -> set[int]:
+        """Values of steps that rounding turned, and what was made of them: they are whole steps off, which is no measure."""
+        turned = {v for v, stage in self.steps.items() if v in found and turned_over(stage.dtype, found[v])}
+        return self._reached(turned)
+
+    def _reached(self, values: set[int]) -> set[int]:
+        """Values, and what was made of them."""
+        found = set(values)
+        for value in sorted(self.trace.parents):
+            if not found.isdisjoint(self.trace.parents[value]):
+                found.add(value)
+        return found
 
     def _layers(self) -> list[Sequence[Stage]]:
         """Stages that start from each other's values; outputs of the model are what comes after the outermost ones."""
@@ -345,7 +401,10 @@ class _Known:
         """Errors of another run against the plain one; ``half``: of a batch of two."""
         there = {stage.ref: stage for stage in other.run.trace.stages}
         found: dict[StageRef, ErrorMetrics] = {}
-        for stage in self.floating:
+        measured: dict[int, ErrorMetrics] = {}
+        for stage in self.shown:
+            if stage.value not in self.by_value and stage.value not in self.steps:
+                continue
             twin = there.get(stage.ref)
             if twin is None:
                 continue
@@ -356,10 +415,14 @@ class _Known:
                     continue
                 actual = actual[half * length : (half + 1) * length]
             if actual.shape == expected.shape:
-                found[stage.ref] = measure(expected, actual.astype(expected.dtype, copy=False))
+                measured[stage.value] = metrics = measure(expected, actual.astype(expected.dtype, copy=False))
+                if stage.value in self.by_value:
+                    found[stage.ref] = metrics
             self.plain.store.retain(())
             other.store.retain(())
-        return found
+        behind = self._behind_steps(measured)
+        behind_refs = {stage.ref for value in behind for stage in self.by_value.get(value, ())}
+        return {ref: metrics for ref, metrics in found.items() if ref not in behind_refs}
 
     def varied(self, name: str, errors: Mapping[StageRef, ErrorMetrics], usual: Mapping[StageRef, float]) -> None:
         """Takes a run's errors, unless they are more than rounding."""
@@ -371,8 +434,10 @@ class _Known:
             self.errors.left_out.append(line)
             return
         self.errors.ran(name)
+        off = {stage.ref for value in self.off for stage in self.by_value.get(value, ())}
         for ref, metrics in errors.items():
-            self.errors.stages[ref].see_total(metrics)
+            if ref not in off:
+                self.errors.stages[ref].see_total(metrics)
 
 
 def _as(expected: Array, tensor: torch.Tensor) -> Array:
@@ -381,11 +446,13 @@ def _as(expected: Array, tensor: torch.Tensor) -> Array:
         return to_numpy(tensor).astype(expected.dtype, copy=False)
 
 
+def _and_more(refs: Sequence[StageRef]) -> str:
+    return f"{refs[0]} and {len(refs) - 1} more" if len(refs) > 1 else str(refs[0])
+
+
 def _rms(array: Array) -> float:
     if not array.size:
         return 0.0
     wide = np.abs(array).astype(np.float64)
     wide = wide[np.isfinite(wide)]
     return float(np.sqrt(np.mean(np.square(wide)))) if wide.size else 0.0
-
-

@@ -52,7 +52,9 @@ if TYPE_CHECKING:
 )
 @click.option("--executor", default="local", metavar="NAME", help="local, or dask://HOST:PORT [default: local].")
 @click.option("--jobs", type=int, default=1, help="Local processes [default: 1].")
-@click.option("--journal", type=click.Path(), metavar="FILE", help="To go on with after an end [default: TABLE.journal].")
+@click.option(
+    "--journal", type=click.Path(), metavar="FILE", help="To go on with after an end [default: TABLE.journal]."
+)
 @click.option("--level", type=click.Choice(["op", "leaf", "container"]), help="Level of the stages [default: leaf].")
 @click.option("--stages", multiple=True, metavar="GLOB", help="These stages only, as `backbone.blocks.*`.")
 @shared.running
@@ -87,9 +89,7 @@ def calibrate(
     if no_onnx and settings["onnx"]:
         raise BisectError("--no-onnx and --onnx exclude each other", hint="leave one of the two out")
     if settings["parts"]:
-        raise BisectError(
-            "a model in several ONNX files has no table yet", hint="leave [parts] out of the case file"
-        )
+        raise BisectError("a model in several ONNX files has no table yet", hint="leave [parts] out of the case file")
     target = Path(output)
     # Told before the runs, not after them.
     check_place(target, force=force)

@@ -87,9 +87,8 @@ def tail_lines(table: ToleranceTable) -> list[str]:
         if known.tail == "too few"
         else "the tail is extrapolated, and the limits are wider for it"
     )
-    return [
-        f"meant for {rate} false alarms a run; {common.plural(known.samples, 'sample')} cannot show that, {needed} could: {why}"
-    ]
+    had = common.plural(known.samples, "sample")
+    return [f"meant for {rate} false alarms a run; {had} cannot show that, {needed} could: {why}"]
 
 
 def _widest(page: Page, stages: Sequence[StageLimits]) -> None:

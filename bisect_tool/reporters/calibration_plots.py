@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bisect_tool.records import StageRef
-from bisect_tool.reporters.plots import LABEL_WIDTH, LABELS, _LIGHT, _dress, _initials, _save, _text
+from bisect_tool.reporters.plots import _LIGHT, LABEL_WIDTH, LABELS, _dress, _initials, _save, _text
 from bisect_tool.table_from_runs import Made, smallest_caught
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def draw_errors(made: Made) -> Figure:
     )
     above, below = figure.subplots(2, 1, sharex=True)
     known = made.table.calibration
-    title = f"known-good errors of {known.samples} samples, and limits for {100 * known.false_alarm:g} % false alarms a run"
+    title = (
+        f"known-good errors of {known.samples} samples, and limits for {100 * known.false_alarm:g} % false alarms a run"
+    )
     figure.suptitle(title, color=_LIGHT.ink)
     for axes, metric, label in ((above, "rel_l2", "total error"), (below, "local_rel_l2", "the stage's own error")):
         limits = {place: stage.metrics[metric] for place, stage in enumerate(stages) if metric in stage.metrics}
@@ -93,7 +95,11 @@ def draw_sensitivity(made: Made) -> Figure:
         worst = int(np.argmax(values[:, RATES.index(0.01)]))
         curves: list[tuple[Any, str, dict[str, Any]]] = [
             (np.median(values, axis=0), "half of the stages", {"color": _LIGHT.local, "marker": "o"}),
-            (np.percentile(values, 90, axis=0), "nine of ten stages", {"color": _LIGHT.growth, "marker": "s", "ls": "--"}),
+            (
+                np.percentile(values, 90, axis=0),
+                "nine of ten stages",
+                {"color": _LIGHT.growth, "marker": "s", "ls": "--"},
+            ),
             (
                 values[worst],
                 f"the widest: {_text(str(list(caught)[worst]), LABEL_WIDTH)}",
@@ -112,4 +118,3 @@ def draw_sensitivity(made: Made) -> Figure:
     axes.axvline(made.table.calibration.false_alarm, color=_LIGHT.ink, linewidth=0.8, ls="-.")
     figure.suptitle("sensitivity of the limits", color=_LIGHT.ink)
     return figure
-

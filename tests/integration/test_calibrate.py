@@ -59,7 +59,7 @@ def net() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def cases(net: nn.Module) -> list[LoadedCase]:
-    return [LoadedCase("net", net, sample(seed), {}) for seed in range(6)]
+    return [LoadedCase("net", net, sample(seed), {}) for seed in range(5)]
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +109,22 @@ def test_every_stage_has_limits(calibrated: Calibrated) -> None:
         assert metrics["rel_l2"].p50 <= metrics["rel_l2"].p99 <= metrics["rel_l2"].max
     (index,) = (stage for stage in table.stages if "int64" in stage.kind)
     assert {} == index.metrics
-    assert ("measured", 6) == (table.calibration.tail, table.calibration.samples)
+    assert ("measured", 5) == (table.calibration.tail, table.calibration.samples)
 
 
 def test_all_kinds_of_runs_are_counted(calibrated: Calibrated) -> None:
     """Each variation ran for each sample; nothing was left out of a healthy model."""
     names = calibrated.made.table.calibration.variations
-    for part in ("float64", "made-up rounding", "thread", "oneDNN", "deterministic", "batch", "unoptimised", "optimised"):
+    for part in (
+        "float64",
+        "made-up rounding",
+        "thread",
+        "oneDNN",
+        "deterministic",
+        "batch",
+        "unoptimised",
+        "optimised",
+    ):
         assert any(part in name for name in names), part
     assert {} == calibrated.made.left_out
 
@@ -134,25 +143,35 @@ def test_a_small_fault_fails(calibrated: Calibrated, net: nn.Module, healthy_fil
 
 @pytest.mark.parametrize("factor", [1.0001, 1.05])
 def test_calibrating_with_a_fault_at_hand_does_not_let_it_pass(
-    factor: float, cases: list[LoadedCase], calibrated: Calibrated, healthy_file: Path, tmp_path: Path
+    factor: float, cases: list[LoadedCase], torch_alone: ToleranceTable, healthy_file: Path, tmp_path: Path
 ) -> None:
-    """Small or gross: the file's own stages and those behind them widen nothing, and it fails by its own table."""
+    """Small or gross: at the fault and behind it nothing of the file counts, and it fails by its own table."""
     file = planted(healthy_file, tmp_path / "faulty.onnx", factor)
-    made = calibrate(cases, Plan(false_alarm=0.2, onnx=file)).made
+    made = calibrate(cases, Plan(false_alarm=0.2, onnx=file, copies=0)).made
     assert "fc1" == alarms(cases[0], file, made.table)[0]
     assert any("fc1" in line for line in made.left_out)
-    sound = {stage.ref: stage for stage in calibrated.made.table.stages}
+    alone = {stage.ref: stage for stage in torch_alone.stages}
+    reached = {"fc1", "/tanh#0", "fc2"}
     for stage in made.table.stages:
         for name, limit in stage.metrics.items():
-            # Without the file's own runs limits may be tighter, and chance moves them a little.
-            assert limit.limit <= 1.5 * sound[stage.ref].metrics[name].limit, (stage.ref, name)
+            known = alone[stage.ref].metrics[name]
+            if stage.stage in reached:
+                assert (known.p50, known.p99, known.max) == (limit.p50, limit.p99, limit.max), (stage.ref, name)
+            else:
+                assert known.max <= limit.max < 1e-5, (stage.ref, name)
+    assert reached <= {stage.stage for stage in made.table.stages}
+
+
+@pytest.fixture(scope="module")
+def torch_alone(cases: list[LoadedCase]) -> ToleranceTable:
+    return calibrate(cases, Plan(false_alarm=0.2, with_onnx=False, copies=0)).made.table
 
 
 def test_pytorch_alone_makes_a_table_that_onnx_runtime_passes(
-    cases: list[LoadedCase], net: nn.Module, healthy_file: Path, tmp_path: Path
+    torch_alone: ToleranceTable, net: nn.Module, healthy_file: Path, tmp_path: Path
 ) -> None:
     """Made-up rounding stands for another implementation; a fault fails by that table too."""
-    table = calibrate(cases, Plan(false_alarm=0.05, with_onnx=False)).made.table
+    table = torch_alone
     assert {} == table.fingerprint.graph
     case = LoadedCase("net", net, sample(99), {})
     assert [] == alarms(case, healthy_file, table)
@@ -301,7 +320,7 @@ def test_a_sample_that_fails_is_told_and_the_others_count(cases: list[LoadedCase
 def test_a_sample_gives_the_same_errors_wherever_it_runs(cases: list[LoadedCase]) -> None:
     """Made-up rounding follows from the sample, not from its place or its process."""
     plan = Plan(with_onnx=False, draws=1)
-    one, other = (sample_errors(cases.__getitem__, 0, "abcdef12", plan, None) for _ in range(2))
+    one, other = (sample_errors(cases.__getitem__, 0, 7, plan, None) for _ in range(2))
     assert json.dumps(one) == json.dumps(other)
 
 

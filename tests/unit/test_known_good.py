@@ -48,7 +48,21 @@ def row(
     )
     reads = tuple(inputs) if inputs is not None else ((index - 1,) if index else ())
     return StageRow(
-        index, f"s{index}", 0, 0, "leaf", "Linear", None, (100,), dtype, "", reads, alias, f"v{index}", (), {"off": result}
+        index,
+        f"s{index}",
+        0,
+        0,
+        "leaf",
+        "Linear",
+        None,
+        (100,),
+        dtype,
+        "",
+        reads,
+        alias,
+        f"v{index}",
+        (),
+        {"off": result},
     )
 
 
@@ -136,7 +150,7 @@ def test_a_variation_that_is_more_than_rounding_is_named() -> None:
     """The first stage of it; stages without a known rounding tell nothing."""
     ones = np.ones(10)
     errors = {StageRef(name, 0, 0): measure(ones, ones + by) for name, by in [("a", 1e-6), ("b", 1e-2), ("c", 1e-2)]}
-    usual = {ref: 1e-6 for ref in errors}
+    usual = dict.fromkeys(errors, 1e-06)
     assert StageRef("b", 0, 0) == within_rounding(errors, usual)
     assert within_rounding(errors, {}) is None
 

@@ -35,7 +35,7 @@ def row(
 
     metrics, judgement = judge(ones, off(total), DEFAULT)
     own = None if local is None else measure(ones, off(local))
-    result = Comparison(metrics, own, 0.0, None, None, None, None, judgement, noise=Noise(settled=True))
+    result = Comparison(metrics, own, 0.0, None, None, None, None, judgement, noise=Noise(settled=not local))
     reads = tuple(inputs) if inputs is not None else ((index - 1,) if index else ())
     name, value = f"s{index}", f"v{index}"
     return StageRow(
@@ -51,16 +51,16 @@ def table(rows: Sequence[StageRow], at: float = 1e-5, **on: float) -> ToleranceT
     """One limit for all metrics of all floating stages."""
     names = ("rel_l2", "max_abs", "mean_abs", "local_rel_l2")
     stages = tuple(
-        StageLimits(
-            r.stage, 0, 0, "kind", 9, {n: limit(at, on) for n in names} if r.dtype.startswith("float") else {}
-        )
+        StageLimits(r.stage, 0, 0, "kind", 9, {n: limit(at, on) for n in names} if r.dtype.startswith("float") else {})
         for r in rows
     )
     known = Calibration(0.01, 9, 9, "leaf", "", "", (), "too few", 1.0)
     return ToleranceTable(known, Fingerprint({}, {}, {}), (), stages)
 
 
-def judgements(rows: Sequence[StageRow], made: ToleranceTable | None = None, config: str = "off", **more: str) -> list[str]:
+def judgements(
+    rows: Sequence[StageRow], made: ToleranceTable | None = None, config: str = "off", **more: str
+) -> list[str]:
     judged = judge_by_table(rows, config, made or table(rows), **more)
     return [row.results[config].judgement for row in judged]
 

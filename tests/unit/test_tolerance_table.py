@@ -38,7 +38,11 @@ def table(**changes: object) -> ToleranceTable:
         StageLimits("conv", 0, 0, kind_of_stage("Conv2d", "float32", 4), 20, {"rel_l2": limit, "max_abs": limit}),
         StageLimits('odd "name"\x7f', 1, "boxes", kind_of_stage("Linear", "float32", 2), 12, {"local_rel_l2": limit}),
     )
-    modules = {"": "Net", "conv": "Conv2d(weight float32[8, 3, 3, 3])", 'odd "name"\x7f': "Linear(weight float32[4, 8])"}
+    modules = {
+        "": "Net",
+        "conv": "Conv2d(weight float32[8, 3, 3, 3])",
+        'odd "name"\x7f': "Linear(weight float32[4, 8])",
+    }
     made = ToleranceTable(
         Calibration(0.01, 20, 140, "leaf", "2026-01-02T03:04:05Z", "0.8", ("float64", "threads"), "extrapolated", 4.5),
         Fingerprint(modules, {stage.ref: stage.kind for stage in stages}, {"inputs": "x float32 4-d"}),
@@ -52,7 +56,7 @@ def table(**changes: object) -> ToleranceTable:
     "made",
     [
         table(),
-        table(hardware=(), stages=(), fingerprint=Fingerprint({"": "Net"}, {}, {})),
+        table(hardware=(), fingerprint=replace(table().fingerprint, graph={})),
         table(calibration=replace(table().calibration, rate_bound=0.03, tail="measured", accepted=("tf32",))),
     ],
 )
@@ -195,7 +199,9 @@ def test_another_graph_is_refused_with_what_differs() -> None:
     made = table()
     refuse_other_model("t.toml", made, made.fingerprint)
     other = replace(made.fingerprint, graph={"inputs": "x float16 4-d"})
-    with pytest.raises(BisectError, match="inputs of the graph: x float32 4-d in the table, x float16 4-d here") as caught:
+    with pytest.raises(
+        BisectError, match="inputs of the graph: x float32 4-d in the table, x float16 4-d here"
+    ) as caught:
         refuse_other_model("t.toml", made, other)
     assert EXIT_USAGE == caught.value.exit_code
     many = replace(made.fingerprint, modules={str(number): "ReLU" for number in range(9)})
