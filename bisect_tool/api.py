@@ -172,7 +172,7 @@ def verify(
             keys as text, for each sample and configuration; gives a number, or a dictionary of numbers. Or its place,
             ``module:function``.
         metric_limits: by name: the largest number that passes; ``">= 0.4"``: the smallest. ``argmax`` and ``top_k``
-            have limits too: the smallest share, 0 to 1.
+            have limits too: the smallest share, 0 to 1. They replace those under ``[metrics]`` of the table.
         junit: file for JUnit XML; an older one is replaced.
         progress: called with one line whenever a step begins.
         options: all others of :func:`bisect`.
@@ -184,12 +184,19 @@ def verify(
         BisectError: as for :func:`bisect`; or the metric raises, gives no number, or a limit has no number.
         InconclusiveError: nothing could be compared.
     """
-    from bisect_tool.verification import make_questions
+    from bisect_tool.tolerance_table import read_table
+    from bisect_tool.verification import limit_texts, make_questions, with_table
     from bisect_tool.verifying import verify_case
+
+    if isinstance(tolerances, (str, os.PathLike)):
+        metrics = read_table(Path(tolerances)).metrics
+    else:
+        metrics = {} if tolerances is None else tolerances.metrics
 
     axes = class_axis if isinstance(class_axis, Mapping) else {} if class_axis is None else {"": class_axis}
     texts = [f"{key}={axis}".lstrip("=") if axis is not None else f"{key}=none" for key, axis in axes.items()]
-    questions = make_questions(top_k, texts, metric, metric_limits or {})
+    limits = with_table(limit_texts(metric_limits or {}), metrics)
+    questions = make_questions(top_k, texts, metric, limits)
     single: list[tuple[str, Report]] = []
     given = {**options, "tolerances": tolerances}
     found = _compare(

@@ -13,6 +13,9 @@
 
     [hardware."cpu x86_64 …"]   # what was measured on each kind of machine
 
+    [metrics]                   # by hand: limits of `verify --metric`, of argmax and of top_k
+    argmax = 0.99
+
     [[stage]]
     stage = "backbone.conv1"
     call = 0
@@ -176,12 +179,16 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class ToleranceTable:
-    """The whole file."""
+    """The whole file.
+
+    ``metrics``: limits on numbers about final outputs, written by hand: the largest that passes, or text as ``>= 0.4``.
+    """
 
     calibration: Calibration
     fingerprint: Fingerprint
     hardware: tuple[Hardware, ...]
     stages: tuple[StageLimits, ...]
+    metrics: Mapping[str, float | str] = field(default_factory=dict)
 
     def limits(self) -> dict[StageRef, StageLimits]:
         return {stage.ref: stage for stage in self.stages}
@@ -317,6 +324,8 @@ def table_text(table: ToleranceTable) -> str:
     for machine in table.hardware:
         lines += ["", f"[hardware.{_toml(machine.name)}]"]
         lines += [f"{key} = {_toml(getattr(machine, key))}" for key in ("samples", "runs", "tail", "score")]
+    if table.metrics:
+        lines += ["", "[metrics]", *(f"{_toml(name)} = {_toml(limit)}" for name, limit in table.metrics.items())]
     for stage in table.stages:
         lines += ["", "[[stage]]"]
         lines += [f"{key} = {_toml(getattr(stage, key))}" for key in ("stage", "call", "output", "kind", "n")]
@@ -392,7 +401,19 @@ def read_table(path: Path) -> ToleranceTable:
         _fingerprint(_get(data, "fingerprint", dict, where), stages, f"{where}: [fingerprint]"),
         machines,
         stages,
+        _metrics(data.get("metrics", {}), f"{where}: [metrics]"),
     )
+
+
+def _metrics(data: Any, where: str) -> dict[str, float | str]:
+    if not isinstance(data, dict):
+        raise BisectError(f"{where}: not a table", hint='write name = 0.1, or name = ">= 0.4", under [metrics]')
+    found: dict[str, float | str] = {}
+    for name, value in data.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise BisectError(f"{where}: {name} is {value!r}", hint='write the largest number that passes, or ">= 0.4"')
+        found[name] = value if isinstance(value, str) else float(value)
+    return found
 
 
 def _calibration(data: Mapping[str, Any], where: str) -> Calibration:

@@ -77,11 +77,7 @@ def make_questions(
     """
     if k < 1:
         raise BisectError(f"--top-k {k}: at least one class", hint="for example --top-k 5")
-    texts = limits
-    if isinstance(limits, Mapping):
-        texts = [
-            f"{name}{value}" if isinstance(value, str) else f"{name}={float(value)!r}" for name, value in limits.items()
-        ]
+    texts = limit_texts(limits) if isinstance(limits, Mapping) else limits
     found = tuple(map(parse_limit, texts))
     for name in {limit.name for limit in found}:
         if sum(limit.name == name for limit in found) > 1:
@@ -95,6 +91,19 @@ def make_questions(
     source = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric") if metric else ""
     function = find_function(metric, "--metric") if isinstance(metric, str) else metric
     return Questions(k, dict(map(_axis, class_axes)), function, source, found)
+
+
+def limit_texts(limits: Mapping[str, float | str]) -> list[str]:
+    """Limits by name as the command line writes them."""
+    return [
+        f"{name}{limit}" if isinstance(limit, str) else f"{name}={float(limit)!r}" for name, limit in limits.items()
+    ]
+
+
+def with_table(texts: Sequence[str], metrics: Mapping[str, float | str]) -> list[str]:
+    """The limits of a table, those of the command line in the place of its own."""
+    given = {parse_limit(text).name for text in texts}
+    return [*texts, *limit_texts({name: limit for name, limit in metrics.items() if name not in given})]
 
 
 def parse_limit(text: str) -> Limit:

@@ -84,9 +84,10 @@ def verify(
     if junit is not None:
         _check_file(Path(junit))
     from bisect_tool.agreement import DEFAULT_K
-    from bisect_tool.verification import make_questions
+    from bisect_tool.verification import make_questions, with_table
 
-    questions = make_questions(DEFAULT_K if top_k is None else top_k, class_axes, metric, metric_limits)
+    limits = with_table(metric_limits, settings["table"].metrics if settings.get("table") else {})
+    questions = make_questions(DEFAULT_K if top_k is None else top_k, class_axes, metric, limits)
 
     def compare(case: Any, options: Any, tell: Any) -> Report:
         from bisect_tool.verifying import verify_case

@@ -45,7 +45,9 @@ def _all(report: Report, root: Path) -> Iterator[str]:
         yield _line(f"{stage.name}: {stage.why} ({made}; {stage.config})", "ONNX divergence", stage.row.source, root)
     outputs = {out.output: (run, out) for run, out in reversed(failing.failing_outputs(report))}
     for run, out in reversed(outputs.values()):
-        yield _line(f"output {out.output}: {failing.why_output(out, report)} ({run.name})", "ONNX divergence", None, root)
+        yield _line(
+            f"output {out.output}: {failing.why_output(out, report)} ({run.name})", "ONNX divergence", None, root
+        )
     for metric in failing.failing_metrics(report):
         yield _line(metric_line(metric), "ONNX divergence", None, root)
     if report.verdict.status == "inconclusive" or not stages:

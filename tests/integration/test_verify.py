@@ -94,7 +94,11 @@ def test_wrong_file_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proje
     assert "error is made here" in (failure.text or "") and "BD202" in (failure.text or "")
     marks = [line for line in err.splitlines() if line.startswith("::error ")]
     assert marks[0].startswith(f"::error file={project.folder.name}/model.py,line=15,"), marks
-    assert "first:" in marks[0] and "error is made here" in marks[0] and not any(line.startswith("::") for line in out.splitlines())
+    assert (
+        "first:" in marks[0]
+        and "error is made here" in marks[0]
+        and not any(line.startswith("::") for line in out.splitlines())
+    )
 
 
 def test_limits_decide_and_floors_explain(tmp_path: Path) -> None:
@@ -136,6 +140,22 @@ def test_metric_decides(tmp_path: Path) -> None:
     }
     code, _, err = run(*VERIFY, tmp_path / "c", *arguments, "--metric-limit", "dirft=0.1")
     assert 2 == code and "gives no number of that name" in err and "drift" in err
+
+
+def test_table_limits_metrics_too(tmp_path: Path) -> None:
+    """Limits of outputs that a team wrote into its table hold, and the command line replaces them."""
+    table = tmp_path / "own.toml"
+    text = Path("tolerances.toml").read_text(encoding="utf-8")
+    table.write_text(
+        text.replace("[[stage]]", '[metrics]\nargmax = 1\ndrift = ">= 0.5"\n\n[[stage]]', 1), encoding="utf-8"
+    )
+    arguments = ("--onnx", "model.onnx", "--tolerances", table, "--metric", "quality:drift")
+    code, out, _ = run(*VERIFY, tmp_path / "a", *arguments)
+    assert 1 == code and "FAIL drift" in out and "argmax 1 is within its limit 1" in out
+    code, out, err = run(*VERIFY, tmp_path / "b", *arguments, "--metric-limit", "drift=0.5")
+    assert 0 == code, out + err
+    code, _, err = run(*VERIFY, tmp_path / "c", *arguments[:-2])
+    assert 2 == code and "nothing gives a number of that name" in err
 
 
 def test_several_samples(tmp_path: Path) -> None:
