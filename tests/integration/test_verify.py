@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,8 +17,11 @@ import torch
 from tables import table_of
 from verifying import Project, make_project, run
 
+import bisect_tool
 from bisect_tool import store, verify, write_table
 from bisect_tool.backends.models import load_model
+from bisect_tool.cli.settings import tomllib
+from bisect_tool.verification import limit_texts, parse_limit
 
 BASE = ("model.py", "ckpt.pth", "--input", "samples/0.pt")
 VERIFY = ("bisect-tool", "verify", *BASE, "-q", "-o")
@@ -212,3 +218,76 @@ def test_json_is_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert 1 == code and "diverges" == json.loads(out)["verdict"]["status"]
     code, _, _ = run(*VERIFY, tmp_path / "s", "--onnx", "broken.onnx", "--exit-zero")
     assert 0 == code
+
+
+# -- what the pages say -----------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
+
+
+def test_workflow_runs_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Project) -> None:
+    """The workflow's command gates an export: a right file passes, a wrong one fails, and what is uploaded is there."""
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / "docs" / "github-workflow.yml").read_text(encoding="utf-8")
+    assert text in PAGE
+    steps = yaml.safe_load(text)["jobs"]["verify"]["steps"]
+    (line,) = [step["run"] for step in steps if "bisect-tool" in step.get("run", "")]
+    (upload,) = [step for step in steps if "upload-artifact" in step.get("uses", "")]
+    assert "always()" == upload["if"]
+    monkeypatch.chdir(project.copy(tmp_path / "checkout"))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    program, *arguments = shlex.split(line)
+    for file, expected in (("model.onnx", 0), ("broken.onnx", 1)):
+        shutil.copy(project.folder / file, "model.onnx")
+        code, out, err = run(program, *arguments)
+        assert expected == code, out + err
+        assert (expected == 1) == ("::error file=model.py," in err)
+        for path in upload["with"]["path"].split():
+            assert Path(path).exists()
+
+
+def test_page_names_every_option() -> None:
+    """docs/verify.md has the command's own options, README those that it shares; neither has others."""
+    from bisect_tool.cli.run import run as main
+    from bisect_tool.cli.verify import verify as command
+
+    options = {name for option in command.params for name in option.opts if name.startswith("--")}
+    own = options - {name for option in main.params for name in option.opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", PAGE))
+    assert {"--junit", "--metric", "--metric-limit", "--top-k", "--class-axis"} == own
+    assert set() == own - named
+    assert set() == named - options - {"--quiet"}
+
+
+def test_metric_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's own function gives a number, and its table of limits can be read."""
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "def drift" in block]
+    space: dict[str, Any] = {}
+    exec(code, space)
+    ones = {"0": torch.ones(3).numpy()}
+    assert {"drift": 0.5} == space["drift"](ones, {"0": ones["0"] + 0.5})
+    (table,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    assert {"argmax", "drift", "recall"} == {
+        parse_limit(text).name for text in limit_texts(tomllib.loads(table)["metrics"])
+    }
+
+
+def test_python_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/python.md's example runs, and names every function."""
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    assert 3 == len(capsys.readouterr().out.splitlines())
+    for name in (
+        "bisect",
+        "verify",
+        "inspect",
+        "calibrate",
+        "record",
+        "compare",
+        "determinism",
+        "environment",
+        "env_diff",
+    ):
+        assert f"`{name}(" in page and callable(getattr(bisect_tool, name))
