@@ -15,6 +15,7 @@ from typing import Any
 from bisect_tool.records import (
     Comparison,
     ErrorMetrics,
+    FirstOverTolerance,
     LimitUse,
     OutputResult,
     StageRow,
@@ -162,9 +163,17 @@ def _uses(
             yield LimitUse(name, float(getattr(errors, name.removeprefix(_LOCAL))), limit.limit_on(hardware))
 
 
-def table_lines(rows: Sequence[StageRow], used: TableInForce) -> tuple[str, ...]:
-    """What the verdict says about the limits: where they are not firm, and what they leave open."""
+def table_lines(
+    rows: Sequence[StageRow], used: TableInForce, first: FirstOverTolerance | None = None
+) -> tuple[str, ...]:
+    """What the verdict says about the limits: which one the first failing stage is over, where they are not firm, and
+    what they leave open.
+    """
     limits, lines = used.table.limits(), []
+    for row in rows if first is not None else ():
+        result = row.results.get(first.config) if first is not None and row.ref == first.ref else None
+        if result is not None and result.limit is not None and row.role != "group":
+            lines.append(f"{row.ref}: {limit_text(result.limit)}")
     known = used.table.calibration
     if known.tail != "measured":
         why = "fewer than their rate takes, so that they are wider" if known.tail == "extrapolated" else "too few"

@@ -639,7 +639,8 @@ class _Bisection:
         ]
         verdict = decide(rows, runs, alignment, self.options.min_coverage, selected=bool(self.options.stages))
         if table is not None:
-            verdict = replace(verdict, summary=(*verdict.summary, *table_lines(rows, table)))
+            told = table_lines(rows, table, verdict.first_over_tolerance)
+            verdict = replace(verdict, summary=(*verdict.summary, *told))
         timings["floor"] = self.floor_seconds
         plain = next((name for name in names if name in self.forced and name not in self.failed), None)
         if plain is not None:
