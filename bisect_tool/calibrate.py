@@ -317,7 +317,7 @@ def _with_onnx(case: LoadedCase, errors: SampleErrors, plan: Plan, onnx: Path) -
         threads=plan.threads,
         optimizations=("off", *levels),
         min_coverage=0.0,
-        passes=False,
+        explain=False,
     )
     errors.graph = graph_of(OnnxProgram(load_onnx(onnx), onnx))
     try:

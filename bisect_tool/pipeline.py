@@ -247,6 +247,7 @@ class Options:
         table: calibrated limits, which decide wherever they say something; then ``tolerance`` is the default.
         keep_outputs: called with a configuration and its final outputs on both sides, by their keys as text: PyTorch's,
             and the untouched graph's where it has them.
+        explain: look for why something diverges; else the report only says where.
     """
 
     tolerance: Tolerance
@@ -272,6 +273,7 @@ class Options:
     passes: bool = True
     table: TableInForce | None = None
     keep_outputs: Callable[[str, Mapping[str, Array], Mapping[str, Array]], None] | None = None
+    explain: bool = True
 
 
 def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: None) -> Report:
@@ -653,14 +655,14 @@ class _Bisection:
         verdict = replace(verdict, summary=(*verdict.summary, *other_precision))
         if self.quantised:
             verdict = self._with_costs_of_bits(verdict, rows, runs, plain)
-        if verdict.origins:
+        if verdict.origins and self.options.explain:
             with self.step("drill", "looking inside the stages that make error"):
                 # A graph in another precision throughout needs no cause for each stage; one cast pair is a cause.
                 explain = not self.quantised and (not other_precision or len(verdict.origins) <= FEW_ORIGINS)
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts, explain=explain)
                 # No single stage mends a quantised graph: each of them is off.
                 verdict = verdict if self.quantised else self._hand_over(verdict, reference, matches)
-        if verdict.status == "diverges":
+        if verdict.status == "diverges" and self.options.explain:
             with self.step("weights", "comparing the graph's weights with the model's"):
                 weights = check_weights(self.case.module, self.program, rows, self.case.place)
                 if self.weights_beside is not None and self.weights_beside.compared > weights.compared:
@@ -682,10 +684,10 @@ class _Bisection:
                     replace(run, status="failed", skipped_reason=reason) if run.status == "diverges" else run
                     for run in runs
                 )
-        elif any(run.status == "failed" for run in runs):
+        elif self.options.explain and any(run.status == "failed" for run in runs):
             verdict = self._with_passes(verdict, rows, runs)
         # Only now: what a model keeps from run to run must not look like chance.
-        if verdict.status == "diverges" and not self.quantised:
+        if verdict.status == "diverges" and self.options.explain and not self.quantised:
             verdict = self._explain_whole(verdict, rows, trace, matches, plain)
         verdict = replace(verdict, diagnoses=(*verdict.diagnoses, *placement(self.misplaced)))
         # Of a pair of a matrix the whole matrix says more.

@@ -14,6 +14,7 @@ from bisect_tool.known_good import SampleErrors, StageErrors
 from bisect_tool.limits import FEW, Limits, limits_of
 from bisect_tool.noise import epsilon
 from bisect_tool.records import StageRef
+from bisect_tool.summaries import Gathered
 from bisect_tool.tolerance_table import (
     METRICS,
     Calibration,
@@ -190,15 +191,20 @@ def _stages(
         kind: dict(zip(np.flatnonzero(there).tolist(), found.values.tolist(), strict=True))
         for kind, (found, there) in on.items()
     }
+    gathered = Gathered()
+    for kind in sorted({sample.hardware for sample in known}):
+        rows = columns.errors[np.array([sample.hardware == kind for sample in known])]
+        for place in range(len(columns.names)):
+            gathered.add(kind, f"{place}", rows[:, place].tolist())
+    profiles = gathered.pooled()
     for place, (ref, metric) in enumerate(columns.names):
-        errors = columns.at(ref, metric)
-        p50, p90, p99 = (round_up(float(np.percentile(errors, share))) for share in (50, 90, 99))
+        p50, p90, p99, most = (profiles[f"{place}"].quantile(share) or 0.0 for share in (0.5, 0.9, 0.99, 1.0))
         limits.setdefault(ref, {})[metric] = MetricLimit(
             limit=round_up(float(pooled.values[place])),
-            p50=p50,
-            p90=p90,
-            p99=p99,
-            max=round_up(float(errors.max())),
+            p50=round_up(p50),
+            p90=round_up(p90),
+            p99=round_up(p99),
+            max=round_up(most),
             least=round_up(float(columns.least[place])),
             on={kind: round_up(values[place]) for kind, values in own.items() if place in values},
         )

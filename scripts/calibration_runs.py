@@ -174,7 +174,7 @@ def _held_out(
         name = f"held-out/{number}"
         if name in done:
             continue
-        settings = Options(make_tolerance(None, None, None), onnx=file, threads=1, passes=False)
+        settings = Options(make_tolerance(None, None, None), onnx=file, threads=1, explain=False)
         report = bisect(_case(family, FIRST_HELD_OUT + number), settings)
         yield {"id": name, "section": "held-out", "over": _judged(report, tables)}
 
@@ -230,8 +230,7 @@ def _judge_graph(
     with tempfile.TemporaryDirectory(prefix="calibration-") as folder:
         file = Path(folder) / "model.onnx"
         onnx.save(model, file)
-        # The table alone judges: no time goes into looking for causes.
-        settings = Options(make_tolerance(1e30, None, None), onnx=file, threads=1, passes=False)
+        settings = Options(make_tolerance(None, None, None), onnx=file, threads=1, explain=False)
         try:
             return _judged(bisect(_case(family, 0), settings), tables)
         except Exception as error:

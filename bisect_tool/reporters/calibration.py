@@ -59,8 +59,7 @@ def render(made: Made, written: Sequence[str], failed: Mapping[str, str], consol
     page.line()
     _widest(page, limited)
     page.line()
-    for variation in known.variations:
-        page.prose(variation, label=("known good  " if variation == known.variations[0] else " " * 12, "bold"))
+    page.prose("; ".join(known.variations), label=("known good  ", "bold"))
     lines = [
         f"{text} ({count} of {known.samples} samples)" if count > 1 else text
         for text, count in sorted(made.left_out.items(), key=lambda item: -item[1])

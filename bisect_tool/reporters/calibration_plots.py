@@ -14,6 +14,7 @@ import numpy as np
 from bisect_tool.records import StageRef
 from bisect_tool.reporters.plots import _LIGHT, LABEL_WIDTH, LABELS, _dress, _initials, _save, _text
 from bisect_tool.table_from_runs import Made, smallest_caught
+from bisect_tool.tolerance_table import MetricLimit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """False alarms for which the price is drawn."""
 
-_SMALLEST = 1e-30
 _NOTHING = 1e-9
 
 
@@ -57,22 +57,30 @@ def draw_errors(made: Made) -> Figure:
     for axes, metric, label in ((above, "rel_l2", "total error"), (below, "local_rel_l2", "the stage's own error")):
         limits = {place: stage.metrics[metric] for place, stage in enumerate(stages) if metric in stage.metrics}
         places = list(limits)
-        spread = [[max(limit.p50, limit.least / 10) for limit in limits.values()]]
-        spread.append([max(limit.p99, limit.least / 10) for limit in limits.values()])
+        spread = [[_shown(limit.p50, limit) for limit in limits.values()]]
+        spread.append([_shown(limit.p99, limit) for limit in limits.values()])
+        largest = [_shown(limit.max, limit) for limit in limits.values()]
+        ends = [limit.limit for limit in limits.values()]
         axes.vlines(places, *spread, color=_LIGHT.local, linewidth=3, alpha=0.5, label="50th to 99th percentile")
-        axes.plot(
-            places, [max(limit.max, _SMALLEST) for limit in limits.values()], "o", color=_LIGHT.local, markersize=3.5,
-            label="largest",
-        )  # fmt: skip
-        axes.plot(
-            places, [limit.limit for limit in limits.values()], "_", color=_LIGHT.total, markersize=9, markeredgewidth=2,
-            label="limit",
-        )  # fmt: skip
+        axes.plot(places, largest, "o", color=_LIGHT.local, markersize=3.5, label="largest")
+        axes.plot(places, ends, "_", color=_LIGHT.total, markersize=9, markeredgewidth=2, label="limit")
         axes.set_ylabel(f"{label}, relative L2")
         _dress(axes)
+        _whole_decades(axes, [*spread[0], *largest, *ends])
     above.legend(loc="lower right", fontsize=8, framealpha=0.9)
     _stage_names(below, [stage.ref for stage in stages])
     return figure
+
+
+def _shown(error: float, limit: MetricLimit) -> float:
+    """An error as an axis with a logarithm can show it: none at all lies a decade under one unit in the last place."""
+    return max(error, limit.least / 10)
+
+
+def _whole_decades(axes: Axes, values: Sequence[float]) -> None:
+    """An axis from one power of ten to another: else there may be a single number on it, or none."""
+    if len(values):
+        axes.set_ylim(10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(1.1 * max(values))))
 
 
 def _stage_names(axes: Axes, refs: Sequence[StageRef]) -> None:
@@ -112,7 +120,11 @@ def draw_sensitivity(made: Made) -> Figure:
     else:
         axes.text(0.5, 0.5, "no stage has an error of its own", transform=axes.transAxes, ha="center", color=_LIGHT.ink)
     _dress(axes)
+    if caught:
+        _whole_decades(axes, values.ravel().tolist())
     axes.set_xscale("log")
+    axes.set_xticks(RATES, [f"{100 * rate:g} %" for rate in RATES])
+    axes.minorticks_off()
     axes.set_xlabel("false alarms a run, over all stages", color=_LIGHT.ink)
     axes.set_ylabel("smallest fault that is caught, relative to the stage's value")
     axes.axvline(made.table.calibration.false_alarm, color=_LIGHT.ink, linewidth=0.8, ls="-.")

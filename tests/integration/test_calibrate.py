@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,14 +15,25 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from bisect_tool.backends import known_good_runs
 from bisect_tool.backends.architecture import fingerprint_of, graph_of, modules_of
-from bisect_tool.backends.known_good_runs import Sample, Variations, perturbed, torch_errors, usual_variations
+from bisect_tool.backends.emulation import Emulation
+from bisect_tool.backends.known_good_runs import (
+    Sample,
+    Variations,
+    perturbed,
+    torch_errors,
+    usual_variations,
+    with_matrix,
+)
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram
+from bisect_tool.backends.torch_runner import TorchRun
 from bisect_tool.calibrate import Calibrated, How, Plan, calibrate, inputs_digest, sample_errors
 from bisect_tool.cli.main import execute
 from bisect_tool.cli.tool import tool
 from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.matrix import read_matrix
 from bisect_tool.pipeline import LoadedCase, Options, bisect
 from bisect_tool.records import StageRef
 from bisect_tool.table_judging import judge_outputs_by_table, over_limits
@@ -86,7 +98,7 @@ def calibrated(cases: list[LoadedCase], healthy_file: Path) -> Calibrated:
 
 def alarms(case: LoadedCase, file: Path, table: ToleranceTable) -> list[str]:
     """What ``verify`` finds over its limits."""
-    report = bisect(case, Options(make_tolerance(None, None, None), onnx=file, passes=False))
+    report = bisect(case, Options(make_tolerance(None, None, None), onnx=file, explain=False))
     found = [str(ref) for ref, _ in over_limits(report.stages, "ort-cpu-off", table)]
     for run in report.configs:
         outs = judge_outputs_by_table(run.outputs, report.stages, run.name, table, baseline="ort-cpu-off")
@@ -252,6 +264,65 @@ def test_reduced_precision_counts_only_where_it_is_accepted(net: nn.Module) -> N
         assert plain.stages[fc1].largest[metric] < 1e-5 < 1e-4 < coarse.stages[fc1].largest[metric]
     with pytest.raises(BisectError, match="--accept int4"):
         usual_variations(("int4",))
+
+
+class Coarse(TorchRun):
+    """A run of PyTorch whose products round to TF32, as on a GPU whose switch nobody looked at."""
+
+    def start(self) -> Any:
+        with Emulation("tf32"):
+            return super().start()
+
+
+def test_a_coarse_run_of_pytorch_is_not_known_good(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where it is further from float64 than rounding, nor behind; unless that is accepted."""
+    monkeypatch.setattr(known_good_runs, "TorchRun", Coarse)
+    errors = torch_errors(Sample(net, sample(0), {}), Variations(batch=False), "leaf", (), BUDGET, 0)
+    (line,) = (line for line in errors.left_out if "float64" in line)
+    assert line.startswith("PyTorch at conv and 2 more: further from float64 than rounding")
+    norm, fc2 = (errors.stages[StageRef(name, 0, 0)].largest for name in ("norm", "fc2"))
+    assert {"local_rel_l2"} == norm.keys()
+    assert norm["local_rel_l2"] < 1e-5
+    assert {} == fc2
+    allowed = Variations(batch=False, accepted=("tf32",))
+    accepted = torch_errors(Sample(net, sample(0), {}), allowed, "leaf", (), BUDGET, 0)
+    assert accepted.stages[StageRef("fc2", 0, 0)].largest["rel_l2"] > 1e-5
+
+
+class Choosing(nn.Module):
+    """Takes the row of the larger of two numbers, which are equal but for the last bit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Linear(2, 2)
+        self.after = nn.Linear(4, 3)
+        nn.init.eye_(self.scale.weight)
+        nn.init.zeros_(self.scale.bias)
+        self.register_buffer("rows", torch.randn(2, 4, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.rows[self.scale(x).argmax(1)])
+
+
+def test_whole_steps_are_no_measure() -> None:
+    """Made-up rounding turns the choice in half of the draws; what is behind it has no error of a whole step."""
+    inputs = (torch.tensor([[1.0, 1.0000001]]),)
+    turned = Variations(draws=6, batch=False)
+    errors = torch_errors(Sample(Choosing().eval(), inputs, {}), turned, "leaf", (), BUDGET, 0)
+    assert all(error < 1e-5 for stage in errors.stages.values() for error in stage.largest.values())
+    assert "local_rel_l2" in errors.stages[StageRef("after", 0, 0)].largest
+
+
+def test_a_matrix_adds_configurations_that_only_round(net: nn.Module, tmp_path: Path) -> None:
+    """Emulated TF32 does more, and is left out with its size."""
+    path = tmp_path / "m.toml"
+    pairs = {"one-thread": "threads = 1", "channels": "channels_last = true", "coarse-emulated": 'emulate = "tf32"'}
+    path.write_text("".join(f'[[pair]]\nname = "{n}"\n[pair.expected]\n{text}\n' for n, text in pairs.items()))
+    wanted = with_matrix(Variations(batch=False), read_matrix(str(path)))
+    errors = torch_errors(Sample(net, sample(0), {}), wanted, "leaf", (), BUDGET, 0)
+    assert {"PyTorch of one-thread", "PyTorch of channels"} <= errors.runs.keys()
+    assert "PyTorch of coarse-emulated" not in errors.runs
+    assert any("PyTorch of coarse-emulated" in line and "more than rounding" in line for line in errors.left_out)
 
 
 def test_copies_differ_a_little_and_repeat() -> None:
