@@ -193,6 +193,7 @@ def limit_text(use: LimitUse) -> str:
             return "no size of error: another shape, or NaN and infinities elsewhere"
         return f"{use.value:.0f} whole numbers differ, where none may"
     text = f"{use.metric} {use.value:.1e}, limit {use.limit:.1e}"
-    if not use.ratio > 1:
+    if not 1 < use.ratio < math.inf:
         return text
-    return f"{text} (x{use.ratio:.3g})" if math.isfinite(use.ratio) and use.ratio < 1e4 else text
+    form = ".2g" if use.ratio < 9.95 else ".0f" if use.ratio < 9999.5 else ".0e"
+    return f"{text} (x{use.ratio:{form}})"

@@ -81,7 +81,7 @@ def _stages(page: Page, report: Report, stages: Sequence[failing.FailingStage]) 
     first = [stage for stage in stages if stage.origin is not None][:MOST_STAGES]
     first += [stage for stage in stages if stage.origin is None][: MOST_STAGES - len(first)]
     entries: list[Row | Span] = [
-        Row((stage.name, stage.why, "made here" if stage.origin is not None else "", stage.place))
+        Row((stage.name, stage.why, "made here" if stage.origin is not None else "", stage.row.source or "-"))
         for stage in stages
         if stage in first
     ]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from verifying import Project, make_project
+from verifying import Project, make_project, without_plots
 
 import bisect_tool
 from bisect_tool import BisectError, LoadedCase, Options, api, make_tolerance
@@ -34,6 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(autouse=True)
 def here(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.folder)
+    without_plots(monkeypatch)
 
 
 def net() -> nn.Module:
@@ -184,6 +185,23 @@ def test_record_and_compare(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones(3))
     with pytest.raises(BisectError, match="is a recording"):
         bisect_tool.compare(one, tmp_path / "x.npy")
+
+
+def test_calibrate_and_verify(tmp_path: Path) -> None:
+    """A table from PyTorch's runs alone, as an object and as a file: the right graph passes by it, the broken one fails."""
+    place = tmp_path / "tolerances.toml"
+    table = bisect_tool.calibrate("model.py", "samples", place, checkpoint="ckpt.pth", with_onnx=False, copies=0)
+    assert ["first", "act", "last"] == [stage.stage for stage in table.stages]
+    found = [
+        bisect_tool.verify("model.py", "samples/0.pt", file, checkpoint="ckpt.pth", tolerances=tolerances)
+        for file, tolerances in (("model.onnx", table), ("broken.onnx", place))
+    ]
+    assert ["agrees", "diverges"] == [report.verdict.status for report in found]
+    assert all(report.tolerance.table is not None for report in found)
+    with pytest.raises(BisectError, match="made for another model"):
+        bisect_tool.verify(net(), torch.ones(1, 8), exporter="torchscript", tolerances=table)
+    with pytest.raises(BisectError, match="not overwritten"):
+        bisect_tool.calibrate("model.py", "samples", place, checkpoint="ckpt.pth")
 
 
 def test_determinism_takes_what_can_be_pickled() -> None:

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import torch
 from tables import table_of
-from verifying import Project, make_project, run
+from verifying import Project, make_project, run, without_plots
 
 import bisect_tool
 from bisect_tool import store, verify, write_table
@@ -50,6 +50,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def here(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the project's folder, on no pipeline."""
     monkeypatch.chdir(project.folder)
+    without_plots(monkeypatch)
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     monkeypatch.delenv("GITHUB_WORKSPACE", raising=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,14 @@ def plant(source: Path, target: Path, factor: float = 1.01) -> None:
     else:
         raise AssertionError("no weight to plant a fault in")
     onnx.save(model, str(target))
+
+
+def without_plots(monkeypatch: Any) -> None:
+    """Leaves out of report folders what takes longest to make, and is tested elsewhere."""
+    from bisect_tool.reporters import plots
+
+    drawn = types.SimpleNamespace(png=b"", light="<svg/>", dark="<svg/>")
+    monkeypatch.setattr(plots, "images", lambda *_, **__: drawn)
 
 
 def run(program: str, *arguments: Any) -> tuple[int, str, str]:

@@ -149,7 +149,7 @@ def test_what_the_verdict_says() -> None:
     used = table(stages, {"a": {"rel_l2": limit(1e-6)}}, "too few")
     judged = judge_rows(stages, CONFIG, used, None)
     assert table_lines(judged, used, FirstOverTolerance("a", 0, 0, CONFIG)) == (
-        "a: rel_l2 1.0e-03, limit 1.0e-06 (x1e+03)",
+        "a: rel_l2 1.0e-03, limit 1.0e-06 (x1000)",
         "the limits of t.toml rest on 128 samples, too few",
         "1 stage without a limit in t.toml, judged by the noise floor: b",
     )
@@ -172,7 +172,9 @@ def test_tolerance_of_the_report() -> None:
     [
         (LimitUse("rel_l2", 5e-6, 1e-5), "rel_l2 5.0e-06, limit 1.0e-05"),
         (LimitUse("rel_l2", 5e-2, 1e-3), "rel_l2 5.0e-02, limit 1.0e-03 (x50)"),
-        (LimitUse("max_abs", 1.0, 1e-9), "max_abs 1.0e+00, limit 1.0e-09"),
+        (LimitUse("max_abs", 1.0, 1e-9), "max_abs 1.0e+00, limit 1.0e-09 (x1e+09)"),
+        (LimitUse("rel_l2", 2.3e-3, 1e-3), "rel_l2 2.3e-03, limit 1.0e-03 (x2.3)"),
+        (LimitUse("rel_l2", 2.3e-3, 0.0), "rel_l2 2.3e-03, limit 0.0e+00"),
         (LimitUse("values", 3.0, 0.0), "3 whole numbers differ, where none may"),
     ],
 )
