@@ -6,9 +6,22 @@ Names are imported lazily: importing the package loads neither torch nor onnxrun
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bisect_tool.api import (
+        bisect,
+        calibrate,
+        compare,
+        determinism,
+        env_diff,
+        environment,
+        inspect,
+        record,
+        verify,
+    )
     from bisect_tool.backends.exporting import ExportSettings
     from bisect_tool.compare_traces import compare_recordings
     from bisect_tool.errors import BisectError, InconclusiveError
@@ -16,14 +29,23 @@ if TYPE_CHECKING:
     from bisect_tool.matrix import read_matrix
     from bisect_tool.metrics import measure
     from bisect_tool.parts import bisect_parts
-    from bisect_tool.pipeline import LoadedCase, Options, bisect, inspect_case
-    from bisect_tool.recorder import Recorder, record
+    from bisect_tool.pipeline import LoadedCase, Options, inspect_case
+    from bisect_tool.recorder import Recorder
     from bisect_tool.records import Report
     from bisect_tool.taps import tap
+    from bisect_tool.tolerance_table import read_table, write_table
     from bisect_tool.tolerances import make_tolerance
 
 _HOMES = {
-    "bisect": "bisect_tool.pipeline",
+    "bisect": "bisect_tool.api",
+    "calibrate": "bisect_tool.api",
+    "compare": "bisect_tool.api",
+    "determinism": "bisect_tool.api",
+    "env_diff": "bisect_tool.api",
+    "environment": "bisect_tool.api",
+    "inspect": "bisect_tool.api",
+    "record": "bisect_tool.api",
+    "verify": "bisect_tool.api",
     "inspect_case": "bisect_tool.pipeline",
     "bisect_parts": "bisect_tool.parts",
     "LoadedCase": "bisect_tool.pipeline",
@@ -36,8 +58,9 @@ _HOMES = {
     "measure": "bisect_tool.metrics",
     "make_tolerance": "bisect_tool.tolerances",
     "read_matrix": "bisect_tool.matrix",
+    "read_table": "bisect_tool.tolerance_table",
+    "write_table": "bisect_tool.tolerance_table",
     "run_matrix": "bisect_tool.experiments",
-    "record": "bisect_tool.recorder",
     "compare_recordings": "bisect_tool.compare_traces",
     "tap": "bisect_tool.taps",
 }
@@ -52,16 +75,40 @@ __all__ = [
     "Recorder",
     "Report",
     "bisect",
-    "compare_recordings",
-    "inspect_case",
     "bisect_parts",
+    "calibrate",
+    "compare",
+    "compare_recordings",
+    "determinism",
+    "env_diff",
+    "environment",
+    "inspect",
+    "inspect_case",
     "make_tolerance",
     "measure",
     "read_matrix",
+    "read_table",
     "record",
     "run_matrix",
     "tap",
+    "verify",
+    "write_table",
 ]
+
+
+class _Package(types.ModuleType):
+    """The package itself. Files such as ``compare.py`` do not take the place of the public function of that name.
+
+    Python makes a module an attribute of its package as soon as anybody imports it; ``import bisect_tool.compare`` and
+    ``from bisect_tool.compare import ...`` find the module all the same.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from bisect_tool.layouts import axis_order, same_data_order
 from bisect_tool.neighbours import LookAlikes, Near, Neighbours, components
@@ -268,46 +268,61 @@ class _Scopes:
         return list(found.values())
 
 
-def match_values(
-    trace: TorchTrace,
-    graph: OnnxGraph,
-    torch_signatures: Mapping[int, Signature],
-    onnx_signatures: Mapping[str, Signature],
-    known: Mapping[int, Match],
-    permuted: Permuted,
-    *,
-    fed: Mapping[int, Match] | None = None,
-    chained: Mapping[str, Signature] | None = None,
-    second: SecondDraw | None = None,
-    modules: Mapping[str, str] | None = None,
-    placed: Mapping[int, Match] | None = None,
-) -> dict[int, Match]:
-    """Pairs PyTorch values with ONNX values.
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Both sides of a run, whose values are to be paired.
 
-    Args:
-        trace, graph: structure of both sides.
-        torch_signatures: by value; a value without one can't be paired.
-        onnx_signatures: by name, from a chained run, or from a forced one.
-        known: confirmed pairs of an earlier pass, kept as they are.
+    Attributes:
+        trace, graph: their structure.
+        torch: signatures by value; a value without one can't be paired.
+        onnx: signatures by name, from a chained run, or from a forced one.
         permuted: signatures of a PyTorch value with its axes in other orders; asked only where nothing else fits.
+    """
+
+    trace: TorchTrace
+    graph: OnnxGraph
+    torch: Mapping[int, Signature]
+    onnx: Mapping[str, Signature]
+    permuted: Permuted
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What is known beside the values.
+
+    Attributes:
+        known: confirmed pairs of an earlier pass, kept as they are.
         fed: pairs at which the forced run was given PyTorch's values, confirmed or not; ``None`` for a chained run.
-        chained: signatures from the chained run, where ``onnx_signatures`` are from a forced one.
+        chained: signatures from the chained run, where the side's own are from a forced one.
         second: signatures of both sides on another input, which tell look-alikes apart.
         modules: module path by node name, for nodes that no exporter tagged: those that read a module's weights.
         placed: pairs by structure, for values that no value of the graph's fits.
+    """
+
+    known: Mapping[int, Match] = field(default_factory=dict)
+    fed: Mapping[int, Match] | None = None
+    chained: Mapping[str, Signature] | None = None
+    second: SecondDraw | None = None
+    modules: Mapping[str, str] = field(default_factory=dict)
+    placed: Mapping[int, Match] = field(default_factory=dict)
+
+
+_NO_HINTS = Hints()
+
+
+def match_values(sides: Sides, hints: Hints = _NO_HINTS) -> dict[int, Match]:
+    """Pairs PyTorch values with ONNX values.
 
     Returns:
         All pairs, the known ones included, by PyTorch value.
     """
-    matcher = _Matcher(
-        trace, graph, torch_signatures, onnx_signatures, fed, chained or onnx_signatures, second, modules
-    )
-    for match in known.values():
+    matcher = _Matcher(sides, hints)
+    for match in hints.known.values():
         matcher.take(match)
-    matcher.match_outputs(permuted)
+    matcher.match_outputs(sides.permuted)
     matcher.match_by_value()
-    matcher.match_permuted(permuted)
-    matcher.match_placed(placed or {})
+    matcher.match_permuted(sides.permuted)
+    matcher.match_placed(hints.placed)
     matcher.match_by_scope()
     return matcher.matches
 
@@ -331,25 +346,16 @@ def trusted(trace: TorchTrace, matches: Mapping[int, Match]) -> dict[int, Match]
 
 
 class _Matcher:
-    def __init__(
-        self,
-        trace: TorchTrace,
-        graph: OnnxGraph,
-        torch_signatures: Mapping[int, Signature],
-        onnx_signatures: Mapping[str, Signature],
-        fed: Mapping[int, Match] | None,
-        chained: Mapping[str, Signature],
-        second: SecondDraw | None = None,
-        modules: Mapping[str, str] | None = None,
-    ):
-        self.second = second
+    def __init__(self, sides: Sides, hints: Hints):
+        trace, graph, fed = sides.trace, sides.graph, hints.fed
+        self.second = hints.second
         self.trace = trace
         self.graph = graph
-        self.torch = torch_signatures
-        self.onnx = onnx_signatures
-        self.chained = chained
+        self.torch = sides.torch
+        self.onnx = sides.onnx
+        self.chained = hints.chained or sides.onnx
         self.value_evidence = "value" if fed is None else FORCED_VALUE
-        self.scopes = _Scopes(graph, trace, modules or {})
+        self.scopes = _Scopes(graph, trace, hints.modules)
         self.place = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name}
         self.matches: dict[int, Match] = {}
         self.quantised = bool(quantised_counts(graph))

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, NoReturn, Protocol, cast
 
 import ml_dtypes
 import numpy as np
@@ -194,6 +194,21 @@ def broken(path: Path, reason: str) -> BisectError:
     )
 
 
+def is_bundle(path: Path) -> bool:
+    """Whether it is a recording: a folder with a manifest, or one file that holds one; a damaged one too."""
+    if path.suffix.lower() == ".trace":
+        return True
+    if path.is_dir():
+        return (path / MANIFEST).is_file()
+    if not path.is_file() or path.suffix.lower() in (".npz", ".pt", ".pth"):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MANIFEST in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 @contextmanager
 def open_bundle(path: str | os.PathLike[str]) -> Iterator[Bundle]:
     """Opens a recording, and checks all of it.
@@ -232,7 +247,7 @@ def _checked(place: Path, source: _Source) -> Bundle:
             raise broken(place, f"{name} is missing")
         if source.size(name) != entry["bytes"]:
             raise broken(place, f"{name} has {source.size(name)} bytes, {entry['bytes']} were written")
-        if source.digest(name) != entry["sha256"]:
+        if _digest(source, name) != entry["sha256"]:
             raise broken(place, f"{name} is not what was written: its SHA-256 is another one")
     for name, entry in manifest["tensors"].items():
         if entry["member"] is not None and entry["member"] not in listed:
@@ -313,26 +328,25 @@ def _check_form(place: Path, manifest: Mapping[str, Any]) -> None:
                 raise broken(place, f"{MANIFEST}: {name} refers to a tensor that is not there")
 
 
-class _Source:
+class _Source(Protocol):
     """Members by name, wherever they are."""
 
-    def names(self) -> set[str]:
-        raise NotImplementedError
+    def names(self) -> set[str]: ...
 
-    def size(self, name: str) -> int:
-        raise NotImplementedError
+    def size(self, name: str) -> int: ...
 
     def read(self, name: str, start: int, size: int) -> bytes:
-        raise NotImplementedError
-
-    def digest(self, name: str) -> str:
-        found, size = hashlib.sha256(), self.size(name)
-        for start in range(0, size, _BLOCK):
-            found.update(self.read(name, start, min(_BLOCK, size - start)))
-        return found.hexdigest()
+        """A stretch of a member; never less than was asked for."""
 
 
-class _Folder(_Source):
+def _digest(source: _Source, name: str) -> str:
+    found, size = hashlib.sha256(), source.size(name)
+    for start in range(0, size, _BLOCK):
+        found.update(source.read(name, start, min(_BLOCK, size - start)))
+    return found.hexdigest()
+
+
+class _Folder:
     def __init__(self, path: Path):
         self.path = path
         self._sizes: dict[str, int] = {}
@@ -365,7 +379,7 @@ class _Folder(_Source):
         return data
 
 
-class _Zip(_Source):
+class _Zip:
     """A zip file whose members are stored as they are, so that they can be read in place."""
 
     def __init__(self, path: Path, file: IO[bytes]):

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import torch
 
+from bisect_tool.backends.case import LoadedCase, export_case
 from bisect_tool.backends.isolation import InternalError, run_isolated
 from bisect_tool.compare_traces import compare_recordings
 from bisect_tool.errors import BisectError, InconclusiveError
-from bisect_tool.pipeline import LoadedCase, export_case
 from bisect_tool.records import NumericConfig, Report
 
 Load = Callable[[], LoadedCase]

@@ -56,6 +56,17 @@ def snapshot() -> dict[str, Any]:
     }
 
 
+def hardware() -> dict[str, Any]:
+    """What of the machine changes numbers: processor, instruction sets, and the models of its GPUs, each once."""
+    devices = _gpu()["devices"]
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "instruction_sets": list(_instruction_sets()),
+        "gpus": sorted({f"{device['name']} ({device['compute_capability']})" for device in devices}),
+    }
+
+
 def normalised(name: str) -> str:
     """A distribution's name as PEP 503 writes it: ``Foo.Bar_baz`` and ``foo-bar-baz`` are the same."""
     return re.sub(r"[-_.]+", "-", name).lower()

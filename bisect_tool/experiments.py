@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bisect_tool.backends.case import LoadedCase, check_free, export_case, keep_file
 from bisect_tool.backends.exporting import ExportSettings
 from bisect_tool.backends.isolation import CrashedError, InternalError, run_isolated
 from bisect_tool.backends.onnx_graph import describe as describe_graph
@@ -39,7 +40,7 @@ from bisect_tool.hypotheses import (
 )
 from bisect_tool.matrix import Matrix, read_matrix
 from bisect_tool.numerics import environment
-from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, check_free, export_case, keep_file
+from bisect_tool.pipeline import Options, Progress, bisect
 from bisect_tool.precision import OPENINGS
 from bisect_tool.quantised import JUDGED
 from bisect_tool.records import (

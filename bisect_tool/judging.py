@@ -14,7 +14,7 @@ from dataclasses import replace
 from bisect_tool.metrics import kind_of_name
 from bisect_tool.noise import BEYOND, side_of
 from bisect_tool.quantised import fails
-from bisect_tool.records import Comparison, ErrorMetrics, Side, StageRow, Tolerance
+from bisect_tool.records import Comparison, ErrorMetrics, Side, Stage, StageRow, Tolerance
 from bisect_tool.tolerances import DEFAULT_REL_L2
 
 OPTIMISED_SPREAD = 10.0
@@ -26,6 +26,11 @@ Both round as often, in another order; see docs/noise-floor.md.
 
 STEPS = frozenset(["ceil", "floor", "floor_divide", "fmod", "frac", "heaviside", "remainder", "round", "sign", "trunc"])
 """Operations on floating numbers that turn the smallest difference into a whole step."""
+
+
+def is_step(stage: Stage | StageRow) -> bool:
+    """Whether the smallest difference may make a whole step in what a stage returns."""
+    return kind_of_name(stage.dtype) == "integer" or stage.type in STEPS
 
 
 def makes_error(row: StageRow, result: Comparison) -> bool:

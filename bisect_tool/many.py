@@ -33,6 +33,7 @@ def sample_result(
     if worst is not None:
         row = next((row for row in report.stages if row.onnx_value == worst.onnx_value), None)
         limit = _limit(tolerance, row)
+    calibrated = worst.limit.ratio if worst is not None and worst.limit is not None else None
     ratios = [o.noise_ratio for o in report.verdict.origins if o.noise_ratio is not None]
     status = report.verdict.status
     if status == "inconclusive" and reason is None:
@@ -42,7 +43,7 @@ def sample_result(
         source=source,
         status=status,
         worst_output=error,
-        over_limit=error / limit if error is not None and limit else None,
+        over_limit=calibrated if calibrated is not None else error / limit if error is not None and limit else None,
         noise_ratio=max(ratios, default=None),
         first_over_tolerance=report.verdict.first_over_tolerance,
         folder=folder,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from bisect_tool.backends.case import LoadedCase
 from bisect_tool.backends.chaining import as_torch, noisy, run_exchanged, run_noisy
 from bisect_tool.backends.files import reason_of
 from bisect_tool.backends.onnx_graph import load_onnx
@@ -43,7 +44,7 @@ from bisect_tool.merging import (
     renamer,
 )
 from bisect_tool.metrics import judge, measure
-from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect
+from bisect_tool.pipeline import Options, Progress, bisect
 from bisect_tool.recorder import flatten_tensors
 from bisect_tool.records import ConfigRun, ErrorMetrics, Finding, NumericConfig, OutputKey, OutputResult, Report
 

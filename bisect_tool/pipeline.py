@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,9 +21,10 @@ from bisect_tool.align import (
     NARROW_VALUE_LIMIT,
     STRUCTURE,
     VALUE_LIMIT,
+    Hints,
     Match,
-    Permuted,
     SecondDraw,
+    Sides,
     ambiguity_lines,
     is_narrow,
     match_values,
@@ -35,15 +34,18 @@ from bisect_tool.align import (
 )
 from bisect_tool.backends.abreast import LEAST_ROOM, Abreast, buffers_put_back, stretch
 from bisect_tool.backends.activations import ActivationStore, GoneError
+from bisect_tool.backends.architecture import graph_of
 from bisect_tool.backends.before import look_before
 from bisect_tool.backends.buffers import BufferPool
+from bisect_tool.backends.captured import OnValue, Outputs, Reference, output_error, repeats_not, same_stages, within
+from bisect_tool.backends.case import LoadedCase, check_forward, check_opset, copies_of, export_case, keep_file
 from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.costs import ort_cost, torch_cost
 from bisect_tool.backends.crossings import crossing_of
 from bisect_tool.backends.environment_facts import snapshot
-from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.backends.exporting import ExportSettings
 from bisect_tool.backends.facts import fed_inputs, graph_facts
-from bisect_tool.backends.floors import stage_noise
+from bisect_tool.backends.floors import TapedRun, noise_of
 from bisect_tool.backends.fresh import MOST_EXPORTED, most_alike, outline
 from bisect_tool.backends.fresh_weights import compare_beside
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
@@ -52,7 +54,7 @@ from bisect_tool.backends.lower_precision import reduced
 from bisect_tool.backends.memory import freed_memory_is_kept, map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
-from bisect_tool.backends.ort_runner import SegmentedRun
+from bisect_tool.backends.ort_runner import Reuse, SegmentedRun
 from bisect_tool.backends.passes import explain_optimised
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
@@ -60,7 +62,6 @@ from bisect_tool.backends.replay_folder import Told, replay_files
 from bisect_tool.backends.runners import WholeRun, untouched_run
 from bisect_tool.backends.second_draw import random_like, torch_signatures
 from bisect_tool.backends.stream import Lane, OnPair, run_lanes
-from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.testimony import ask
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
@@ -70,6 +71,14 @@ from bisect_tool.backends.variants import variants
 from bisect_tool.backends.weights import check_weights, modules_by_weights
 from bisect_tool.baked import with_baked
 from bisect_tool.bodies import leave_out_bodies, match_bodies
+from bisect_tool.calibrated import (
+    TableInForce,
+    judge_outputs,
+    judge_rows,
+    refuse_other_stages,
+    table_lines,
+    with_table,
+)
 from bisect_tool.compare import MAIN_LAYER, Ledger, Total, lane_name, total_of
 from bisect_tool.diagnose.causes import BAKED
 from bisect_tool.diagnose.findings import (
@@ -100,8 +109,7 @@ from bisect_tool.inspection import BoundOutput, Inspection, evidence_counts, lev
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
 from bisect_tool.layouts import describe_order, in_layout, in_order, layout_of
 from bisect_tool.localize import with_shares
-from bisect_tool.metrics import hidden_groups, judge, kind_of, relative_difference
-from bisect_tool.noise import BEYOND, SETTLED, epsilon, is_settled
+from bisect_tool.metrics import judge, kind_of, relative_difference
 from bisect_tool.outputs import bind_outputs, exchanged, worst_error
 from bisect_tool.placing import is_open, placed_by_structure, with_missing
 from bisect_tool.precision import (
@@ -115,15 +123,13 @@ from bisect_tool.precision import (
 from bisect_tool.quantised import (
     TOTAL_SQNR,
     Quantisation,
-    costs,
-    explained,
     is_quantised,
     judge_quantised,
+    quality_of,
     quantisation_of,
     quantised_counts,
-    quantised_stage,
-    scales_of,
     summary_lines,
+    with_stage_costs,
 )
 from bisect_tool.recorder import Recorder, Trace, Value, flatten_tensors
 from bisect_tool.records import (
@@ -140,7 +146,6 @@ from bisect_tool.records import (
     Origin,
     OutputKey,
     OutputResult,
-    Place,
     QuantisedStage,
     Report,
     SideCost,
@@ -158,6 +163,8 @@ from bisect_tool.tolerances import sqnr_tolerance
 from bisect_tool.twins import merge_twins
 from bisect_tool.verdicts import decide, kept_stages_line
 from bisect_tool.weights import WeightReport, with_weights
+
+__all__ = ["GraphSource", "LoadedCase", "Options", "bisect", "export_case", "inspect_case", "keep_file"]
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
@@ -201,28 +208,6 @@ MAX_ALIGNMENT_ROUNDS = 6
 """Forced passes at most while looking for the pairs behind broken stages; each one settles at least one stage."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedCase:
-    """A model that is ready to run.
-
-    Attributes:
-        name: of the report folder.
-        module: with its weights, in eval mode.
-        args, kwargs: inputs of ``module.forward``.
-        description: what the report says about the case: paths and the command.
-        notes: from loading and from the preflight.
-        place: of a module that is a part of a larger model, in that model.
-    """
-
-    name: str
-    module: torch.nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    description: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    place: Place | None = None
-
-
 class GraphSource(Protocol):
     """Hands out graphs that were exported with this case, or with another one that has inputs of the same form."""
 
@@ -259,6 +244,10 @@ class Options:
             optimised. Stages are aligned with ONNX Runtime all the same.
         graphs: where exported graphs come from that several cases share; ``None``: this case exports its own.
         passes: where an optimised run is wrong and the unoptimised one is not, look for the passes that do it.
+        table: calibrated limits, which decide wherever they say something; then ``tolerance`` is the default.
+        keep_outputs: called with a configuration and its final outputs on both sides, by their keys as text: PyTorch's,
+            and the untouched graph's where it has them.
+        explain: look for why something diverges; else the report only says where.
     """
 
     tolerance: Tolerance
@@ -282,6 +271,9 @@ class Options:
     runner: Runner = "onnxruntime"
     graphs: GraphSource | None = None
     passes: bool = True
+    table: TableInForce | None = None
+    keep_outputs: Callable[[str, Mapping[str, Array], Mapping[str, Array]], None] | None = None
+    explain: bool = True
 
 
 def bisect(case: LoadedCase, options: Options, progress: Progress = lambda _: None) -> Report:
@@ -372,7 +364,7 @@ def _opened(case: LoadedCase, options: Options, steps: _Steps) -> Iterator[_Bise
         with steps.step("load", "reading the ONNX graph"):
             model = load_onnx(path)
             if options.onnx is None:
-                _check_opset(model.opset_imports.get(""), options.export)
+                check_opset(model.opset_imports.get(""), options.export)
             program = OnnxProgram(model, path)
         yield _Bisection(case, options, program, steps.step)
 
@@ -397,78 +389,6 @@ def _with_kept_stages(report: Report, case: LoadedCase, options: Options, progre
     run = replace(kept.configs[0], name=name, gating=False)
     verdict = replace(report.verdict, summary=(*report.verdict.summary, kept_stages_line(kept.verdict)))
     return replace(report, stages=rows, configs=(*report.configs, run), verdict=verdict)
-
-
-def export_case(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
-    """Exports a case's model.
-
-    Raises:
-        BisectError: the exporter failed, or the model itself does; then it is the model's error that is told.
-    """
-    try:
-        export_onnx(case.module, case.args, case.kwargs, path, settings)
-    except BisectError:
-        # Exporters run the model too: if it fails on its own, that is the error to tell.
-        _check_forward(case)
-        raise
-
-
-def _check_forward(case: LoadedCase) -> None:
-    try:
-        with torch.no_grad():
-            case.module(*_copies(case.args), **_copies(case.kwargs))
-    except Exception as error:  # anything may come out of a user's forward
-        raise explain_forward_error(error, case.module, case.args, case.kwargs) from error
-
-
-def _check_opset(written: int | None, settings: ExportSettings) -> None:
-    """Exporters may write another opset than was asked for, and say so in a log at most."""
-    if settings.opset is not None and written != settings.opset:
-        raise BisectError(
-            f"--opset {settings.opset}: the {settings.exporter} exporter cannot convert to it, and wrote {written} instead",
-            hint=f"leave --opset out for the exporter's default, or ask for one nearer to {written}",
-        )
-
-
-def keep_file(path: Path, target: Path | None, *, overwrite: bool = False) -> None:
-    """Copies an exported file, and what lies beside it, to where the user wants it.
-
-    External data is found by its name beside the model: export under the name that the file is to have in the end.
-
-    Args:
-        path: what was exported.
-        target: ``None``: it is not kept.
-        overwrite: replace files that are there.
-
-    Raises:
-        BisectError: a file is there already, then nothing is copied; or it cannot be written there.
-    """
-    if target is None:
-        return
-    copies = {file: target if file == path else target.parent / file.name for file in sorted(path.parent.iterdir())}
-    for there in () if overwrite else copies.values():
-        check_free(there)
-    try:
-        for file, there in copies.items():
-            shutil.copyfile(file, there)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BisectError(
-            f"the exported file cannot be kept at {target}: {reason}", hint="choose another place with --keep-onnx"
-        ) from error
-
-
-def check_free(target: Path) -> None:
-    """Refuses to write an exported file over another.
-
-    Raises:
-        BisectError: the file exists.
-    """
-    if target.exists():
-        raise BisectError(
-            f"--keep-onnx {target}: the file exists and is not overwritten",
-            hint="--force replaces it; or choose another",
-        )
 
 
 class _Bisection:
@@ -504,7 +424,7 @@ class _Bisection:
         if not self.in_memory and not self._can_go_abreast():
             map_big_blocks()
         self.buffers = BufferPool()
-        self.reference: _Reference | None = None
+        self.reference: Reference | None = None
         self.bound_outputs: list[str | None] = []
         self.exchanged: list[str] = []
         self.failed: dict[str, str] = {}
@@ -708,14 +628,21 @@ class _Bisection:
         nodes_between = self.program.nodes_between
         rows = build_rows(trace, selection, matches, cuts, self.ledger, measured, self.forced, nodes_between)
         rows = [self._with_nodes(row) for row in rows]
+        table = self.options.table
+        if table is not None:
+            refuse_other_stages(table, rows, selected=bool(self.options.stages), graph=graph_of(self.program))
         for name in self.forced:
             rows = with_shares(rows, name, output_stages(trace))
         rows = self._judge(rows, output_stages(trace))
         runs = tuple(self._config_run(pair, rows) for pair in self.configs)
+        self._hand_out_outputs()
         rows = [
             replace(row, results={name: row.results[name] for name in names if name in row.results}) for row in rows
         ]
         verdict = decide(rows, runs, alignment, self.options.min_coverage, selected=bool(self.options.stages))
+        if table is not None:
+            told = table_lines(rows, table, verdict.first_over_tolerance)
+            verdict = replace(verdict, summary=(*verdict.summary, *told))
         timings["floor"] = self.floor_seconds
         plain = next((name for name in names if name in self.forced and name not in self.failed), None)
         if plain is not None:
@@ -728,21 +655,21 @@ class _Bisection:
         verdict = replace(verdict, summary=(*verdict.summary, *other_precision))
         if self.quantised:
             verdict = self._with_costs_of_bits(verdict, rows, runs, plain)
-        if verdict.origins:
+        if verdict.origins and self.options.explain:
             with self.step("drill", "looking inside the stages that make error"):
                 # A graph in another precision throughout needs no cause for each stage; one cast pair is a cause.
                 explain = not self.quantised and (not other_precision or len(verdict.origins) <= FEW_ORIGINS)
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts, explain=explain)
                 # No single stage mends a quantised graph: each of them is off.
                 verdict = verdict if self.quantised else self._hand_over(verdict, reference, matches)
-        if verdict.status == "diverges":
+        if verdict.status == "diverges" and self.options.explain:
             with self.step("weights", "comparing the graph's weights with the model's"):
                 weights = check_weights(self.case.module, self.program, rows, self.case.place)
                 if self.weights_beside is not None and self.weights_beside.compared > weights.compared:
                     weights = self.weights_beside
                 verdict = with_weights(verdict, weights)
             with self.step("repeat", "running PyTorch once more, to see whether it repeats itself"):
-                chance_text = self._chance(trace, rows)
+                chance_text = self._chance(reference, rows)
             if chance_text is None:
                 ruled_out = (*verdict.ruled_out, no_chance())
                 verdict = replace(verdict, summary=(*verdict.summary, *self.exchanged), ruled_out=ruled_out)
@@ -757,10 +684,10 @@ class _Bisection:
                     replace(run, status="failed", skipped_reason=reason) if run.status == "diverges" else run
                     for run in runs
                 )
-        elif any(run.status == "failed" for run in runs):
+        elif self.options.explain and any(run.status == "failed" for run in runs):
             verdict = self._with_passes(verdict, rows, runs)
         # Only now: what a model keeps from run to run must not look like chance.
-        if verdict.status == "diverges" and not self.quantised:
+        if verdict.status == "diverges" and self.options.explain and not self.quantised:
             verdict = self._explain_whole(verdict, rows, trace, matches, plain)
         verdict = replace(verdict, diagnoses=(*verdict.diagnoses, *placement(self.misplaced)))
         # Of a pair of a matrix the whole matrix says more.
@@ -769,7 +696,7 @@ class _Bisection:
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,
-            tolerance=self.options.tolerance,
+            tolerance=with_table(self.options.tolerance, table),
             alignment=alignment,
             configs=runs,
             stages=tuple(rows),
@@ -796,31 +723,14 @@ class _Bisection:
         """What quantisation costs in one stage."""
         known = quantisation_of(self.graph) if self.quantisation is None else self.quantisation
         self.quantisation = known
-        given = known.back.get(names[value].onnx)
-        pair = known.pairs.get(given) if given is not None else None
-        constants = (
-            {name: self.program.constant(name) for name in (pair.scale, pair.zero_point, *pair.back) if name}
-            if pair is not None
-            else {}
-        )
-        scales = scales_of(pair, constants) if pair is not None else None
-        return quantised_stage(expected, forced, self.torch_signatures[value].total, scales)
+        total = self.torch_signatures[value].total
+        return quality_of(known, names[value].onnx, self.program.constant, expected, forced, total)
 
     def _with_costs_of_bits(
         self, verdict: Verdict, rows: Sequence[StageRow], runs: Sequence[ConfigRun], config: str | None
     ) -> Verdict:
         """The verdict with what costs most, and origins with why."""
-        known = quantisation_of(self.graph)
-        by_ref = {row.ref: row for row in rows if row.role != "group"}
-
-        def told(origin: Origin) -> Origin:
-            row = by_ref.get(origin.ref)
-            result = row.results.get(origin.config) if row is not None else None
-            pair = known.pairs.get(known.back.get(origin.onnx_value, ""))
-            return explained(origin, result.quantised if result is not None else None, pair)
-
-        found = costs(rows, config) if config is not None else ()
-        verdict = replace(verdict, costs=found, origins=tuple(map(told, verdict.origins)))
+        verdict = with_stage_costs(verdict, rows, quantisation_of(self.graph), config)
         lines = summary_lines(verdict, self.graph, self.options.tolerance, runs)
         return replace(verdict, summary=(*verdict.summary, *lines))
 
@@ -836,7 +746,7 @@ class _Bisection:
         except InconclusiveError as error:
             if pair is self.base:
                 # Exporters trace without computing: what PyTorch would refuse may get as far as here.
-                _check_forward(self.case)
+                check_forward(self.case)
                 raise
             # The others still have an answer to give.
             self.failed[pair.name] = error.message
@@ -863,7 +773,7 @@ class _Bisection:
     def _spend(self, config: str, began: float) -> None:
         self.seconds[config] = self.seconds.get(config, 0.0) + time.perf_counter() - began
 
-    def _capture(self, config: NumericConfig, *, tape: bool = False, abreast: bool = False) -> _Reference:
+    def _capture(self, config: NumericConfig, *, tape: bool = False, abreast: bool = False) -> Reference:
         """PyTorch's run under a configuration: structure, signatures, the tensors themselves, and what made them.
 
         ``abreast``: with the graph's own run, so that tensors that were compared need not stay.
@@ -891,7 +801,7 @@ class _Bisection:
             store.close()
             raise
         return_free_memory()
-        return _Reference(config, run.trace, run.recorder.trace, store, signatures, outputs, effective)
+        return Reference(config, run.trace, run.recorder.trace, store, signatures, outputs, effective)
 
     # -- both sides abreast -------------------------------------------------------------------------------------------
 
@@ -934,7 +844,7 @@ class _Bisection:
         self.chained.update(both.arrays)
         self.seconds[self.base.name] = self.seconds.get(self.base.name, 0.0) + both.seconds
 
-    def _is_at_hand(self, reference: _Reference, match: Match) -> bool:
+    def _is_at_hand(self, reference: Reference, match: Match) -> bool:
         """Whether a pair was compared, or can still be."""
         return not reference.activations.is_gone(match.value) or self._early(match) is not None
 
@@ -969,7 +879,7 @@ class _Bisection:
     ) -> tuple[TorchRun, dict[str, Any], list[tuple[OutputKey, Array]]]:
         """Runs the model; what was in effect, and the outputs."""
         # A model may write into its inputs; every run gets its own.
-        args, kwargs = _copies(self.case.args), _copies(self.case.kwargs)
+        args, kwargs = copies_of(self.case.args), copies_of(self.case.kwargs)
         module = self.case.module
         if self._is_plain(config):
             every_op, place = self.options.level == "op", self.case.place
@@ -1072,7 +982,7 @@ class _Bisection:
 
     # -- aligning -----------------------------------------------------------------------------------------------------
 
-    def _align(self, reference: _Reference) -> dict[int, Match]:
+    def _align(self, reference: Reference) -> dict[int, Match]:
         trace = reference.trace
         self.torch_signatures = reference.signatures
 
@@ -1095,30 +1005,29 @@ class _Bisection:
         def with_bodies(matches: Mapping[int, Match]) -> dict[int, Match]:
             return match_bodies(matches, self.program.bodies(), reference.tape.bodies, staged)
 
-        chained = self.onnx_signatures
-        matches = match_values(trace, self.graph, self.torch_signatures, chained, {}, permuted)
+        sides = Sides(trace, self.graph, self.torch_signatures, self.onnx_signatures, permuted)
+        matches = match_values(sides)
         # Beyond the memory budget one more run of both sides is dear.
         if self.in_memory and any(AMBIGUOUS in match.evidence for match in matches.values()):
             second = self._second_draw(trace)
             if second is not None:
-                matches = match_values(trace, self.graph, self.torch_signatures, chained, {}, permuted, second=second)
+                matches = match_values(sides, Hints(second=second))
         modules: Mapping[str, str] = {}
         if self._is_nameless() and not all(match.confirmed for match in matches.values()):
             modules = modules_by_weights(self.case.module, self.program)
             sure = {value: match for value, match in matches.items() if match.confirmed}
-            matches = match_values(trace, self.graph, self.torch_signatures, chained, sure, permuted, modules=modules)
+            matches = match_values(sides, Hints(sure, modules=modules))
         matches = with_bodies(matches)
 
         first = matches
-        matches = self._settled(reference, first, permuted, with_bodies, modules, {})
+        matches = self._settled(reference, sides, first, with_bodies, Hints(modules=modules))
         placed = self._placed(reference, matches)
         if placed:
             # What was fed at a wrong place has told nothing.
             known = {value: match for value, match in {**first, **placed}.items() if match.confirmed}
-            matches = match_values(
-                trace, self.graph, self.torch_signatures, chained, known, permuted, modules=modules, placed=placed
-            )
-            matches = self._settled(reference, with_bodies(matches), permuted, with_bodies, modules, placed)
+            hints = Hints(known, modules=modules, placed=placed)
+            matches = with_bodies(match_values(sides, hints))
+            matches = self._settled(reference, sides, matches, with_bodies, hints)
             told = sum(STRUCTURE in match.evidence for match in matches.values())
             self.notes.append(
                 f"{told} stage{'' if told == 1 else 's'} found by structure: the model was exported once more "
@@ -1133,12 +1042,11 @@ class _Bisection:
 
     def _settled(
         self,
-        reference: _Reference,
+        reference: Reference,
+        sides: Sides,
         matches: dict[int, Match],
-        permuted: Permuted,
         with_bodies: Callable[[Mapping[int, Match]], dict[int, Match]],
-        modules: Mapping[str, str],
-        placed: Mapping[int, Match],
+        hints: Hints,
     ) -> dict[int, Match]:
         """The pairs after runs in which each stage works on PyTorch's values, until no pair changes."""
         fed: Mapping[int, Match] = {}
@@ -1150,25 +1058,14 @@ class _Bisection:
             signatures = self._probe_forced(reference, fed)
             confirmed = {value: match for value, match in matches.items() if match.confirmed}
             # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
-            merged = {**self.onnx_signatures, **signatures}
-            again = match_values(
-                reference.trace,
-                self.graph,
-                self.torch_signatures,
-                merged,
-                confirmed,
-                permuted,
-                fed=fed,
-                chained=self.onnx_signatures,
-                modules=modules,
-                placed=placed,
-            )
-            again = with_bodies(again)
+            merged = {**sides.onnx, **signatures}
+            now = replace(hints, known=confirmed, fed=fed, chained=sides.onnx)
+            again = with_bodies(match_values(replace(sides, onnx=merged), now))
             same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
             matches = again
         return matches
 
-    def _placed(self, reference: _Reference, matches: Mapping[int, Match]) -> dict[int, Match]:
+    def _placed(self, reference: Reference, matches: Mapping[int, Match]) -> dict[int, Match]:
         """Pairs by structure, from an export that is made for it, where values and names leave a file's stages open."""
         nameless = self._is_nameless()
         nodes_between = self.program.nodes_between
@@ -1183,7 +1080,7 @@ class _Bisection:
             tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder,
             self.step("structure", "exporting the model once more, to find stages by structure"),
         ):
-            copies = _copies(self.case.args), _copies(self.case.kwargs)
+            copies = copies_of(self.case.args), copies_of(self.case.kwargs)
             fresh = most_alike(self.case.module, *copies, self.program, Path(folder))
             if fresh is None:
                 self.notes.append("stages could not be told by structure: no fresh export is like the ONNX file")
@@ -1244,7 +1141,7 @@ class _Bisection:
         """Runs the graph unoptimised with everything exposed, segment by segment; ``kept``: where the arrays stay."""
         segments = self.program.segments(budget)
         exposed = {name for segment in segments for name in segment.makes}
-        run = SegmentedRun(self.program, self.base.actual, segments, exposed, None, feeds, buffers=self.buffers)
+        run = SegmentedRun(self.program, self.base.actual, segments, exposed, None, feeds, Reuse(buffers=self.buffers))
         while not run.done:
             chained, _ = run.step(lambda name, kind: feeds[name])
             for name, array in chained.items():
@@ -1261,7 +1158,7 @@ class _Bisection:
         """Signatures of both sides on a made-up input; ``None`` if one side cannot run on it."""
         args, kwargs = random_like(self.case.args, self.case.kwargs)
         every_op = self.options.level == "op"
-        expected = torch_signatures(self.case.module, _copies(args), _copies(kwargs), trace, every_op=every_op)
+        expected = torch_signatures(self.case.module, copies_of(args), copies_of(kwargs), trace, every_op=every_op)
         if expected is None:
             return None
         found: dict[str, Signature] = {}
@@ -1277,7 +1174,7 @@ class _Bisection:
             return None
         return expected, found
 
-    def _probe_forced(self, reference: _Reference, matches: Mapping[int, Match]) -> dict[str, Signature]:
+    def _probe_forced(self, reference: Reference, matches: Mapping[int, Match]) -> dict[str, Signature]:
         """Signatures again, with PyTorch's values fed in at every pair: each value from its true inputs."""
         pairs = {match.onnx: value for value, match in matches.items()}
         found: dict[str, Signature] = {}
@@ -1302,10 +1199,10 @@ class _Bisection:
         forced: Set[str] | None,
         computed: Mapping[str, Array | None] | None,
     ) -> SegmentedRun:
-        feeds, types = self.feeds, self.types
-        return SegmentedRun(self.program, pair.actual, segments, exposed, forced, feeds, computed, types, self.buffers)
+        reuse = Reuse(computed, self.types, self.buffers)
+        return SegmentedRun(self.program, pair.actual, segments, exposed, forced, self.feeds, reuse)
 
-    def _drive(self, lanes: Sequence[Lane], reference: _Reference, on_pair: OnPair) -> None:
+    def _drive(self, lanes: Sequence[Lane], reference: Reference, on_pair: OnPair) -> None:
         run_lanes(lanes, reference.activations, on_pair, lambda: None if self.in_memory else return_free_memory())
 
     # -- comparing ----------------------------------------------------------------------------------------------------
@@ -1326,7 +1223,7 @@ class _Bisection:
         self,
         expected: NumericConfig,
         pairs: Sequence[ConfigPair],
-        reference: _Reference,
+        reference: Reference,
         matches: Mapping[int, Match],
         selection: Selection,
         cuts: Mapping[str, Cut],
@@ -1349,9 +1246,9 @@ class _Bisection:
 
     def _compare(
         self,
-        run: _Reference,
+        run: Reference,
         configs: Sequence[ConfigPair],
-        reference: _Reference,
+        reference: Reference,
         matches: Mapping[int, Match],
         selection: Selection,
         cuts: Mapping[str, Cut],
@@ -1361,11 +1258,11 @@ class _Bisection:
         wanted |= ancestors([*selection.judged, *selection.groups], trace, matches.keys())
         wanted |= {value for _, value in trace.outputs if value in matches}
         # The measurements are kept under the values of the run that was aligned.
-        there = _same_stages(trace, run.trace) if run is not reference else {value: value for value in matches}
+        there = same_stages(trace, run.trace) if run is not reference else {value: value for value in matches}
         here = {value: known for known, value in there.items()}
         if run is not reference:
             # Another kernel of attention runs other operations: what this run does not have can't be handed over.
-            cuts = {layer: _within(cut, there, matches) for layer, cut in cuts.items()}
+            cuts = {layer: within(cut, there, matches) for layer, cut in cuts.items()}
         pairs = {matches[value].onnx: there[value] for value in wanted if value in there}
         orders = _permutations(matches.values())
         lanes: list[tuple[ConfigPair, Lane]] = []
@@ -1431,17 +1328,12 @@ class _Bisection:
         known: Set[int],
         expected: Array,
         forced: Array,
-        run: _Reference,
+        run: Reference,
         there: Mapping[int, int],
     ) -> Noise:
         """How far both sides of a stage lie from float64, if its local error does not settle it."""
         reference = self.reference
         assert reference is not None
-        local = self.ledger.locals[lane, value]
-        held = self.half if value in self.held else None
-        own = reference.tape.values[value].dtype
-        dtype = held if held is not None and epsilon(own) else own
-        clean = not local.problem and not local.nonfinite_mismatch
 
         def fetch(wanted: int) -> torch.Tensor:
             # What a run starts with is the same in every run, and held by the taped one.
@@ -1449,33 +1341,12 @@ class _Bisection:
             given = None if starts else there.get(wanted)
             return run.activations.tensor(given) if given is not None else reference.activations.tensor(wanted)
 
-        def measured(where: Array | None) -> Noise:
-            began = time.perf_counter()
-            budget, same_run = self.options.memory_budget, run is reference
-            tape = reference.tape
-            noise = stage_noise(
-                tape,
-                value,
-                known,
-                fetch,
-                expected,
-                forced,
-                budget=budget,
-                same_run=same_run,
-                where=where,
-                held=held,
-            )
-            self.floor_seconds += time.perf_counter() - began
-            return noise
-
-        settled = clean and (local.differing == 0 or is_settled(local.rel_l2, dtype))
-        noise = replace(SETTLED, dtype=held) if settled else measured(None)
-        if local.differing and clean and not (noise.ratio is not None and noise.ratio > BEYOND):
-            for where in hidden_groups(expected, forced, self.torch_signatures[value].total):
-                if not is_settled(relative_difference(expected[where], forced[where]), dtype):
-                    hidden = measured(where)
-                    if hidden.ratio is not None and hidden.ratio > BEYOND:
-                        return hidden
+        taped = TapedRun(reference.tape, fetch, self.options.memory_budget, same_run=run is reference)
+        local, total = self.ledger.locals[lane, value], self.torch_signatures[value].total
+        held = self.half if value in self.held else None
+        began = time.perf_counter()
+        noise = noise_of(taped, value, known, expected, forced, local, total, held)
+        self.floor_seconds += time.perf_counter() - began
         return noise
 
     def _with_nodes(self, row: StageRow) -> StageRow:
@@ -1489,6 +1360,8 @@ class _Bisection:
             if pair.name in self.forced or baseline is not None:
                 rows = judge_by_noise(rows, pair.name, self.options.tolerance, baseline)
             rows = judge_quantised(rows, pair.name, self.options.tolerance, outputs)
+            if self.options.table is not None:
+                rows = judge_rows(rows, pair.name, self.options.table, baseline)
         return rows
 
     def _lacks_baseline(self) -> bool:
@@ -1513,7 +1386,7 @@ class _Bisection:
                     return other.name
         return None
 
-    def _fails_untouched(self, pair: ConfigPair, reference: _Reference) -> bool:
+    def _fails_untouched(self, pair: ConfigPair, reference: Reference) -> bool:
         untouched = self.untouched.get(pair.name)
         if untouched is None:
             return True
@@ -1550,7 +1423,7 @@ class _Bisection:
         self,
         verdict: Verdict,
         rows: Sequence[StageRow],
-        reference: _Reference,
+        reference: Reference,
         matches: Mapping[int, Match],
         selection: Selection,
         cuts: Mapping[str, Cut],
@@ -1679,7 +1552,7 @@ class _Bisection:
         keep(name, files)
         return replace(origin, replay=name)
 
-    def _hand_over(self, verdict: Verdict, reference: _Reference, matches: Mapping[int, Match]) -> Verdict:
+    def _hand_over(self, verdict: Verdict, reference: Reference, matches: Mapping[int, Match]) -> Verdict:
         """Looks for the first stage at which handing PyTorch's values over mends the outputs, on the plain configuration."""
         pair = self.base
         finals = {matches[value].onnx: value for _, value in reference.trace.outputs if value in matches}
@@ -1704,7 +1577,7 @@ class _Bisection:
                         order = matches[finals[name]].permutation
                         shape = None if array is None else array.shape
                         worst = max(
-                            worst, _error(expected if order is None else in_order(expected, order, shape), array)
+                            worst, output_error(expected if order is None else in_order(expected, order, shape), array)
                         )
 
             lane = Lane("hand-over", run, names, _permutations(matches.values()), on_values)
@@ -1817,16 +1690,31 @@ class _Bisection:
     def _judge_outputs(
         self, pair: ConfigPair, outputs: tuple[OutputResult, ...], rows: Sequence[StageRow]
     ) -> tuple[OutputResult, ...]:
-        """Without the user's tolerance an output that rounding explains passes."""
+        """Without the user's tolerance an output that rounding explains passes; calibrated limits decide over both."""
         baseline = pair.name if pair.name in self.forced else self._baseline(pair)
-        if self.options.tolerance.source != "default" or baseline is None:
-            return outputs
-        return tuple(
-            replace(out, judgement="pass")
-            if out.judgement == "fail" and is_explained(out.total, rows, out.onnx_value, baseline)
-            else out
-            for out in outputs
-        )
+        if self.options.tolerance.source == "default" and baseline is not None:
+            outputs = tuple(
+                replace(out, judgement="pass")
+                if out.judgement == "fail" and is_explained(out.total, rows, out.onnx_value, baseline)
+                else out
+                for out in outputs
+            )
+        table = self.options.table
+        return outputs if table is None else judge_outputs(outputs, rows, pair.name, table, baseline)
+
+    def _hand_out_outputs(self) -> None:
+        """Gives both sides' final outputs to whoever wants them."""
+        keep = self.options.keep_outputs
+        for pair in self.configs if keep is not None else ():
+            untouched, expected = self.untouched.get(pair.name), self.torch_outputs.get(pair.name)
+            if keep is None or untouched is None or expected is None:
+                continue
+            actual: dict[str, Array] = {}
+            for (key, _), name in zip(expected, self.bound_outputs, strict=True):
+                array = untouched.outputs.get(name) if name is not None else None
+                if array is not None:
+                    actual[str(key)] = array
+            keep(pair.name, {str(key): array for key, array in expected}, actual)
 
     def _output_results(
         self, untouched: _Untouched, expected: Sequence[tuple[OutputKey, Array]]
@@ -1844,63 +1732,21 @@ class _Bisection:
                     self.notes.append(note)
         return tuple(results)
 
-    def _chance(self, trace: TorchTrace, rows: Sequence[StageRow]) -> str | None:
+    def _chance(self, reference: Reference, rows: Sequence[StageRow]) -> str | None:
         """Where a model differs from itself when run twice; ``None`` if it does not in what failed or is put out."""
-        stages = first_stage_by_value(trace)
-        stages_of = {stage.ref: stage.value for stage in trace.stages}
-        differing: list[int] = []
-        limit = VALUE_LIMIT / 10
 
-        def on_value(value: Value, tensor: torch.Tensor) -> None:
-            known = self.torch_signatures.get(value.id)
-            array = to_numpy(tensor)
-            again = signature_of(array, kind_of(array.dtype))
-            # Another order of sums from run to run is noise; random numbers are far beyond it.
-            if known is None or distance(known, again) > limit:
-                differing.append(value.id)
+        def again(on_value: OnValue) -> tuple[Trace, Outputs]:
+            run, _, outputs = self._run_torch(self.base.expected, on_value)
+            return run.recorder.trace, outputs
 
-        run, _, outputs = self._run_torch(self.base.expected, on_value)
-        if self.reference is not None and not _same_operations(run.recorder.trace, self.reference.tape):
-            # Values have other numbers then; outputs keep their places.
-            pairs = zip(self.reference.outputs, outputs, strict=False)
-            apart = any(_error(one[1], other[1]) > limit for one, other in pairs)
-            return "the model's output differs from one run to the next" if apart else None
-        reaching = upstream(trace, rows)
-        # What failed must differ itself: memory that is written later, or never read, may hold anything before.
-        failing = {stages_of[row.ref] for row in rows if row.role != "group" and row.ref in stages_of and _fails(row)}
-        failing |= {value for _, value in trace.outputs}
-        if not failing & set(differing):
-            return None
-        differing = [value for value in differing if value in reaching]
-        if not differing:
-            return None
-        where = next((stages[value].ref for value in differing if value in stages), "the model")
-        return f"{where} differs from one run to the next (random numbers in forward?)"
-
-
-@dataclass(eq=False, slots=True)
-class _Reference:
-    """One run of the PyTorch side."""
-
-    config: NumericConfig
-    trace: TorchTrace
-    tape: Trace
-    activations: ActivationStore
-    signatures: Mapping[int, Signature]
-    outputs: list[tuple[OutputKey, Array]]
-    effective: dict[str, Any]
-
-    def stages_in_bodies(self) -> set[StageRef]:
-        """Stages whose value was made in a body, of ``torch.cond`` for one."""
-        made = {value for op in self.tape.ops if op.body is not None for value in op.outputs}
-        return {stage.ref for stage in self.trace.stages if stage.value in made}
+        return repeats_not(reference, rows, self.torch_signatures, again)
 
 
 @dataclass(frozen=True, slots=True)
 class _Aligned:
     """PyTorch's run beside the graph; ``cuts`` say by layer where the graph has to be cut for the stages."""
 
-    reference: _Reference
+    reference: Reference
     matches: Mapping[int, Match]
     selection: Selection
     alignment: Alignment
@@ -1913,45 +1759,10 @@ class _Untouched:
     effective: Mapping[str, Any]
 
 
-def _same_operations(one: Trace, other: Trace) -> bool:
-    return [op.name for op in one.ops] == [op.name for op in other.ops]
-
-
-def _fails(row: StageRow) -> bool:
-    return any(result.judgement == "fail" for result in row.results.values())
-
-
 def _holds_nothing(metrics: ErrorMetrics) -> bool:
     """Whether both sides hold the same NaN and infinities and no number at all: that is no agreement to rely on."""
     return 0 < metrics.count == metrics.nonfinite_expected and not metrics.nonfinite_mismatch and not metrics.problem
 
 
-def _same_stages(trace: TorchTrace, other: TorchTrace) -> dict[int, int]:
-    """Values of one run and those of another run of the same model, by the stages that have them."""
-    there = {stage.ref: stage.value for stage in other.stages}
-    found = {stage.value: there[stage.ref] for stage in trace.stages if stage.ref in there}
-    inputs = dict(other.inputs)
-    found.update({value: inputs[key] for key, value in trace.inputs if key in inputs})
-    return found
-
-
-def _within(cut: Cut, there: Mapping[int, int], matches: Mapping[int, Match]) -> Cut:
-    """A cut without the values that another run does not have."""
-    values = cut.values & there.keys()
-    return Cut(values, cut.known & there.keys(), frozenset(matches[value].onnx for value in values))
-
-
-def _error(expected: Array, actual: Array | None) -> float:
-    """Relative L2; infinite where the two can't be compared."""
-    if actual is None or actual.size != expected.size:
-        return math.inf
-    error = relative_difference(expected, actual.reshape(expected.shape).astype(expected.dtype, copy=False))
-    return math.inf if math.isnan(error) else error
-
-
 def _permutations(matches: Iterable[Match]) -> dict[str, tuple[int, ...]]:
     return {match.onnx: match.permutation for match in matches if match.permutation is not None}
-
-
-def _copies(value: Any) -> Any:
-    return map_tensors(value, torch.Tensor.clone)

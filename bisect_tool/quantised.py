@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -371,6 +371,44 @@ def explained(origin: Origin, quality: QuantisedStage | None, pair: QuantisedVal
             nodes = tuple(name for name in nodes if name not in pair.nodes) or nodes
             lines.append("the rest is made before: by the stage's weights, or by how its inputs are quantised")
     return replace(origin, onnx_nodes=nodes, evidence=(*origin.evidence, *lines))
+
+
+def quality_of(
+    known: Quantisation,
+    name: str,
+    constant: Callable[[str], Array | None],
+    expected: Array,
+    forced: Array,
+    norm: float,
+) -> QuantisedStage:
+    """What quantisation costs in the stage whose value is ``name`` in the graph.
+
+    Args:
+        known: of the graph.
+        name: the stage's value.
+        constant: a constant of the graph by its name; ``None``: it is none.
+        expected, forced, norm: as for :func:`quantised_stage`.
+    """
+    given = known.back.get(name)
+    pair = known.pairs.get(given) if given is not None else None
+    if pair is None:
+        return quantised_stage(expected, forced, norm, None)
+    constants = {part: constant(part) for part in (pair.scale, pair.zero_point, *pair.back) if part}
+    return quantised_stage(expected, forced, norm, scales_of(pair, constants))
+
+
+def with_stage_costs(verdict: Verdict, rows: Sequence[StageRow], known: Quantisation, config: str | None) -> Verdict:
+    """The verdict with the stages that cost most under a configuration, and origins with why they do."""
+    by_ref = {row.ref: row for row in rows if row.role != "group"}
+
+    def told(origin: Origin) -> Origin:
+        row = by_ref.get(origin.ref)
+        result = row.results.get(origin.config) if row is not None else None
+        pair = known.pairs.get(known.back.get(origin.onnx_value, ""))
+        return explained(origin, result.quantised if result is not None else None, pair)
+
+    found = costs(rows, config) if config is not None else ()
+    return replace(verdict, costs=found, origins=tuple(map(told, verdict.origins)))
 
 
 def _db(value: float) -> str:

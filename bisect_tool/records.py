@@ -161,19 +161,22 @@ class Tolerance:
     """What is allowed, and where it comes from. Exactly one of the three forms is filled in.
 
     Attributes:
-        source: ``default`` | ``user`` | ``quantised`` (the defaults for a quantised graph).
+        source: ``default`` | ``user`` | ``quantised`` (the defaults for a quantised graph) | ``calibrated``: stages that
+            the table has are judged by its limits, the others as by default.
         rel_l2: limits by dtype kind (``float32``, ``float16`` …) for the default judgement.
         max_abs: limit on ``max_abs`` alone.
         atol, rtol: as in ``allclose``: ``|actual - expected| <= atol + rtol * |expected|`` for every element.
         min_sqnr: least SQNR in dB, which ``rel_l2`` says in its own unit; it holds for integers too.
+        table: what the calibrated limits rest on; ``None`` without them.
     """
 
-    source: Literal["default", "user", "quantised"]
+    source: Literal["default", "user", "quantised", "calibrated"]
     rel_l2: Mapping[str, float] | None = None
     max_abs: float | None = None
     atol: float | None = None
     rtol: float | None = None
     min_sqnr: float | None = None
+    table: TableSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +388,7 @@ class Comparison:
             ``None`` if there are none. Where it was made was not measured.
         spread: of the total error, where that is over tolerance; ``None`` elsewhere, and for very large tensors.
         quantised: what quantisation costs; ``None`` for float graphs, and without a forced run.
+        limit: the calibrated limit that decides, where the table has the stage; else ``None``.
     """
 
     total: ErrorMetrics
@@ -400,6 +404,7 @@ class Comparison:
     outside_error: float | None = None
     spread: Spread | None = None
     quantised: QuantisedStage | None = None
+    limit: LimitUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -727,12 +732,19 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class OutputResult:
-    """One final output of the untouched graph under one configuration pair."""
+    """One final output of the untouched graph under one configuration pair.
+
+    Attributes:
+        limit: the calibrated limit that decides, where the table has the stage that makes the output; else ``None``.
+        agreement: how far both sides choose the same classes; ``None`` where nobody asked, or it has no classes.
+    """
 
     output: OutputKey
     onnx_value: str
     total: ErrorMetrics
     judgement: Judgement
+    limit: LimitUse | None = None
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -918,6 +930,99 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class TableSource:
+    """What calibrated limits rest on, from the table's own ``[calibration]``.
+
+    Attributes:
+        file: path of the table.
+        created: date and time, UTC. tool: version that made it.
+        false_alarm: probability that a sample of a correct graph is over any limit.
+        samples, runs: known-good ones.
+        tail: ``measured`` | ``extrapolated`` | ``too few``: how firmly the limits are known.
+        hardware: kind of machine whose own limits were taken; ``None``: the pooled ones.
+        stages: how many stages have limits.
+        variations: which known-good runs were made.
+    """
+
+    file: str
+    created: str
+    tool: str
+    false_alarm: float
+    samples: int
+    runs: int
+    tail: str
+    hardware: str | None
+    stages: int
+    variations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LimitUse:
+    """Of the calibrated limits of a stage the one that its errors come nearest to, or are furthest over.
+
+    ``metric``: a field of :class:`ErrorMetrics` of the total error, with ``local_`` before it of the local one.
+    """
+
+    metric: str
+    value: float
+    limit: float
+
+    @property
+    def ratio(self) -> float:
+        """The value in units of its limit; over 1 fails."""
+        if self.limit == 0:
+            return 0.0 if self.value == 0 else float("inf")
+        # NaN is no number that could be under a limit.
+        return float("inf") if self.value != self.value else self.value / self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far both sides of a final output choose the same classes.
+
+    Attributes:
+        axis: of the classes; ``None``: the output holds whole numbers, the classes themselves.
+        classes: how many; 0 for whole numbers.
+        positions: choices that were compared: elements of the output over ``classes``.
+        argmax: share of them where both sides choose the same class.
+        k: classes in ``top_k``. top_k: mean share of the ``k`` best classes that both sides have in common; ``None``
+            where there are no more than ``k`` classes.
+        widest_lead: how far, in the output's unit, the class that PyTorch chooses lies before the one that ONNX Runtime
+            chooses, in PyTorch's own numbers; the largest of all positions, 0 where all choices are the same.
+    """
+
+    axis: int | None
+    classes: int
+    positions: int
+    argmax: float
+    k: int
+    top_k: float | None
+    widest_lead: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class UserMetric:
+    """One number about the final outputs that was asked for.
+
+    Attributes:
+        name: as the function calls it, or ``argmax`` and ``top_k``.
+        source: ``module:function``, or ``agreement``.
+        config: name of the configuration pair.
+        value: what came out.
+        limit: ``None``: it is only told. least: the limit is the least that passes, not the most.
+        judgement: ``not compared``: without a limit, or without an output on one side.
+    """
+
+    name: str
+    source: str
+    config: str
+    value: float
+    limit: float | None
+    least: bool
+    judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything one command found; every reporter prints this and nothing else.
 
@@ -931,6 +1036,7 @@ class Report:
         glue: what PyTorch computes between the parts.
         preflight: what the files told before anything ran.
         chain: of two recordings, link by link in causal order; () for every other report.
+        user_metrics: what `verify` was asked to judge outputs by beside their errors; () elsewhere.
     """
 
     case: Mapping[str, Any]
@@ -947,4 +1053,5 @@ class Report:
     glue: tuple[GlueStage, ...] = ()
     preflight: tuple[Finding, ...] = ()
     chain: tuple[Link, ...] = ()
+    user_metrics: tuple[UserMetric, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bisect_tool.backends.case import LoadedCase, export_case, keep_file
 from bisect_tool.backends.environment_facts import snapshot
 from bisect_tool.backends.exporting import ExportSettings
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
@@ -19,7 +20,7 @@ from bisect_tool.backends.structures import bytes_of_weights, form_of
 from bisect_tool.baked import diagnose
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.many import report_on_all, sample_name, sample_result, worst_sample
-from bisect_tool.pipeline import LoadedCase, Step, export_case, keep_file
+from bisect_tool.pipeline import Step
 from bisect_tool.records import Alignment, Diagnosis, Operation, Report, SampleResult, Tolerance, Verdict
 
 _WEIGHTS_OF_KEPT_SESSIONS = 256 << 20

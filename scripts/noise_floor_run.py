@@ -333,32 +333,30 @@ def _line(error: BaseException) -> str:
 @contextlib.contextmanager
 def every_stage(blank: Callable[..., Stage]) -> Iterator[list[Stage]]:
     """The stages that the tool measures meanwhile: all but those with the same bits on both sides."""
-    from bisect_tool import pipeline
+    from bisect_tool.backends import floors
     from bisect_tool.backends.floors import strict_products
     from bisect_tool.backends.replay import EXACT, STRICT, CannotReplayError, replay_values, rounded, slice_of
     from bisect_tool.noise import BEYOND, DRAWS, EPSILONS, epsilon
     from bisect_tool.records import Noise
 
     found: list[Stage] = []
-    settled, original = pipeline.is_settled, pipeline.stage_noise
+    settled, original = floors.is_settled, floors.stage_noise
 
     def stage_noise(
-        trace: Any,
+        taped: Any,
         value: int,
         known: Any,
-        fetch: Any,
         expected: Any,
         actual: Any,
         *,
-        budget: int,
-        same_run: bool,
-        where: Any,
+        where: Any = None,
         held: Any = None,
     ) -> Any:
-        again = functools.partial(original, trace, value, known, fetch, expected, actual, where=where, held=held)
+        again = functools.partial(original, taped, value, known, expected, actual, where=where, held=held)
+        trace = taped.trace
         if held is not None:
             # Graphs in half precision have a floor of their own, which is not what is measured here.
-            return again(budget=budget, same_run=same_run)
+            return again()
 
         def picked(array: Any) -> Any:
             return array if where is None else array[where]
@@ -371,7 +369,7 @@ def every_stage(blank: Callable[..., Stage]) -> Iterator[list[Stage]]:
             local = _relative(expected, actual)
 
             def run(arithmetic: Any) -> Any:
-                return picked(replay_values(trace, {value}, ops, fetch, arithmetic)[value])
+                return picked(replay_values(trace, {value}, ops, taped.fetch, arithmetic)[value])
 
             with strict_products():
                 reference, strict = run(EXACT), run(STRICT)
@@ -384,7 +382,7 @@ def every_stage(blank: Callable[..., Stage]) -> Iterator[list[Stage]]:
             floor = max(sides[2], EPSILONS * unit * norm, *draws[:DRAWS])
             noise = Noise(floor / norm if norm else floor, *(_ratio(side, floor) for side in sides[:2]))
             if noise.ratio is not None and noise.ratio > BEYOND:
-                noise = again(budget=budget, same_run=same_run)
+                noise = again()
                 if noise.unknown:
                     raise CannotReplayError(noise.unknown)
             found.append(start(False, norm, local, *sides, tuple(draws)))
@@ -393,12 +391,12 @@ def every_stage(blank: Callable[..., Stage]) -> Iterator[list[Stage]]:
             noise = Noise(unknown=str(error))
         return noise
 
-    pipeline.stage_noise = stage_noise  # type: ignore[assignment]
-    pipeline.is_settled = lambda *given: False  # type: ignore[assignment]
+    floors.stage_noise = stage_noise  # type: ignore[assignment]
+    floors.is_settled = lambda *given: False  # type: ignore[assignment]
     try:
         yield found
     finally:
-        pipeline.stage_noise, pipeline.is_settled = original, settled
+        floors.stage_noise, floors.is_settled = original, settled
 
 
 def _wide(array: Any) -> Any:

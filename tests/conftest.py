@@ -10,6 +10,8 @@ os.environ["NO_COLOR"] = "1"
 import pytest
 import torch
 
+pytest_plugins = ["pytester"]
+
 
 @pytest.fixture(autouse=True)
 def pinned(monkeypatch: pytest.MonkeyPatch) -> None:

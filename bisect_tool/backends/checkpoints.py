@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bisect_tool import recorder
 from bisect_tool.backends.files import (
     kind_of_file,
     nearest,
@@ -22,19 +23,10 @@ from bisect_tool.backends.files import (
 )
 from bisect_tool.errors import BisectError
 
-WRAPPER_KEYS = (
-    "state_dict",
-    "model",
-    "model_state_dict",
-    "net",
-    "network",
-    "module",
-    "ema",
-    "params",
-    "weights",
-    "generator",
-)
-PREFIXES = ("module.", "model.", "_orig_mod.")
+WRAPPER_KEYS = recorder._WRAPPERS
+PREFIXES = recorder._PREFIXES
+"""As the recorder has them, which is carried to machines without this package and so keeps its own."""
+
 _LISTED = 5
 _MAX_PREFIX_STEPS = 4
 

@@ -13,7 +13,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bisect_tool import environment
+from bisect_tool.environment import binary_versions
+from bisect_tool.environment import snapshot as plain_snapshot
 from bisect_tool.variables import safe_text
 
 _MATMUL = "torch.backends.cuda.matmul"
@@ -81,10 +82,10 @@ def snapshot(binaries: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         BisectError: one of these programs is not there.
     """
-    asked = environment.binary_versions(binaries)
+    asked = binary_versions(binaries)
     # Before the libraries are listed that are in the process.
     libraries = {"torch": torch_facts(), "onnxruntime": onnxruntime_facts()}
-    return {**environment.snapshot(), **libraries, "binaries": asked}
+    return {**plain_snapshot(), **libraries, "binaries": asked}
 
 
 def torch_facts() -> dict[str, Any]:

@@ -16,9 +16,9 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,14 +84,59 @@ def run_isolated(
         if process.is_alive():
             process.kill()
             process.join()
-    if kind == "result":
-        result: T = payload
-        return result
-    if kind == "error":
-        raise payload
-    if kind == "traceback":
-        raise InternalError(f"in a process of its own:\n{payload}")
-    raise CrashedError(_ending(process.exitcode))
+    result: T = _unpacked(kind, payload, process.exitcode)
+    return result
+
+
+class Worker:
+    """A process of its own that stays, and does one job after the other, so that what a job loads serves the next.
+
+    Args:
+        folder: where the process keeps its temporary files.
+    """
+
+    def __init__(self, folder: Path):
+        context = _context(fresh=False)
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work_on, args=(theirs, str(folder)), daemon=True)
+        _start(context, self._process)
+        theirs.close()
+
+    def give(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Has it begin ``function(*arguments)``; both must be possible to pickle."""
+        job = pickle.dumps((function, arguments))
+        # A process that has died is found out when its answer is asked for.
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(job)
+
+    def answer(self) -> Any:
+        """The job's result; it waits for it. ``connection`` can be read when there is one.
+
+        Raises:
+            CrashedError, BisectError, InternalError: as from :func:`run_isolated`.
+        """
+        kind, payload = _receive(self.connection, self._process)
+        if kind == "crash":
+            self._process.join(timeout=10)
+        return _unpacked(kind, payload, self._process.exitcode)
+
+    def stop(self) -> None:
+        """Ends the process, whatever it does."""
+        self.connection.close()
+        self._process.terminate()
+        self._process.join(timeout=10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def answered(workers: Iterable[Worker]) -> list[Worker]:
+    """Waits until at least one of them has an answer, or has died; gives those."""
+    by_connection: dict[Any, Worker] = {}
+    for worker in workers:
+        by_connection[worker.connection] = worker
+        by_connection[worker._process.sentinel] = worker
+    return list(dict.fromkeys(by_connection[ready] for ready in wait(list(by_connection))))
 
 
 def _receive(receiver: Connection, process: Any) -> tuple[str, Any]:
@@ -99,10 +144,20 @@ def _receive(receiver: Connection, process: Any) -> tuple[str, Any]:
         try:
             if receiver.poll(0.2):
                 return receiver.recv()  # type: ignore[no-any-return]
-        except EOFError:
+        except (EOFError, OSError):  # also in the middle of an answer
             return "crash", None
         if not process.is_alive() and not receiver.poll(0):
             return "crash", None
+
+
+def _unpacked(kind: str, payload: Any, code: int | None) -> Any:
+    if kind == "result":
+        return payload
+    if kind == "error":
+        raise payload
+    if kind == "traceback":
+        raise InternalError(f"in a process of its own:\n{payload}")
+    raise CrashedError(_ending(code))
 
 
 def _ending(code: int | None) -> str:
@@ -157,23 +212,37 @@ def _context(*, fresh: bool) -> Any:
 
 
 def _work(sender: Connection, folder: str, quiet: bool, job: bytes) -> None:
+    _settle(folder, quiet)
+    sender.send(_answer(job))
+    sender.close()
+
+
+def _work_on(connection: Connection, folder: str) -> None:
+    _settle(folder, quiet=True)
+    with contextlib.suppress(EOFError, OSError):  # the parent wants no more
+        while True:
+            connection.send(_answer(connection.recv_bytes()))
+
+
+def _settle(folder: str, quiet: bool) -> None:
     # The terminal sends Ctrl-C to the whole group; the parent ends this process itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tempfile.tempdir = folder
     if quiet:
         _silence()
+
+
+def _answer(job: bytes) -> tuple[str, Any]:
     try:
         function, arguments = pickle.loads(job)
-        answer: tuple[str, Any] = ("result", function(*arguments))
+        return "result", function(*arguments)
     except BisectError as error:
         # Its cause may hold what can't be pickled.
         error.__cause__ = error.__context__ = error.__traceback__ = None
-        answer = ("error", error)
+        return "error", error
     except Exception:  # anything may come out of a library
-        answer = ("traceback", traceback.format_exc())
-    sender.send(answer)
-    sender.close()
+        return "traceback", traceback.format_exc()
 
 
 def _start_tracker() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,24 @@ class PartRuns:
         return dict(zip(graph.outputs, loaded.run(graph.outputs, feeds), strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """What other runs of a graph leave to a segmented one.
+
+    Attributes:
+        computed: chained values of an earlier run; then the chained run is not made again.
+        types: of values, from an earlier run; what is given in a forced run takes this form.
+        buffers: where big outputs go to; without, ONNX Runtime takes fresh memory for each.
+    """
+
+    computed: Mapping[str, Array | None] | None = None
+    types: Mapping[str, ValueType] = field(default_factory=dict)
+    buffers: BufferPool | None = None
+
+
+_NOTHING = Reuse()
+
+
 class SegmentedRun:
     """One configuration over consecutive segments: *chained* on its own values, and *forced* on PyTorch's.
 
@@ -382,9 +401,7 @@ class SegmentedRun:
         exposed: values that the caller wants to see.
         forced: values that the forced run reads from outside; ``None``: no forced run.
         inputs: the graph's own inputs by name.
-        computed: chained values of an earlier run; then the chained run is not made again.
-        types: of values, from an earlier run; what is given in a forced run takes this form.
-        buffers: where big outputs go to; without, ONNX Runtime takes fresh memory for each.
+        reuse: from other runs.
     """
 
     def __init__(
@@ -395,22 +412,20 @@ class SegmentedRun:
         exposed: Set[str],
         forced: Set[str] | None,
         inputs: Mapping[str, Array],
-        computed: Mapping[str, Array | None] | None = None,
-        types: Mapping[str, ValueType] | None = None,
-        buffers: BufferPool | None = None,
+        reuse: Reuse = _NOTHING,
     ):
-        self._buffers = buffers
+        self._buffers = reuse.buffers
         self._program = program
         self._config = config
         self.segments = segments
         self._exposed = exposed
         self._forced = forced
-        self._computed = computed
+        self._computed = reuse.computed
         self._chain: dict[str, Array] = dict(inputs)
         self._forced_chain: dict[str, Array] = dict(inputs)
-        self._types: dict[str, ValueType] = dict(types or {})
+        self._types: dict[str, ValueType] = dict(reuse.types)
         self._types.update((n, type_of_array(a.dtype, a.shape)) for n, a in inputs.items())
-        for name, array in (computed or {}).items():
+        for name, array in (reuse.computed or {}).items():
             if array is not None:
                 self._types[name] = type_of_array(array.dtype, array.shape)
         self._last_use = {name: s.index for s in segments for name in s.reads}

@@ -68,12 +68,17 @@ def slice_of(trace: Trace, target: int, known: Set[int]) -> list[Op]:
     Raises:
         CannotReplayError: an operation in it that was not taped.
     """
+    return slice_of_all(trace, {target}, known)
+
+
+def slice_of_all(trace: Trace, targets: Set[int], known: Set[int]) -> list[Op]:
+    """The same for several values at once."""
     found: dict[int, Op] = {}
-    stack = [target]
+    stack = list(targets)
     while stack:
         value = stack.pop()
         producer = trace.values[value].producer
-        if (value in known and value != target) or producer < 0 or producer in found:
+        if (value in known and value not in targets) or producer < 0 or producer in found:
             continue
         op = found[producer] = trace.ops[producer]
         if op.call is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,6 @@ from click.core import ParameterSource
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.run import progress
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, BisectError
-
-MANIFEST = "manifest.json"
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether it is a recording: a folder with a manifest, or one file that holds one; a damaged one too."""
-    if path.suffix.lower() == ".trace":
-        return True
-    if path.is_dir():
-        return (path / MANIFEST).is_file()
-    if not path.is_file() or path.suffix.lower() in (".npz", ".pt", ".pth"):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return MANIFEST in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return False
 
 
 @click.command(context_settings=shared.SETTINGS)
@@ -60,6 +42,8 @@ def compare(
     Data files: .csv .tsv .npy .npz .pt .safetensors .json and images. Without a tolerance they must be equal. Exit
     codes: 0 equal, 1 different, 2 bad usage or unreadable input, 3 inconclusive (recordings only).
     """
+    from bisect_tool.bundles import is_bundle
+
     paths = Path(expected), Path(actual)
     bundles = [is_bundle(path) for path in paths]
     if bundles[0] != bundles[1]:

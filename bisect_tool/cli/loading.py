@@ -87,24 +87,9 @@ def make_case(settings: Mapping[str, Any], loaded: Loaded, sample: Sample) -> Lo
     Raises:
         BisectError: the model can't be judged as it is.
     """
-    from bisect_tool.backends.models import to_eval
-    from bisect_tool.backends.preflight import preflight
-    from bisect_tool.pipeline import LoadedCase
+    from bisect_tool.cases import checked_case
 
-    to_eval(loaded.module)
-    findings = preflight(loaded.module, sample.args, sample.kwargs)
-    errors = [finding.text for finding in findings if finding.severity == "error"]
-    if errors:
-        raise BisectError("; ".join(errors))
-    warnings = tuple(finding.text for finding in findings)
-    return LoadedCase(
-        name=case_name(settings),
-        module=loaded.module,
-        args=sample.args,
-        kwargs=sample.kwargs,
-        description={**loaded.description, "sample": sample.source},
-        notes=(*loaded.notes, *sample.notes, *warnings),
-    )
+    return checked_case(loaded.module, sample, case_name(settings), loaded.description, loaded.notes)
 
 
 def load_case(settings: Mapping[str, Any], number: int) -> LoadedCase:

@@ -53,6 +53,23 @@ def exporting(command: Command) -> Command:
     )
 
 
+def judging(command: Command) -> Command:
+    """What is allowed."""
+    return _stacked(
+        command,
+        click.option(
+            "--tolerances",
+            type=click.Path(),
+            metavar="FILE",
+            help="Limits of each stage, from `bisect-tool calibrate`; instead of the other tolerances.",
+        ),
+        click.option("--max-abs", type=float, help="Tolerance: largest absolute difference."),
+        click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol."),
+        click.option("--rtol", type=float, help="Tolerance as in allclose, together with --atol."),
+        click.option("--min-sqnr", type=float, metavar="DB", help="Tolerance: least signal-to-noise ratio, in dB."),
+    )
+
+
 def selecting(command: Command) -> Command:
     """Which stages, and how many of them must be found."""
     return _stacked(

@@ -18,8 +18,8 @@ from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import Loaded, case_name, load, make_case
 from bisect_tool.cli.process import load_libraries
 from bisect_tool.cli.run import progress, settings_of
-from bisect_tool.cli.settings import parse_size
 from bisect_tool.errors import EXIT_AGREES, BisectError
+from bisect_tool.sizes import parse_size
 
 
 @shared.reworded(

@@ -140,10 +140,10 @@ def _prepare(
         text = json.dumps(kept, sort_keys=True, default=str)
         data = {"what": "model", "settings": json.loads(text)}
         return _Job(data, _digest(text.encode(), files)), floor
+    from bisect_tool.backends.case import export_case
     from bisect_tool.backends.exporting import ExportSettings
     from bisect_tool.backends.inputs import bind_inputs, sample_tensors
     from bisect_tool.backends.onnx_graph import describe, load_onnx
-    from bisect_tool.pipeline import export_case
 
     graph = Path(settings["onnx"] or settings["keep_onnx"] or folder / "model.onnx")
     if not settings["onnx"]:

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,19 +19,25 @@ from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import case_name, load, load_case, make_case
 from bisect_tool.cli.process import load_libraries, no_collection
-from bisect_tool.cli.settings import check_parts, parse_size, read_case_file
+from bisect_tool.cli.settings import check_parts, read_case_file
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError, InconclusiveError
 from bisect_tool.matrix import read_matrix
+from bisect_tool.sizes import parse_size
 from bisect_tool.tolerances import make_tolerance
 
 if TYPE_CHECKING:
+    from bisect_tool.calibrated import TableInForce
     from bisect_tool.experiments import MatrixGraphs
     from bisect_tool.pipeline import LoadedCase, Options
     from bisect_tool.records import Report
 
+    Compare = Callable[[LoadedCase, Options, Callable[[str], None]], Report]
+
 _EXIT = {"agrees": EXIT_AGREES, "diverges": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
 
-_TOLERANCES = ("max_abs", "atol", "rtol", "min_sqnr")
+_LIMITS = ("max_abs", "atol", "rtol", "min_sqnr")
+_TOLERANCES = (*_LIMITS, "tolerances")
+"""Forms of a tolerance; one replaces another."""
 
 _DEFAULTS: Mapping[str, Any] = {
     "constant_folding": True,
@@ -67,10 +73,7 @@ _DEFAULTS: Mapping[str, Any] = {
     help="ONNX file of one submodule, or of several as a+b+c; the others stay in PyTorch. Repeatable.",
 )
 @shared.exporting
-@click.option("--max-abs", type=float, help="Tolerance: largest absolute difference.")
-@click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol.")
-@click.option("--rtol", type=float, help="Tolerance as in allclose, together with --atol.")
-@click.option("--min-sqnr", type=float, metavar="DB", help="Tolerance: least signal-to-noise ratio, in dB.")
+@shared.judging
 @shared.selecting
 @click.option("--group", "groups", multiple=True, metavar="GLOB", help="Also show these containers as one stage each.")
 @click.option("--all-stages", is_flag=True, help="Print every row of the stage table.")
@@ -100,12 +103,12 @@ def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all
     """
     settings = settings_of(given)
     say = progress(quiet)
-    folders = _report_folder(settings, force)
+    folders = report_folder(settings, force)
     if settings["keep_onnx"]:
         check_kept_file(Path(settings["keep_onnx"]), force)
     detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)
     reports: dict[Path, Report] = {}
-    for report, target, whole in _run_samples(settings, folders, force, say, detail):
+    for report, target, whole in run_samples(settings, folders, force, say, detail):
         if whole and form == "text":
             from bisect_tool.reporters.terminal import print_report
 
@@ -117,13 +120,18 @@ def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all
                 click.echo(f"{seconds:8.2f} s  {step}", err=True)
         reports[target] = report
     if form == "json":
-        _print_json([*reports.values()])
-    code = max((_EXIT[report.verdict.status] for report in reports.values()), key=_severity)
+        print_json([*reports.values()])
+    code = exit_code([*reports.values()])
     return EXIT_AGREES if exit_zero and code == EXIT_DIVERGES else code
 
 
 def _severity(code: int) -> int:
     return {EXIT_AGREES: 0, EXIT_INCONCLUSIVE: 1, EXIT_DIVERGES: 2}[code]
+
+
+def exit_code(reports: Sequence[Report]) -> int:
+    """That of the gravest verdict."""
+    return max((_EXIT[report.verdict.status] for report in reports), key=_severity)
 
 
 def settings_of(given: dict[str, Any]) -> dict[str, Any]:
@@ -136,9 +144,12 @@ def settings_of(given: dict[str, Any]) -> dict[str, Any]:
         BisectError: something is missing, or excludes something else.
     """
     settings = {**dict.fromkeys(given), **_DEFAULTS}
+    from_file: dict[str, Any] = {}
     if given["config"]:
-        settings.update(read_case_file(Path(given["config"])))
+        from_file = read_case_file(Path(given["config"]))
+        settings.update(from_file)
     settings.update({key: value for key, value in given.items() if value is not None and value != ()})
+    asked = given.get("level") or from_file.get("level")
     if any(given.get(name) is not None for name in _TOLERANCES):
         # A tolerance on the command line replaces the file's, not only the option of the same name.
         settings.update({name: given.get(name) for name in _TOLERANCES})
@@ -162,10 +173,44 @@ def settings_of(given: dict[str, Any]) -> dict[str, Any]:
     if settings["totals_only"]:
         _check_beside_totals(settings)
     _check_export_options(given, settings)
+    if settings["tolerances"] and "tolerances" in given:
+        _take_table(settings, asked)
     settings["parts"] = check_parts(settings["parts"])
     if settings["parts"]:
         _check_beside_parts(given, settings)
     return settings
+
+
+def _take_table(settings: dict[str, Any], level: str | None) -> None:
+    """Reads the calibrated limits, and takes the level that they are for.
+
+    Args:
+        settings: of the command; ``table`` and ``level`` are put in.
+        level: that the user asked for, if any.
+
+    Raises:
+        BisectError: the table can't be read, or something else excludes it.
+    """
+    from bisect_tool.tolerance_table import read_table
+
+    path = settings["tolerances"]
+    others = [f"--{name.replace('_', '-')}" for name in _LIMITS if settings[name] is not None]
+    if others:
+        raise BisectError(
+            f"--tolerances and {', '.join(others)} exclude each other", hint="the table has a limit for each stage"
+        )
+    if settings["parts"]:
+        raise BisectError(
+            "--tolerances and --part do not go together yet", hint="check each part as a model of its own, with --onnx"
+        )
+    table = read_table(Path(path))
+    known = table.calibration.level
+    if level is not None and level != known:
+        raise BisectError(
+            f"--level {level}: tolerances {path} are those of {known} stages",
+            hint=f"leave --level out, or calibrate with --level {level}",
+        )
+    settings.update(table=table, level=known)
 
 
 def _called() -> str:
@@ -236,7 +281,7 @@ def progress(quiet: bool) -> Callable[[str], None]:
     return say
 
 
-def _report_folder(settings: Mapping[str, Any], force: bool) -> Path:
+def report_folder(settings: Mapping[str, Any], force: bool) -> Path:
     from bisect_tool.store import check_report_folder
 
     if settings["output"]:
@@ -275,16 +320,18 @@ def check_kept_file(file: Path, force: bool) -> None:
         raise BisectError(f"--keep-onnx {file}: cannot be written ({reason})", hint="choose another place") from error
 
 
-def _run_samples(
+def run_samples(
     settings: Mapping[str, Any],
     folder: Path,
     force: bool,
     say: Callable[[str], None],
     detail: Callable[[str], None],
+    comparing: Compare | None = None,
 ) -> Any:
     """Yields reports with their folders, and whether they are to be printed; the model is loaded once.
 
-    Of several samples each has a report; the last one is that on all of them, and the one to print.
+    Of several samples each has a report; the last one is that on all of them, and the one to print. ``comparing`` takes the
+    place of :func:`bisect_tool.pipeline.bisect`, for a command that asks more of a comparison.
     """
     matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
     cases, sources, options = _prepare(settings, force, say, detail)
@@ -299,7 +346,7 @@ def _run_samples(
                 from bisect_tool.parts import bisect_parts
 
                 return bisect_parts(case, settings["parts"], chosen, say)
-            return bisect(case, chosen, say)
+            return (comparing or bisect)(case, chosen, say)
         from bisect_tool.experiments import run_matrix
 
         load_one = _loader(settings, case, number)
@@ -349,7 +396,7 @@ def _prepare(
 ) -> tuple[list[LoadedCase], list[str], Options]:
     """The cases, the files that their samples are from, and what to do with them."""
     # Told before the model is loaded, which may take long.
-    make_tolerance(*(settings[name] for name in _TOLERANCES))
+    make_tolerance(*(settings[name] for name in _LIMITS))
     parse_size(str(settings["memory_budget"]))
     _check_share(settings["min_coverage"])
     say("loading the model")
@@ -468,7 +515,8 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
     # Without the untouched run no one would know whether the file's own outputs have their shapes.
     alone: dict[str, Any] = {"forced": False, "optimizations": ("off",)} if settings["totals_only"] else {}
     return Options(
-        tolerance=make_tolerance(*(settings[name] for name in _TOLERANCES)),
+        tolerance=make_tolerance(*(settings[name] for name in _LIMITS)),
+        table=_table_in_force(settings, module),
         onnx=Path(settings["onnx"]) if settings["onnx"] else None,
         export=ExportSettings(settings["exporter"] or default, settings["opset"], settings["constant_folding"]),
         keep_onnx=Path(settings["keep_onnx"]) if settings["keep_onnx"] else None,
@@ -481,6 +529,18 @@ def _options(settings: Mapping[str, Any], module: Any) -> Options:
         runner=settings["runner"] or "onnxruntime",
         **alone,
     )
+
+
+def _table_in_force(settings: Mapping[str, Any], module: Any) -> TableInForce | None:
+    """The calibrated limits, if any were given, for this model on this machine."""
+    table = settings.get("table")
+    if table is None:
+        return None
+    from bisect_tool.backends.architecture import modules_of
+    from bisect_tool.calibrated import in_force
+    from bisect_tool.hardware import this_hardware
+
+    return in_force(str(settings["tolerances"]), table, modules_of(module), this_hardware().name)
 
 
 def _collect(into: dict[str, Any], folder: str, files: Mapping[str, bytes | str]) -> None:
@@ -508,7 +568,7 @@ def _write(report: Report, folder: Path, force: bool, say: Callable[[str], None]
     interrupts.wrote(folder)
 
 
-def _print_json(reports: list[Report]) -> None:
+def print_json(reports: list[Report]) -> None:
     import json
 
     from bisect_tool.store import report_text, report_to_json

@@ -32,7 +32,13 @@ KEYS: Mapping[str, Mapping[str, str]] = {
         "allow_unexpected": "allow_unexpected",
     },
     "export": {"exporter": "exporter", "opset": "opset", "constant_folding": "constant_folding"},
-    "tolerance": {"max_abs": "max_abs", "atol": "atol", "rtol": "rtol", "min_sqnr": "min_sqnr"},
+    "tolerance": {
+        "table": "tolerances",
+        "max_abs": "max_abs",
+        "atol": "atol",
+        "rtol": "rtol",
+        "min_sqnr": "min_sqnr",
+    },
     "report": {"groups": "groups", "stages": "stages", "level": "level", "output": "output"},
     "run": {
         "memory_budget": "memory_budget",
@@ -55,7 +61,7 @@ _CHOICES = {
 _BOOLEANS = {"allow_pickle", "allow_missing", "allow_unexpected", "constant_folding"}
 _INTEGERS = {"opset", "threads"}
 _NUMBERS = {"max_abs", "atol", "rtol", "min_sqnr", "min_coverage"}
-_PATHS = {"model", "checkpoint", "inputs", "onnx", "entry_args", "output", "raw", "matrix"}
+_PATHS = {"model", "checkpoint", "inputs", "onnx", "entry_args", "output", "raw", "matrix", "tolerances"}
 _LISTS = {"inputs", "raw", "groups", "stages"}
 
 
@@ -162,21 +168,3 @@ def _prepare(name: str, value: Any, path: Path) -> Any:
         return os.path.normpath(base / text)
 
     return [resolve(v) for v in value] if isinstance(value, list) else resolve(value)
-
-
-def parse_size(text: str) -> int:
-    """``1GiB``, ``256 MiB``, ``2GB`` or plain bytes → bytes.
-
-    Raises:
-        BisectError: not a size above zero.
-    """
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-    number = text.strip().rstrip("BbGgIiKkMm ")
-    unit = text.strip()[len(number) :].strip().upper()
-    try:
-        size = int(float(number) * units[unit])
-    except (KeyError, ValueError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise BisectError(f"memory budget {text!r}: not a size", hint="write 256MiB, 1GiB, or a number of bytes")
-    return size

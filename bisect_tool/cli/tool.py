@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from bisect_tool.cli.calibrate import calibrate
 from bisect_tool.cli.compare import compare
 from bisect_tool.cli.determinism import determinism
 from bisect_tool.cli.env import env
@@ -12,6 +13,7 @@ from bisect_tool.cli.inspect import inspect
 from bisect_tool.cli.record import record, recorder
 from bisect_tool.cli.releases import releases
 from bisect_tool.cli.run import run
+from bisect_tool.cli.verify import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,6 +23,7 @@ def tool() -> None:
 
 
 tool.add_command(run, "run")
+tool.add_command(verify, "verify")
 tool.add_command(explain, "explain")
 tool.add_command(inspect, "inspect")
 tool.add_command(compare, "compare")
@@ -29,3 +32,4 @@ tool.add_command(record, "record")
 tool.add_command(recorder, "recorder")
 tool.add_command(determinism, "determinism")
 tool.add_command(releases, "releases")
+tool.add_command(calibrate, "calibrate")

@@ -31,6 +31,7 @@ from bisect_tool.records import (
     StageRef,
     StageRow,
     Status,
+    TableSource,
     Tolerance,
     Witness,
 )
@@ -415,6 +416,8 @@ def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = (), *, floors: 
 
     ``floors``: noise floors are measured, which takes the model; two recordings have none.
     """
+    if tolerance.table is not None:
+        return table_text(tolerance.table)
     if tolerance.min_sqnr is not None:
         least = f"SQNR: at least {tolerance.min_sqnr:g} dB"
         if tolerance.source == "quantised":
@@ -431,6 +434,18 @@ def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = (), *, floors: 
     else:
         text = f"atol {sci(tolerance.atol)} + rtol {sci(tolerance.rtol)} * |expected|"
     return f"{text}, {'the default' if tolerance.source == 'default' else 'given by the user'}"
+
+
+def table_text(table: TableSource) -> str:
+    """``limits of 58 stages calibrated on 128 samples (tolerances.toml), one false alarm in 100 samples``."""
+    text = f"limits of {plural(table.stages, 'stage')} calibrated on {plural(table.samples, 'sample')} ({table.file})"
+    one_in = 1 / table.false_alarm if table.false_alarm else math.inf
+    text += f", one false alarm in {one_in:.3g} samples"
+    if table.tail != "measured":
+        text += " asked for, of which they are too few to be sure: the limits are wider"
+    if table.hardware is not None:
+        text += "; those of this kind of machine"
+    return f"{text}; the noise floor explains"
 
 
 # Numbers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bisect_tool import determinism
 from bisect_tool.cli.main import execute
 from bisect_tool.cli.tool import tool
-from bisect_tool.determinism import How, examine
+from bisect_tool.determinism import Determinism, How, Series, examine
 from bisect_tool.errors import BisectError
 from bisect_tool.pipeline import LoadedCase
 
@@ -70,10 +70,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(strict)
 
-    monkeypatch.setattr(determinism, "run_isolated", run)
+    monkeypatch.setattr(sys.modules["bisect_tool.determinism"], "run_isolated", run)
 
 
-def found(kind: str, folder: Path, **how: Any) -> determinism.Determinism:
+def found(kind: str, folder: Path, **how: Any) -> Determinism:
     return examine(case(kind), folder, How(**how), 3, onnx=None, with_onnx=False, say=lambda _: None)
 
 
@@ -182,7 +182,7 @@ def test_wrong_input_is_an_error_before_any_run(tmp_path: Path, monkeypatch: pyt
     def no_run(*_: Any) -> None:
         raise AssertionError("a run was made")
 
-    monkeypatch.setattr(determinism, "record_runs", no_run)
+    monkeypatch.setattr(sys.modules["bisect_tool.determinism"], "record_runs", no_run)
     cases: list[tuple[tuple[object, ...], str]] = [
         ((tmp_path / "none.py", *sample), "none.py"),
         ((model, "--input", tmp_path / "none.pt"), "none.pt"),
@@ -208,10 +208,8 @@ def test_lines_are_folded(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     from bisect_tool.cli.determinism import _print
 
     monkeypatch.setenv("COLUMNS", "80")
-    series = determinism.Series(
-        "ONNX Runtime, fresh processes", 5, True, False, 4, "a.stage." * 4, 0.1, 0.2, "word " * 40
-    )
-    _print(determinism.Determinism("differs", ("long " * 40,), (series,), ()))
+    series = Series("ONNX Runtime, fresh processes", 5, True, False, 4, "a.stage." * 4, 0.1, 0.2, "word " * 40)
+    _print(Determinism("differs", ("long " * 40,), (series,), ()))
     out = capsys.readouterr().out
     assert all(len(line) <= 80 for line in out.splitlines())
     assert 40 == out.count("word") == out.count("long") and "outputs 2.0e-01" in " ".join(out.split())

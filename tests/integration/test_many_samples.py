@@ -105,16 +105,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture()
 def exports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shape of the first input of each export that is made."""
-    from bisect_tool import pipeline
+    from bisect_tool.backends import case
 
     shapes: list[tuple[int, ...]] = []
-    own = pipeline.export_onnx
+    own = case.export_onnx
 
     def counted(module: Any, args: Any, *rest: Any) -> None:
         shapes.append(tuple(args[0].shape))
         own(module, args, *rest)
 
-    monkeypatch.setattr(pipeline, "export_onnx", counted)
+    monkeypatch.setattr(case, "export_onnx", counted)
     return shapes
 
 

@@ -19,6 +19,9 @@ JOINING = (
     "bisect_tool.several",
     "bisect_tool.recorder",
     "bisect_tool.determinism",
+    "bisect_tool.cases",
+    "bisect_tool.verifying",
+    "bisect_tool.calibrate",
 )
 NEED_TORCH = [m for m in MODULES if m.startswith("bisect_tool.backends.") or m in JOINING]
 LIGHT = [m for m in MODULES if m not in NEED_TORCH]

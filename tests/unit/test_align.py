@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from bisect_tool.align import (
+    Hints,
     Match,
+    Sides,
     axis_order,
     family,
     match_values,
@@ -97,17 +99,8 @@ class Case:
                 {v: signature_of(a, "float") for v, a in first.items()},
                 {n: signature_of(a, "float") for n, a in other.items()},
             )
-        return match_values(
-            self.trace,
-            self.graph,
-            self.signatures,
-            onnx,
-            known or {},
-            permuted,
-            fed=fed,
-            second=draw,
-            modules=weights,
-        )
+        sides = Sides(self.trace, self.graph, self.signatures, onnx, permuted)
+        return match_values(sides, Hints(known or {}, fed=fed, second=draw, modules=weights or {}))
 
 
 def names(matches: Mapping[int, Match]) -> dict[int, str]:

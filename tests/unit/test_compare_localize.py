@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from bisect_tool import recorder
 from bisect_tool.compare import Ledger, compare_stage, hands_on, input_error, stage_inputs
 from bisect_tool.localize import localize
 from bisect_tool.metrics import judge, measure
@@ -31,6 +34,19 @@ def vector(*numbers: float) -> Array:
 
 
 # -- errors that come in ----------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 11), max_size=3), min_size=12, max_size=12),
+    st.lists(st.integers(0, 11), max_size=3),
+    st.sets(st.integers(0, 11)),
+)
+def test_the_recorder_finds_the_same_inputs(made_from: list[list[int]], own: list[int], known: set[int]) -> None:
+    """It travels without this package and so has a walk of its own; both give the same values in the same order."""
+    # Values are made from earlier ones only.
+    parents = {value: tuple(parent for parent in given if parent < value) for value, given in enumerate(made_from)}
+    expected = stage_inputs(stage("a", 12, own), parents, known)
+    assert expected == tuple(recorder._nearest(own, parents, known))
 
 
 def test_several_inputs_are_one_vector() -> None:

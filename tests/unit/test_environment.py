@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import platform
 import subprocess
@@ -12,10 +13,12 @@ import jsonschema
 import pytest
 import torch
 
-from bisect_tool import environment
 from bisect_tool.backends import environment_facts
 from bisect_tool.environment import normalised
 from bisect_tool.errors import BisectError
+
+environment = importlib.import_module("bisect_tool.environment")
+"""The file: the package's own name `environment` is the function."""
 
 SCHEMA = json.loads((Path(environment.__file__).parent / "environment.schema.json").read_text("utf-8"))
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bisect_tool.cli.settings import KEYS, parse_size, read_case_file
+from bisect_tool.cli.settings import KEYS, read_case_file
 from bisect_tool.errors import EXIT_USAGE, BisectError
 from bisect_tool.globs import matches
+from bisect_tool.sizes import parse_size
 from bisect_tool.tolerances import DEFAULT_REL_L2, describe_tolerance, make_tolerance
 
 # -- globs ------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bisect_tool import neighbours
-from bisect_tool.align import match_values
+from bisect_tool.align import Sides, match_values
 from bisect_tool.neighbours import LookAlikes, Neighbours, components
 from bisect_tool.records import OnnxGraph, OnnxNode, Stage, StageRef, TorchTrace
 from bisect_tool.signatures import Signature, distance, signature_of
@@ -91,7 +91,7 @@ def _work(count: int, numbers: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
     modules = {"": "", "layers": "layers", **{s.ref.stage: s.ref.stage for s in stages}}
     trace = TorchTrace(tuple(stages), {n: (n - 1,) for n in range(1, count + 1)}, ((0, 0),), ((0, count),), modules)
     graph = OnnxGraph(("n0",), (f"n{count}",), tuple(nodes), frozenset(), {}, {}, "torchscript")
-    matches = match_values(trace, graph, torch_side, onnx_side, {}, lambda *_: {})
+    matches = match_values(Sides(trace, graph, torch_side, onnx_side, lambda *_: {}))
     return calls, {value: match.onnx for value, match in matches.items()}
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bisect_tool.backends.floors import stage_noise
+from bisect_tool.backends.floors import TapedRun, stage_noise
 from bisect_tool.backends.inner import inner_values
 from bisect_tool.backends.replay import (
     AS_RUN,
@@ -250,14 +250,11 @@ def test_an_operator_without_float64_is_named() -> None:
     library.impl("single", single, "CPU")
     taped = Taped(Net(lambda m, x: torch.ops.bisect_test.single(x)), made((2, 3)))
     noise = stage_noise(
-        taped.tape,
+        TapedRun(taped.tape, taped.fetch, 1 << 30, same_run=True),
         taped.last.value,
         taped.known(taped.last),
-        taped.fetch,
         np.zeros((2, 3), np.float32),
         np.ones((2, 3), np.float32),
-        budget=1 << 30,
-        same_run=True,
     )
     assert noise.unknown is not None
     assert "bisect_test::single" in noise.unknown
@@ -268,9 +265,8 @@ def test_an_operator_without_float64_is_named() -> None:
 def test_more_than_the_budget_is_unknown_and_not_taken() -> None:
     taped = Taped(nn.Linear(64, 64), made((64, 64)))
     ran = to_numpy(taped.fetch(taped.last.value))
-    noise = stage_noise(
-        taped.tape, taped.last.value, taped.known(taped.last), taped.fetch, ran, ran, budget=1000, same_run=True
-    )
+    run = TapedRun(taped.tape, taped.fetch, 1000, same_run=True)
+    noise = stage_noise(run, taped.last.value, taped.known(taped.last), ran, ran)
     assert noise.unknown is not None
     assert "memory budget" in noise.unknown
 
@@ -279,10 +275,10 @@ def test_a_replay_that_does_not_reproduce_the_run_blames_nobody() -> None:
     """Another tensor than the tape says: not PyTorch's fault."""
     taped = Taped(nn.Linear(8, 8), made((4, 8)))
     ran = to_numpy(taped.fetch(taped.last.value)) * 1.01
-    arguments = (taped.tape, taped.last.value, taped.known(taped.last), taped.fetch, ran, ran * 1.5)
-    assert stage_noise(*arguments, budget=1 << 30, same_run=True).unknown
+    arguments = (taped.last.value, taped.known(taped.last), ran, ran * 1.5)
+    assert stage_noise(TapedRun(taped.tape, taped.fetch, 1 << 30, same_run=True), *arguments).unknown
     # Of another run, such as one on a GPU, it may well be.
-    assert stage_noise(*arguments, budget=1 << 30, same_run=False).ratio is not None
+    assert stage_noise(TapedRun(taped.tape, taped.fetch, 1 << 30, same_run=False), *arguments).ratio is not None
 
 
 def test_promoting_refuses_what_has_no_float64() -> None:

@@ -22,7 +22,7 @@ from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, ValueType
-from bisect_tool.backends.ort_runner import SegmentedRun, UntouchedRun
+from bisect_tool.backends.ort_runner import Reuse, SegmentedRun, UntouchedRun
 from bisect_tool.backends.stream import Lane, run_lanes
 from bisect_tool.errors import BisectError
 from bisect_tool.records import NumericConfig
@@ -228,7 +228,7 @@ def test_known_values_are_not_computed_again(program: OnnxProgram, feeds: dict[s
     whole, _ = drive(program, feeds)
     marked = {name: array + np.ones((), array.dtype) for name, array in whole.items() if array.dtype != np.bool_}
     segments = program.segments(3000)
-    run = SegmentedRun(program, OFF, segments, set(marked), None, feeds, computed=marked)
+    run = SegmentedRun(program, OFF, segments, set(marked), None, feeds, Reuse(marked))
     found: dict[str, Array | None] = {}
     while not run.done:
         found.update(run.step(lambda *_: np.zeros(0))[0])
@@ -614,7 +614,7 @@ def test_big_outputs_go_where_earlier_ones_were(tmp_path: Path) -> None:
     for shape in ((1 << 20,), (1 << 10, 1 << 10)):
         types = {"a": ValueType(ir.DataType.FLOAT, shape)}
         segments = program.segments(1)
-        run = SegmentedRun(program, OFF, segments, {"a", "y"}, None, {"x": x}, types=types, buffers=buffers)
+        run = SegmentedRun(program, OFF, segments, {"a", "y"}, None, {"x": x}, Reuse(types=types, buffers=buffers))
         places = []
         while not run.done:
             for name, array in run.step(lambda *_: x)[0].items():

@@ -74,11 +74,11 @@ def test_inputs_are_realistic_and_frozen() -> None:
 
 def test_every_stage_is_measured() -> None:
     """Nothing is settled by the cheap bound, and the tool is as it was afterwards."""
-    from bisect_tool import pipeline
+    from bisect_tool.backends import floors
 
-    before = pipeline.is_settled, pipeline.stage_noise
+    before = floors.is_settled, floors.stage_noise
     stages, run = noise_floor_run.measure("zoo", "small", "torchscript", lambda: (*_small(), {}))
-    assert before == (pipeline.is_settled, pipeline.stage_noise)
+    assert before == (floors.is_settled, floors.stage_noise)
     assert "agrees" == run.status
     assert 3 == len(stages)
     assert all(stage.same or (stage.norm > 0 and stage.strict > 0) for stage in stages)
