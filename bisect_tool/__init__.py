@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from bisect_tool.pipeline import LoadedCase, Options, bisect, inspect_case
     from bisect_tool.recorder import Recorder, record
     from bisect_tool.records import Report
+    from bisect_tool.store import read_report
     from bisect_tool.taps import tap
     from bisect_tool.tolerances import make_tolerance
+    from bisect_tool.traces import Trace, read_trace
 
 _HOMES = {
     "bisect": "bisect_tool.pipeline",
@@ -40,6 +42,9 @@ _HOMES = {
     "record": "bisect_tool.recorder",
     "compare_recordings": "bisect_tool.compare_traces",
     "tap": "bisect_tool.taps",
+    "read_report": "bisect_tool.store",
+    "read_trace": "bisect_tool.traces",
+    "Trace": "bisect_tool.traces",
 }
 
 __version__ = "0.1.0"
@@ -61,6 +66,9 @@ __all__ = [
     "record",
     "run_matrix",
     "tap",
+    "read_report",
+    "read_trace",
+    "Trace",
 ]
 
 

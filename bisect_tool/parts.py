@@ -46,6 +46,7 @@ from bisect_tool.metrics import judge, measure
 from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect
 from bisect_tool.recorder import flatten_tensors
 from bisect_tool.records import ConfigRun, ErrorMetrics, Finding, NumericConfig, OutputKey, OutputResult, Report
+from bisect_tool.ticks import Labelled
 
 Array = NDArray[Any]
 
@@ -238,7 +239,7 @@ class _Parts:
         began = time.perf_counter()
         with self._told(part):
             try:
-                report = bisect(case, options, lambda text: self.progress(f"{label}: {text}"))
+                report = bisect(case, options, Labelled(self.progress, label))
             except InconclusiveError as error:
                 return CallReport(part.name, number, None, error.message)
             finally:

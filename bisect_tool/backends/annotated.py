@@ -102,7 +102,7 @@ def write_annotated(
     _check_target(proto, path, target, force)
     for node in _nodes(proto.graph):
         key = _key(list(node.output))
-        if key in names.names:
+        if key is not None and key in names.names:
             node.name = names.names[key]
         _put(node.metadata_props, notes.get(key or "", {}))
     _put(proto.metadata_props, about)

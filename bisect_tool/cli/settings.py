@@ -33,7 +33,7 @@ KEYS: Mapping[str, Mapping[str, str]] = {
     },
     "export": {"exporter": "exporter", "opset": "opset", "constant_folding": "constant_folding"},
     "tolerance": {"max_abs": "max_abs", "atol": "atol", "rtol": "rtol", "min_sqnr": "min_sqnr"},
-    "report": {"groups": "groups", "stages": "stages", "level": "level", "output": "output"},
+    "report": {"groups": "groups", "stages": "stages", "level": "level", "output": "output", "plots": "plots"},
     "run": {
         "memory_budget": "memory_budget",
         "min_coverage": "min_coverage",

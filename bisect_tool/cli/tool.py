@@ -9,6 +9,7 @@ from bisect_tool.cli.determinism import determinism
 from bisect_tool.cli.env import env
 from bisect_tool.cli.explain import explain
 from bisect_tool.cli.inspect import inspect
+from bisect_tool.cli.overlay import overlay
 from bisect_tool.cli.record import record, recorder
 from bisect_tool.cli.releases import releases
 from bisect_tool.cli.run import run
@@ -29,3 +30,4 @@ tool.add_command(record, "record")
 tool.add_command(recorder, "recorder")
 tool.add_command(determinism, "determinism")
 tool.add_command(releases, "releases")
+tool.add_command(overlay, "overlay")

@@ -139,7 +139,5 @@ def _ticks(report: Report, rows: Sequence[StageRow]) -> list[int]:
         refs.add(report.verdict.first_over_tolerance.ref)
     step = max(1, math.ceil(len(rows) / NAMED_ROWS))
     marked = [index for index, row in enumerate(rows) if row.ref in refs][:NAMED_ROWS]
-    spaced = [
-        index for index in range(0, len(rows), step) if all(abs(index - other) >= step for other in marked)
-    ]
+    spaced = [index for index in range(0, len(rows), step) if all(abs(index - other) >= step for other in marked)]
     return sorted({*marked, *spaced})

@@ -16,10 +16,12 @@ def next_step(report: Report) -> str | None:
     if any(out.onnx_value is None for out in outputs):
         return "export again with every output of forward, or leave those out of what it returns that nobody needs"
     if any(_holds_no_number(out) for out in outputs):
-        return "give a sample on which the model's outputs are numbers: NaN and infinity can't be told apart from a fault"
+        return (
+            "give a sample on which the model's outputs are numbers: NaN and infinity can't be told apart from a fault"
+        )
     if counting and all(run.status == "agrees" for run in counting):
         if any(item.in_graph for item in report.alignment.unaligned):
-            return "`bisect-tool inspect` with the same arguments says why stages have no value; --min-coverage asks for fewer"
+            return "`bisect-tool inspect` with the same arguments says why stages lack a value; --min-coverage asks for fewer"
         return "give a sample whose tensors are not empty, or ask for other stages"
     if any(run.status == "perturbed" for run in counting):
         return "judge by the final outputs alone: --totals-only"

@@ -76,7 +76,9 @@ def report_html(report: Report) -> str:
     shown = _telling(report, rows, config)
     title = f"{len(shown)} of {common.plural(len(rows), 'stage')}, under {config}"
     body = _stage_table(shown, config, title)
-    parts.append(f"<details{' open' if verdict.status == 'diverges' else ''}><summary>{_text(title)}</summary>{body}</details>")
+    parts.append(
+        f"<details{' open' if verdict.status == 'diverges' else ''}><summary>{_text(title)}</summary>{body}</details>"
+    )
     return f"<div>{''.join(parts)}</div>"
 
 

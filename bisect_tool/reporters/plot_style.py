@@ -48,7 +48,7 @@ def save(figure: Figure, kind: str, title: str) -> bytes:
     import matplotlib
 
     metadata = _METADATA[kind] if kind == "png" else {**_METADATA[kind], "Title": title}
-    settings = {"svg.hashsalt": "bisect-tool", "svg.fonttype": "none", "pdf.fonttype": 42}
+    settings: dict[Any, Any] = {"svg.hashsalt": "bisect-tool", "svg.fonttype": "none", "pdf.fonttype": 42}
     buffer = io.BytesIO()
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in other scripts; SVG keeps them
