@@ -112,7 +112,12 @@ def print_error(error: BisectError) -> None:
     for label, color, text in (("error", "red", error.message), ("help", "cyan", error.hint)):
         if text:
             folded = folded_text(text, len(label) + 2)
-            click.echo(f"{click.style(label, fg=color, bold=True)}: {folded}", err=True)
+            click.echo(f"{click.style(label, fg=color, bold=True)}: {folded}", err=True, color=wants_color())
+
+
+def wants_color() -> bool | None:
+    """``False`` where the user wants none; ``None`` leaves it to the terminal."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 def print_usage_error(error: click.ClickException) -> None:

@@ -188,6 +188,9 @@ def _once_more(page: Page, report: Report) -> None:
     page.prose(lines[0], label=label, most=2)
     cause = next((each for each in verdict.diagnoses if each.gating), None)
     if cause is None:
+        step = next_steps.next_step(report)
+        if step is not None:
+            page.prose(step, label=("help: ", "bold green"), indent=" " * len(label[0]))
         return
     page.prose(cause.title, label=(f"{cause.code} ", "bold"), indent=" " * len(label[0]), most=1)
     if common.remedy_code(cause) is None:

@@ -20,8 +20,14 @@ if TYPE_CHECKING:
 TITLE = "Where the final error is made"
 OWN_BARS = 14
 """Stages that have a bar of their own at most."""
-LEAST = 0.001
-"""Share under which a stage has none, unless it is an origin."""
+LEAST = 0.01
+"""Share under which a stage has none, unless it is an origin, or too few make more."""
+ALWAYS = 3
+"""Stages with the largest shares that have one however small they are."""
+
+
+SEEN = 0.0005
+"""Share of several stages together under which they have no bar: it would be a line."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,10 @@ def bars(report: Report, config: str | None) -> list[Bar]:
 
     def pile() -> None:
         nonlocal start
-        if waiting:
+        if sum(waiting) >= SEEN:
             found.append(Bar(f"{common.plural(len(waiting), 'stage')} more", start, sum(waiting), len(waiting), False))
-            start += sum(waiting)
-            waiting.clear()
+        start += sum(waiting)
+        waiting.clear()
 
     for number, (row, share) in enumerate(zip(rows, shares, strict=True)):
         if number not in own:
@@ -74,7 +80,11 @@ def bars(report: Report, config: str | None) -> list[Bar]:
 def _own(rows: Sequence[StageRow], shares: Sequence[float], origins: Sequence[bool]) -> set[int]:
     """Numbers of the rows with a bar of their own: those that make most, origins before others of like size."""
     by_share = sorted(range(len(rows)), key=lambda number: (-shares[number], not origins[number]))
-    chosen = [number for number in by_share if shares[number] >= LEAST or origins[number]]
+    chosen = [
+        number
+        for place, number in enumerate(by_share)
+        if shares[number] >= LEAST or origins[number] or (place < ALWAYS and shares[number] > 0)
+    ]
     return set(chosen[:OWN_BARS])
 
 
