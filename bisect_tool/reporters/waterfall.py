@@ -121,13 +121,15 @@ def draw(report: Report) -> Figure:
             hatch="///" if bar.origin else None,
         )
         end = bar.start + bar.share
-        # Where the bar reaches the right edge its number stands before it.
-        inside = end > 0.9
+        # Behind the bar; where it reaches the right edge before it, and where it has no room there either on it.
+        at, side = (end + 0.008, "left") if end <= 0.9 else (bar.start - 0.008, "right")
+        if end > 0.9 and bar.start < 0.1:
+            at, side = (bar.start + end) / 2, "center"
         axes.text(
-            bar.start - 0.008 if inside else end + 0.008,
+            at,
             place,
             common.percent(bar.share, 1),
-            ha="right" if inside and bar.start > 0.1 else "left",
+            ha=side,
             va="center",
             fontsize=9,
             color=LIGHT.ink,
