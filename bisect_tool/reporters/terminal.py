@@ -505,12 +505,11 @@ def _stages(
         count = "the one stage is" if len(rows) == 1 else f"all {len(rows)} stages are"
         page.prose(f"{count} equal; --all-stages shows {'it' if len(rows) == 1 else 'them'}", indent="    ")
         return []
-    agrees = report.verdict.status == "agrees"
-    keep = (
-        range(len(rows))
-        if all_stages
-        else _interesting(rows, config, first, _shown_origins(report, config), AGREEING_TABLE if agrees else FULL_TABLE)
-    )
+    # Containers are there because the user asked for them.
+    asked = all(row.level == "container" for row in rows)
+    full = AGREEING_TABLE if report.verdict.status == "agrees" and not asked else FULL_TABLE
+    origins_shown = _shown_origins(report, config)
+    keep = range(len(rows)) if all_stages else _interesting(rows, config, first, origins_shown, full)
     with_noise = any(r.noise_ratio is not None for row in rows if (r := _result(row, config)))
     with_sqnr = any(r.quantised is not None for row in rows if (r := _result(row, config)))
     with_share = with_sqnr or (page.width >= SHARES_FROM and common.shows_shares(report, config))

@@ -110,6 +110,17 @@ def test_long_wording_is_cut_at_the_top_and_whole_below() -> None:
     assert "The verdict in full" not in page(diverging())
 
 
+def test_few_rows_where_all_agree() -> None:
+    """Ends and worst stage of what agrees; containers that were asked for are all there."""
+    rows = tuple(replace(healthy().stages[1], index=number, stage=f"s{number}") for number in range(20))
+    worst = replace(rows[11], results={"ort-off": comparison(9e-7, 1e-8)})
+    report = replace(healthy(), stages=(*rows[:11], worst, *rows[12:]))
+    shown = [line.split()[0] for line in table_lines(page(report))]
+    assert ["s0", "s11", "s19"] == shown
+    containers = tuple(replace(item, level="container", role="group") for item in rows)
+    assert 20 == len(table_lines(page(replace(report, stages=containers))))
+
+
 def test_equal_recordings_need_no_table() -> None:
     """One line in place of a table of zeros; --all-stages has the table."""
     rows = tuple(
