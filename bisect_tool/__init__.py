@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from bisect_tool.pipeline import LoadedCase, Options, inspect_case
     from bisect_tool.recorder import Recorder
     from bisect_tool.records import Report
+    from bisect_tool.store import read_report
     from bisect_tool.taps import tap
     from bisect_tool.tolerance_table import read_table, write_table
     from bisect_tool.tolerances import make_tolerance
+    from bisect_tool.traces import Trace, read_trace
 
 _HOMES = {
     "bisect": "bisect_tool.api",
@@ -63,6 +65,9 @@ _HOMES = {
     "run_matrix": "bisect_tool.experiments",
     "compare_recordings": "bisect_tool.compare_traces",
     "tap": "bisect_tool.taps",
+    "read_report": "bisect_tool.store",
+    "read_trace": "bisect_tool.traces",
+    "Trace": "bisect_tool.traces",
 }
 
 __version__ = "0.1.0"
@@ -93,6 +98,9 @@ __all__ = [
     "tap",
     "verify",
     "write_table",
+    "read_report",
+    "read_trace",
+    "Trace",
 ]
 
 

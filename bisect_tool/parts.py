@@ -47,6 +47,7 @@ from bisect_tool.metrics import judge, measure
 from bisect_tool.pipeline import Options, Progress, bisect
 from bisect_tool.recorder import flatten_tensors
 from bisect_tool.records import ConfigRun, ErrorMetrics, Finding, NumericConfig, OutputKey, OutputResult, Report
+from bisect_tool.ticks import Labelled
 
 Array = NDArray[Any]
 
@@ -239,7 +240,7 @@ class _Parts:
         began = time.perf_counter()
         with self._told(part):
             try:
-                report = bisect(case, options, lambda text: self.progress(f"{label}: {text}"))
+                report = bisect(case, options, Labelled(self.progress, label))
             except InconclusiveError as error:
                 return CallReport(part.name, number, None, error.message)
             finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import re
 import tempfile
 import time
@@ -159,6 +160,7 @@ from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, up
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of, split_signatures
 from bisect_tool.store import REPLAY_FOLDER
+from bisect_tool.ticks import tell_count
 from bisect_tool.tolerances import sqnr_tolerance
 from bisect_tool.twins import merge_twins
 from bisect_tool.verdicts import decide, kept_stages_line
@@ -348,6 +350,10 @@ class _Steps:
         yield
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - began
 
+    def count(self, done: int, total: int) -> None:
+        """How far the step is, for those who want to know; ``total`` is 0 where nobody knows."""
+        tell_count(self._progress, done, total)
+
 
 @contextlib.contextmanager
 def _opened(case: LoadedCase, options: Options, steps: _Steps) -> Iterator[_Bisection]:
@@ -366,7 +372,9 @@ def _opened(case: LoadedCase, options: Options, steps: _Steps) -> Iterator[_Bise
             if options.onnx is None:
                 check_opset(model.opset_imports.get(""), options.export)
             program = OnnxProgram(model, path)
-        yield _Bisection(case, options, program, steps.step)
+        bisection = _Bisection(case, options, program, steps.step)
+        bisection.count = steps.count
+        yield bisection
 
 
 def _with_kept_stages(report: Report, case: LoadedCase, options: Options, progress: Progress) -> Report:
@@ -400,6 +408,7 @@ class _Bisection:
         self.options = options
         self.program = program
         self.step = step
+        self.count: Callable[[int, int], None] = lambda done, total: None
         self.graph = program.graph
         bound = bind_inputs(self.graph, sample_tensors(case.module, case.args, case.kwargs))
         self.bound_inputs = bound
@@ -783,6 +792,7 @@ class _Bisection:
         def on_value(value: Value, tensor: torch.Tensor) -> None:
             array = to_numpy(tensor)
             signature = signatures[value.id] = signature_of(array, kind_of(array.dtype))
+            self.count(len(signatures), 0)
             if both is None:
                 store.keep(value.id, tensor)
             else:
@@ -1292,9 +1302,11 @@ class _Bisection:
         finals = {value: matches[value].onnx for _, value in trace.outputs if value in matches}
 
         shown = {stage.value for stage in selection.shown}
+        done, pairs_in_all = itertools.count(1), sum(len(lane.pairs) for _, lane in lanes)
 
         def on_pair(lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
             value = here[value]
+            self.count(next(done), pairs_in_all)
             if self.half is not None and value in self.held:
                 expected = saturated(expected, self.half)
             self.ledger.record(lane, value, expected, chained, forced)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bisect_tool.views import frame_of, html_of
+
 Level = Literal["op", "leaf", "container"]
 Role = Literal["judged", "output", "group"]
 Judgement = Literal["pass", "fail", "not compared"]
@@ -440,6 +442,19 @@ class StageRow:
     @property
     def ref(self) -> StageRef:
         return StageRef(self.stage, self.call, self.output)
+
+
+class StageRows(tuple[StageRow, ...]):
+    """The rows of a report: a tuple, which notebooks show as a table, and which becomes a DataFrame."""
+
+    __slots__ = ()
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row for each stage and configuration, and the columns of ``stages.csv``."""
+        return frame_of("stages", self)
+
+    def _repr_html_(self) -> str:
+        return html_of("stages", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1055,3 +1070,15 @@ class Report:
     chain: tuple[Link, ...] = ()
     user_metrics: tuple[UserMetric, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
+
+    def __post_init__(self) -> None:
+        # Any sequence of rows will do to make a report; what is read from it knows how to show itself.
+        if not isinstance(self.stages, StageRows):
+            object.__setattr__(self, "stages", StageRows(self.stages))
+
+    def to_frame(self) -> Any:
+        """The stage table as a pandas DataFrame: one row for each stage and configuration, columns as in ``stages.csv``."""
+        return frame_of("report", self)
+
+    def _repr_html_(self) -> str:
+        return html_of("report", self)

@@ -29,12 +29,17 @@ from bisect_tool.records import SCHEMA_VERSION, Report
 
 REPORT_FILE = "report.json"
 INSPECTION_FILE = "inspection.json"
-KNOWN_FILES = (REPORT_FILE, "stages.csv", "samples.csv", "amplification.png", "amplification.svg", "index.html")
+PLOT_FILES = tuple(f"{n}.{kind}" for n in ("amplification", "waterfall", "heatmap") for kind in ("png", "svg", "pdf"))
+KNOWN_FILES = (REPORT_FILE, "stages.csv", "samples.csv", *PLOT_FILES, "index.html")
 """Every file that this tool puts into a report folder; with ``force`` these, and nothing else, are replaced."""
 
 REPLAY_FOLDER = "replay"
 REPLAY_FILES = ("README.md", "about.json", "bug-report.md", "expected.npy", "inputs.npz", "model.onnx", "run.py")
 """What a replay folder of an origin holds; the folders lie in ``REPLAY_FOLDER``."""
+
+OVERLAY_FOLDER = "overlay"
+OVERLAY_FILES = ("*.annotated.onnx", "*.total.json", "*.local.json")
+"""What ``--overlays`` leaves there, as globs."""
 
 FileContent = bytes | str | Callable[[Path], object]
 """What goes into a file of the folder: its content, or a function that writes it to the path it is given."""
@@ -361,7 +366,7 @@ def _move_in(new: Path, old: Path, target: Path) -> None:
     """Exchange the report in ``target`` for the one in ``new``; on any exception everything is put back."""
     fresh = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
     fresh.sort(key=lambda name: name == Path(REPORT_FILE))  # last in: until then the folder is no report
-    known = {Path(name) for name in KNOWN_FILES} | set(_replays_of(target)) | set(fresh)
+    known = {Path(name) for name in KNOWN_FILES} | set(_replays_of(target)) | set(_overlays_of(target)) | set(fresh)
     stale = sorted(known, key=lambda name: name != Path(REPORT_FILE))
     moved: list[tuple[Path, Path]] = []
     try:
@@ -392,6 +397,14 @@ def _replays_of(folder: Path) -> list[Path]:
     # Only what this tool would write: the report may be anybody's.
     found = [Path(REPLAY_FOLDER) / name.name for name in names if name.parts[:1] == (REPLAY_FOLDER,)]
     return [name / file for name in found for file in REPLAY_FILES if (folder / name / file).is_file()]
+
+
+def _overlays_of(folder: Path) -> list[Path]:
+    """Overlays of the report there; beside a new report they would mislead."""
+    if not (folder / REPORT_FILE).is_file():
+        return []
+    files = (file for glob in OVERLAY_FILES for file in sorted((folder / OVERLAY_FOLDER).glob(glob)))
+    return [file.relative_to(folder) for file in files if file.is_file()]
 
 
 def _reason(error: Exception) -> str:

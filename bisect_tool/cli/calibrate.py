@@ -14,7 +14,8 @@ import click
 from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import Loaded, load, make_case
-from bisect_tool.cli.run import cases, check_kept_file, progress, settings_of
+from bisect_tool.cli.progress import progress
+from bisect_tool.cli.run import cases, check_kept_file, settings_of
 from bisect_tool.errors import EXIT_AGREES, BisectError
 from bisect_tool.executors import check_executor
 from bisect_tool.matrix import read_matrix

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from bisect_tool.cli import options as shared
-from bisect_tool.cli.run import progress
+from bisect_tool.cli.progress import Progress, progress
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, BisectError
 
 
@@ -28,6 +28,7 @@ from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, BisectError
 @click.option("--min-coverage", type=float, default=0.9, help="Of recordings: share of stages that both must have.")
 @click.option("--all-stages", is_flag=True, help="Of recordings: print every row of the stage table.")
 @click.option("-o", "--output", type=click.Path(), metavar="DIR", help="Of recordings: also write a report folder.")
+@shared.drawing
 @click.option("--force", is_flag=True, help="Replace a report that is there.")
 @click.option("--all-items", is_flag=True, help="Of data files: print every column or array.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 on a difference too.")
@@ -50,12 +51,13 @@ def compare(
         recording, other = paths if bundles[0] else reversed(paths)
         raise BisectError(f"{recording} is a recording, {other} is none", hint="compare two of the same kind")
     _check_options(context, recordings=bundles[0])
-    progress(quiet)(f"comparing {paths[0].name} with {paths[1].name}")
-    code = _recordings(*paths, form, given) if bundles[0] else _data_files(*paths, form, given)
+    say = progress(quiet)
+    say(f"comparing {paths[0].name} with {paths[1].name}")
+    code = _recordings(*paths, form, given, say) if bundles[0] else _data_files(*paths, form, given, say)
     return EXIT_AGREES if exit_zero and code == EXIT_DIVERGES else code
 
 
-_OF_RECORDINGS = ("level", "stages", "min_coverage", "all_stages", "output", "force")
+_OF_RECORDINGS = ("level", "stages", "min_coverage", "all_stages", "output", "force", "plots")
 _OF_DATA_FILES = ("separator", "all_items")
 
 
@@ -70,13 +72,13 @@ def _check_options(context: click.Context, *, recordings: bool) -> None:
             raise BisectError(f"{option} has no effect on {kind}, only on {other}", hint="leave it out")
 
 
-def _recordings(expected: Path, actual: Path, form: str, given: dict[str, Any]) -> int:
+def _recordings(expected: Path, actual: Path, form: str, given: dict[str, Any], say: Progress) -> int:
     from bisect_tool.cli.traces import compare_recordings
 
-    return compare_recordings(expected, actual, form=form, **given)
+    return compare_recordings(expected, actual, form=form, say=say, **given)
 
 
-def _data_files(expected: Path, actual: Path, form: str, given: dict[str, Any]) -> int:
+def _data_files(expected: Path, actual: Path, form: str, given: dict[str, Any], say: Progress) -> int:
     from bisect_tool.backends.data_reading import read_data
     from bisect_tool.data_files import compare_contents, conclude, make_limits
     from bisect_tool.data_patterns import find_patterns
@@ -90,6 +92,7 @@ def _data_files(expected: Path, actual: Path, form: str, given: dict[str, Any]) 
         )
     results, kept = compare_contents(one, other, limits)
     found = conclude(one, other, limits, results, kept, find_patterns(one.kind, results, kept))
+    say.close()
     if form == "json":
         from bisect_tool.store import record_to_json
 

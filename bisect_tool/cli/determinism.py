@@ -19,7 +19,8 @@ from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import load_case
 from bisect_tool.cli.process import load_libraries
-from bisect_tool.cli.run import progress, settings_of
+from bisect_tool.cli.progress import progress
+from bisect_tool.cli.run import settings_of
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def determinism(
     with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
         found = examine(load, Path(folder), how, runs, onnx=onnx, with_onnx=not no_onnx, say=say)
     interrupts.check()
+    say.close()
     if form == "json":
         click.echo(json.dumps(asdict(found), indent=1))
     else:

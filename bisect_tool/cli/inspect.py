@@ -11,7 +11,8 @@ import click
 
 from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
-from bisect_tool.cli.run import cases, check_kept_file, progress, settings_of, tell_kept
+from bisect_tool.cli.progress import progress
+from bisect_tool.cli.run import cases, check_kept_file, settings_of, tell_kept
 from bisect_tool.errors import EXIT_AGREES, EXIT_INCONCLUSIVE
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def inspect(form: str, force: bool, verbose: bool, quiet: bool, **given: Any) ->
         check_inspection_folder(folder, force=force)
     if settings["keep_onnx"]:
         check_kept_file(Path(settings["keep_onnx"]), force)
-    say = progress(quiet)
+    say = progress(quiet, verbose)
     detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)
     found: list[Inspection] = []
     for item in cases(settings, force, say, detail):
@@ -55,6 +56,7 @@ def inspect(form: str, force: bool, verbose: bool, quiet: bool, **given: Any) ->
             target = folder if item.count == 1 else folder / f"{item.number:03d}-{Path(item.source).stem}"
             write_inspection(inspection, target, force=force)
             interrupts.wrote(target)
+        say.close()
         if form == "text":
             from bisect_tool.reporters.inspection import print_inspection
 

@@ -71,7 +71,7 @@ def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except click.ClickException as error:
-        error.show()
+        print_usage_error(error)
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
         click.echo(interrupts.text(), err=True)
@@ -88,6 +88,8 @@ def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:
 
 def _invoke(command: click.Command, name: str, arguments: Sequence[str]) -> int:
     """Runs a command; Ctrl-C is told before any result and any error, for the error may be all that came of it."""
+    from bisect_tool.cli.progress import close_all
+
     try:
         # Not command.main(): it turns a closed pipe into exit code 1 by itself.
         with command.make_context(name, list(arguments)) as context:
@@ -96,6 +98,9 @@ def _invoke(command: click.Command, name: str, arguments: Sequence[str]) -> int:
     except Exception:
         interrupts.check()
         raise
+    finally:
+        # Before anything is told: it would stand behind the line that shows the progress.
+        close_all()
     interrupts.check()
     return code if isinstance(code, int) else 0
 
@@ -104,6 +109,56 @@ def print_error(error: BisectError) -> None:
     """What is wrong, and the remedy, on stderr."""
     import click
 
-    click.echo(f"{click.style('error', fg='red', bold=True)}: {error.message}", err=True)
-    if error.hint:
-        click.echo(f"{click.style('help', fg='cyan', bold=True)}: {error.hint}", err=True)
+    for label, color, text in (("error", "red", error.message), ("help", "cyan", error.hint)):
+        if text:
+            folded = folded_text(text, len(label) + 2)
+            click.echo(f"{click.style(label, fg=color, bold=True)}: {folded}", err=True, color=wants_color())
+
+
+def wants_color() -> bool | None:
+    """``False`` where the user wants none; ``None`` leaves it to the terminal."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
+def print_usage_error(error: click.ClickException) -> None:
+    """What click says of a command line that it cannot read, folded as other errors are."""
+    import click
+
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        click.echo(context.get_usage(), err=True)
+        click.echo(f"Try '{context.command_path} -h' for help.\n", err=True)
+    click.echo(f"Error: {folded_text(error.format_message(), len('Error: '))}", err=True)
+
+
+def folded_text(text: str, beginning: int) -> str:
+    """A message as it stands behind a label: between words at the width of a terminal, and as it is anywhere else.
+
+    Args:
+        text: of one or more lines.
+        beginning: cells that the label takes; later lines are indented by two.
+    """
+    import shutil
+    import textwrap
+
+    try:
+        terminal = sys.stderr.isatty()
+    except (AttributeError, ValueError):  # closed, or none at all
+        terminal = False
+    if not terminal:
+        return text
+    width = max(shutil.get_terminal_size().columns, 20)
+    lines: list[str] = []
+    for number, line in enumerate(text.splitlines() or [""]):
+        lead = " " * beginning if number == 0 else ""
+        wrapped = textwrap.wrap(
+            lead + line,
+            width,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+        lines += wrapped or [""]
+    lines[0] = lines[0][beginning:]
+    return "\n".join(lines)

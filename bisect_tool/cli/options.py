@@ -113,6 +113,16 @@ def reporting(command: Command) -> Command:
     )
 
 
+def drawing(command: Command) -> Command:
+    """Which picture files the report folder gets."""
+    return _stacked(
+        command,
+        click.option(
+            "--plots", metavar="FORMATS", help="Formats of the plots: png, svg, pdf, with commas, or none [png,svg]."
+        ),
+    )
+
+
 def reworded(**texts: str) -> Callable[[click.Command], click.Command]:
     """Help texts by parameter, where a shared option means something narrower to a command."""
 

@@ -17,7 +17,8 @@ from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import Loaded, case_name, load, make_case
 from bisect_tool.cli.process import load_libraries
-from bisect_tool.cli.run import progress, settings_of
+from bisect_tool.cli.progress import progress
+from bisect_tool.cli.run import settings_of
 from bisect_tool.errors import EXIT_AGREES, BisectError
 from bisect_tool.sizes import parse_size
 
@@ -90,6 +91,7 @@ def record(
             path = _record_graph(recording, settings, own, say)
         interrupts.check()
     interrupts.wrote(Path(path))
+    say.close()
     click.echo(f"recorded {path}")
     return EXIT_AGREES
 

@@ -20,7 +20,8 @@ import click
 
 from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
-from bisect_tool.cli.run import check_kept_file, progress, settings_of
+from bisect_tool.cli.progress import progress
+from bisect_tool.cli.run import check_kept_file, settings_of
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
 
 RUN_SECONDS = 1800
@@ -69,7 +70,7 @@ def releases(
     own = {name: given.pop(name) for name in ("what", "also", "limit", "pre", "cache")}
     settings = settings_of(given)
     settings["matrix"] = None
-    say = progress(quiet)
+    say = progress(quiet, verbose)
     if settings["parts"]:
         raise BisectError("a model in several files cannot be run here", hint="give one of them with --onnx")
     if settings["keep_onnx"]:
@@ -89,9 +90,11 @@ def releases(
         folder = _cache(own["cache"], package, own["also"], job)
         trials = _Trials(package, tuple(own["also"]), job, Path(temporary), folder, say)
         limit = own["limit"] if own["limit"] is not None else limit_for(floor)
+        say.close()
         _ask(trials, chosen, yes)
         change = search(chosen, lambda version: trials.changed(version, limit))
     report = trials.report(what, change, chosen, floor, limit)
+    say.close()
     if form == "json":
         from bisect_tool.store import record_to_json
 

@@ -18,10 +18,13 @@ import click
 from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import case_name, load, load_case, make_case
+from bisect_tool.cli.overlay import kept_for_overlays, overlays_of_run
 from bisect_tool.cli.process import load_libraries, no_collection
+from bisect_tool.cli.progress import Progress, progress
 from bisect_tool.cli.settings import check_parts, read_case_file
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError, InconclusiveError
 from bisect_tool.matrix import read_matrix
+from bisect_tool.picture_formats import read_formats
 from bisect_tool.sizes import parse_size
 from bisect_tool.tolerances import make_tolerance
 
@@ -49,6 +52,8 @@ _DEFAULTS: Mapping[str, Any] = {
     "matrix": None,
     "runner": None,
     "totals_only": False,
+    "plots": None,
+    "overlays": False,
     "max_abs": None,
     "atol": None,
     "rtol": None,
@@ -93,6 +98,10 @@ _DEFAULTS: Mapping[str, Any] = {
 )
 @shared.running
 @click.option("-o", "--output", type=click.Path(), metavar="DIR", help="Report folder [default: reports/NAME/TIME].")
+@shared.drawing
+@click.option(
+    "--overlays", is_flag=True, default=None, help="Also an annotated copy of the graph, and node data, for viewers."
+)
 @click.option("--exit-zero", is_flag=True, help="Exit 0 on divergence too.")
 @shared.reporting
 def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all_stages: bool, **given: Any) -> int:
@@ -102,23 +111,28 @@ def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all
     its weights. Exit codes: 0 agree, 1 divergence, 2 bad usage or unreadable input, 3 inconclusive.
     """
     settings = settings_of(given)
-    say = progress(quiet)
+    read_formats(settings["plots"])
+    say = progress(quiet, verbose)
     folders = report_folder(settings, force)
     if settings["keep_onnx"]:
         check_kept_file(Path(settings["keep_onnx"]), force)
     detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)
     reports: dict[Path, Report] = {}
-    for report, target, whole in run_samples(settings, folders, force, say, detail):
-        if whole and form == "text":
-            from bisect_tool.reporters.terminal import print_report
+    with kept_for_overlays(settings) as settings:
+        for report, target, whole in run_samples(settings, folders, force, say, detail):
+            if whole and settings["overlays"]:
+                overlays_of_run(settings, report, target, force, say)
+            say.close()
+            if whole and form == "text":
+                from bisect_tool.reporters.terminal import print_report
 
-            print_report(report, all_stages=all_stages, report_dir=target)
-        if report.samples:
-            continue
-        if verbose and target not in reports:
-            for step, seconds in report.timings.items():
-                click.echo(f"{seconds:8.2f} s  {step}", err=True)
-        reports[target] = report
+                print_report(report, all_stages=all_stages, report_dir=target)
+            if report.samples:
+                continue
+            if verbose and target not in reports:
+                for step, seconds in report.timings.items():
+                    click.echo(f"{seconds:8.2f} s  {step}", err=True)
+            reports[target] = report
     if form == "json":
         print_json([*reports.values()])
     code = exit_code([*reports.values()])
@@ -269,18 +283,6 @@ def _check_beside_parts(given: Mapping[str, Any], settings: Mapping[str, Any]) -
         raise BisectError(f"{', '.join(useless)}: for an export, and --part makes none", hint="leave it out, or --part")
 
 
-def progress(quiet: bool) -> Callable[[str], None]:
-    """Tells each step on stderr, and looks whether somebody wants it to end."""
-
-    def say(text: str) -> None:
-        # Called whenever a step begins: libraries may have caught a Ctrl-C in the one before.
-        interrupts.check()
-        if not quiet:
-            click.echo(click.style(f"· {text}", dim=True), err=True)
-
-    return say
-
-
 def report_folder(settings: Mapping[str, Any], force: bool) -> Path:
     from bisect_tool.store import check_report_folder
 
@@ -324,7 +326,7 @@ def run_samples(
     settings: Mapping[str, Any],
     folder: Path,
     force: bool,
-    say: Callable[[str], None],
+    say: Progress,
     detail: Callable[[str], None],
     comparing: Compare | None = None,
 ) -> Any:
@@ -359,16 +361,16 @@ def run_samples(
         return
     replays: dict[str, Any] = {}
     report = judge(0, cases[0], options, replays)
-    if matrix is None:
+    if matrix is None and not settings.get("own_graph"):
         tell_kept(options, say)
-    _write(report, folder, force, say, replays)
+    _write(report, folder, force, say, replays, settings["plots"])
     yield report, folder, True
 
 
-def tell_kept(chosen: Options, say: Callable[[str], None]) -> None:
+def tell_kept(chosen: Options, say: Progress) -> None:
     """Where the exported file is."""
     if chosen.keep_onnx is not None:
-        say(f"the exported file is kept at {chosen.keep_onnx}")
+        say.note(f"the exported file is kept at {chosen.keep_onnx}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,7 +450,7 @@ def _run_many(
     judge: Callable[..., Report],
     folder: Path,
     force: bool,
-    say: Callable[[str], None],
+    say: Progress,
 ) -> Any:
     """Several samples: one report each, as soon as it is there, and one on all of them at the end."""
     from bisect_tool.several import Samples, check_given_graph, progress_line, shared_work
@@ -472,22 +474,23 @@ def _run_many(
             return judge(number, case, chosen, replays, shared[first])
 
         for number, source in enumerate(sources):
+            say.within(number, len(cases))
             say(progress_line(number, len(cases), source))
             target = f"{number:03d}-{Path(source).stem}"
             replays: dict[str, Any] = {}
             with _naming(source, len(cases)):
                 judged = samples.judge(number, functools.partial(run, number, replays), target)
-            if number == 0 and not matrix:
+            if number == 0 and not matrix and not settings.get("own_graph"):
                 tell_kept(options, say)
-            _write(judged.report, folder / target, force, say, replays)
+            _write(judged.report, folder / target, force, say, replays, settings["plots"])
             yield judged.report, folder / target, False
     for judged in samples.diagnosed_late():
         own = folder / judged.result.folder
-        _write(judged.report, own, True, say, _replays_in(own))
+        _write(judged.report, own, True, say, _replays_in(own), settings["plots"])
         yield judged.report, own, False
     report = samples.all_together()
     # The samples' own folders are in it already; what else was there was refused at the start.
-    _write(report, folder, True, say, _replays_in(folder / samples.worst.folder))
+    _write(report, folder, True, say, _replays_in(folder / samples.worst.folder), settings["plots"])
     yield report, folder, True
 
 
@@ -548,21 +551,19 @@ def _collect(into: dict[str, Any], folder: str, files: Mapping[str, bytes | str]
 
 
 @no_collection()
-def _write(report: Report, folder: Path, force: bool, say: Callable[[str], None], replays: Mapping[str, Any]) -> None:
-    from bisect_tool.reporters import csv_table, html, plots
+def _write(
+    report: Report,
+    folder: Path,
+    force: bool,
+    say: Callable[[str], None],
+    replays: Mapping[str, Any],
+    formats: str | None,
+) -> None:
+    from bisect_tool.reporters.folder import files_of
     from bisect_tool.store import write_report_folder
 
     say("writing the report")
-    plot = plots.images(report)
-    files: dict[str, Any] = {
-        "stages.csv": csv_table.csv_text(report),
-        "amplification.png": plot.png,
-        "amplification.svg": plot.light,
-        "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
-        **replays,
-    }
-    if report.samples:
-        files["samples.csv"] = csv_table.samples_csv_text(report)
+    files = files_of(report, replays, formats)
     interrupts.check()
     write_report_folder(report, folder, force=force, files=files)
     interrupts.wrote(folder)

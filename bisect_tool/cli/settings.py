@@ -39,7 +39,7 @@ KEYS: Mapping[str, Mapping[str, str]] = {
         "rtol": "rtol",
         "min_sqnr": "min_sqnr",
     },
-    "report": {"groups": "groups", "stages": "stages", "level": "level", "output": "output"},
+    "report": {"groups": "groups", "stages": "stages", "level": "level", "output": "output", "plots": "plots"},
     "run": {
         "memory_budget": "memory_budget",
         "min_coverage": "min_coverage",

@@ -10,6 +10,7 @@ from bisect_tool.cli.determinism import determinism
 from bisect_tool.cli.env import env
 from bisect_tool.cli.explain import explain
 from bisect_tool.cli.inspect import inspect
+from bisect_tool.cli.overlay import overlay
 from bisect_tool.cli.record import record, recorder
 from bisect_tool.cli.releases import releases
 from bisect_tool.cli.run import run
@@ -33,3 +34,4 @@ tool.add_command(recorder, "recorder")
 tool.add_command(determinism, "determinism")
 tool.add_command(releases, "releases")
 tool.add_command(calibrate, "calibrate")
+tool.add_command(overlay, "overlay")

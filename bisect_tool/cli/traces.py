@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from bisect_tool.cli import interrupts
+from bisect_tool.cli.progress import Progress
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
 from bisect_tool.tolerances import make_tolerance
 
@@ -29,6 +30,8 @@ def compare_recordings(
     all_stages: bool,
     output: str | None,
     force: bool,
+    plots: str | None,
+    say: Progress,
     max_abs: float | None,
     atol: float | None,
     rtol: float | None,
@@ -41,7 +44,10 @@ def compare_recordings(
     """
     from bisect_tool.bundles import open_bundle
     from bisect_tool.compare_traces import compare_traces
+    from bisect_tool.picture_formats import read_formats
     from bisect_tool.store import check_report_folder, report_text
+
+    formats = read_formats(plots)
 
     tolerance = make_tolerance(max_abs, atol, rtol)
     if not 0 <= min_coverage <= 1:
@@ -61,7 +67,8 @@ def compare_recordings(
         )
     interrupts.check()
     if output:
-        _write(report, Path(output), force)
+        _write(report, Path(output), force, formats)
+    say.close()
     if form == "json":
         click.echo(report_text(report), nl=False)
     else:
@@ -71,15 +78,14 @@ def compare_recordings(
     return _EXIT[report.verdict.status]
 
 
-def _write(report: Any, folder: Path, force: bool) -> None:
-    from bisect_tool.reporters import csv_table, html, plots
+def _write(report: Any, folder: Path, force: bool, formats: tuple[str, ...]) -> None:
+    from bisect_tool.reporters import csv_table, html, plot_files, plots
     from bisect_tool.store import write_report_folder
 
     plot = plots.images(report)
     files: dict[str, Any] = {
         "stages.csv": csv_table.csv_text(report),
-        "amplification.png": plot.png,
-        "amplification.svg": plot.light,
+        **plot_files.plot_files(report, formats, plot),
         "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
     }
     write_report_folder(report, folder, force=force, files=files)

@@ -14,11 +14,11 @@ import click
 from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import case_name
+from bisect_tool.cli.progress import progress
 from bisect_tool.cli.run import (
     check_kept_file,
     exit_code,
     print_json,
-    progress,
     report_folder,
     run_samples,
     settings_of,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bisect_tool.records import StageRef
-from bisect_tool.reporters.plots import _LIGHT, LABEL_WIDTH, LABELS, _dress, _initials, _save, _text
+from bisect_tool.reporters.plot_style import LABEL_WIDTH, LIGHT, initials, save, text
+from bisect_tool.reporters.plots import LABELS, _dress
 from bisect_tool.table_from_runs import Made, smallest_caught
 from bisect_tool.tolerance_table import MetricLimit
 
@@ -30,8 +31,8 @@ def files(made: Made, stem: str) -> dict[str, bytes]:
     """Contents of all plots by file name: ``STEM.errors.png`` and ``.svg``, ``STEM.sensitivity.png`` and ``.svg``."""
     found: dict[str, bytes] = {}
     for name, figure in (("errors", draw_errors(made)), ("sensitivity", draw_sensitivity(made))):
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            found[f"{stem}.{name}.{kind}"] = _save(figure, kind, dict(metadata))
+        for kind in ("png", "svg"):
+            found[f"{stem}.{name}.{kind}"] = save(figure, kind, f"calibration: {name}")
     return found
 
 
@@ -46,14 +47,14 @@ def draw_errors(made: Made) -> Figure:
 
     stages = [stage for stage in made.table.stages if stage.metrics]
     figure = Figure(
-        figsize=(min(10 + max(len(stages) - 40, 0) / 40, 16), 7), layout="constrained", facecolor=_LIGHT.paper
+        figsize=(min(10 + max(len(stages) - 40, 0) / 40, 16), 7), layout="constrained", facecolor=LIGHT.paper
     )
     above, below = figure.subplots(2, 1, sharex=True)
     known = made.table.calibration
     title = (
         f"known-good errors of {known.samples} samples, and limits for {100 * known.false_alarm:g} % false alarms a run"
     )
-    figure.suptitle(title, color=_LIGHT.ink)
+    figure.suptitle(title, color=LIGHT.ink)
     for axes, metric, label in ((above, "rel_l2", "total error"), (below, "local_rel_l2", "the stage's own error")):
         limits = {place: stage.metrics[metric] for place, stage in enumerate(stages) if metric in stage.metrics}
         places = list(limits)
@@ -61,9 +62,9 @@ def draw_errors(made: Made) -> Figure:
         spread.append([_shown(limit.p99, limit) for limit in limits.values()])
         largest = [_shown(limit.max, limit) for limit in limits.values()]
         ends = [limit.limit for limit in limits.values()]
-        axes.vlines(places, *spread, color=_LIGHT.local, linewidth=3, alpha=0.5, label="50th to 99th percentile")
-        axes.plot(places, largest, "o", color=_LIGHT.local, markersize=3.5, label="largest")
-        axes.plot(places, ends, "_", color=_LIGHT.total, markersize=9, markeredgewidth=2, label="limit")
+        axes.vlines(places, *spread, color=LIGHT.local, linewidth=3, alpha=0.5, label="50th to 99th percentile")
+        axes.plot(places, largest, "o", color=LIGHT.local, markersize=3.5, label="largest")
+        axes.plot(places, ends, "_", color=LIGHT.total, markersize=9, markeredgewidth=2, label="limit")
         axes.set_ylabel(f"{label}, relative L2")
         _dress(axes)
         _whole_decades(axes, [*spread[0], *largest, *ends])
@@ -86,7 +87,7 @@ def _whole_decades(axes: Axes, values: Sequence[float]) -> None:
 def _stage_names(axes: Axes, refs: Sequence[StageRef]) -> None:
     step = max(1, math.ceil(len(refs) / LABELS))
     ticks = list(range(0, len(refs), step))
-    texts = [_text(_initials(str(refs[place]), LABEL_WIDTH), LABEL_WIDTH) for place in ticks]
+    texts = [text(initials(str(refs[place]), LABEL_WIDTH), LABEL_WIDTH) for place in ticks]
     axes.set_xticks(ticks, texts, rotation=90, fontsize=8, parse_math=False)
     axes.set_xlim(-0.5, max(len(refs), 1) - 0.5)
 
@@ -96,37 +97,37 @@ def draw_sensitivity(made: Made) -> Figure:
     from matplotlib.figure import Figure
 
     caught = smallest_caught(made.columns, RATES)
-    figure = Figure(figsize=(7, 5), layout="constrained", facecolor=_LIGHT.paper)
+    figure = Figure(figsize=(7, 5), layout="constrained", facecolor=LIGHT.paper)
     axes = figure.subplots()
     if caught:
         values = np.maximum(np.array(list(caught.values())), _NOTHING)
         worst = int(np.argmax(values[:, RATES.index(0.01)]))
         curves: list[tuple[Any, str, dict[str, Any]]] = [
-            (np.median(values, axis=0), "half of the stages", {"color": _LIGHT.local, "marker": "o"}),
+            (np.median(values, axis=0), "half of the stages", {"color": LIGHT.local, "marker": "o"}),
             (
                 np.percentile(values, 90, axis=0),
                 "nine of ten stages",
-                {"color": _LIGHT.growth, "marker": "s", "ls": "--"},
+                {"color": LIGHT.growth, "marker": "s", "ls": "--"},
             ),
             (
                 values[worst],
-                f"the widest: {_text(str(list(caught)[worst]), LABEL_WIDTH)}",
-                {"color": _LIGHT.total, "marker": "^", "ls": ":"},
+                f"the widest: {text(str(list(caught)[worst]), LABEL_WIDTH)}",
+                {"color": LIGHT.total, "marker": "^", "ls": ":"},
             ),
         ]
         for curve, label, style in curves:
             axes.plot(RATES, curve, label=label, **style)
         axes.legend(fontsize=8, framealpha=0.9)
     else:
-        axes.text(0.5, 0.5, "no stage has an error of its own", transform=axes.transAxes, ha="center", color=_LIGHT.ink)
+        axes.text(0.5, 0.5, "no stage has an error of its own", transform=axes.transAxes, ha="center", color=LIGHT.ink)
     _dress(axes)
     if caught:
         _whole_decades(axes, values.ravel().tolist())
     axes.set_xscale("log")
     axes.set_xticks(RATES, [f"{100 * rate:g} %" for rate in RATES])
     axes.minorticks_off()
-    axes.set_xlabel("false alarms a run, over all stages", color=_LIGHT.ink)
+    axes.set_xlabel("false alarms a run, over all stages", color=LIGHT.ink)
     axes.set_ylabel("smallest fault that is caught, relative to the stage's value")
-    axes.axvline(made.table.calibration.false_alarm, color=_LIGHT.ink, linewidth=0.8, ls="-.")
-    figure.suptitle("sensitivity of the limits", color=_LIGHT.ink)
+    axes.axvline(made.table.calibration.false_alarm, color=LIGHT.ink, linewidth=0.8, ls="-.")
+    figure.suptitle("sensitivity of the limits", color=LIGHT.ink)
     return figure

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bisect_tool.records import Comparison, Report, StageRow
@@ -25,10 +26,15 @@ COLUMNS = (*STAGE_COLUMNS, "config", *TOTAL_COLUMNS, *LOCAL_COLUMNS, *RESULT_COL
 
 def frame(report: Report) -> DataFrame:
     """The stage table as a DataFrame; a stage that no configuration reached has one row without results."""
+    return frame_of_rows(report.stages)
+
+
+def frame_of_rows(stages: Sequence[StageRow]) -> DataFrame:
+    """The same, of rows alone."""
     import pandas as pd
 
     # dtype object: pandas would turn "not measured" into NaN, which is a result here
-    return pd.DataFrame(_rows(report), columns=list(COLUMNS), dtype=object)
+    return pd.DataFrame(_rows(stages), columns=list(COLUMNS), dtype=object)
 
 
 def csv_text(report: Report) -> str:
@@ -36,7 +42,7 @@ def csv_text(report: Report) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_rows(report))
+    writer.writerows(_rows(report.stages))
     return text.getvalue()
 
 
@@ -54,10 +60,10 @@ def samples_csv_text(report: Report) -> str:
     return text.getvalue()
 
 
-def _rows(report: Report) -> list[dict[str, Any]]:
+def _rows(stages: Sequence[StageRow]) -> list[dict[str, Any]]:
     return [
         _cells(row, config, result)
-        for row in report.stages
+        for row in stages
         for config, result in (row.results.items() if row.results else [(None, None)])
     ]
 

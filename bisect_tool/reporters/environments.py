@@ -41,7 +41,12 @@ def render_snapshot(data: Mapping[str, Any], console: Console) -> None:
     """Print a snapshot, one line or a few for each subject."""
     page = Page(console)
     for label, text in snapshot_lines(data):
-        page.prose(text, label=(f"{label:<{LABEL}}", "bold"))
+        # Names of flags are long, and never broken: without a label beside them they may begin further left.
+        longest = max(map(len, text.split()), default=0)
+        if not label and LABEL + longest > page.width:
+            page.prose(text, indent=" " * max(page.width - longest, 2))
+        else:
+            page.prose(text, label=(f"{label:<{LABEL}}", "bold"))
 
 
 def snapshot_lines(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bisect_tool.picture_formats import read_formats
 from bisect_tool.records import Report
-from bisect_tool.reporters import csv_table, html, plots
+from bisect_tool.reporters import csv_table, html, plot_files, plots
 
 
-def files_of(report: Report, replays: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Table, plots and page by name, for :func:`bisect_tool.store.write_report_folder`; ``replays`` go along."""
+def files_of(report: Report, replays: Mapping[str, Any] | None = None, formats: str | None = None) -> dict[str, Any]:
+    """Table, plots and page by name, for :func:`bisect_tool.store.write_report_folder`.
+
+    Args:
+        report: to be written.
+        replays: folders of origins, by path, which go along.
+        formats: of the plots, as for ``--plots``.
+    """
     plot = plots.images(report)
     files: dict[str, Any] = {
         "stages.csv": csv_table.csv_text(report),
-        "amplification.png": plot.png,
-        "amplification.svg": plot.light,
+        **plot_files.plot_files(report, read_formats(formats), plot),
         "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
         **(replays or {}),
     }

@@ -70,6 +70,8 @@ class Page:
     def __init__(self, console: Console):
         self.console = console
         self.width = max(console.width, 20)
+        self.lines = 0
+        """Printed so far."""
 
     def clean(self, text: object) -> str:
         """Make text safe to print here: no control characters, and nothing that the encoding cannot write."""
@@ -89,8 +91,26 @@ class Page:
             text.append(self.clean(body), style or None)
         self._print(text)
 
-    def prose(self, text: str, *, label: tuple[str, str] = ("", ""), indent: str = "", style: str = "") -> None:
-        """Print a paragraph, folded between words, later lines under the first one's beginning."""
+    def prose(
+        self,
+        text: str,
+        *,
+        label: tuple[str, str] = ("", ""),
+        indent: str = "",
+        style: str = "",
+        most: int | None = None,
+    ) -> bool:
+        """Print a paragraph, folded between words, later lines under the first one's beginning.
+
+        Args:
+            text, style: of the paragraph.
+            label: what it begins with, and its style.
+            indent: before the label.
+            most: lines; of a longer paragraph the last one ends in two dots.
+
+        Returns:
+            Whether something was cut off.
+        """
         start = indent + " " * len(label[0])
         hanging = start if len(label[0]) <= LABEL_WIDTH else indent + "    "
         lines = textwrap.wrap(
@@ -101,10 +121,18 @@ class Page:
             break_long_words=False,
             break_on_hyphens=False,
         )
+        cut = most is not None and len(lines) > most
+        if cut:
+            kept = lines[most - 1] if most is not None else ""
+            room = min(self.width, PROSE_WIDTH) - 3
+            while len(kept) > room and " " in kept.strip():
+                kept = kept.rstrip().rpartition(" ")[0]
+            lines = [*lines[: (most or 1) - 1], f"{kept} .."]
         first = lines[0][len(start) :] if lines else ""
         self._print(Text.assemble(indent, label).append(first, style or None))
         for line in lines[1:]:
             self._print(Text(line, style))
+        return cut
 
     def table(self, columns: Sequence[Column], entries: Sequence[Row | Span], *, indent: int = 0) -> list[str]:
         """Print a table that fits the width, leaving out columns where it must; returns the titles shown."""
@@ -145,6 +173,7 @@ class Page:
 
     def _print(self, text: Text) -> None:
         text.rstrip()
+        self.lines += 1
         self.console.print(text, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 

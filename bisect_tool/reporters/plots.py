@@ -1,47 +1,30 @@
-"""``amplification.png`` and ``.svg``: where error is made, and what becomes of it from stage to stage.
-
-Figures are made without pyplot, so drawing leaves no state behind and needs no display. Colours are Okabe and Ito's;
-line styles and markers differ as well, so that the plot reads in grey.
-"""
+"""``amplification.png`` and ``.svg``: where error is made, and what becomes of it from stage to stage."""
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bisect_tool.records import Report, StageRow
 from bisect_tool.reporters import common
+from bisect_tool.reporters.plot_style import DARK as _DARK
+from bisect_tool.reporters.plot_style import LABEL_WIDTH as LABEL_WIDTH
+from bisect_tool.reporters.plot_style import LIGHT as _LIGHT
+from bisect_tool.reporters.plot_style import bare, save, stage_name
+from bisect_tool.reporters.plot_style import text as _text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TITLE = "Error and its growth by stage"
 LABELS = 44
 """At most about so many stage names fit under the axis."""
-LABEL_WIDTH = 34
 SMALLEST, LARGEST = 1e-30, 1e30
 """Beyond these a value counts as zero, or as off the scale: axes that reach further show nothing."""
-
-
-@dataclass(frozen=True)
-class _Style:
-    paper: str
-    ink: str
-    grid: str
-    total: str
-    local: str
-    growth: str
-    first: str
-    origin: str
-
-
-_LIGHT = _Style("#ffffff", "#1b1f24", "#d8dce1", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
-_DARK = _Style("#161b22", "#e6edf3", "#363d47", "#ff8533", "#56b4e9", "#2bc79a", "#e39ac4", "#f0e442")
 
 
 @dataclass(frozen=True)
@@ -66,20 +49,10 @@ class Images:
 def images(report: Report) -> Images:
     """Draw the plot once for all its forms. The same report gives the same bytes; text in an SVG stays text."""
     figure = draw(report)
-    light = _save(figure, "svg", {"Date": None, "Creator": None, "Title": "Error and its growth by stage"}).decode()
+    light = save(figure, "svg", TITLE).decode()
     # Finding places takes longer than drawing, and every form can have the same.
     figure.set_layout_engine("none")
-    return Images(_save(figure, "png", {"Software": None}), light, _darkened(light))
-
-
-def _save(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
-    import matplotlib
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "bisect-tool", "svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # names in other scripts; SVG keeps them
-        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-    return buffer.getvalue()
+    return Images(save(figure, "png", TITLE), light, _darkened(light))
 
 
 def _darkened(svg: str) -> str:
@@ -287,20 +260,9 @@ def _stage_names(axes: Axes, rows: Sequence[StageRow], marked: dict[int, str]) -
         index for index in range(0, len(rows), step) if all(abs(index - other) >= step for other in important)
     ]
     ticks.sort()
-    names = [_text(_initials(str(rows[index].ref), LABEL_WIDTH), LABEL_WIDTH) for index in ticks]
+    names = [stage_name(rows[index].ref) for index in ticks]
     axes.set_xticks(ticks, names, rotation=90, fontsize=8, parse_math=False)
     axes.set_xlim(-0.5, max(len(rows), 1) - 0.5)
-
-
-def _initials(path: str, width: int) -> str:
-    """Shorten a path's words to initials, outermost first: neighbours differ in their numbers, which must stay."""
-    parts = path.split(".")
-    for index, part in enumerate(parts[:-1]):
-        if len(".".join(parts)) <= width:
-            break
-        if part.isidentifier():
-            parts[index] = part[0]
-    return ".".join(parts)
 
 
 def _dress(axes: Axes) -> None:
@@ -311,20 +273,9 @@ def _dress(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_facecolor(_LIGHT.paper)
+    bare(axes)
     axes.grid(True, color=_LIGHT.grid, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_LIGHT.ink)
-    axes.yaxis.label.set_color(_LIGHT.ink)
-    for spine in axes.spines.values():
-        spine.set_color(_LIGHT.grid)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
 
 
 def _marker_size(count: int) -> float:
     return 5 if count <= 60 else 2.5
-
-
-def _text(text: str, width: int) -> str:
-    return common.shorten_middle(common.printable(text), width)

@@ -13,11 +13,18 @@ from typing import IO, Literal
 from rich.console import Console
 
 from bisect_tool.records import Comparison, ConfigRun, Diagnosis, Origin, Report, StageRef, StageRow
-from bisect_tool.reporters import causes, common, pairs
+from bisect_tool.reporters import causes, common, next_steps, pairs
 from bisect_tool.reporters.layout import Column, Page, Row, Span, column_widths
 
 FULL_TABLE = 24
 """Longer tables are cut down to the rows that matter."""
+AGREEING_TABLE = 8
+"""The same where all agree: then few rows say all."""
+HEAD_LINES = 4
+"""Lines of the verdict's wording that stand at the top, each folded into two at most; below it stands in full."""
+HEAD_CAUSES = 2
+SCREEN = 18
+"""Lines of a page beyond which its end says once more what its beginning said: that may have scrolled away."""
 NEIGHBOURS = 4
 EDGE = 3
 ORIGINS_IN_TABLE = 5
@@ -81,6 +88,9 @@ def render(
         report_dir: the report's folder, named in the last line.
     """
     page = Page(console)
+    config = common.main_config(report)
+    cut = _headline(page, report, config)
+    page.line()
     if report.samples:
         _samples(page, report)
     if report.chain:
@@ -97,7 +107,6 @@ def render(
     for note in report.notes:
         page.prose(note, label=("note: ", "bold yellow"))
     _preflight(page, report)
-    config = common.main_config(report)
     columns: list[str] = []
     for title, rows in (("Stage groups", common.group_rows(report)), ("Stages", common.stage_rows(report))):
         if rows:
@@ -110,11 +119,82 @@ def render(
         columns = _stages(page, report, exploratory, "Explored: stages", few, all_stages)
     if columns:
         _legend(page, report, config, columns, all_stages)
-    page.line()
-    _verdict(page, report, config)
-    if report_dir is not None:
+    _findings(page, report, config, in_full=cut)
+    if page.lines > SCREEN:
         page.line()
+        _once_more(page, report)
+    if report_dir is not None:
+        if page.lines <= SCREEN:
+            page.line()
         page.line(("Report  ", "bold"), os.path.join(report_dir, "index.html"))
+
+
+# The verdict, first and last
+
+
+def _headline(page: Page, report: Report, config: str | None) -> bool:
+    """What somebody reads who reads no further: verdict, place, cause, remedy. Returns whether the wording was cut."""
+    verdict = report.verdict
+    label = (common.STATUSES[verdict.status] + "  ", _STATUS_STYLES[verdict.status])
+    lines = verdict.summary or ("no reason was recorded",)
+    cut = page.prose(lines[0], label=label, most=3)
+    for line in lines[1:HEAD_LINES]:
+        cut |= page.prose(line, indent=" " * len(label[0]), most=2)
+    cut |= len(lines) > HEAD_LINES
+    causes_found = [each for each in verdict.diagnoses if each.gating]
+    origin = _first_origin(report, config, causes_found[0] if causes_found else None)
+    if origin is not None:
+        nodes = ", ".join(common.node_texts(origin, 1))
+        where = f"{origin.source}  " if origin.source else ""
+        text = f"{where}{origin.ref} ({origin.type})" + (f"; onnx: {nodes}" if nodes else "")
+        page.prose(text, label=("  --> ", "bold blue"), most=2)
+    for each in causes_found[:HEAD_CAUSES]:
+        _remedy_in_short(page, each)
+    if len(causes_found) > HEAD_CAUSES:
+        page.prose(f"and {common.plural(len(causes_found) - HEAD_CAUSES, 'more cause')}, below", style="dim")
+    if not causes_found:
+        step = next_steps.next_step(report)
+        if step is not None:
+            page.prose(step, label=("help: ", "bold green"), indent="  ")
+    return cut
+
+
+def _first_origin(report: Report, config: str | None, cause: Diagnosis | None) -> Origin | None:
+    """The origin that the first cause explains, else the first one under the configuration that is shown."""
+    here = [origin for origin in report.verdict.origins if origin.config == config]
+    explained = [origin for origin in here if cause is not None and origin.ref == cause.origin]
+    return next(iter([*explained, *here]), None)
+
+
+def _remedy_in_short(page: Page, diagnosis: Diagnosis) -> None:
+    page.prose(diagnosis.title, label=(f"{diagnosis.code} ", "bold"), most=2)
+    tried = f" ({common.tried_text(diagnosis)})"
+    code = common.remedy_code(diagnosis)
+    if code is None:
+        page.prose(diagnosis.remedy + tried, label=("help: ", "bold green"), indent="  ", most=3)
+        return
+    page.line(("  help:", "bold green"), tried)
+    for line in code[:3]:  # never broken, so that they can be copied
+        page.line("      ", line)
+    if len(code) > 3:
+        page.line((f"      ... {common.plural(len(code) - 3, 'more line')} below", "dim"))
+
+
+def _once_more(page: Page, report: Report) -> None:
+    """The verdict in two lines at the end of a long page."""
+    verdict = report.verdict
+    label = (common.STATUSES[verdict.status] + "  ", _STATUS_STYLES[verdict.status])
+    lines = verdict.summary or ("no reason was recorded",)
+    page.prose(lines[0], label=label, most=2)
+    cause = next((each for each in verdict.diagnoses if each.gating), None)
+    if cause is None:
+        step = next_steps.next_step(report)
+        if step is not None:
+            page.prose(step, label=("help: ", "bold green"), indent=" " * len(label[0]))
+        return
+    page.prose(cause.title, label=(f"{cause.code} ", "bold"), indent=" " * len(label[0]), most=1)
+    if common.remedy_code(cause) is None:
+        page.prose(cause.remedy, label=("help: ", "bold green"), indent=" " * len(label[0]), most=2)
 
 
 # Before the run
@@ -421,7 +501,15 @@ def _stages(
     if not all_stages:
         # Folded stages have no numbers; the head line counts them, and --all-stages shows them.
         rows = [row for row in rows if _result(row, config) is not None] or rows
-    keep = range(len(rows)) if all_stages else _interesting(rows, config, first, _shown_origins(report, config))
+    if report.chain and rows and not all_stages and all(_is_equal(row, config) for row in rows):
+        count = "the one stage is" if len(rows) == 1 else f"all {len(rows)} stages are"
+        page.prose(f"{count} equal; --all-stages shows {'it' if len(rows) == 1 else 'them'}", indent="    ")
+        return []
+    # Containers are there because the user asked for them.
+    asked = all(row.level == "container" for row in rows)
+    full = AGREEING_TABLE if report.verdict.status == "agrees" and not asked else FULL_TABLE
+    origins_shown = _shown_origins(report, config)
+    keep = range(len(rows)) if all_stages else _interesting(rows, config, first, origins_shown, full)
     with_noise = any(r.noise_ratio is not None for row in rows if (r := _result(row, config)))
     with_sqnr = any(r.quantised is not None for row in rows if (r := _result(row, config)))
     with_share = with_sqnr or (page.width >= SHARES_FROM and common.shows_shares(report, config))
@@ -458,6 +546,12 @@ class _Extra:
     sqnr: bool = False
 
 
+def _is_equal(row: StageRow, config: str | None) -> bool:
+    """Whether both sides hold the same numbers; of what was not compared nobody knows."""
+    result = _result(row, config)
+    return result is not None and result.judgement == "pass" and result.total.rel_l2 == 0 and not result.total.differing
+
+
 def _result(row: StageRow, config: str | None) -> Comparison | None:
     return row.results.get(config) if config is not None else None
 
@@ -469,13 +563,14 @@ def _shown_origins(report: Report, config: str | None) -> frozenset[StageRef]:
 
 
 def _interesting(
-    rows: Sequence[StageRow], config: str | None, first: StageRef | None, origins: frozenset[StageRef]
+    rows: Sequence[StageRow], config: str | None, first: StageRef | None, origins: frozenset[StageRef], full: int
 ) -> list[int]:
-    """Rows worth reading in a long table: both ends, the worst stage, and what lies around the divergence."""
+    """Rows worth reading in a table of more than ``full``: both ends, the worst stage, what lies around the divergence."""
     count = len(rows)
-    if count <= FULL_TABLE:
+    if count <= full:
         return list(range(count))
-    keep = {*range(EDGE), *range(count - EDGE, count)}
+    edge = EDGE if full >= FULL_TABLE else 1
+    keep = {*range(edge), *range(count - edge, count)}
     worst = common.worst_row(rows, config)
     for number, row in enumerate(rows):
         if row.ref == first or row.ref in origins:
@@ -619,13 +714,14 @@ def _legend(page: Page, report: Report, config: str | None, columns: Sequence[st
 # Verdict
 
 
-def _verdict(page: Page, report: Report, config: str | None) -> None:
+def _findings(page: Page, report: Report, config: str | None, *, in_full: bool) -> None:
+    """Everything that led to the verdict; ``in_full``: its own words too, as the top of the page has them cut."""
     verdict = report.verdict
-    label = (common.STATUSES[verdict.status] + "  ", _STATUS_STYLES[verdict.status])
-    lines = verdict.summary or ("no reason was recorded",)
-    page.prose(lines[0], label=label)
-    for line in lines[1:]:
-        page.prose(line, indent=" " * len(label[0]))
+    if in_full:
+        page.line()
+        page.line(("The verdict in full", "bold"))
+        for line in verdict.summary:
+            page.prose(line, label=("- ", ""), indent="  ")
     rows = common.rows_by_ref(report)
     here = [origin for origin in verdict.origins if origin.config == config]
     shown = {origin.ref for origin in here}

@@ -47,7 +47,7 @@ def test_first_ctrl_c_unwinds() -> None:
 def test_nothing_is_raised_without_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     """The boundaries let everything else pass."""
     interrupts.check()
-    progress(quiet=False)("a step")
+    progress(quiet=False, verbose=True)("a step")
     assert "· a step\n" == capsys.readouterr().err
 
 

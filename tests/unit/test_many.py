@@ -105,7 +105,7 @@ def test_all_reporters_list_the_samples() -> None:
     text = io.StringIO()
     terminal.render(report, Console(file=text, width=80, no_color=True))
     lines = text.getvalue().splitlines()
-    assert "Samples" == lines[0]
+    assert "Samples" in lines
     assert any(line.startswith(">") and "s1.pt" in line and "DIVERGES" in line for line in lines)
     assert any("s0.pt" in line and "agrees" in line for line in lines)
     page = html.html_text(report, plot=("<svg/>", "<svg/>"))

@@ -26,7 +26,7 @@ from report_samples import (
 from rich.cells import cell_len
 from rich.console import Console
 
-from bisect_tool.records import ConfigRun, FirstOverTolerance, NumericConfig, Report, StageRef, Tolerance
+from bisect_tool.records import ConfigRun, FirstOverTolerance, Link, NumericConfig, Report, StageRef, Tolerance
 from bisect_tool.reporters import common, html, pairs, terminal
 from bisect_tool.reporters.layout import Column, column_widths, fit_text
 from bisect_tool.switches import Value
@@ -38,6 +38,16 @@ def page(report: Report, width: int = 80, **options: bool | str) -> str:
     """The report as text, without colour, whatever the terminal that runs the tests is."""
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None, legacy_windows=False, _environ={})
+    terminal.render(report, console, **options)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def coloured(report: Report, width: int = 80, **options: bool | str) -> str:
+    """The same page as a terminal with colours gets it."""
+    stream = io.StringIO()
+    console = Console(
+        file=stream, width=width, force_terminal=True, color_system="standard", legacy_windows=False, _environ={}
+    )
     terminal.render(report, console, **options)  # type: ignore[arg-type]
     return stream.getvalue()
 
@@ -56,6 +66,74 @@ def test_golden_page(name: str, width: int) -> None:
     if os.environ.get("UPDATE_GOLDEN") == "1":
         golden.write_text(text, encoding="utf-8", newline="\n")
     assert golden.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_golden_page_in_colour(name: str, width: int) -> None:
+    """Colours are those that were looked at; without them the page is the plain one, so that they carry no meaning."""
+    text = coloured(SAMPLES[name](), width, report_dir="reports/ckpt")
+    golden = GOLDEN / f"terminal_{name}_{width}_colour.txt"
+    if os.environ.get("UPDATE_GOLDEN") == "1":
+        golden.write_text(text, encoding="utf-8", newline="\n")
+    assert golden.read_text(encoding="utf-8") == text
+    assert "\x1b[" in text
+    assert page(SAMPLES[name](), width, report_dir="reports/ckpt") == re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_first_and_last_screen_say_what_to_do(name: str) -> None:
+    """80 columns by 24 lines: at either end of a page of any length there are the verdict, the cause and the remedy."""
+    report = SAMPLES[name]()
+    lines = page(report, 80, report_dir="reports/ckpt").splitlines()
+    status = common.STATUSES[report.verdict.status]
+    causes = [each for each in report.verdict.diagnoses if each.gating]
+    assert lines[0].startswith(f"{status}  ")
+    for screen in (lines[:24], lines[-24:]):
+        assert any(line.startswith(f"{status}  ") for line in screen)
+        for cause in causes[:1]:
+            assert any(cause.code in line for line in screen)
+            assert any(line.lstrip().startswith("help:") for line in screen)
+        if report.verdict.status == "inconclusive":
+            assert any(line.lstrip().startswith("help: ") for line in screen)
+    assert "Report  reports/ckpt/index.html" == lines[-1]
+
+
+def test_long_wording_is_cut_at_the_top_and_whole_below() -> None:
+    """A verdict of many lines leaves room for the remedy; nothing of it is lost."""
+    words = tuple(f"line {number}: " + "words and more words " * 12 + f"end {number}" for number in range(7))
+    report = replace(diverging(), verdict=replace(diverging().verdict, summary=words))
+    text = page(report)
+    assert "help: the node says" in " ".join(text.splitlines()[:24])
+    assert all(f"end {number}" in " ".join(text.split()) for number in range(7))
+    assert "The verdict in full" in text
+    assert "The verdict in full" not in page(diverging())
+
+
+def test_few_rows_where_all_agree() -> None:
+    """Ends and worst stage of what agrees; containers that were asked for are all there."""
+    rows = tuple(replace(healthy().stages[1], index=number, stage=f"s{number}") for number in range(20))
+    worst = replace(rows[11], results={"ort-off": comparison(9e-7, 1e-8)})
+    report = replace(healthy(), stages=(*rows[:11], worst, *rows[12:]))
+    shown = [line.split()[0] for line in table_lines(page(report))]
+    assert ["s0", "s11", "s19"] == shown
+    containers = tuple(replace(item, level="container", role="group") for item in rows)
+    assert 20 == len(table_lines(page(replace(report, stages=containers))))
+
+
+def test_equal_recordings_need_no_table() -> None:
+    """One line in place of a table of zeros; --all-stages has the table."""
+    rows = tuple(
+        replace(item, results={"a|b": comparison(0.0, None, 0.0, judgement="pass")}) for item in healthy().stages
+    )
+    chain = (Link("stages", "same", "5 stages", ()),)
+    configs = (config_run("a|b", ORT_OFF, 0.0),)
+    report = replace(healthy(), stages=rows, chain=chain, configs=configs)
+    assert [] == table_lines(page(report))
+    assert "    all 5 stages are equal; --all-stages shows them\n" in page(report)
+    assert 5 == len(table_lines(page(report, all_stages=True)))
+    one = (replace(rows[0], results={"a|b": comparison(1e-9, None, 0.0, judgement="pass")}), *rows[1:])
+    assert 5 == len(table_lines(page(replace(report, stages=one))))
 
 
 @pytest.mark.parametrize("width", [60, 80])
