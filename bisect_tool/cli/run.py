@@ -498,7 +498,7 @@ def _write(report: Report, folder: Path, force: bool, say: Callable[[str], None]
         "stages.csv": csv_table.csv_text(report),
         "amplification.png": plot.png,
         "amplification.svg": plot.light,
-        "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
+        "index.html": html.html_text(report),
         **replays,
     }
     if report.samples:

@@ -80,7 +80,7 @@ def _write(report: Any, folder: Path, force: bool) -> None:
         "stages.csv": csv_table.csv_text(report),
         "amplification.png": plot.png,
         "amplification.svg": plot.light,
-        "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
+        "index.html": html.html_text(report),
     }
     write_report_folder(report, folder, force=force, files=files)
     interrupts.wrote(folder)
