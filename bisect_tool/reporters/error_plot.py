@@ -15,10 +15,10 @@ from bisect_tool.reporters import common
 SMALLEST, LARGEST = 1e-30, 1e30
 """Beyond these a value counts as zero, or as off the scale."""
 
-HEIGHT = 330
-TOP, LEFT, RIGHT = 112, 62, 14
-NAMES = 150
-"""Units below the axis for the names of stages, and above it for the numbers of the one that is pointed at."""
+HEIGHT = 270
+TOP, LEFT, RIGHT = 42, 62, 14
+NAMES = 186
+"""Units below the axis for the names of stages, or the numbers of the one that is pointed at."""
 
 _CHARACTER = 7.3
 _LINE = 17
@@ -114,13 +114,14 @@ def error_plot(report: Report, config: str | None) -> ErrorPlot | None:
     results = [row.results.get(config) for row in rows]
     limits = [_limit(report, config, row) for row in rows]
     floors = [result.floor if result else None for result in results]
+    # In the order in which they are drawn: what is judged lies on top.
     kinds = {
-        "total": [result.total.rel_l2 if result else None for result in results],
         "propagated": [propagated(result) if result else None for result in results],
         "local": [common.local_rel(result) if result else None for result in results],
+        "total": [result.total.rel_l2 if result else None for result in results],
     }
     scale = _Scale.of([value for values in (*kinds.values(), limits, floors) for value in values])
-    width = min(1000 + 2.0 * max(len(rows) - 160, 0), 1800)
+    width = 1000.0 if len(rows) <= 160 else 1200.0 if len(rows) <= 900 else 2000.0
     step = (width - LEFT - RIGHT) / len(rows)
     middles = [LEFT + (index + 0.5) * step for index in range(len(rows))]
     labels = {
@@ -284,9 +285,8 @@ def _names(rows: Sequence[StageRow], middles: Sequence[float], marked: Sequence[
     for index in (*marked, *range(0, len(rows), step)):
         if all(abs(index - other) >= step for other in chosen):
             chosen.append(index)
-    return [
-        (middles[index], common.shorten_middle(common.printable(rows[index].ref), _LABEL)) for index in sorted(chosen)
-    ]
+    short = {index: common.initials(common.printable(rows[index].ref), _LABEL) for index in sorted(chosen)}
+    return [(middles[index], common.shorten_middle(name, _LABEL)) for index, name in short.items()]
 
 
 def tip_height(spot: Spot) -> float:

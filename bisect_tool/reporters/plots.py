@@ -287,20 +287,9 @@ def _stage_names(axes: Axes, rows: Sequence[StageRow], marked: dict[int, str]) -
         index for index in range(0, len(rows), step) if all(abs(index - other) >= step for other in important)
     ]
     ticks.sort()
-    names = [_text(_initials(str(rows[index].ref), LABEL_WIDTH), LABEL_WIDTH) for index in ticks]
+    names = [_text(common.initials(str(rows[index].ref), LABEL_WIDTH), LABEL_WIDTH) for index in ticks]
     axes.set_xticks(ticks, names, rotation=90, fontsize=8, parse_math=False)
     axes.set_xlim(-0.5, max(len(rows), 1) - 0.5)
-
-
-def _initials(path: str, width: int) -> str:
-    """Shorten a path's words to initials, outermost first: neighbours differ in their numbers, which must stay."""
-    parts = path.split(".")
-    for index, part in enumerate(parts[:-1]):
-        if len(".".join(parts)) <= width:
-            break
-        if part.isidentifier():
-            parts[index] = part[0]
-    return ".".join(parts)
 
 
 def _dress(axes: Axes) -> None:

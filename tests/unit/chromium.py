@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,13 @@ def running(path: str, profile: Path) -> Iterator[Browser]:
     )
     os.close(to_read)
     os.close(from_write)
+    browser = Browser(to_send, from_browser)
     try:
-        yield Browser(to_send, from_browser)
+        yield browser
     finally:
-        process.terminate()
+        # Asked to end, it takes its helpers along; killed, it would leave them writing into the profile.
+        with suppress(RuntimeError, TimeoutError, OSError):
+            browser.send("Browser.close")
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
