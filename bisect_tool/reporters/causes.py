@@ -10,7 +10,7 @@ from bisect_tool.diagnose.explain import codes
 from bisect_tool.records import Finding, LedgerEntry, Report
 from bisect_tool.reporters import common
 
-_RANK = {"cause": 0, "contributes": 1, "no answer": 2, "ruled out": 3}
+_RANK = {"cause": 0, "contributes": 1, "explored only": 2, "no answer": 3, "ruled out": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,8 @@ class Considered:
     """One thing that may be why, and what became of it.
 
     Attributes:
-        conclusion: ``cause``, ``contributes``, ``no answer`` or ``ruled out``.
+        conclusion: ``cause``, ``contributes``, ``explored only`` (the cause of a divergence that does not count),
+            ``no answer`` or ``ruled out``.
         where: the stage or the configuration that it is about; empty for the run as a whole.
         how: what was tried or seen.
         before, after: error without and with the change; ``None`` where that was not measured.
@@ -119,8 +120,10 @@ def considered(report: Report) -> list[Considered]:
         if not (row.conclusion == "cause" and any(known.code == row.code for known in found))
     ]
     switches = {item.title for item in verdict.hypotheses}
+    counting = {run.name for run in report.configs if run.gating}
     for item in verdict.hypotheses:
-        conclusion = "cause" if item.conclusion == "culprit" else item.conclusion
+        cause = "cause" if item.failing in counting else "explored only"
+        conclusion = cause if item.conclusion == "culprit" else item.conclusion
         how = f"{item.switch}: {item.before or 'unset'} -> {item.after or 'unset'}"
         found.append(
             Considered(conclusion, "BD301", item.title, item.failing, how, item.error_before, item.error_after)
@@ -130,7 +133,7 @@ def considered(report: Report) -> list[Considered]:
         for item in verdict.ruled_out
         if item.title not in switches
     ]
-    return sorted(found, key=lambda each: _RANK.get(each.conclusion, 2))
+    return sorted(found, key=lambda each: _RANK.get(each.conclusion, _RANK["no answer"]))
 
 
 def _diagnosed(report: Report) -> list[Considered]:
@@ -139,7 +142,7 @@ def _diagnosed(report: Report) -> list[Considered]:
     named = {item.title for item in verdict.hypotheses}
     return [
         Considered(
-            "no answer" if each.code == UNKNOWN else "cause",
+            "no answer" if each.code == UNKNOWN else "cause" if each.gating else "explored only",
             each.code,
             each.title,
             str(each.origin) if each.origin is not None else "",
@@ -155,12 +158,7 @@ def _diagnosed(report: Report) -> list[Considered]:
 def counts_text(rows: Sequence[Considered]) -> str:
     """``1 cause, 14 ruled out``."""
     counts = {word: sum(row.conclusion == word for row in rows) for word in _RANK}
-    words = {
-        "cause": "cause",
-        "contributes": "contributing",
-        "no answer": "without an answer",
-        "ruled out": "ruled out",
-    }
+    words = {**{word: word for word in _RANK}, "contributes": "contributing", "no answer": "without an answer"}
     plural = {"cause": "causes"}
     return ", ".join(
         f"{count} {plural.get(word, text) if count > 1 else text}"

@@ -17,8 +17,6 @@ SMALLEST, LARGEST = 1e-30, 1e30
 
 HEIGHT = 270
 TOP, LEFT, RIGHT = 42, 62, 14
-NAMES = 186
-"""Units below the axis for the names of stages, or the numbers of the one that is pointed at."""
 
 _CHARACTER = 7.3
 _LINE = 17
@@ -143,10 +141,13 @@ def error_plot(report: Report, config: str | None) -> ErrorPlot | None:
         _spot(row, result, _words(row, first, origins), LEFT + index * step, step, width, index in stops)
         for index, (row, result) in enumerate(zip(rows, results, strict=True))
     )
+    names = tuple(_names(rows, middles, sorted(marked), [result is not None for result in results]))
+    # Below the axis there are the names, or over them the numbers of the stage that is pointed at.
+    below = max([*(len(name) * _CHARACTER + 20 for _, name in names), *(tip_height(spot) + 10 for spot in spots)])
     starts = [index for index, row in enumerate(rows) if row.ref == first]
     return ErrorPlot(
         width=width,
-        height=HEIGHT + NAMES,
+        height=HEIGHT + round(below),
         left=LEFT,
         right=width - RIGHT,
         top=TOP - 12,
@@ -155,7 +156,7 @@ def error_plot(report: Report, config: str | None) -> ErrorPlot | None:
         limits=_steps(middles, step, [limit if limit else None for limit in limits], scale),
         floors=_steps(middles, step, floors, scale),
         ticks=tuple(scale.ticks()),
-        names=tuple(_names(rows, middles, sorted(marked))),
+        names=names,
         first=(middles[starts[0]], str(first), starts[0] < len(rows) / 2) if starts else None,
         origins=tuple(
             (middles[index], scale.y(value if value is not None else math.nan))
@@ -278,12 +279,14 @@ def _numbers(result: Comparison) -> list[str]:
     return [", ".join(part) for part in (first, second, third) if part]
 
 
-def _names(rows: Sequence[StageRow], middles: Sequence[float], marked: Sequence[int]) -> list[tuple[float, str]]:
-    """As many names as there is room for, those of marked stages first."""
-    step = max(1, math.ceil(len(rows) / _LABELS))
+def _names(
+    rows: Sequence[StageRow], middles: Sequence[float], marked: Sequence[int], compared: Sequence[bool]
+) -> list[tuple[float, str]]:
+    """As many names as there is room for: those of marked stages first, then of stages that have a point."""
+    apart = max(1.0, len(rows) / _LABELS)
     chosen: list[int] = []
-    for index in (*marked, *range(0, len(rows), step)):
-        if all(abs(index - other) >= step for other in chosen):
+    for index in (*marked, *(index for index, known in enumerate(compared) if known)):
+        if all(abs(index - other) >= apart for other in chosen):
             chosen.append(index)
     short = {index: common.initials(common.printable(rows[index].ref), _LABEL) for index in sorted(chosen)}
     return [(middles[index], common.shorten_middle(name, _LABEL)) for index, name in short.items()]

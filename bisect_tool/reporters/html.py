@@ -88,7 +88,7 @@ def html_text(report: Report) -> str:
         },
         considered=considered,
         considered_text=causes.counts_text(considered),
-        marks={"cause": "●", "contributes": "◐", "no answer": "?", "ruled out": "✕"},
+        marks={"cause": "●", "contributes": "◐", "explored only": "○", "no answer": "?", "ruled out": "✕"},
         worst_element_lines=common.worst_element_lines,
         deciding=common.deciding,
         deciding_text=common.deciding_text(report.tolerance),

@@ -98,19 +98,19 @@ def neighbourhood(report: Report, origin: Origin) -> Neighbourhood | None:
     arrows: list[str] = []
 
     def join(one: tuple[int, int], other: tuple[int, int]) -> None:
-        arrows.append(_arrow(boxes[where[one]], boxes[where[other]]))
+        beside = other[0] - one[0] > 1 and boxes[where[other]].kind == "node"
+        arrows.append(_arrow(boxes[where[one]], boxes[where[other]], beside=beside))
 
     made_by = {name: number for number, node in enumerate(nodes) for name in node.outputs if name}
     fed = {
         number: {made_by[name] for name in node.inputs if name in made_by} - {number}
         for number, node in enumerate(nodes)
     }
-    known = any(node.inputs for node in nodes)
     for top in range(len(layers[0])):
         join((0, top), torch_place)
-        for number, place in placed.items():
-            if known and not fed[number]:
-                join((0, top), place)
+        value = before[top].onnx_value if top < len(before) and layers[0][top].anchor else None
+        for number in _readers(nodes, value, row):
+            join((0, top), placed[number])
     for number, makers in fed.items():
         for maker in sorted(makers):
             join(placed[maker], placed[number])
@@ -122,6 +122,15 @@ def neighbourhood(report: Report, origin: Origin) -> Neighbourhood | None:
     for bottom in range(len(layers[-1])):
         join((check, 0), (len(layers) - 1, bottom))
     return Neighbourhood(width, height, tuple(boxes), tuple(arrows), _in_words(row, origin, before, behind, nodes))
+
+
+def _readers(nodes: Sequence[NodeDetail], value: str | None, row: StageRow) -> list[int]:
+    """Nodes that read a value; where it comes through other nodes first, those that read anything from outside."""
+    reading = [number for number, node in enumerate(nodes) if value is not None and value in node.inputs]
+    if reading:
+        return reading
+    inner = {name for node in nodes for name in node.outputs} | set(row.onnx_weights) | {""}
+    return [number for number, node in enumerate(nodes) if not inner.issuperset(node.inputs)]
 
 
 def _depths(nodes: Sequence[NodeDetail]) -> list[int]:
@@ -205,13 +214,25 @@ def _placed(
     return boxes, where, right + 2, y - GAP_Y + 6
 
 
-def _arrow(one: Box, other: Box) -> str:
-    """From the lower edge of a box to the upper edge of another, with its head: a marker would be an address."""
+def _arrow(one: Box, other: Box, *, beside: bool) -> str:
+    """From the lower edge of a box to the upper edge of another, with its head: a marker would be an address.
+
+    ``beside``: boxes lie between the two, and the way leads along the gap left of the other's column.
+    """
     x, y = one.x + WIDTH / 2, one.y + one.height
     to_x, to_y = other.x + WIDTH / 2, other.y - 5
+    head = f"M{to_x - 4:.0f} {to_y - 3:.0f}l4 7 4-7"
+    if not beside:
+        return f"M{x:.0f} {y:.0f}{_bend(x, y, to_x, to_y)}{head}"
+    gap, low = other.x - GAP_X / 2, to_y - GAP_Y + 8
+    high = min(y + GAP_Y - 8, low)
+    return f"M{x:.0f} {y:.0f}{_bend(x, y, gap, high)}V{low:.0f}{_bend(gap, low, to_x, to_y)}{head}"
+
+
+def _bend(x: float, y: float, to_x: float, to_y: float) -> str:
+    """A curve that leaves and arrives downwards."""
     bend = min(GAP_Y, max((to_y - y) / 2, 8))
-    curve = f"M{x:.0f} {y:.0f}C{x:.0f} {y + bend:.0f} {to_x:.0f} {to_y - bend:.0f} {to_x:.0f} {to_y:.0f}"
-    return f"{curve}M{to_x - 4:.0f} {to_y - 3:.0f}l4 7 4-7"
+    return f"C{x:.0f} {y + bend:.0f} {to_x:.0f} {to_y - bend:.0f} {to_x:.0f} {to_y:.0f}"
 
 
 def _in_words(

@@ -114,7 +114,7 @@ def test_every_stage_is_in_the_tree_once() -> None:
 
 def with_nodes(report: Report) -> Origin:
     details = (
-        NodeDetail("cast", "Cast", {"to": "1"}, None, ("x",), ("a",)),
+        NodeDetail("cast", "Cast", {"to": "1"}, None, ("/stem/relu_output_0",), ("a",)),
         NodeDetail("sizes", "Concat", {"axis": "0"}, None, ("s",), ("b",)),
         NodeDetail("resize", "Resize", {f"k{n}": "v" * 40 for n in range(8)}, "m.py:3", ("a", "", "b", "w"), ("y",)),
     )
@@ -135,8 +135,9 @@ def test_graph_around_an_origin() -> None:
     resize = drawn.boxes[5]
     assert "reads w" in resize.lines and "4 more attributes" in resize.lines and "k7=" + "v" * 40 in resize.text
     assert all(len(line) <= 31 for box in drawn.boxes for line in box.lines)
-    # 2 stages feed the module and the two first nodes; both nodes feed Resize; it, the module: compared; then read.
-    assert 2 * 3 + 2 + 2 + 1 == len(drawn.arrows)
+    # The module reads both stages, Cast the first; who reads the second is not known: both first nodes. Both feed
+    # Resize; that and the module are compared; one stage reads the result.
+    assert 2 + 1 + 2 + 2 + 2 + 1 == len(drawn.arrows)
     places = [(box.x, box.y) for box in drawn.boxes]
     assert len(set(places)) == len(places)
     for one in drawn.boxes:

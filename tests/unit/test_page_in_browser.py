@@ -172,6 +172,16 @@ def test_page_prints(tab: Tab, pages: dict[str, Path]) -> None:
     assert 2 <= data.count(b"/Type /Page\n") + data.count(b"/Type/Page/") + data.count(b"/Type /Page ")
 
 
+@pytest.mark.parametrize("name", ["diverging", "matrix"])
+def test_nothing_is_cut_off_on_paper(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    """What scrolls on a screen fits a sheet of A4, lying."""
+    tab = browser.tab(width=1046, height=700)
+    tab.open(pages[name])
+    tab.send("Emulation.setEmulatedMedia", media="print")
+    wide = "[...document.querySelectorAll('main *')].filter((it) => it.getBoundingClientRect().right > 1047)"
+    assert [] == tab.run(f"{wide}.map((it) => it.outerHTML.slice(0, 90))")
+
+
 def test_essentials_without_scripts(browser: Browser, pages: dict[str, Path]) -> None:
     """Verdict, table and drawing are there, links lead to rows, and no control is shown that would do nothing."""
     tab = browser.tab()
