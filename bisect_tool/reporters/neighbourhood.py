@@ -222,9 +222,12 @@ def _arrow(one: Box, other: Box, *, beside: bool) -> str:
     x, y = one.x + WIDTH / 2, one.y + one.height
     to_x, to_y = other.x + WIDTH / 2, other.y - 5
     head = f"M{to_x - 4:.0f} {to_y - 3:.0f}l4 7 4-7"
+    low = to_y - GAP_Y + 8
     if not beside:
-        return f"M{x:.0f} {y:.0f}{_bend(x, y, to_x, to_y)}{head}"
-    gap, low = other.x - GAP_X / 2, to_y - GAP_Y + 8
+        # Straight down as far as it goes, so that it crosses nothing.
+        down = max(y, low)
+        return f"M{x:.0f} {y:.0f}V{down:.0f}{_bend(x, down, to_x, to_y)}{head}"
+    gap = other.x - GAP_X / 2
     high = min(y + GAP_Y - 8, low)
     return f"M{x:.0f} {y:.0f}{_bend(x, y, gap, high)}V{low:.0f}{_bend(gap, low, to_x, to_y)}{head}"
 
