@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
 from bisect_tool.metrics import difference_norms, judge, kind_of, measure_with_norm
-from bisect_tool.records import Comparison, ErrorMetrics, Judgement, Noise, QuantisedStage, Spread, Stage, Tolerance
+from bisect_tool.pictures import Camera
+from bisect_tool.records import (
+    Comparison,
+    ErrorMetrics,
+    ErrorPicture,
+    Judgement,
+    Noise,
+    QuantisedStage,
+    Spread,
+    Stage,
+    Tolerance,
+)
 from bisect_tool.spread import spread_of
 
 Array = NDArray[Any]
@@ -50,13 +61,20 @@ class Ledger:
     noise: dict[tuple[str, int], Noise] = field(default_factory=dict)
     spreads: dict[tuple[str, int], Spread] = field(default_factory=dict)
     quantised: dict[tuple[str, int], QuantisedStage] = field(default_factory=dict)
+    pictures: dict[tuple[str, int], ErrorPicture] = field(default_factory=dict)
+    camera: Camera = field(default_factory=Camera)
 
     def record(self, lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
         """Measures one pair; the arrays are not kept. All in PyTorch's shape."""
         if chained is not None and lane in self.chained_lanes:
-            self.enter(lane, value, total_of(expected, chained, self.tolerance))
+            total = total_of(expected, chained, self.tolerance)
+            self.enter(lane, value, total)
+            if total.judgement == "fail":
+                self._picture(lane, value, "total", expected, chained, total.metrics)
         if forced is not None:
             self.locals[lane, value], norm = measure_with_norm(expected, forced)
+            # What a stage itself makes shows more than what it was handed.
+            self._picture(lane, value, "local", expected, forced, self.locals[lane, value])
             if chained is not None:
                 self.propagated[lane, value] = self._propagated(lane, value, expected, norm, chained, forced)
 
@@ -65,6 +83,19 @@ class Ledger:
         self.totals[lane, value] = total.metrics, total.judgement
         if total.spread is not None:
             self.spreads[lane, value] = total.spread
+
+    def _picture(
+        self,
+        lane: str,
+        value: int,
+        of: Literal["local", "total"],
+        expected: Array,
+        actual: Array,
+        metrics: ErrorMetrics,
+    ) -> None:
+        picture = self.camera.take(lane, of, expected, actual, metrics)
+        if picture is not None:
+            self.pictures[lane, value] = picture
 
     def missing(self, lane: str, value: int, expected: Array) -> None:
         """The runtime returned nothing for a value that was asked for."""
@@ -156,11 +187,13 @@ def compare_stage(
     propagated: float | None = None
     noise: Noise | None = None
     quantised: QuantisedStage | None = None
+    picture = ledger.pictures.get((lane, stage.value))
     if local_lane is not None and not hands_on(stage):
         noise = ledger.noise.get((local_lane, stage.value))
         quantised = ledger.quantised.get((local_lane, stage.value))
         local = ledger.locals.get((local_lane, stage.value))
         propagated = ledger.propagated.get((local_lane, stage.value))
+        picture = ledger.pictures.get((local_lane, stage.value), picture)
     entering = input_error(inputs, error_of)
     return Comparison(
         total=metrics,
@@ -174,6 +207,7 @@ def compare_stage(
         noise=noise,
         spread=ledger.spreads.get((lane, stage.value)),
         quantised=quantised,
+        picture=picture,
     )
 
 

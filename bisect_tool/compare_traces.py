@@ -20,12 +20,14 @@ from bisect_tool.environment import peak_rss_mb
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.globs import matches
 from bisect_tool.metrics import judge, kind_of_name, relative_limit
+from bisect_tool.pictures import Camera, with_few
 from bisect_tool.records import (
     Alignment,
     Comparison,
     ConfigRun,
     Difference,
     ErrorMetrics,
+    ErrorPicture,
     FirstCause,
     Judgement,
     Link,
@@ -102,7 +104,7 @@ def compare_traces(
         tolerance=tolerance,
         alignment=alignment,
         configs=(run,),
-        stages=tuple(rows),
+        stages=tuple(with_few(rows, verdict)),
         environment={"expected": _environment(expected), "actual": _environment(actual)},
         timings={"compare": time.perf_counter() - began},
         notes=tuple(_notes(comparer)),
@@ -139,6 +141,8 @@ class _Comparer:
         self.tolerance = tolerance
         self.estimated = 0
         self.spreads: dict[tuple[str, str], Spread | None] = {}
+        self.pictures: dict[tuple[str, str], ErrorPicture | None] = {}
+        self._camera = Camera()
         self._known: dict[tuple[str, str], tuple[ErrorMetrics, Judgement]] = {}
 
     def same(self, one: str, other: str) -> bool:
@@ -172,6 +176,7 @@ class _Comparer:
                 metrics, judgement = judge(arrays[0], arrays[1], self.tolerance)
                 if judgement == "fail":
                     self.spreads[one.name, other.name] = spread_of(arrays[0], arrays[1], metrics, self.tolerance)
+                    self.pictures[one.name, other.name] = self._camera.take("", "total", arrays[0], arrays[1], metrics)
                 return metrics, judgement
         metrics = estimate(one, other)
         if one.sha256 != other.sha256:
@@ -402,8 +407,19 @@ def _compared(
     growth = None
     if entering and math.isfinite(entering) and not math.isnan(metrics.rel_l2):
         growth = metrics.rel_l2 / entering
-    spread = comparer.spreads.get((entry["tensor"], other["tensor"]))
-    return Comparison(metrics, None, entering, growth, None, None, None, judgement, spread=spread)
+    pair = (entry["tensor"], other["tensor"])
+    return Comparison(
+        metrics,
+        None,
+        entering,
+        growth,
+        None,
+        None,
+        None,
+        judgement,
+        spread=comparer.spreads.get(pair),
+        picture=comparer.pictures.get(pair),
+    )
 
 
 def _outputs(comparer: _Comparer) -> tuple[OutputResult, ...]:

@@ -16,6 +16,7 @@ from bisect_tool.records import (
     ConfigRun,
     ConfigStatus,
     Diagnosis,
+    NodeDetail,
     Origin,
     OutputResult,
     PartCall,
@@ -109,7 +110,7 @@ def merged_origins(reports: Sequence[CallReport], rename: Rename) -> dict[tuple[
     found = []
     for each in reports:
         for origin in each.report.verdict.origins if each.report is not None else ():
-            details = tuple(replace(node, name=rename(each.part, node.name)) for node in origin.onnx_details)
+            details = tuple(_renamed_node(rename, each.part, node) for node in origin.onnx_details)
             found.append(
                 replace(
                     origin,
@@ -126,6 +127,11 @@ def merged_origins(reports: Sequence[CallReport], rename: Rename) -> dict[tuple[
 
 def _renamed(rename: Rename, part: str, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(rename(part, name) for name in names)
+
+
+def _renamed_node(rename: Rename, part: str, node: NodeDetail) -> NodeDetail:
+    inputs, outputs = (tuple(name and rename(part, name) for name in names) for names in (node.inputs, node.outputs))
+    return replace(node, name=rename(part, node.name), inputs=inputs, outputs=outputs)
 
 
 def merged_alignment(reports: Sequence[CallReport], rename: Rename) -> Alignment:

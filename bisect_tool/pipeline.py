@@ -112,6 +112,7 @@ from bisect_tool.layouts import describe_order, in_layout, in_order, layout_of
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import judge, kind_of, relative_difference
 from bisect_tool.outputs import bind_outputs, exchanged, worst_error
+from bisect_tool.pictures import KEPT, with_few
 from bisect_tool.placing import is_open, placed_by_structure, with_missing
 from bisect_tool.precision import (
     half_precision,
@@ -702,6 +703,8 @@ class _Bisection:
         # Of a pair of a matrix the whole matrix says more.
         if not self.quantised and not self.options.pairs:
             verdict = with_what_is_known(verdict, rows, runs)
+        # A matrix joins the reports of its pairs.
+        rows = with_few(rows, verdict, 1 if self.options.pairs else KEPT)
         return Report(
             case={"name": self.case.name, **self.case.description},
             verdict=verdict,

@@ -372,6 +372,39 @@ class QuantisedStage:
 
 
 @dataclass(frozen=True, slots=True)
+class ErrorPicture:
+    """What the error of one tensor looks like, small enough to be kept. See :mod:`bisect_tool.pictures`.
+
+    Attributes:
+        of: which error: ``local`` or ``total``.
+        axes: axes of the tensor that are the rows and columns of the maps, one for a strip. A cell stands for a block of
+            them, and for all of the other axes.
+        rows, columns: of the maps, at most 64.
+        high: largest absolute difference, of those that are finite.
+        error: largest absolute difference in each cell, row by row: a byte each in base64. 0: none; 254: ``high``, and
+            253 steps make eight powers of ten; 255: not finite.
+        expected_low, expected_high: smallest and largest mean of the reference in a cell.
+        expected: that mean in each cell, in equal steps from 0 to 254; 255: not finite.
+        histogram: 64 counts of elements by the logarithm of their absolute difference, up to ``high``, an eighth of a
+            power of ten each; the first one has all smaller ones too.
+        equal, nonfinite: elements without a difference, and those whose difference is not finite; they are not in it.
+    """
+
+    of: Literal["local", "total"]
+    axes: tuple[int, ...]
+    rows: int
+    columns: int
+    high: float
+    error: str
+    expected_low: float
+    expected_high: float
+    expected: str
+    histogram: tuple[int, ...]
+    equal: int
+    nonfinite: int
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """One stage under one configuration pair.
 
@@ -391,6 +424,7 @@ class Comparison:
         spread: of the total error, where that is over tolerance; ``None`` elsewhere, and for very large tensors.
         quantised: what quantisation costs; ``None`` for float graphs, and without a forced run.
         limit: the calibrated limit that decides, where the table has the stage; else ``None``.
+        picture: of the error; ``None`` for all but a few stages of a report.
     """
 
     total: ErrorMetrics
@@ -407,6 +441,7 @@ class Comparison:
     spread: Spread | None = None
     quantised: QuantisedStage | None = None
     limit: LimitUse | None = None
+    picture: ErrorPicture | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,12 +506,17 @@ class FirstOverTolerance:
 
 @dataclass(frozen=True, slots=True)
 class NodeDetail:
-    """A node of the given graph: its attributes as text, and ``file:line`` from the exporter's stack trace, if it has one."""
+    """A node of the given graph: its attributes as text, and ``file:line`` from the exporter's stack trace, if it has one.
+
+    ``inputs`` and ``outputs`` are names of values; optional ones that are left out are empty.
+    """
 
     name: str
     op_type: str
     attributes: Mapping[str, str]
     source: str | None
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -87,7 +87,8 @@ def report_from_json(data: Mapping[str, Any]) -> Report:
     """Rebuild the report that ``report_to_json`` wrote.
 
     Raises:
-        BisectError: another schema version, or a key that is missing, unknown or of the wrong kind; it is named.
+        BisectError: another schema version, or a key that is missing, unknown or of the wrong kind; it is named. Keys that
+            came after the first reports of this version have defaults, and may be missing.
     """
     if not isinstance(data, Mapping):
         raise BisectError(f"{REPORT_FILE}: expected an object, found {_kind(data)}")
@@ -138,7 +139,7 @@ def _decode_record(kind: type, value: Any, where: str) -> Any:
         elif item.name in value:
             values[item.name] = _decode(hint, value[item.name], f"{where}.{item.name}" if where else item.name)
             known.add(item.name)
-        else:
+        elif item.default is MISSING and item.default_factory is MISSING:
             raise BisectError(f"{REPORT_FILE}: {where or 'the report'} lacks the key {item.name!r}")
     for key in value:
         if key not in known:

@@ -232,8 +232,7 @@ def stages(count: int, cache: Path) -> Result:
     began = time.perf_counter()
     report = bisect(LoadedCase("chain", model, args, {}), Options(tolerance, onnx=path))
     compared = time.perf_counter() - began
-    plot = plots.images(report)
-    report_text(report), csv_table.csv_text(report), html.html_text(report, plot=(plot.light, plot.dark))
+    plots.images(report), report_text(report), csv_table.csv_text(report), html.html_text(report)
     seconds = time.perf_counter() - began
     extra = {"stages": report.alignment.aligned, "status": report.verdict.status, "compared": compared}
     return {"seconds": [seconds], "peak_rss_mb": peak_rss_mb(), "extra": extra}

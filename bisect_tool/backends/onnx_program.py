@@ -312,7 +312,14 @@ class OnnxProgram:
         """Attributes of nodes, and where the exporter says they come from."""
         wanted = set(names)
         return tuple(
-            NodeDetail(node.name, node.op_type, {a.name: _text_of(a) for a in own.attributes.values()}, node.source)
+            NodeDetail(
+                node.name,
+                node.op_type,
+                {a.name: _text_of(a) for a in own.attributes.values()},
+                node.source,
+                node.inputs,
+                node.outputs,
+            )
             for node, own in zip(self.graph.nodes, self._nodes, strict=True)
             if node.name in wanted
         )

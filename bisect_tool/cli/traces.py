@@ -79,14 +79,13 @@ def compare_recordings(
 
 
 def _write(report: Any, folder: Path, force: bool, formats: tuple[str, ...]) -> None:
-    from bisect_tool.reporters import csv_table, html, plot_files, plots
+    from bisect_tool.reporters import csv_table, html, plot_files
     from bisect_tool.store import write_report_folder
 
-    plot = plots.images(report)
     files: dict[str, Any] = {
         "stages.csv": csv_table.csv_text(report),
-        **plot_files.plot_files(report, formats, plot),
-        "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
+        **plot_files.plot_files(report, formats),
+        "index.html": html.html_text(report),
     }
     write_report_folder(report, folder, force=force, files=files)
     interrupts.wrote(folder)

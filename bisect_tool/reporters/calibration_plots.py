@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bisect_tool.records import StageRef
-from bisect_tool.reporters.plot_style import LABEL_WIDTH, LIGHT, initials, save, text
+from bisect_tool.reporters.plot_style import LABEL_WIDTH, LIGHT, save, stage_name, text
 from bisect_tool.reporters.plots import LABELS, _dress
 from bisect_tool.table_from_runs import Made, smallest_caught
 from bisect_tool.tolerance_table import MetricLimit
@@ -87,7 +87,7 @@ def _whole_decades(axes: Axes, values: Sequence[float]) -> None:
 def _stage_names(axes: Axes, refs: Sequence[StageRef]) -> None:
     step = max(1, math.ceil(len(refs) / LABELS))
     ticks = list(range(0, len(refs), step))
-    texts = [text(initials(str(refs[place]), LABEL_WIDTH), LABEL_WIDTH) for place in ticks]
+    texts = [stage_name(refs[place]) for place in ticks]
     axes.set_xticks(ticks, texts, rotation=90, fontsize=8, parse_math=False)
     axes.set_xlim(-0.5, max(len(refs), 1) - 0.5)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bisect_tool.diagnose.causes import UNKNOWN
 from bisect_tool.diagnose.explain import codes
 from bisect_tool.records import Finding, LedgerEntry, Report
 from bisect_tool.reporters import common
 
-_RANK = {"cause": 0, "contributes": 1, "no answer": 2, "ruled out": 3}
+_RANK = {"cause": 0, "contributes": 1, "explored only": 2, "no answer": 3, "ruled out": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +83,85 @@ def title(code: str) -> str:
 
 
 SEVERITIES = {"fault": "fault", "suspicion": "look at", "fact": "fact"}
+
+
+# Everything that was considered, in one list
+
+
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """One thing that may be why, and what became of it.
+
+    Attributes:
+        conclusion: ``cause``, ``contributes``, ``explored only`` (the cause of a divergence that does not count),
+            ``no answer`` or ``ruled out``.
+        where: the stage or the configuration that it is about; empty for the run as a whole.
+        how: what was tried or seen.
+        before, after: error without and with the change; ``None`` where that was not measured.
+    """
+
+    conclusion: str
+    code: str
+    title: str
+    where: str
+    how: str
+    before: float | None
+    after: float | None
+
+
+def considered(report: Report) -> list[Considered]:
+    """Diagnoses, trials in origins, switches, and what was ruled out for the whole run: each once, causes first."""
+    verdict = report.verdict
+    found = _diagnosed(report)
+    found += [
+        Considered(row.conclusion, row.code, title(row.code), each.where, row.text, each.before, row.best)
+        for each in trials(report)
+        for row in each.hypotheses
+        if not (row.conclusion == "cause" and any(known.code == row.code for known in found))
+    ]
+    switches = {item.title for item in verdict.hypotheses}
+    counting = {run.name for run in report.configs if run.gating}
+    for item in verdict.hypotheses:
+        cause = "cause" if item.failing in counting else "explored only"
+        conclusion = cause if item.conclusion == "culprit" else item.conclusion
+        how = f"{item.switch}: {item.before or 'unset'} -> {item.after or 'unset'}"
+        found.append(
+            Considered(conclusion, "BD301", item.title, item.failing, how, item.error_before, item.error_after)
+        )
+    found += [
+        Considered("ruled out", item.code, item.title, "", "; ".join(item.evidence), None, None)
+        for item in verdict.ruled_out
+        if item.title not in switches
+    ]
+    return sorted(found, key=lambda each: _RANK.get(each.conclusion, _RANK["no answer"]))
+
+
+def _diagnosed(report: Report) -> list[Considered]:
+    """Diagnoses that are no switches, which have rows of their own."""
+    verdict = report.verdict
+    named = {item.title for item in verdict.hypotheses}
+    return [
+        Considered(
+            "no answer" if each.code == UNKNOWN else "cause" if each.gating else "explored only",
+            each.code,
+            each.title,
+            str(each.origin) if each.origin is not None else "",
+            common.tried_text(each),
+            each.error_before,
+            each.error_after,
+        )
+        for each in verdict.diagnoses
+        if each.title not in named
+    ]
+
+
+def counts_text(rows: Sequence[Considered]) -> str:
+    """``1 cause, 14 ruled out``."""
+    counts = {word: sum(row.conclusion == word for row in rows) for word in _RANK}
+    words = {**{word: word for word in _RANK}, "contributes": "contributing", "no answer": "without an answer"}
+    plural = {"cause": "causes"}
+    return ", ".join(
+        f"{count} {plural.get(word, text) if count > 1 else text}"
+        for word, text in words.items()
+        if (count := counts[word])
+    )

@@ -546,6 +546,17 @@ def shorten_middle(text: str, width: int) -> str:
     return text[: width - 2 - tail] + ".." + text[len(text) - tail :]
 
 
+def initials(path: str, width: int) -> str:
+    """Shorten a path's words to initials, outermost first: neighbours differ in their numbers, which must stay."""
+    parts = path.split(".")
+    for index, part in enumerate(parts[:-1]):
+        if len(".".join(parts)) <= width:
+            break
+        if part.isidentifier():
+            parts[index] = part[0]
+    return ".".join(parts)
+
+
 def shape_text(shape: Sequence[int]) -> str:
     """``1x64x56x56``; ``scalar`` for no dimensions."""
     return "x".join(map(str, shape)) or "scalar"

@@ -7,7 +7,7 @@ from typing import Any
 
 from bisect_tool.picture_formats import read_formats
 from bisect_tool.records import Report
-from bisect_tool.reporters import csv_table, html, plot_files, plots
+from bisect_tool.reporters import csv_table, html, plot_files
 
 
 def files_of(report: Report, replays: Mapping[str, Any] | None = None, formats: str | None = None) -> dict[str, Any]:
@@ -18,11 +18,10 @@ def files_of(report: Report, replays: Mapping[str, Any] | None = None, formats: 
         replays: folders of origins, by path, which go along.
         formats: of the plots, as for ``--plots``.
     """
-    plot = plots.images(report)
     files: dict[str, Any] = {
         "stages.csv": csv_table.csv_text(report),
-        **plot_files.plot_files(report, read_formats(formats), plot),
-        "index.html": html.html_text(report, plot=(plot.light, plot.dark)),
+        **plot_files.plot_files(report, read_formats(formats)),
+        "index.html": html.html_text(report),
         **(replays or {}),
     }
     if report.samples:

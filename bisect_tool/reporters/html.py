@@ -1,70 +1,51 @@
 """``index.html``: the whole report on one page that needs no network, no server and no JavaScript.
 
-The template escapes everything. Plots are images in data URIs, in which nothing can run, and the page's content
+The template escapes everything, drawings included. Images are data URIs, in which nothing can run, and the page's content
 security policy allows its own script and nothing else.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bisect_tool.records import Comparison, Report, StageRow
-from bisect_tool.reporters import causes, common, pairs
+from bisect_tool.records import Comparison, Report, StageRef, StageRow
+from bisect_tool.reporters import causes, common, error_plot, module_tree, neighbourhood, pairs, tensor_pictures
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATES = Path(__file__).parent / "templates"
 
+DRAWN = 8
+"""Origins whose neighbourhood is drawn."""
 
-def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
-    """The content of ``index.html``.
 
-    Args:
-        report: what to show.
-        plot: the plot as SVG, for light and for dark screens; drawn here if not given.
-    """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+ROWS = 1500
+"""Rows of the stage table, above which further configurations are left to ``stages.csv``."""
 
-    if plot is None:
-        from bisect_tool.reporters import plots
 
-        drawn = plots.images(report)
-        plot = (drawn.light, drawn.dark)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    helpers = (
-        "sci",
-        "ratio",
-        "made_text",
-        "run_seconds",
-        "run_time_text",
-        "shape_text",
-        "names_text",
-        "index_text",
-        "source_text",
-        "noise_text",
-        "share_text",
-        "decibels",
-        "printable",
-    )
-    environment.filters.update({name: getattr(common, name) for name in helpers})
+def html_text(report: Report) -> str:
+    """The content of ``index.html``."""
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     config = common.main_config(report)
-    page = environment.get_template("report.html.j2").render(
+    names = _table_configs(report, config)
+    considered = causes.considered(report)
+    views = tensor_pictures.views(report, config)
+    page = _template().render(
         report=report,
         verdict=report.verdict,
         script=script,
         script_hash=_sha256(script),
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
-        plots={"light": _data_uri(plot[0]), "dark": _data_uri(plot[1])},
+        plot=error_plot.error_plot(report, config),
+        tip_height=error_plot.tip_height,
         plot_text=_plot_text(report, config),
         statuses=common.STATUSES,
         judgements=common.JUDGEMENTS,
@@ -95,7 +76,19 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         hypothesis_columns=pairs.HYPOTHESIS_COLUMNS,
         sort_key=_sort_key,
         rows=common.rows_by_ref(report),
-        table=list(_table(report)),
+        table=list(_table(report, config, names)),
+        table_configs=names,
+        left_out=[run.name for run in report.configs if run.name not in names],
+        tree=module_tree.module_tree(report, config),
+        views=views,
+        worst_view=_worst_view(report, config, views),
+        neighbourhoods={
+            (origin.ref, origin.config): neighbourhood.neighbourhood(report, origin)
+            for origin in report.verdict.origins[:DRAWN]
+        },
+        considered=considered,
+        considered_text=causes.counts_text(considered),
+        marks={"cause": "●", "contributes": "◐", "explored only": "○", "no answer": "?", "ruled out": "✕"},
         worst_element_lines=common.worst_element_lines,
         deciding=common.deciding,
         deciding_text=common.deciding_text(report.tolerance),
@@ -113,11 +106,40 @@ def html_text(report: Report, *, plot: tuple[str, str] | None = None) -> str:
         findings=causes.findings(report),
         severities=causes.SEVERITIES,
         trials=causes.trials(report),
-        cause_title=causes.title,
-        count_text=causes.count_text,
     )
     # lone surrogates (undecodable file names) have no UTF-8 form
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@functools.cache
+def _template() -> Template:
+    """The page's template, compiled once: that takes longer than to fill it in."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    helpers = (
+        "sci",
+        "ratio",
+        "made_text",
+        "run_seconds",
+        "run_time_text",
+        "shape_text",
+        "names_text",
+        "index_text",
+        "source_text",
+        "noise_text",
+        "share_text",
+        "decibels",
+        "printable",
+    )
+    environment.filters.update({name: getattr(common, name) for name in helpers})
+    return environment.get_template("report.html.j2")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -129,6 +151,19 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", common.command_text(value)
         else:
             yield f"{prefix}{key}", common.source_text(value)
+
+
+def _worst_view(
+    report: Report, config: str | None, views: Mapping[tuple[StageRef, str], tensor_pictures.View]
+) -> tensor_pictures.View | None:
+    """The picture of the stage with the largest error, where none of the others on the page is of that stage."""
+    first = report.verdict.first_over_tolerance
+    shown = {(origin.ref, origin.config) for origin in report.verdict.origins}
+    shown |= {(first.ref, first.config)} if first is not None else set()
+    rows = common.rows_by_ref(report)
+    left = [rows[ref] for ref, name in views if name == config and (ref, name) not in shown and ref in rows]
+    worst = common.worst_row(left, config)
+    return views[worst.ref, config] if worst is not None and config is not None else None
 
 
 def _matrix(report: Report) -> dict[str, Any]:
@@ -170,11 +205,28 @@ def _heat(result: Comparison | None) -> dict[str, Any]:
     return {"text": common.sci(error), "level": common.heat_level(error), "fails": fails}
 
 
-def _table(report: Report) -> Iterator[dict[str, Any]]:
+def _table_configs(report: Report, main: str | None) -> list[str]:
+    """Configurations whose rows are in the stage table, in the report's order: as many as there is room for."""
+    compared = Counter(name for row in report.stages for name in row.results)
+    chosen, left = set(), ROWS
+    for name in sorted((run.name for run in report.configs), key=lambda name: name != main):
+        if name == main or compared[name] <= left:
+            chosen.add(name)
+            left -= compared[name]
+    return [run.name for run in report.configs if run.name in chosen]
+
+
+def _table(report: Report, main: str | None, configs: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A row for each stage and configuration; that of the configuration that the page is about has an anchor."""
     for row in report.stages:
-        for config, result in row.results.items() if row.results else [("", None)]:
+        every = list(row.results.items())
+        shown = [(name, result) for name, result in every if name in configs] or every[:1]
+        anchored = next((name for name, _ in shown if name == main), shown[0][0] if shown else "")
+        cells: list[tuple[str, Comparison | None]] = [*shown] or [("", None)]
+        for config, result in cells:
             yield {
                 "row": row,
+                "anchor": f"r{row.index}" if config == anchored else None,
                 "config": config,
                 "judgement": result.judgement if result else "not compared",
                 "problem": result.total.problem if result else None,
@@ -219,10 +271,6 @@ def _plot_text(report: Report, config: str | None) -> str:
     text = f"Plot of the error by stage under {config}: relative L2 error is largest at {worst.ref}, {largest}."
     first = common.first_ref(report, config)
     return text + (f" The first diverging stage is {first}." if first else " No stage is marked as first.")
-
-
-def _data_uri(svg: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")
 
 
 def _sha256(text: str) -> str:

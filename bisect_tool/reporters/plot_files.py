@@ -23,7 +23,7 @@ def plot_files(
         drawn = drawn or plots.images(report)
     for kind in formats:
         if drawn is not None and kind in ("png", "svg"):
-            files[f"amplification.{kind}"] = drawn.png if kind == "png" else drawn.light
+            files[f"amplification.{kind}"] = drawn.png if kind == "png" else drawn.svg
         else:
             files[f"amplification.{kind}"] = save(plots.draw(report), kind, plots.TITLE)
     if formats and waterfall.applies(report):

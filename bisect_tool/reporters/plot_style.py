@@ -40,7 +40,6 @@ class Style:
 
 
 LIGHT = Style("#ffffff", "#1b1f24", "#d8dce1", "#d55e00", "#00487a", "#009e73", "#cc79a7", "#e69f00")
-DARK = Style("#161b22", "#e6edf3", "#363d47", "#ffa566", "#3b8fd0", "#2bc79a", "#e39ac4", "#f0e442")
 
 
 def save(figure: Figure, kind: str, title: str) -> bytes:
@@ -61,20 +60,9 @@ def text(words: str, width: int) -> str:
     return common.shorten_middle(common.printable(words), width)
 
 
-def initials(path: str, width: int) -> str:
-    """Shorten a path's words to initials, outermost first: neighbours differ in their numbers, which must stay."""
-    parts = path.split(".")
-    for index, part in enumerate(parts[:-1]):
-        if len(".".join(parts)) <= width:
-            break
-        if part.isidentifier():
-            parts[index] = part[0]
-    return ".".join(parts)
-
-
 def stage_name(ref: object) -> str:
     """A stage's name, short enough for an axis."""
-    return text(initials(str(ref), LABEL_WIDTH), LABEL_WIDTH)
+    return text(common.initials(str(ref), LABEL_WIDTH), LABEL_WIDTH)
 
 
 def bare(axes: Axes) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bisect_tool.records import Report, StageRow
 from bisect_tool.reporters import common
-from bisect_tool.reporters.plot_style import DARK as _DARK
 from bisect_tool.reporters.plot_style import LABEL_WIDTH as LABEL_WIDTH
 from bisect_tool.reporters.plot_style import LIGHT as _LIGHT
 from bisect_tool.reporters.plot_style import bare, save, stage_name
@@ -39,30 +37,19 @@ class _Series:
 
 @dataclass(frozen=True)
 class Images:
-    """The plot in each of its forms: a PNG, and SVG for light and for dark screens."""
+    """The plot in both of its forms."""
 
     png: bytes
-    light: str
-    dark: str
+    svg: str
 
 
 def images(report: Report) -> Images:
     """Draw the plot once for all its forms. The same report gives the same bytes; text in an SVG stays text."""
     figure = draw(report)
-    light = save(figure, "svg", TITLE).decode()
-    # Finding places takes longer than drawing, and every form can have the same.
+    svg = save(figure, "svg", TITLE).decode()
+    # Finding places takes longer than drawing, and both forms can have the same.
     figure.set_layout_engine("none")
-    return Images(save(figure, "png", TITLE), light, _darkened(light))
-
-
-def _darkened(svg: str) -> str:
-    """The same drawing in the colours for dark screens; a stage's name may read as a colour, and stays as it is."""
-    colours = dict(zip(astuple(_LIGHT), astuple(_DARK), strict=True))
-
-    def recoloured(element: re.Match[str]) -> str:
-        return re.sub(r"#[0-9a-f]{6}\b", lambda found: colours.get(found[0], found[0]), element[0])
-
-    return re.sub(r"<[^>]*>", recoloured, svg)
+    return Images(save(figure, "png", TITLE), svg)
 
 
 def draw(report: Report) -> Figure:

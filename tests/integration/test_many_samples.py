@@ -90,7 +90,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Models and samples, with the drawing left out, which takes half of the time and is tested elsewhere."""
     from bisect_tool.reporters import plots
 
-    monkeypatch.setattr(plots, "images", lambda _: plots.Images(b"", "<svg/>", "<svg/>"))
+    monkeypatch.setattr(plots, "images", lambda _: plots.Images(b"", "<svg/>"))
     for name, code in {"branch": BRANCH, "scaled": SCALED, "clamped": CLAMPED, "prepared": PREPARED}.items():
         (tmp_path / f"{name}.py").write_text(code)
     x = torch.rand(2, 8)

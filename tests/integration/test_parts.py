@@ -179,7 +179,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the drawing, which takes long and is tested elsewhere."""
     from bisect_tool.reporters import plots
 
-    monkeypatch.setattr(plots, "images", lambda *_: plots.Images(b"", "<svg></svg>", "<svg></svg>"))
+    monkeypatch.setattr(plots, "images", lambda *_: plots.Images(b"", "<svg></svg>"))
 
 
 Case = tuple[Detector, tuple[Tensor, Tensor], dict[str, Path]]

@@ -57,7 +57,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the drawing, which takes half of the time and is tested elsewhere."""
     from bisect_tool.reporters import plots
 
-    monkeypatch.setattr(plots, "images", lambda *_: plots.Images(b"", "<svg></svg>", "<svg></svg>"))
+    monkeypatch.setattr(plots, "images", lambda *_: plots.Images(b"", "<svg></svg>"))
 
 
 @pytest.mark.parametrize("example, exporter, kind, site", CASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from bisect_tool.records import (
     ConfigRun,
     Diagnosis,
     ErrorMetrics,
+    ErrorPicture,
     FirstOverTolerance,
     Hypothesis,
     Judgement,
@@ -139,6 +141,28 @@ def row(
     )
 
 
+def picture(**changes: object) -> ErrorPicture:
+    """Of a tensor whose border is off: a ring of large errors around rounding, on a ramp."""
+    side = 28
+    ring = bytes(254 if 0 in (x, y) or side - 1 in (x, y) else 20 + x for y in range(side) for x in range(side))
+    ramp = bytes(254 * (x + y) // (2 * side - 2) for y in range(side) for x in range(side))
+    base = ErrorPicture(
+        of="local",
+        axes=(2, 3),
+        rows=side,
+        columns=side,
+        high=0.5,
+        error=base64.b64encode(ring).decode(),
+        expected_low=-1.0,
+        expected_high=2.5,
+        expected=base64.b64encode(ramp).decode(),
+        histogram=(*(0,) * 4, 17000, 26000, *(0,) * 55, 300, 1200, 5412),
+        equal=264,
+        nonfinite=0,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
 def alignment(rows: list[StageRow], unaligned: tuple[Unaligned, ...] = ()) -> Alignment:
     """An alignment of every row that was compared."""
     leaves = [row for row in rows if row.role != "group"]
@@ -232,7 +256,13 @@ def diverging() -> Report:
         ),
     ]
     rows = [replace(item, index=index) for index, item in enumerate(rows)]
-    upsample = rows[6] = replace(rows[6], source="model.py:41", onnx_nodes=("/layer3/upsample/Resize",))
+    found = rows[6].results
+    upsample = rows[6] = replace(
+        rows[6],
+        source="model.py:41",
+        onnx_nodes=("/layer3/upsample/Resize",),
+        results={**found, "ort-off": replace(found["ort-off"], picture=picture())},
+    )
     origin = Origin(
         stage=upsample.stage,
         call=0,
@@ -570,6 +600,34 @@ def long() -> Report:
         configs=(config_run("ort-off", ORT_OFF, 5e-2),),
         stages=tuple(rows),
     )
+
+
+def big() -> Report:
+    """500 stages under two configurations, with several nodes each and a picture: about as large as a page gets."""
+    rows, before, total = [], None, 1.1e-7
+    made = {200: 3.0e-4, 380: 2.0e-3}
+    for index in range(500):
+        group = f"backbone.stages.{index // 125}.blocks.{index // 25 % 5}"
+        name = f"{group}.layers.{index % 25}.convolution"
+        local = made.get(index, 1.2e-7)
+        total = local + 1.005 * total
+        results = {"ort-off": comparison(total, local, before), "ort-all": comparison(1.01 * total, None, before)}
+        rows.append(row(index, name, "Conv2d", results, group=group))
+        before = total
+    found = rows[200].results
+    rows[200] = replace(rows[200], results={**found, "ort-off": replace(found["ort-off"], picture=picture())})
+    origins = tuple(
+        replace(long().verdict.origins[0], stage=rows[index].stage, local_rel_l2=local) for index, local in made.items()
+    )
+    verdict = replace(
+        long().verdict,
+        summary=(f"The divergence starts at {rows[200].stage}.",),
+        first_over_tolerance=FirstOverTolerance(rows[200].stage, 0, 0, "ort-off"),
+        origins=origins,
+        amplifiers=tuple(row.ref for row in rows[201:220]),
+    )
+    runs = (config_run("ort-off", ORT_OFF, 5e-2), config_run("ort-all", ORT_ALL, 5e-2))
+    return replace(healthy(), verdict=verdict, alignment=alignment(rows), configs=runs, stages=tuple(rows))
 
 
 def empty() -> Report:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bisect_tool.pipeline import REPLAY_NAME
 from bisect_tool.records import Finding, LedgerEntry, Report, StageRef, TrialConclusion
-from bisect_tool.reporters import causes, html, plots, terminal
+from bisect_tool.reporters import causes, html, terminal
 from bisect_tool.store import report_from_json, report_to_json
 
 REF = StageRef("layer3.upsample", 0, 0)
@@ -68,7 +68,7 @@ def test_terminal_has_both_in_80_columns(report: Report) -> None:
 
 
 def test_page_has_each_entry(report: Report) -> None:
-    page = html.html_text(report, plot=(plots.images(report).light, plots.images(report).dark))
+    page = html.html_text(report)
     assert "What was tried" in page and "Before the run" in page
     for text in ("mode is asymmetric", "weight v differs", "run twice, the stage gives the same bits", "ruled out"):
         assert text in page

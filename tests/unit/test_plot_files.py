@@ -160,7 +160,7 @@ def test_even_shares_have_bars_too() -> None:
 
 def test_files_of_each_format() -> None:
     """Those that are asked for and no others; the same report gives the same bytes."""
-    drawn = plots.Images(b"\x89PNG", "<svg/>", "<svg/>")
+    drawn = plots.Images(b"\x89PNG", "<svg/>")
     files = plot_files.plot_files(matrix(), ("svg",), drawn)
     assert {"amplification.svg", "waterfall.svg", "heatmap.svg"} == files.keys()
     files = plot_files.plot_files(shared({"stem.conv": 1.0}), ("png", "svg"), drawn)
@@ -232,9 +232,9 @@ def seen_by(eyes: str, color: str) -> np.ndarray:
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-@pytest.mark.parametrize("style", [plot_style.LIGHT, plot_style.DARK], ids=["light", "dark"])
-def test_colours_that_meet_differ_in_grey(style: plot_style.Style) -> None:
+def test_colours_that_meet_differ_in_grey() -> None:
     """Curves of one plot, bars of one kind and another, and all of them against the paper."""
+    style = plot_style.LIGHT
     for one, other in ((style.total, style.local), (style.origin, style.local)):
         assert abs(lightness(one) - lightness(other)) >= 18, (one, other)
     for color in (style.total, style.local, style.growth, style.ink):
@@ -242,9 +242,9 @@ def test_colours_that_meet_differ_in_grey(style: plot_style.Style) -> None:
 
 
 @pytest.mark.parametrize("eyes", DICHROMATS)
-@pytest.mark.parametrize("style", [plot_style.LIGHT, plot_style.DARK], ids=["light", "dark"])
-def test_colours_that_meet_differ_for_every_eye(style: plot_style.Style, eyes: str) -> None:
+def test_colours_that_meet_differ_for_every_eye(eyes: str) -> None:
     """Told apart without one of the three cones."""
+    style = plot_style.LIGHT
     for one, other in ((style.total, style.local), (style.origin, style.local), (style.origin, style.total)):
         assert np.linalg.norm(seen_by(eyes, one) - seen_by(eyes, other)) >= 18, (one, other)
 

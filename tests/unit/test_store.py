@@ -207,6 +207,16 @@ def test_reading_names_a_missing_key() -> None:
         store.report_from_json(data)
 
 
+def test_older_reports_are_read() -> None:
+    """Keys that were added within a schema version may be missing; what they mean is then not known."""
+    data = store.report_to_json(diverging())
+    for row in data["stages"]:
+        for result in row["results"].values():
+            del result["picture"]
+    report = store.report_from_json(data)
+    assert {None} == {each.picture for row in report.stages for each in row.results.values()}
+
+
 # The folder
 
 

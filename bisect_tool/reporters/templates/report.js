@@ -1,5 +1,6 @@
 "use strict";
-/* Sorting of tables, and filtering of the stage table. Without this script the tables are simply there, complete. */
+/* Sorting of tables, filtering of the stage table, the way from a drawing to a row. Without this script the tables are
+   simply there, complete, and links in drawings lead to their rows all the same. */
 (function () {
   function key(row, column, numeric) {
     const text = row.cells[column].dataset.key ?? row.cells[column].textContent.trim();
@@ -63,4 +64,51 @@
   document.getElementById("filter").addEventListener("submit", (event) => event.preventDefault());
   [find, config, judgement].forEach((control) => control.addEventListener("input", filter));
   filter();
+
+  /* A row that the filter hides could not be gone to. */
+  function reach() {
+    const row = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!row || row.localName !== "tr") return;
+    if (row.hidden) {
+      find.value = "";
+      judgement.value = "*";
+      if (row.dataset.config) config.value = row.dataset.config;
+      if (config.selectedIndex < 0) config.value = "*";
+      filter();
+    }
+    row.tabIndex = -1;
+    row.focus({ preventScroll: true });
+    row.scrollIntoView({ block: "center" });
+  }
+  window.addEventListener("hashchange", reach);
+  /* The same link twice changes no address. */
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest && event.target.closest('a[href^="#"]');
+    if (link && link.getAttribute("href") === location.hash) reach();
+  });
+  reach();
+
+  /* One stop for the tabulator key, arrow keys from stage to stage. */
+  const spots = Array.from(document.querySelectorAll("#plot .spot"));
+  spots.forEach((spot, place) => spot.addEventListener("keydown", (event) => {
+    const next = { ArrowLeft: place - 1, ArrowRight: place + 1, Home: 0, End: spots.length - 1 }[event.key];
+    if (next === undefined || !spots[next]) return;
+    event.preventDefault();
+    spots[next].focus();
+  }));
+
+  const tree = document.getElementById("tree");
+  const inner = tree ? Array.from(tree.querySelectorAll("details")) : [];
+  if (inner.length) {
+    const tools = document.createElement("div");
+    tools.className = "tools";
+    [["open all", true], ["close all", false]].forEach(([text, open]) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = text;
+      button.addEventListener("click", () => inner.forEach((each) => { each.open = open; }));
+      tools.append(button);
+    });
+    tree.before(tools);
+  }
 })();
