@@ -414,11 +414,12 @@ def export_case(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
 
 
 def _check_forward(case: LoadedCase) -> None:
+    recorder: Recorder = Recorder(case.module)
     try:
-        with torch.no_grad():
-            case.module(*_copies(case.args), **_copies(case.kwargs))
+        with torch.no_grad(), recorder:
+            recorder.run(*_copies(case.args), **_copies(case.kwargs))
     except Exception as error:  # anything may come out of a user's forward
-        raise explain_forward_error(error, case.module, case.args, case.kwargs) from error
+        raise explain_forward_error(error, case.module, case.args, case.kwargs, recorder.failure) from error
 
 
 def _check_opset(written: int | None, settings: ExportSettings) -> None:
@@ -993,7 +994,8 @@ class _Bisection:
             raise
         except Exception as error:  # anything may come out of a user's forward
             # What ran may be a copy of the case's model: paths are those of its own modules.
-            raise explain_forward_error(error, run.module, run.args, run.kwargs) from error
+            failure = run.recorder.failure
+            raise explain_forward_error(error, run.module, run.args, run.kwargs, failure) from error
         return [(key, to_numpy(tensor).copy()) for key, tensor in flatten_tensors(output)]
 
     def _bind_outputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:

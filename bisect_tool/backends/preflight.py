@@ -81,8 +81,17 @@ def require_one_device(module: torch.nn.Module, args: tuple[Any, ...], kwargs: M
         )
 
 
+_CLASH = "convert the model, or the input, so that all of it has one dtype (.float(), .half()); or use autocast"
+_OTHER_DTYPE = "convert the sample to the dtype that the model takes"
+_ALONE = "check that the model runs on this sample by itself: model(*args, **kwargs) in eval mode"
+
+
 def explain_forward_error(
-    exc: BaseException, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    exc: BaseException,
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    failure: object = None,
 ) -> BisectError:
     """What to tell the user when ``forward`` raised.
 
@@ -90,9 +99,11 @@ def explain_forward_error(
         exc: with its traceback.
         module: the root; paths are those of ``named_modules()``.
         args, kwargs: what ``forward`` was called with.
+        failure: what a recorder says of the operation that raised; told if dtypes clash in it.
 
     Returns:
-        An error of two lines: the deepest module that was running with the reason, and the inputs' dtypes and shapes.
+        An error of two lines: the deepest module that was running with the reason, and the inputs' dtypes and shapes;
+        or the operation, with its own, where that tells more.
     """
     paths: dict[int, str] = {}
     for path, child in module.named_modules():
@@ -109,10 +120,13 @@ def explain_forward_error(
         traceback = traceback.tb_next
     path = paths[id(deepest)] or "the model"
     reason = reason_of(exc)
+    hint = _forward_hint(exc, reason, module, args, kwargs)
+    # What is wrong with the inputs is told first.
+    clash = "clash in dtype" in str(failure) and hint in (_OTHER_DTYPE, _ALONE)
     return BisectError(
         f"forward failed in {path} ({type(deepest).__name__}{line}): {reason}\n"
-        f"  given: {describe_inputs(args, kwargs)}",
-        hint=_forward_hint(exc, reason, module, args, kwargs),
+        f"  {failure if clash else f'given: {describe_inputs(args, kwargs)}'}",
+        hint=_CLASH if clash else hint,
     )
 
 
@@ -153,10 +167,10 @@ def _forward_hint(
             "not implemented for",
         )
     ):
-        return _whole_inputs(module, args, kwargs) or "convert the sample to the dtype that the model takes"
+        return _whole_inputs(module, args, kwargs) or _OTHER_DTYPE
     if any(word in text for word in ("shape", "size", "dimension", "channels", "must match", "index out of range")):
         return "check the sample's shapes and values, and the sizes that the model was built with (--entry-args)"
-    return "check that the model runs on this sample by itself: model(*args, **kwargs) in eval mode"
+    return _ALONE
 
 
 def _whole_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,9 @@ def determinism(
         found = examine(load, Path(folder), how, runs, onnx=onnx, with_onnx=not no_onnx, say=say)
     interrupts.check()
     if form == "json":
-        click.echo(json.dumps(asdict(found), indent=1))
+        from bisect_tool.store import record_to_json
+
+        click.echo(json.dumps(record_to_json(found), indent=1, allow_nan=False))
     else:
         _print(found)
     code = _EXIT[found.status]

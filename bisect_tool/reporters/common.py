@@ -413,7 +413,7 @@ def dtypes_under(report: Report, config: str | None, rows: Sequence[StageRow]) -
 def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = (), *, floors: bool = True) -> str:
     """What stages are judged by in words, for the dtypes that occur (all of them if none is named).
 
-    ``floors``: noise floors are measured, which takes the model; two recordings have none.
+    ``floors``: noise floors are measured; two recordings may have none.
     """
     if tolerance.min_sqnr is not None:
         least = f"SQNR: at least {tolerance.min_sqnr:g} dB"
@@ -431,6 +431,11 @@ def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = (), *, floors: 
     else:
         text = f"atol {sci(tolerance.atol)} + rtol {sci(tolerance.rtol)} * |expected|"
     return f"{text}, {'the default' if tolerance.source == 'default' else 'given by the user'}"
+
+
+def has_floors(report: Report) -> bool:
+    """Whether stages are judged by noise floors: always where the model is there, else as far as a recording holds them."""
+    return not report.chain or any(r.floor is not None for row in report.stages for r in row.results.values())
 
 
 # Numbers

@@ -414,7 +414,7 @@ def _stages(
     first = common.first_ref(report, config)
     origins = common.origin_refs(report, config)
     dtypes = common.dtypes_under(report, config, rows)
-    tolerance = common.tolerance_text(report.tolerance, dtypes, floors=not report.chain)
+    tolerance = common.tolerance_text(report.tolerance, dtypes, floors=common.has_floors(report))
     page.line((f"{title} under {config}" if config is not None else title, "bold"))
     by = "tolerance:" if report.tolerance.source == "user" else "judged by"
     page.prose(f"{by} {tolerance}", style="dim")
@@ -610,7 +610,7 @@ def _legend(page: Page, report: Report, config: str | None, columns: Sequence[st
     if "amplified" in columns:
         words.append("amplified: handed on / in")
     if "noise" in columns:
-        words.append("noise: local / noise floor")
+        words.append(f"noise: {'error' if report.chain else 'local'} / noise floor")
     for parts in (marks, words):
         if parts:
             page.prose("; ".join(parts), indent="    ", style="dim")
