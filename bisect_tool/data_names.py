@@ -52,7 +52,10 @@ def _common_heads(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, st
 
 
 def _strangeness(head: str) -> int:
-    return next((place for place, usual in enumerate(_USUAL) if usual and head.startswith(usual)), 0 if not head else len(_USUAL))
+    return next(
+        (place for place, usual in enumerate(_USUAL) if usual and head.startswith(usual)),
+        0 if not head else len(_USUAL),
+    )
 
 
 def _heads_by_end(names: tuple[str, ...]) -> dict[str, list[str]]:

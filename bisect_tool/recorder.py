@@ -1391,7 +1391,8 @@ def environment():
         for each in distributions():
             name = each.metadata["Name"]
             if name:
-                versions[name.lower().replace("_", "-")] = each.version
+                # The first on the path is the one that is imported.
+                versions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), each.version)
     except Exception:  # damaged metadata of some package must not cost the recording
         versions["torch"], versions["numpy"] = torch.__version__, np.__version__
     # A long value may be anything: that there is one is told.

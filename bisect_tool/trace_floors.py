@@ -68,11 +68,15 @@ def floor_lines(rows: Sequence[StageRow], outputs: Sequence[OutputResult], confi
     beyond = next((each for each in told if each.ratio > APART and each.fails), None)
     count = f"{len(told)} of {sum(config in row.results for row in rows)} stages"
     if beyond is not None:
-        return [f"more than rounding: from {beyond.name} on, {beyond.ratio:.3g} noise floors; {APART:g} may be rounding"]
+        return [
+            f"more than rounding: from {beyond.name} on, {beyond.ratio:.3g} noise floors; {APART:g} may be rounding"
+        ]
     most = max(told, key=lambda each: each.ratio)
     # What fails without a floor may be anything.
     if any(row.results[config].judgement == "fail" for row in rows if config in row.results):
         return []
     if any(out.judgement == "fail" for out in outputs):
         return []
-    return [f"rounding: at most {most.ratio:.2g} noise floors ({most.name}; measured for {count}); {APART:g} may be rounding"]
+    return [
+        f"rounding: at most {most.ratio:.2g} noise floors ({most.name}; measured for {count}); {APART:g} may be rounding"
+    ]

@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "recordings.md"
 TOOL = "from bisect_tool.cli.main import bisect_tool; bisect_tool()"
 BLOCK = re.compile(r"<!-- output of ([\w-]+) -->\n```\n(.*?)```\n", re.DOTALL)
 
-TRAIN = '''import json
+TRAIN = """import json
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -35,9 +35,9 @@ for batch, wanted in DataLoader(TensorDataset(inputs, targets), batch_size=8, sh
     optimizer.zero_grad()
     nn.functional.cross_entropy(net(batch), wanted).backward()
     optimizer.step()
-'''
+"""
 
-NOISY = '''import torch
+NOISY = """import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -55,7 +55,7 @@ class Net(nn.Module):
 def build_model():
     torch.manual_seed(0)
     return Net()
-'''
+"""
 
 
 def run(folder: Path, *arguments: str, code: int = 0) -> str:
@@ -130,7 +130,14 @@ def _around_marks(lines: list[str]) -> Iterator[str]:
     table = [number for number, line in enumerate(lines) if re.match(r"Stages under", line)]
     start = table[0] + 3 if table else len(lines)
     # A table ends with its legend, an empty line or the next heading.
-    stop = next((n for n in range(start, len(lines)) if not lines[n].strip() or "growth:" in lines[n] or "first diverging stage" in lines[n]), len(lines))
+    stop = next(
+        (
+            n
+            for n in range(start, len(lines))
+            if not lines[n].strip() or "growth:" in lines[n] or "first diverging stage" in lines[n]
+        ),
+        len(lines),
+    )
     for number, line in enumerate(lines):
         near = any(abs(number - mark) <= 3 for mark in marked)
         yield line if not start <= number < stop or near or not marked else "[...]"
@@ -147,7 +154,7 @@ def _beginning_and_end(lines: list[str]) -> Iterator[str]:
 
 SCENARIOS: dict[str, tuple[Callable[[Path], str], Callable[[list[str]], Iterator[str]]]] = {
     "chain": (chain, _around_marks),
-    "rounding": (rounding, lambda lines: iter(lines[lines.index(next(x for x in lines if x.startswith("AGREES"))):])),
+    "rounding": (rounding, lambda lines: iter(lines[lines.index(next(x for x in lines if x.startswith("AGREES"))) :])),
     "training": (training, _beginning_and_end),
     "determinism": (determinism, iter),
 }
@@ -180,7 +187,9 @@ def main() -> int:
         new = {name: shown(make(Path(temporary)), rule) for name, (make, rule) in SCENARIOS.items()}
     other = [name for name, text in BLOCK.findall(page) if plain(text) != plain(new[name])]
     if check:
-        print("\n".join(f"{name} is not what is printed now:\n{new[name]}" for name in other) or "the page is up to date")
+        print(
+            "\n".join(f"{name} is not what is printed now:\n{new[name]}" for name in other) or "the page is up to date"
+        )
         return 1 if other else 0
     page = BLOCK.sub(lambda found: f"<!-- output of {found[1]} -->\n```\n{new[found[1]]}```\n", page)
     PAGE.write_text(page, encoding="utf-8")

@@ -31,7 +31,9 @@ def main() -> int:
     for name, module in BIASES.items():
         place = folder / name
         report = _judge(place, "healthy", 0, "--keep-onnx", "kept.onnx")
-        rows = [("as it is", report, report["verdict"]["status"] == "agrees" and report["alignment"]["coverage"] == 1.0)]
+        rows = [
+            ("as it is", report, report["verdict"]["status"] == "agrees" and report["alignment"]["coverage"] == 1.0)
+        ]
         _plant(place, f"{module}.bias")
         report = _judge(place, "fault", 1, "--onnx", "fault.onnx")
         origins = [origin["stage"] for origin in report["verdict"]["origins"]]
@@ -57,10 +59,23 @@ def _judge(place: Path, name: str, code: int, *more: str, matrix: bool = False) 
     if "--keep-onnx" in more:
         (place / "kept.onnx").unlink(missing_ok=True)
     done = _run(
-        place, RUN, "model.py", "ckpt.pth", "--input", "sample.pt", "--format", "json", "-o", f"report-{name}", "--force", *more
+        place,
+        RUN,
+        "model.py",
+        "ckpt.pth",
+        "--input",
+        "sample.pt",
+        "--format",
+        "json",
+        "-o",
+        f"report-{name}",
+        "--force",
+        *more,
     )
     if done.returncode != code:
-        raise SystemExit(f"{place.name}, {name}: exit {done.returncode}, not {code}\n{done.stdout[-2000:]}\n{done.stderr}")
+        raise SystemExit(
+            f"{place.name}, {name}: exit {done.returncode}, not {code}\n{done.stdout[-2000:]}\n{done.stderr}"
+        )
     return json.loads(done.stdout)
 
 

@@ -170,7 +170,13 @@ def export(project: Project) -> None:
 
 
 PLANTS: tuple[Plant, ...] = (
-    Plant("interpolation, in a file read by hand", "data", "step resized", "data: step resized", settings(resize="NEAREST")),
+    Plant(
+        "interpolation, in a file read by hand",
+        "data",
+        "step resized",
+        "data: step resized",
+        settings(resize="NEAREST"),
+    ),
     Plant(
         "interpolation, in the code",
         "code",
@@ -193,12 +199,37 @@ PLANTS: tuple[Plant, ...] = (
     Plant("number of threads", "mode and flags", "threads", "*", more=("--threads", "2")),
     Plant("deterministic algorithms", "mode and flags", "deterministic_algorithms", "*", settings(deterministic=True)),
     Plant("TF32 allowed", "mode and flags", "", "*", settings(tf32=True)),
-    Plant("TF32 by a variable", "environment", "variable NVIDIA_TF32_OVERRIDE", "*", around={"NVIDIA_TF32_OVERRIDE": "1"}),
+    Plant(
+        "TF32 by a variable", "environment", "variable NVIDIA_TF32_OVERRIDE", "*", around={"NVIDIA_TF32_OVERRIDE": "1"}
+    ),
     Plant("dtype", "configuration", "dtype", "weights: ", settings(dtype="bfloat16")),
-    Plant("an argument of the entry", "configuration", "entry_args.slope", "stages: act", args_file, more=("--entry-args", "args.json")),
-    Plant("the seed, without a checkpoint", "configuration", "seed", "weights: ", given=("--seed", "1"), more=("--seed", "2"), checkpoint=False),
-    Plant("a ready sample", "files", "input s.pt", "data: input 0", sample(1e-3), sample(0.0), given=("--input", "s.pt")),
-    Plant("a nightly-like version of torch", "environment", "package torch", None, overlay=("torch-2.99.0.dev20260101+cpu",)),
+    Plant(
+        "an argument of the entry",
+        "configuration",
+        "entry_args.slope",
+        "stages: act",
+        args_file,
+        more=("--entry-args", "args.json"),
+    ),
+    Plant(
+        "the seed, without a checkpoint",
+        "configuration",
+        "seed",
+        "weights: ",
+        given=("--seed", "1"),
+        more=("--seed", "2"),
+        checkpoint=False,
+    ),
+    Plant(
+        "a ready sample", "files", "input s.pt", "data: input 0", sample(1e-3), sample(0.0), given=("--input", "s.pt")
+    ),
+    Plant(
+        "a nightly-like version of torch",
+        "environment",
+        "package torch",
+        None,
+        overlay=("torch-2.99.0.dev20260101+cpu",),
+    ),
     Plant("numpy's major version", "environment", "package numpy", None, overlay=("numpy-1.26.4",)),
     Plant(
         "an uncommitted source file",
@@ -231,7 +262,11 @@ PLANTS: tuple[Plant, ...] = (
         "random state",
         "numpy's generator",
         "data: ",
-        both=edit("data.py", "    return torch", "    batch[0] = batch[0] + np.random.rand(*batch[0].shape) * 0.01\n    return torch"),
+        both=edit(
+            "data.py",
+            "    return torch",
+            "    batch[0] = batch[0] + np.random.rand(*batch[0].shape) * 0.01\n    return torch",
+        ),
         first=True,
     ),
     Plant(
@@ -244,75 +279,301 @@ PLANTS: tuple[Plant, ...] = (
         around={"PYTHONHASHSEED": "3"},
         first=True,
     ),
-    Plant("flushed denormals", "mode and flags", "flush_denormal", "*", settings(flush=True), edit(
-        "model.py", "class Drop", "torch.set_flush_denormal(FOUND.get('flush', False))\n\n\nclass Drop"
-    ), first=True),
-    Plant("oneDNN off", "mode and flags", "mkldnn.enabled", "*", settings(plain=True), edit(
-        "model.py", "class Drop", "torch.backends.mkldnn.enabled = not FOUND.get('plain', False)\n\n\nclass Drop"
-    ), first=True),
-    Plant("a default dtype set in the code", "configuration", "dtype", "weights: ", settings(wide=True), edit(
-        "model.py", "    net = Net(**given)", "    if FOUND.get('wide'):\n        torch.set_default_dtype(torch.float64)\n"
-        "        FOUND['dtype'] = 'float64'\n    net = Net(**given)"
-    ), first=True),
-    Plant("statistics of a norm warmed up", "weights", "norm.running_mean", "weights: norm.running_mean", settings(seed=1, warm=True), lambda p: (
-        p.set(seed=1),
-        p.edit("model.py", "    if FOUND.get(\"poke\")", "    if FOUND.get('warm'):\n        net.train()(torch.ones(2, 3, 12, 12))\n    if FOUND.get(\"poke\")"),
-    ) and None, checkpoint=False, given=("--seed", "0"), first=True),
-    Plant("epsilon of a norm, by a variable of its own", "stages", "norm", "stages: norm", both=edit(
-        "model.py", "nn.BatchNorm2d(8)", "nn.BatchNorm2d(8, eps=float(__import__('os').environ.get('OUR_EPS', '1e-5')))"
-    ), around={"OUR_EPS": "1e-3"}, first=True),
-    Plant("autocast inside of forward", "stages", "conv", "stages: conv", settings(amp=True), edit(
-        "model.py", "        return self.head(", "        if FOUND.get('amp'):\n            with torch.autocast('cpu', torch.bfloat16):\n"
-        "                x = self.conv(x).float()\n                return self.head(self.pool(scaled(self.drop(self.act(self.norm(x))))))\n        return self.head("
-    ), first=True),
-    Plant("a function of torch replaced", "stages", "act", "stages: act", settings(patched=True), edit(
-        "model.py", "class Drop", "if FOUND.get('patched'):\n    _own = torch.nn.functional.leaky_relu\n"
-        "    torch.nn.functional.leaky_relu = lambda x, *a: _own(x, *a) + 1e-3\n\n\nclass Drop"
-    ), first=True),
+    Plant(
+        "flushed denormals",
+        "mode and flags",
+        "flush_denormal",
+        "*",
+        settings(flush=True),
+        edit("model.py", "class Drop", "torch.set_flush_denormal(FOUND.get('flush', False))\n\n\nclass Drop"),
+        first=True,
+    ),
+    Plant(
+        "oneDNN off",
+        "mode and flags",
+        "mkldnn.enabled",
+        "*",
+        settings(plain=True),
+        edit("model.py", "class Drop", "torch.backends.mkldnn.enabled = not FOUND.get('plain', False)\n\n\nclass Drop"),
+        first=True,
+    ),
+    Plant(
+        "a default dtype set in the code",
+        "configuration",
+        "dtype",
+        "weights: ",
+        settings(wide=True),
+        edit(
+            "model.py",
+            "    net = Net(**given)",
+            "    if FOUND.get('wide'):\n        torch.set_default_dtype(torch.float64)\n"
+            "        FOUND['dtype'] = 'float64'\n    net = Net(**given)",
+        ),
+        first=True,
+    ),
+    Plant(
+        "statistics of a norm warmed up",
+        "weights",
+        "norm.running_mean",
+        "weights: norm.running_mean",
+        settings(seed=1, warm=True),
+        lambda p: (
+            (
+                p.set(seed=1),
+                p.edit(
+                    "model.py",
+                    '    if FOUND.get("poke")',
+                    "    if FOUND.get('warm'):\n        net.train()(torch.ones(2, 3, 12, 12))\n    if FOUND.get(\"poke\")",
+                ),
+            )
+            and None
+        ),
+        checkpoint=False,
+        given=("--seed", "0"),
+        first=True,
+    ),
+    Plant(
+        "epsilon of a norm, by a variable of its own",
+        "stages",
+        "norm",
+        "stages: norm",
+        both=edit(
+            "model.py",
+            "nn.BatchNorm2d(8)",
+            "nn.BatchNorm2d(8, eps=float(__import__('os').environ.get('OUR_EPS', '1e-5')))",
+        ),
+        around={"OUR_EPS": "1e-3"},
+        first=True,
+    ),
+    Plant(
+        "autocast inside of forward",
+        "stages",
+        "conv",
+        "stages: conv",
+        settings(amp=True),
+        edit(
+            "model.py",
+            "        return self.head(",
+            "        if FOUND.get('amp'):\n            with torch.autocast('cpu', torch.bfloat16):\n"
+            "                x = self.conv(x).float()\n                return self.head(self.pool(scaled(self.drop(self.act(self.norm(x))))))\n        return self.head(",
+        ),
+        first=True,
+    ),
+    Plant(
+        "a function of torch replaced",
+        "stages",
+        "act",
+        "stages: act",
+        settings(patched=True),
+        edit(
+            "model.py",
+            "class Drop",
+            "if FOUND.get('patched'):\n    _own = torch.nn.functional.leaky_relu\n"
+            "    torch.nn.functional.leaky_relu = lambda x, *a: _own(x, *a) + 1e-3\n\n\nclass Drop",
+        ),
+        first=True,
+    ),
     Plant("a hook of a module that one side loads", "code", "source file", "stages: act", monitor, first=True),
-    Plant("the checkpoint stored in half", "files", "checkpoint ckpt.pth", "weights: conv.weight", weights(
-        lambda state: state.update({k: v.half().float() if v.is_floating_point() else v for k, v in state.items()})
-    ), first=True),
-    Plant("two channels of a buffer swapped", "files", "checkpoint ckpt.pth", "weights: norm.running_var", weights(
-        lambda state: state.update({"norm.running_var": state["norm.running_var"][[1, 0, 2, 3, 4, 5, 6, 7]]})
-    ), first=True),
-    Plant("another entry of the same file", "configuration", "entry", "stages: ", both=lambda p: p.edit(
-        "model.py", "def build_model", "def other(**given):\n    return build_model(slope=0.3, **given)\n\n\ndef build_model"
-    ), more=("--entry", "other"), first=True),
+    Plant(
+        "the checkpoint stored in half",
+        "files",
+        "checkpoint ckpt.pth",
+        "weights: conv.weight",
+        weights(
+            lambda state: state.update({k: v.half().float() if v.is_floating_point() else v for k, v in state.items()})
+        ),
+        first=True,
+    ),
+    Plant(
+        "two channels of a buffer swapped",
+        "files",
+        "checkpoint ckpt.pth",
+        "weights: norm.running_var",
+        weights(lambda state: state.update({"norm.running_var": state["norm.running_var"][[1, 0, 2, 3, 4, 5, 6, 7]]})),
+        first=True,
+    ),
+    Plant(
+        "another entry of the same file",
+        "configuration",
+        "entry",
+        "stages: ",
+        both=lambda p: p.edit(
+            "model.py",
+            "def build_model",
+            "def other(**given):\n    return build_model(slope=0.3, **given)\n\n\ndef build_model",
+        ),
+        more=("--entry", "other"),
+        first=True,
+    ),
     Plant("line ends of a source file", "code", "source file ops.py", None, windows_line_ends, first=True),
-    Plant("PyTorch against ONNX Runtime", "configuration", "backend", "*", both=export, given=("--input", "s.pt"), more=("--onnx", "model.onnx"), first=True),
-    Plant("ONNX Runtime's optimisation", "configuration", "optimization", "*", both=export, given=("--input", "s.pt", "--onnx", "model.onnx"), more=("--optimization", "all"), first=True),
+    Plant(
+        "PyTorch against ONNX Runtime",
+        "configuration",
+        "backend",
+        "*",
+        both=export,
+        given=("--input", "s.pt"),
+        more=("--onnx", "model.onnx"),
+        first=True,
+    ),
+    Plant(
+        "ONNX Runtime's optimisation",
+        "configuration",
+        "optimization",
+        "*",
+        both=export,
+        given=("--input", "s.pt", "--onnx", "model.onnx"),
+        more=("--optimization", "all"),
+        first=True,
+    ),
     # Training scripts.
-    Plant("training: order of the data", "data", "step batch 0/0", "data: step batch 0/0", settings(order=1), training, script=True),
-    Plant("training: transform", "data", "step batch 0/0", "data: step batch 0/0", settings(scale=1.5), training, script=True),
-    Plant("training: seed of the weights", "random state", "torch's generator", "weights: 0.weight", settings(seed=1), training, script=True),
-    Plant("training: initial weights", "weights", "0.bias", "weights: 0.bias", settings(bias=True), training, script=True),
-    Plant("training: dropout", "stages", "step0.forward", "stages: step0.forward", settings(drop=0.5), training, script=True),
+    Plant(
+        "training: order of the data",
+        "data",
+        "step batch 0/0",
+        "data: step batch 0/0",
+        settings(order=1),
+        training,
+        script=True,
+    ),
+    Plant(
+        "training: transform",
+        "data",
+        "step batch 0/0",
+        "data: step batch 0/0",
+        settings(scale=1.5),
+        training,
+        script=True,
+    ),
+    Plant(
+        "training: seed of the weights",
+        "random state",
+        "torch's generator",
+        "weights: 0.weight",
+        settings(seed=1),
+        training,
+        script=True,
+    ),
+    Plant(
+        "training: initial weights", "weights", "0.bias", "weights: 0.bias", settings(bias=True), training, script=True
+    ),
+    Plant(
+        "training: dropout",
+        "stages",
+        "step0.forward",
+        "stages: step0.forward",
+        settings(drop=0.5),
+        training,
+        script=True,
+    ),
     Plant("training: loss", "stages", "step0.loss", "stages: step0.loss", settings(smooth=0.1), training, script=True),
-    Plant("training: clipped gradients", "stages", "step0.gradient.0.weight", "stages: step0.gradient", settings(clip=True), training, script=True),
-    Plant("training: learning rate", "stages", "step0.optimizer.0.weight", "stages: step0.optimizer", settings(lr=0.2), training, script=True),
-    Plant("training: labels", "data", "step batch 0/1", "data: step batch 0/1", settings(flip=True), trained(
-        "net = nn.Seq", "if FOUND.get('flip'):\n    y = 1 - y\nnet = nn.Seq"
-    ), script=True, first=True),
-    Plant("training: size of the batches", "data", "step batch 0/0", "data: step batch 0/0", settings(size=16), trained(
-        "batch_size=8", "batch_size=FOUND.get('size', 8)"
-    ), script=True, first=True),
-    Plant("training: weight decay", "stages", "step0.optimizer.0.weight", "stages: step0.optimizer", settings(decay=0.1), trained(
-        "momentum=0.9", "momentum=0.9, weight_decay=FOUND.get('decay', 0.0)"
-    ), script=True, first=True),
-    Plant("training: momentum, which shows in the second step", "stages", "step1.optimizer.0.weight", "stages: step1.optimizer", settings(momentum=0.8), trained(
-        "momentum=0.9", "momentum=FOUND.get('momentum', 0.9)"
-    ), script=True, first=True),
-    Plant("training: scheduler, which shows in the second step", "stages", "step1.optimizer.0.weight", "stages: step1.optimizer", settings(gamma=0.5), trained(
-        "    optimizer.step()\n", "    optimizer.step()\n    for group in optimizer.param_groups:\n        group['lr'] *= FOUND.get('gamma', 1.0)\n"
-    ), script=True, first=True),
-    Plant("training: forward in bfloat16", "stages", "step0.forward", "stages: step0.forward", settings(amp=True), trained(
-        "cross_entropy(net(xb)", "cross_entropy((torch.autocast('cpu', torch.bfloat16)(net)(xb).float() if FOUND.get('amp') else net(xb))"
-    ), script=True, first=True),
-    Plant("training: a layer left out of the optimiser", "stages", "step0", "stages: step0", settings(part=True), trained(
-        "torch.optim.SGD(net.parameters()", "torch.optim.SGD(net[3].parameters() if FOUND.get('part') else net.parameters()"
-    ), script=True, first=True),
-    Plant("training: files listed in another order", "data", "step files os.listdir", "data: step files os.listdir", rename_picture, training, script=True, first=True),
+    Plant(
+        "training: clipped gradients",
+        "stages",
+        "step0.gradient.0.weight",
+        "stages: step0.gradient",
+        settings(clip=True),
+        training,
+        script=True,
+    ),
+    Plant(
+        "training: learning rate",
+        "stages",
+        "step0.optimizer.0.weight",
+        "stages: step0.optimizer",
+        settings(lr=0.2),
+        training,
+        script=True,
+    ),
+    Plant(
+        "training: labels",
+        "data",
+        "step batch 0/1",
+        "data: step batch 0/1",
+        settings(flip=True),
+        trained("net = nn.Seq", "if FOUND.get('flip'):\n    y = 1 - y\nnet = nn.Seq"),
+        script=True,
+        first=True,
+    ),
+    Plant(
+        "training: size of the batches",
+        "data",
+        "step batch 0/0",
+        "data: step batch 0/0",
+        settings(size=16),
+        trained("batch_size=8", "batch_size=FOUND.get('size', 8)"),
+        script=True,
+        first=True,
+    ),
+    Plant(
+        "training: weight decay",
+        "stages",
+        "step0.optimizer.0.weight",
+        "stages: step0.optimizer",
+        settings(decay=0.1),
+        trained("momentum=0.9", "momentum=0.9, weight_decay=FOUND.get('decay', 0.0)"),
+        script=True,
+        first=True,
+    ),
+    Plant(
+        "training: momentum, which shows in the second step",
+        "stages",
+        "step1.optimizer.0.weight",
+        "stages: step1.optimizer",
+        settings(momentum=0.8),
+        trained("momentum=0.9", "momentum=FOUND.get('momentum', 0.9)"),
+        script=True,
+        first=True,
+    ),
+    Plant(
+        "training: scheduler, which shows in the second step",
+        "stages",
+        "step1.optimizer.0.weight",
+        "stages: step1.optimizer",
+        settings(gamma=0.5),
+        trained(
+            "    optimizer.step()\n",
+            "    optimizer.step()\n    for group in optimizer.param_groups:\n        group['lr'] *= FOUND.get('gamma', 1.0)\n",
+        ),
+        script=True,
+        first=True,
+    ),
+    Plant(
+        "training: forward in bfloat16",
+        "stages",
+        "step0.forward",
+        "stages: step0.forward",
+        settings(amp=True),
+        trained(
+            "cross_entropy(net(xb)",
+            "cross_entropy((torch.autocast('cpu', torch.bfloat16)(net)(xb).float() if FOUND.get('amp') else net(xb))",
+        ),
+        script=True,
+        first=True,
+    ),
+    Plant(
+        "training: a layer left out of the optimiser",
+        "stages",
+        "step0",
+        "stages: step0",
+        settings(part=True),
+        trained(
+            "torch.optim.SGD(net.parameters()",
+            "torch.optim.SGD(net[3].parameters() if FOUND.get('part') else net.parameters()",
+        ),
+        script=True,
+        first=True,
+    ),
+    Plant(
+        "training: files listed in another order",
+        "data",
+        "step files os.listdir",
+        "data: step files os.listdir",
+        rename_picture,
+        training,
+        script=True,
+        first=True,
+    ),
 )
 
 
@@ -329,7 +590,11 @@ class Outcome:
             return False
         if plant.numbers == "*":
             return True
-        return cause.numbers is None if plant.numbers is None else bool(cause.numbers and cause.numbers.startswith(plant.numbers))
+        return (
+            cause.numbers is None
+            if plant.numbers is None
+            else bool(cause.numbers and cause.numbers.startswith(plant.numbers))
+        )
 
 
 def outcome(plant: Plant, folder: Path) -> Outcome:
@@ -398,8 +663,10 @@ def main() -> int:
             found.append(outcome(plant, place))
             print(row(found[-1]), flush=True)
     new = [each for each in found if each.plant.first]
-    print(f"\n{sum(each.named for each in found)} of {len(found)} are named as the first cause; "
-          f"of the {len(new)} marked \\*, {sum(each.named for each in new)}.")
+    print(
+        f"\n{sum(each.named for each in found)} of {len(found)} are named as the first cause; "
+        f"of the {len(new)} marked \\*, {sum(each.named for each in new)}."
+    )
     return 0 if all(each.named for each in found) else 1
 
 

@@ -24,7 +24,9 @@ SIZES = (1e-7, 1e-6, 1e-5, 1e-3, 3e-2)
 
 def main() -> int:
     names = sys.argv[1:] or list(FAMILIES)
-    print("| family | stages | full, KB | summary, KB | same first differing stage | same first stage over tolerance | same verdict | estimates off by at most |")
+    print(
+        "| family | stages | full, KB | summary, KB | same first differing stage | same first stage over tolerance | same verdict | estimates off by at most |"
+    )
     print("|---|---|---|---|---|---|---|---|", flush=True)
     totals = [0, 0, 0, 0]
     for name in names:
@@ -32,7 +34,12 @@ def main() -> int:
         totals = [a + b for a, b in zip(totals, counts, strict=True)]
         shown = " | ".join(f"{count} of {counts[0]}" for count in counts[1:])
         print(f"| {name} | {stages} | {sizes[0] / 1e3:.0f} | {sizes[1] / 1e3:.0f} | {shown} | {off:.0%} |", flush=True)
-    same = ", ".join(f"{word} {count}" for word, count in zip(("first differing stage", "first stage over tolerance", "verdict"), totals[1:], strict=True))
+    same = ", ".join(
+        f"{word} {count}"
+        for word, count in zip(
+            ("first differing stage", "first stage over tolerance", "verdict"), totals[1:], strict=True
+        )
+    )
     print(f"\nOf {totals[0]} pairs of recordings in {len(names)} families the same: {same}.")
     return 0 if set(totals) == {totals[0]} else 1
 
@@ -55,7 +62,12 @@ def _family(name: str) -> tuple[list[int], list[int], int, float]:
                 reports.append(compare_recordings(folder / f"a{summary}.trace", folder / f"b{summary}.trace"))
             full, short = map(_firsts, reports)
             statuses = [report.verdict.status for report in reports]
-            counts = [a + b for a, b in zip(counts, (1, full[0] == short[0], full[1] == short[1], statuses[0] == statuses[1]), strict=True)]
+            counts = [
+                a + b
+                for a, b in zip(
+                    counts, (1, full[0] == short[0], full[1] == short[1], statuses[0] == statuses[1]), strict=True
+                )
+            ]
             stages = len(reports[0].stages)
             for row, other in zip(reports[0].stages, reports[1].stages, strict=True):
                 errors = [next((r.total.rel_l2 for r in each.results.values()), 0.0) for each in (row, other)]

@@ -157,7 +157,11 @@ def _whole_tool(folder: Path, python: str) -> list[str]:
     command = [python, "-c", "from bisect_tool.cli.main import bisect_divergence; bisect_divergence()"]
     done = subprocess.run(
         [*command, "model.py", "ckpt.pth", "--input", "sample.pt", "-o", "report", "--force"],
-        cwd=clash, env={**around, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        cwd=clash,
+        env={**around, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     print(f"\nthe same clash, by the whole tool: exit {done.returncode}")
     print(done.stderr)

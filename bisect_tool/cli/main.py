@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -104,6 +106,29 @@ def print_error(error: BisectError) -> None:
     """What is wrong, and the remedy, on stderr."""
     import click
 
-    click.echo(f"{click.style('error', fg='red', bold=True)}: {error.message}", err=True)
+    click.echo(f"{click.style('error', fg='red', bold=True)}: {_folded(error.message, 7)}", err=True)
     if error.hint:
-        click.echo(f"{click.style('help', fg='cyan', bold=True)}: {error.hint}", err=True)
+        click.echo(f"{click.style('help', fg='cyan', bold=True)}: {_folded(error.hint, 6)}", err=True)
+
+
+def _folded(text: str, before: int) -> str:
+    """Between words at the width of a terminal; elsewhere as it is, for whoever searches in it.
+
+    Args:
+        text: of one line or several.
+        before: width of what stands before the first one.
+    """
+    if not sys.stderr.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    folded = []
+    for number, line in enumerate(text.splitlines()):
+        body = line.lstrip(" ")
+        indent = " " * (len(line) - len(body))
+        first = " " * before if not number else indent
+        lines = textwrap.wrap(
+            body, width, initial_indent=first, subsequent_indent=(indent or "") + "    ",
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+        folded.append("\n".join(lines)[0 if number else before :])
+    return "\n".join(folded)

@@ -48,9 +48,7 @@ from bisect_tool.errors import EXIT_AGREES, BisectError
     default="off",
     help="Of ONNX Runtime, with --onnx.",
 )
-@click.option(
-    "--floor/--no-floor", default=None, help="Measure noise floors [default: where that takes few seconds]."
-)
+@click.option("--floor/--no-floor", default=None, help="Measure noise floors [default: where that takes few seconds].")
 @click.option("--folder", is_flag=True, help="Write a folder instead of one file.")
 @shared.running
 @click.option("--force", is_flag=True, help="Replace a recording that is there, and nothing else.")

@@ -75,7 +75,10 @@ def test_a_weight_that_is_missing_in_a_wrapper_is_told(tmp_path: Path) -> None:
         # The names fit as they are, though they would with a part taken off as well.
         ({"a.w": torch.ones(1), "b.w": torch.ones(1)}, {"a.w": torch.ones(1), "b.w": torch.zeros(1)}),
         # One common end in many names is chance.
-        ({"a.w": torch.ones(1), "p": torch.ones(1), "q": torch.ones(1)}, {"b.w": torch.ones(1), "r": torch.ones(1), "s": torch.ones(1)}),
+        (
+            {"a.w": torch.ones(1), "p": torch.ones(1), "q": torch.ones(1)},
+            {"b.w": torch.ones(1), "r": torch.ones(1), "s": torch.ones(1)},
+        ),
     ],
     ids=["nothing in common", "fits already", "by chance"],
 )

@@ -70,29 +70,37 @@ def test_no_dynamo_without_onnxscript(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def old_switches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The switches of torch 2.0: no fast path of attention to switch, three kernels of attention, older autocast."""
-    monkeypatch.delattr(torch.backends, "mha")
+    """The switches of torch 2.0: no fast path of attention to switch, three kernels of attention."""
+    monkeypatch.delattr(torch.backends.mha, "get_fastpath_enabled")
     cuda = torch.backends.cuda
     for name in ("cudnn_sdp_enabled", "enable_cudnn_sdp", "preferred_blas_library"):
         monkeypatch.delattr(cuda, name)
     monkeypatch.delattr(cuda, "fp16_bf16_reduction_math_sdp_allowed")
     monkeypatch.delattr(cuda, "allow_fp16_bf16_reduction_math_sdp")
     monkeypatch.setattr(torch_switches, "_has_fp32_precision", lambda: False)
-    new_enabled = torch.is_autocast_enabled
-    monkeypatch.delattr(torch, "get_autocast_dtype")
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda: new_enabled("cuda"))
 
 
 @pytest.mark.usefixtures("old_switches")
 def test_switches_work_without_what_came_later() -> None:
     """What is there is set, read back and restored."""
     before = snapshot()
-    switches: Mapping[str, Any] = {"deterministic_algorithms": True, "sdpa_kernel": "math", "autocast": "bfloat16"}
+    switches: Mapping[str, Any] = {"deterministic_algorithms": True, "sdpa_kernel": "math"}
     with applied(NumericConfig("torch", switches=switches)) as effective:
         assert dict(switches) == {name: effective[name] for name in switches}
         assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cuda.flash_sdp_enabled()
     assert before == snapshot()
     assert before["mha_fastpath"] is None and "default" == before["sdpa_kernel"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.(get|is)_autocast:DeprecationWarning")
+def test_autocast_is_read_by_the_older_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each device has its own there, and the plain one is of CUDA."""
+    enabled = torch.is_autocast_enabled
+    with torch.autocast("cpu", torch.bfloat16), monkeypatch.context() as patch:
+        patch.delattr(torch, "get_autocast_dtype")
+        patch.setattr(torch, "is_autocast_enabled", lambda: enabled("cuda"))
+        assert (True, torch.bfloat16) == torch_switches._autocast_state("cpu")
+        assert (False, torch.float16) == torch_switches._autocast_state("cuda")
 
 
 @pytest.mark.usefixtures("old_switches")
@@ -105,7 +113,10 @@ def test_switches_work_without_what_came_later() -> None:
 )
 def test_a_switch_that_is_not_there_is_told(name: str, value: Any, text: str) -> None:
     """Inconclusive: nothing was run otherwise than asked for."""
-    with pytest.raises(InconclusiveError, match=text) as caught, applied(NumericConfig("torch", switches={name: value})):
+    with (
+        pytest.raises(InconclusiveError, match=text) as caught,
+        applied(NumericConfig("torch", switches={name: value})),
+    ):
         raise AssertionError("not reached")
     assert EXIT_INCONCLUSIVE == caught.value.exit_code
 

@@ -17,6 +17,9 @@ from bisect_tool.records import Report, Tolerance
 from bisect_tool.trace_floors import APART, floor_of
 
 
+X = torch.linspace(-1, 1, 64).reshape(2, 32).cos()
+
+
 class Net(nn.Module):
     """Cancels nearly everything, so that rounding of 1e-7 becomes an error of 1e-3 behind it."""
 
@@ -24,11 +27,12 @@ class Net(nn.Module):
         super().__init__()
         self.first = nn.Linear(32, 32)
         self.second = nn.Linear(32, 4)
-        self.shift = 2.0**13 if cancels else 0.0
+        with torch.no_grad():
+            self.register_buffer("anchor", self.first(X) * (0.9999 if cancels else 0.0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.first(x) + self.shift
-        return self.second(y - self.shift)
+        y: torch.Tensor = self.second(self.first(x) - self.anchor)
+        return y
 
 
 def model(cancels: bool = False) -> Net:
@@ -36,10 +40,9 @@ def model(cancels: bool = False) -> Net:
     return Net(cancels).eval()
 
 
-X = torch.linspace(-1, 1, 64).reshape(2, 32).cos()
-
-
-def recorded(net: nn.Module, path: Path, *, floors: bool = True, summary: bool = False, most: float | None = None) -> Path:
+def recorded(
+    net: nn.Module, path: Path, *, floors: bool = True, summary: bool = False, most: float | None = None
+) -> Path:
     with Recording(path, summary) as recording:
         for moment in ("start", "built", "sample"):
             recording.moment(moment)
@@ -74,14 +77,14 @@ def test_floors_are_errors_against_float64(tmp_path: Path) -> None:
     """Within what a projection is off, and a few units for the made-up rounding."""
     net = model(cancels=True)
     floors = floors_of(recorded(net, tmp_path / "a.trace"))
-    shifted = 2.0**13
     with torch.no_grad():
         exact = torch.nn.functional.linear(X.double(), net.first.weight.double(), net.first.bias.double())
-        single = net.first(X) + shifted - shifted
+        exact = exact - net.anchor.double()
+        single = net.first(X) - net.anchor
     measured = float((single.double() - exact).norm() / exact.norm())
     assert measured > 1e-5
-    assert floors["/sub#0"] == pytest.approx(measured, rel=1.5)
-    assert floors["first"] < 1e-6 < floors["second"]
+    assert measured / 2 < floors["/sub#0"] < 10 * measured
+    assert floors["first"] < 1e-6
 
 
 def test_without_floors_nothing_is_different(tmp_path: Path) -> None:
@@ -95,7 +98,10 @@ def test_without_floors_nothing_is_different(tmp_path: Path) -> None:
 
 def test_more_than_rounding_under_the_usual_tolerance(tmp_path: Path) -> None:
     """An error of 1e-5 is no rounding where the floor is 1e-7, though the fixed tolerance is 1e-4."""
-    one, other = recorded(model(), tmp_path / "a.trace"), recorded(nudged(model(), 1e-5), tmp_path / "b.trace", floors=False)
+    one, other = (
+        recorded(model(), tmp_path / "a.trace"),
+        recorded(nudged(model(), 1e-5), tmp_path / "b.trace", floors=False),
+    )
     for pair in ((one, other), (other, one)):
         report = compared(*pair)
         assert "diverges" == report.verdict.status
@@ -106,7 +112,7 @@ def test_more_than_rounding_under_the_usual_tolerance(tmp_path: Path) -> None:
 
 def test_rounding_over_the_usual_tolerance(tmp_path: Path) -> None:
     """An error of 1e-3 is rounding where the model cancels nearly everything, and the floor says so."""
-    moved = nudged(model(cancels=True), 3e-8)
+    moved = nudged(model(cancels=True), 1e-7)
     one, other = recorded(model(cancels=True), tmp_path / "a.trace"), recorded(moved, tmp_path / "b.trace")
     report = compared(one, other)
     worst = max(result.total.rel_l2 for row in report.stages for result in row.results.values())
@@ -115,7 +121,9 @@ def test_rounding_over_the_usual_tolerance(tmp_path: Path) -> None:
     assert "noise floors" in line
     ratios = [result.noise_ratio for row in report.stages for result in row.results.values()]
     assert all(ratio is not None and ratio <= APART for ratio in ratios)
-    plain = compared(*(recorded(net, tmp_path / f"{n}.trace", floors=False) for n, net in enumerate((model(True), moved))))
+    plain = compared(
+        *(recorded(net, tmp_path / f"{n}.trace", floors=False) for n, net in enumerate((model(True), moved)))
+    )
     assert "diverges" == plain.verdict.status
 
 
