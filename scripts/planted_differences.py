@@ -152,6 +152,12 @@ def trained(old: str, new: str) -> Change:
     return apply
 
 
+def warmed(project: Project) -> None:
+    project.set(seed=1)
+    code = "    if FOUND.get('warm'):\n        net.train()(torch.ones(2, 3, 12, 12))\n"
+    project.edit("model.py", '    if FOUND.get("poke")', code + '    if FOUND.get("poke")')
+
+
 def args_file(project: Project) -> None:
     (project.folder / "args.json").write_text(json.dumps({"slope": 0.2}))
 
@@ -317,17 +323,7 @@ PLANTS: tuple[Plant, ...] = (
         "norm.running_mean",
         "weights: norm.running_mean",
         settings(seed=1, warm=True),
-        lambda p: (
-            (
-                p.set(seed=1),
-                p.edit(
-                    "model.py",
-                    '    if FOUND.get("poke")',
-                    "    if FOUND.get('warm'):\n        net.train()(torch.ones(2, 3, 12, 12))\n    if FOUND.get(\"poke\")",
-                ),
-            )
-            and None
-        ),
+        warmed,
         checkpoint=False,
         given=("--seed", "0"),
         first=True,
@@ -355,7 +351,8 @@ PLANTS: tuple[Plant, ...] = (
             "model.py",
             "        return self.head(",
             "        if FOUND.get('amp'):\n            with torch.autocast('cpu', torch.bfloat16):\n"
-            "                x = self.conv(x).float()\n                return self.head(self.pool(scaled(self.drop(self.act(self.norm(x))))))\n        return self.head(",
+            "                x = self.conv(x).float()\n            x = scaled(self.drop(self.act(self.norm(x))))\n"
+            "            return self.head(self.pool(x))\n        return self.head(",
         ),
         first=True,
     ),
@@ -533,7 +530,8 @@ PLANTS: tuple[Plant, ...] = (
         settings(gamma=0.5),
         trained(
             "    optimizer.step()\n",
-            "    optimizer.step()\n    for group in optimizer.param_groups:\n        group['lr'] *= FOUND.get('gamma', 1.0)\n",
+            "    optimizer.step()\n    for group in optimizer.param_groups:\n"
+            "        group['lr'] *= FOUND.get('gamma', 1.0)\n",
         ),
         script=True,
         first=True,

@@ -25,7 +25,8 @@ SIZES = (1e-7, 1e-6, 1e-5, 1e-3, 3e-2)
 def main() -> int:
     names = sys.argv[1:] or list(FAMILIES)
     print(
-        "| family | stages | full, KB | summary, KB | same first differing stage | same first stage over tolerance | same verdict | estimates off by at most |"
+        "| family | stages | full, KB | summary, KB | same first differing stage | same first over tolerance | same verdict "
+        "| estimates off by at most |"
     )
     print("|---|---|---|---|---|---|---|---|", flush=True)
     totals = [0, 0, 0, 0]

@@ -313,7 +313,6 @@ def _export_error(error: Exception, log: str, settings: ExportSettings) -> Bisec
         hint = f"leave --opset {settings.opset} out for the exporter's default, or ask for another"
         return BisectError(f"{message}\n  whole log: {file.name}", hint=hint)
     other = "torchscript" if settings.exporter == "dynamo" else "dynamo"
-    return BisectError(
-        f"{message}\n  whole log: {file.name}",
-        hint=f"try --exporter {other}, or export yourself and give the file with --onnx",
-    )
+    there = other == "torchscript" or has_dynamo()
+    first = f"try --exporter {other}, or export yourself" if there else "export with a newer PyTorch"
+    return BisectError(f"{message}\n  whole log: {file.name}", hint=f"{first} and give the file with --onnx")

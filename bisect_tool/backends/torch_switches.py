@@ -243,7 +243,13 @@ def _attribute(path: str, name: str) -> _Flag:
             found = getattr(found, part)
         return found
 
-    return _Flag(lambda: getattr(home(), name, None), lambda value: setattr(home(), name, value))
+    def read() -> Any:
+        try:
+            return getattr(home(), name)
+        except (AttributeError, AssertionError):  # older modules of switches assert that they know a name
+            return None
+
+    return _Flag(read, lambda value: setattr(home(), name, value))
 
 
 def _read_determinism() -> Value:

@@ -121,7 +121,8 @@ def test_floors_are_recorded_and_judge(case: Path) -> None:
 
 def test_a_clash_of_dtypes_names_the_operation(tmp_path: Path) -> None:
     """By the main command as by the recorder: which operation, in which module, and what against what."""
-    code = "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    code = "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+    code += "        super().__init__()\n"
     code += "        self.a = nn.Linear(4, 4)\n        self.b = nn.Linear(4, 4).half()\n\n    def forward(self, x):\n"
     (tmp_path / "model.py").write_text(code + "        return self.b(self.a(x))\n")
     torch.save(torch.ones(1, 4), tmp_path / "s.pt")

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
@@ -15,7 +14,6 @@ from bisect_tool.compare_traces import compare_recordings
 from bisect_tool.recorder import Recording, configuration_of
 from bisect_tool.records import Report, Tolerance
 from bisect_tool.trace_floors import APART, floor_of
-
 
 X = torch.linspace(-1, 1, 64).reshape(2, 32).cos()
 
