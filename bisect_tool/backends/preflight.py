@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from bisect_tool.backends.files import reason_of, some
 from bisect_tool.backends.samples import describe_inputs
+from bisect_tool.backends.structures import map_tensors
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.recorder import dtype_name, flatten_tensors
 
@@ -31,6 +32,8 @@ class Finding:
 
     severity: Literal["warning", "error"]
     text: str
+    certain: bool = True
+    """Whether it is so whatever the model's code does: that may convert its inputs itself."""
 
 
 def preflight(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Finding]:
@@ -52,6 +55,32 @@ def preflight(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
         *_non_finite(module),
     ]
     return sorted(findings, key=lambda finding: finding.severity != "error")
+
+
+def errors_of(
+    findings: Sequence[Finding], module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[str]:
+    """Texts of the errors that keep a model from running; where none is certain it is run once to see.
+
+    Args:
+        findings: of :func:`preflight`.
+        module, args, kwargs: as there.
+    """
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors and not any(finding.certain for finding in errors) and _runs(module, args, kwargs):
+        return []
+    return [finding.text for finding in errors]
+
+
+def _runs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    # A model may write into its inputs.
+    own_args, own_kwargs = map_tensors(args, Tensor.clone), map_tensors(dict(kwargs), Tensor.clone)
+    try:
+        with torch.no_grad():
+            module(*own_args, **own_kwargs)
+    except Exception:  # anything may come out of a user's forward
+        return False
+    return True
 
 
 def require_one_device(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], device: str) -> None:
@@ -249,7 +278,7 @@ def _dtypes(module: torch.nn.Module, inputs: Sequence[tuple[str, Tensor]]) -> It
     wants = ", ".join(f"{dtype_name(dtype)} (such as {name})" for dtype, name in first.items())
     # Where another input fits, this one may be meant to differ: a mask, times, coordinates.
     severity: Literal["warning", "error"] = "error" if len(other) == len(floats) else "warning"
-    yield Finding(severity, f"{has}, but the weights are {wants}; convert the sample or the model")
+    yield Finding(severity, f"{has}, but the weights are {wants}; convert the sample or the model", certain=False)
 
 
 # -- modules ----------------------------------------------------------------------------------------------------------

@@ -88,13 +88,12 @@ def make_case(settings: Mapping[str, Any], loaded: Loaded, sample: Sample) -> Lo
         BisectError: the model can't be judged as it is.
     """
     from bisect_tool.backends.models import to_eval
-    from bisect_tool.backends.preflight import preflight
+    from bisect_tool.backends.preflight import errors_of, preflight
     from bisect_tool.pipeline import LoadedCase
 
     to_eval(loaded.module)
     findings = preflight(loaded.module, sample.args, sample.kwargs)
-    errors = [finding.text for finding in findings if finding.severity == "error"]
-    if errors:
+    if errors := errors_of(findings, loaded.module, sample.args, sample.kwargs):
         raise BisectError("; ".join(errors))
     warnings = tuple(finding.text for finding in findings)
     return LoadedCase(
