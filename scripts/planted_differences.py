@@ -2,15 +2,18 @@
 
 usage: planted_differences.py [--only TEXT] [--start N] [--keep FOLDER]     prints the table of docs/planted-differences.md
 
-Every recording is a command of its own, ``bisect-tool record``, in a process of its own; nothing in a recording is edited.
+Every recording is a command, ``bisect-tool record``, in a process of its own, forked from this one where the interpreter need
+not start anew; nothing in a recording is edited.
 What the answer has to be stands here, beside what is planted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -21,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # the first run under a dispatch mode would load it, in every process anew
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,10 +33,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "integration")]
 from recording import Project, make_project  # noqa: E402
 from test_recordings import TRAIN  # noqa: E402
 
+from bisect_tool.backends import environment_facts, recorded_floors, torch_runner  # noqa: E402, F401
+from bisect_tool.cli.main import execute  # noqa: E402
+from bisect_tool.cli.tool import tool  # noqa: E402
 from bisect_tool.compare_traces import compare_recordings  # noqa: E402
 from bisect_tool.records import Report  # noqa: E402
 
 TOOL = "from bisect_tool.cli.main import bisect_tool; bisect_tool()"
+AT_START = ("PYTHONHASHSEED",)
+"""Variables that an interpreter reads when it starts."""
 Change = Callable[[Project], None]
 
 
@@ -623,18 +632,42 @@ def record(
         sample_of = [] if "--input" in more else ["--preprocess", "data:load", "--raw", "pictures"]
         argv = ["model.py", *(["ckpt.pth"] if plant.checkpoint else []), *sample_of]
     threads = [] if "--threads" in more else ["--threads", "1"]
-    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0", **around}
-    done = subprocess.run(
-        [sys.executable, "-c", TOOL, "record", *argv, "-q", "-o", str(target), *threads, *more],
-        cwd=project.folder,
-        env=surroundings,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(f"{plant.name}: exit {done.returncode}\n{done.stderr}")
+    command = ["record", *argv, "-q", "-o", str(target), *threads, *more]
+    if not set(around) & set(AT_START):
+        code, said = forked(command, project.folder, around, paths)
+    else:
+        surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **around}
+        done = subprocess.run(
+            [sys.executable, "-c", TOOL, *command],
+            cwd=project.folder, env=surroundings, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        code, said = done.returncode, done.stderr
+    if code:
+        raise SystemExit(f"{plant.name}: exit {code}\n{said}")
     return target
+
+
+def forked(command: Sequence[str], place: Path, around: Mapping[str, str], paths: Sequence[str]) -> tuple[int, str]:
+    """Runs the command in a process that has torch loaded already; its exit code and what it wrote to stderr."""
+    log = place.parent / "stderr.txt"
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text()
+    code = 70
+    try:
+        os.chdir(place)
+        os.environ.update(around)
+        here = str(ROOT / "tests" / "integration")
+        sys.path[:] = [*paths, *(path for path in sys.path if path not in (here, str(ROOT), str(ROOT / "scripts")))]
+        sys.argv = ["bisect-tool", *command]
+        # A process of its own starts from states of its own.
+        random.seed()
+        np.random.seed()
+        torch.seed()
+        with open(log, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            code = execute(tool, "bisect-tool", list(command))
+    finally:
+        os._exit(code)
 
 
 def row(found: Outcome) -> str:

@@ -18,7 +18,7 @@ from test_summaries import _changed, _firsts  # noqa: E402
 from bisect_tool.compare_traces import compare_recordings  # noqa: E402
 from bisect_tool.recorder import record  # noqa: E402
 
-SIZES = (1e-7, 1e-6, 1e-5, 1e-3, 3e-2)
+SIZES = (1e-6, 1e-4, 3e-2)
 """Of the change of one weight, in its standard deviation."""
 
 

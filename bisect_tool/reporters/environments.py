@@ -41,7 +41,10 @@ def render_snapshot(data: Mapping[str, Any], console: Console) -> None:
     """Print a snapshot, one line or a few for each subject."""
     page = Page(console)
     for label, text in snapshot_lines(data):
-        page.prose(text, label=(f"{label:<{LABEL}}", "bold"))
+        longest = max(map(len, text.split()), default=0)
+        # Names are not broken: those that do not fit behind the labels begin further left.
+        width = LABEL if label or longest <= page.width - LABEL else 4
+        page.prose(text, label=(f"{label:<{width}}", "bold"))
 
 
 def snapshot_lines(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
