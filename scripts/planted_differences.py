@@ -117,7 +117,7 @@ def touch_pixel(project: Project) -> None:
 
 def in_a_set(project: Project) -> None:
     for number, name in enumerate(("c.png", "d.png", "e.png")):
-        picture(project, name, number)
+        picture(project, name, number + 5)
     project.edit("data.py", "sorted(os.listdir(path))", "list(set(os.listdir(path)))")
 
 
