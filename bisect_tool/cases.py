@@ -14,7 +14,7 @@ import torch
 from bisect_tool.backends.checkpoints import apply_checkpoint, load_checkpoint
 from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.models import load_model, to_eval
-from bisect_tool.backends.preflight import preflight
+from bisect_tool.backends.preflight import errors_of, preflight
 from bisect_tool.backends.samples import Sample, bind_sample, load_samples, sample_of
 from bisect_tool.errors import BisectError
 from bisect_tool.pipeline import LoadedCase, Options, Progress
@@ -53,8 +53,7 @@ def checked_case(
     """
     to_eval(module)
     findings = preflight(module, sample.args, sample.kwargs)
-    errors = [finding.text for finding in findings if finding.severity == "error"]
-    if errors:
+    if errors := errors_of(findings, module, sample.args, sample.kwargs):
         raise BisectError("; ".join(errors))
     return LoadedCase(
         name=name,

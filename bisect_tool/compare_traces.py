@@ -45,6 +45,7 @@ from bisect_tool.records import (
 )
 from bisect_tool.spread import spread_of
 from bisect_tool.tolerances import DEFAULT_REL_L2, make_tolerance
+from bisect_tool.trace_floors import floor_lines, floor_of, judged_by_floor, ratio_of, rounding_limit
 from bisect_tool.verdicts import decide
 
 STEP = 30.0
@@ -97,7 +98,9 @@ def compare_traces(
         verdict = Verdict("inconclusive", apart, None, (), ())
     else:
         cause = _cause(links, rows, config, outputs)
-        verdict = replace(verdict, summary=_summary(verdict, cause, links, comparer), first_cause=cause)
+        floors = floor_lines(rows, outputs, config)
+        summary = _summary(verdict, cause, links, comparer, floors)
+        verdict = replace(verdict, summary=summary, first_cause=cause)
     return Report(
         case=_case(expected, actual, config, command),
         verdict=verdict,
@@ -404,6 +407,10 @@ def _compared(
     comparer: _Comparer, entry: Mapping[str, Any], other: Mapping[str, Any], entering: float | None
 ) -> Comparison:
     metrics, judgement = comparer.judged(entry["tensor"], other["tensor"])
+    floor = floor_of(entry, other)
+    judgement = judged_by_floor(
+        metrics, judgement, floor, comparer.expected.tensors[entry["tensor"]].dtype, comparer.tolerance
+    )
     growth = None
     if entering and math.isfinite(entering) and not math.isnan(metrics.rel_l2):
         growth = metrics.rel_l2 / entering
@@ -414,8 +421,8 @@ def _compared(
         entering,
         growth,
         None,
-        None,
-        None,
+        floor,
+        ratio_of(metrics, floor),
         judgement,
         spread=comparer.spreads.get(pair),
         picture=comparer.pictures.get(pair),
@@ -423,7 +430,7 @@ def _compared(
 
 
 def _outputs(comparer: _Comparer) -> tuple[OutputResult, ...]:
-    there = {entry["key"]: entry["tensor"] for entry in comparer.actual.manifest["outputs"]}
+    there = {entry["key"]: entry for entry in comparer.actual.manifest["outputs"]}
     found = []
     for entry in comparer.expected.manifest["outputs"]:
         key: OutputKey = entry["key"]
@@ -432,7 +439,9 @@ def _outputs(comparer: _Comparer) -> tuple[OutputResult, ...]:
             missing = _metrics(math.prod(info.shape), math.nan, math.nan, (0, 0), 0, differing=0, problem="missing")
             found.append(OutputResult(key, "", missing, "not compared"))
             continue
-        metrics, judgement = comparer.judged(entry["tensor"], there[key])
+        metrics, judgement = comparer.judged(entry["tensor"], there[key]["tensor"])
+        dtype = comparer.expected.tensors[entry["tensor"]].dtype
+        judgement = judged_by_floor(metrics, judgement, floor_of(entry, there[key]), dtype, comparer.tolerance)
         if no_number(metrics):
             judgement = "not compared"
         found.append(OutputResult(key, str(key), metrics, judgement))
@@ -545,7 +554,8 @@ def _cause(
         text = f"stages: {first.ref} ({_size(first.results[config].total)})"
         if made is not first:
             text += f"; a step at {made.ref} ({_size(total)})"
-        return first_cause(links, "stages", text, error, DEFAULT_REL_L2.get(made.dtype, 1e-4) / 10)
+        usual = DEFAULT_REL_L2.get(made.dtype, 1e-4) / 10
+        return first_cause(links, "stages", text, error, rounding_limit(made.results[config].floor, usual))
     if by_name["outputs"].differences:
         difference = by_name["outputs"].differences[0]
         error = math.inf if difference.error is None else difference.error
@@ -565,7 +575,9 @@ def _size(total: ErrorMetrics) -> str:
     return total.problem or f"relative L2 {total.rel_l2:.1e}"
 
 
-def _summary(verdict: Verdict, cause: FirstCause | None, links: Sequence[Link], comparer: _Comparer) -> tuple[str, ...]:
+def _summary(
+    verdict: Verdict, cause: FirstCause | None, links: Sequence[Link], comparer: _Comparer, floors: Sequence[str]
+) -> tuple[str, ...]:
     lines = []
     if cause is None:
         same = sum(link.status == "same" for link in links)
@@ -586,7 +598,7 @@ def _summary(verdict: Verdict, cause: FirstCause | None, links: Sequence[Link], 
         lines.append(f"further differences{adding}: {shown}")
     skipped = ("where the error is made was not measured",)
     said = (line for line in verdict.summary if not line.startswith(skipped))
-    return (*lines, *said, *comparer.sides.notes)
+    return (*lines, *floors, *said, *comparer.sides.notes)
 
 
 def _told(difference: Difference) -> str:

@@ -916,7 +916,8 @@ class _Bisection:
             raise
         except Exception as error:  # anything may come out of a user's forward
             # What ran may be a copy of the case's model: paths are those of its own modules.
-            raise explain_forward_error(error, run.module, run.args, run.kwargs) from error
+            failure = run.recorder.failure
+            raise explain_forward_error(error, run.module, run.args, run.kwargs, failure) from error
         return [(key, to_numpy(tensor).copy()) for key, tensor in flatten_tensors(output)]
 
     def _bind_outputs(self, outputs: Sequence[tuple[OutputKey, Array]]) -> None:

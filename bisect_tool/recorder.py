@@ -1391,7 +1391,8 @@ def environment():
         for each in distributions():
             name = each.metadata["Name"]
             if name:
-                versions[name.lower().replace("_", "-")] = each.version
+                # The first on the path is the one that is imported.
+                versions.setdefault(re.sub(r"[-_.]+", "-", name).lower(), each.version)
     except Exception:  # damaged metadata of some package must not cost the recording
         versions["torch"], versions["numpy"] = torch.__version__, np.__version__
     # A long value may be anything: that there is one is told.
@@ -1660,6 +1661,8 @@ class Recording:
         self.states = {}
         self.notes = []
         self.absent = []  # stages that the recorded graph holds no value for, with the reason
+        self.tape = False  # keep what is needed to compute the run again: see ``recorder``
+        self.recorder = None
         self.before = frozenset(sys.modules)
         self._main = None
         self._modules = ()
@@ -1704,7 +1707,8 @@ class Recording:
         def on_value(value, tensor):
             kept[value.id] = self.writer.add(tensor)
 
-        recorder = Recorder(module, on_value, self.every_op)
+        recorder = Recorder(module, on_value, self.every_op, self.tape)
+        self.recorder = recorder if self.tape else None
         try:
             with torch.no_grad(), context or contextlib.nullcontext(), recorder:
                 output = recorder.run(*args, **kwargs)

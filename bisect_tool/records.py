@@ -414,7 +414,8 @@ class Comparison:
         input_error: relative error of the stage's inputs, taken together as one vector; ``None`` if unknown.
         growth: ``rel(total) / input_error``; ``None`` when the input error is zero or unknown.
         amplification: ``rel(propagated) / input_error``; needs the forced run.
-        floor, noise_ratio: the stage's noise floor and the local error in units of it; ``None`` when not measured.
+        floor, noise_ratio: the stage's noise floor and the local error in units of it; ``None`` when not measured. Of two
+            recordings, from the model's inputs on and of the total error.
         judgement: of the total, under the tolerance in force.
         noise: both sides against float64; ``None`` without a forced run.
         share: of the squared error of the model's outputs, as far as it was made in this stage, 0 to 1; ``None`` without

@@ -1,6 +1,6 @@
 """Records models in two environments and compares the recordings; called by ``scripts/test-oldest``.
 
-usage: test_oldest.py FOLDER OLD_PYTHON NEW_PYTHON OLD_ONNXRUNTIME_FOLDER
+usage: test_oldest.py FOLDER OLD_PYTHON NEW_PYTHON OLD_ONNXRUNTIME_FOLDER TOOL_PYTHON
 """
 
 from __future__ import annotations
@@ -106,9 +106,10 @@ SAMPLE = torch.ones(1, 4)
 def main() -> int:
     folder, old, new, runtime = Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3], Path(sys.argv[4]).resolve()
     # Not resolved: an interpreter of a virtual environment is a link.
-    old, new = (os.path.abspath(python) for python in (old, new))
-    versions = [_versions(python) for python in (old, new)]
-    print(f"old: {versions[0]}\nnew: {versions[1]}\n")
+    old, new, tool = (os.path.abspath(python) for python in (old, new, sys.argv[5]))
+    for what, python in (("bisect_recorder.py", old), ("the whole tool", tool), ("newest", new)):
+        print(f"{what}: {_versions(python)}")
+    print()
     recorder = folder / "bisect_recorder.py"
     recorder.write_text((ROOT / "bisect_tool" / "recorder.py").read_text(encoding="utf-8"), encoding="utf-8")
     failed = []
@@ -130,9 +131,43 @@ def main() -> int:
         if "clash in dtype" not in text or " b (Linear)" not in text:
             failed.append(f"the clash of dtypes is not named: {text}")
     print(f"\na clash of dtypes, on both: {text.splitlines()[1].strip()}")
+    failed += _whole_tool(folder, tool)
     for line in failed:
         print(f"FAILED {line}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _whole_tool(folder: Path, python: str) -> list[str]:
+    """The main job in the old environment, its recordings against the newest one's, and the clash of dtypes in it."""
+    print("\n| model | what | stages aligned | floors measured | verdict | error made in | as it must be |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    program = ROOT / "scripts" / "oldest_tool.py"
+    around = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run([python, str(program), str(folder)], env={**around, "PYTHONPATH": str(ROOT)}, check=False)
+    failed = [] if done.returncode == 0 else ["the whole tool in the old environment"]
+    rows = []
+    for name in MODELS:
+        place = folder / name
+        if (place / "tool.trace").is_file():
+            rows.append((name, "torch, the tool", compare_recordings(place / "tool.trace", place / "new.trace")))
+            failed += _problems(name, rows[-1][2], "package torch")
+    print()
+    _table(rows)
+    clash = folder / "clash"
+    command = [python, "-c", "from bisect_tool.cli.main import bisect_divergence; bisect_divergence()"]
+    done = subprocess.run(
+        [*command, "model.py", "ckpt.pth", "--input", "sample.pt", "-o", "report", "--force"],
+        cwd=clash,
+        env={**around, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(f"\nthe same clash, by the whole tool: exit {done.returncode}")
+    print(done.stderr)
+    if done.returncode != 2 or "operation addmm in b (Linear)" not in done.stderr:
+        failed.append("the clash of dtypes is not named by the whole tool")
+    return failed
 
 
 def _versions(python: str) -> str:

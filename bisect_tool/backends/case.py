@@ -14,6 +14,7 @@ from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.preflight import explain_forward_error
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.errors import BisectError
+from bisect_tool.recorder import Recorder
 from bisect_tool.records import Place
 
 
@@ -54,16 +55,17 @@ def export_case(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
 
 
 def check_forward(case: LoadedCase) -> None:
-    """Runs the model once, without keeping anything.
+    """Runs the model once, and keeps nothing but which operation failed.
 
     Raises:
         BisectError: it raised; the message says where.
     """
+    recorder: Recorder = Recorder(case.module)
     try:
-        with torch.no_grad():
-            case.module(*copies_of(case.args), **copies_of(case.kwargs))
+        with torch.no_grad(), recorder:
+            recorder.run(*copies_of(case.args), **copies_of(case.kwargs))
     except Exception as error:  # anything may come out of a user's forward
-        raise explain_forward_error(error, case.module, case.args, case.kwargs) from error
+        raise explain_forward_error(error, case.module, case.args, case.kwargs, recorder.failure) from error
 
 
 def check_opset(written: int | None, settings: ExportSettings) -> None:

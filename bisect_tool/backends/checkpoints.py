@@ -162,10 +162,12 @@ def apply_checkpoint(
         for key in common
         if not _same_shape(renamed[key], expected[key])
     ]
-    assign = any(isinstance(value, Tensor) and value.is_meta for value in expected.values())
+    # Weights without memory are replaced, not written into; versions that cannot do that have no such argument.
+    replaced = any(isinstance(value, Tensor) and value.is_meta for value in expected.values())
+    options = {"assign": True} if replaced else {}
     try:
         # Torch's own lists count, not ours: modules may rename keys of older versions while they load.
-        result = module.load_state_dict(renamed, strict=False, assign=assign)
+        result = module.load_state_dict(renamed, strict=False, **options)
     except Exception as error:  # RuntimeError for shapes; modules' own hooks may raise anything
         if shapes:
             raise _misfit(path, [], [], shapes, expected) from error

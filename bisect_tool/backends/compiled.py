@@ -59,7 +59,7 @@ def compiled_note(paths: tuple[str, ...]) -> tuple[str, ...]:
 @contextlib.contextmanager
 def eagerly() -> Iterator[None]:
     """Lets functions that a model compiles, or has compiled, run as the Python that they are."""
-    stance: Any = getattr(torch.compiler, "set_stance", None)
+    stance: Any = getattr(getattr(torch, "compiler", None), "set_stance", None)
     # Without this module nothing has been compiled yet, and importing it takes seconds.
     loaded = "torch._dynamo" in sys.modules
     compile_ = torch.compile

@@ -127,7 +127,12 @@ def _value(torch: Any, name: str, *arguments: str, call: bool = False) -> Any:
             thing = getattr(thing, part)
         if call:
             thing = thing(*arguments)
-    except (AttributeError, ImportError, TypeError):
+    except (
+        AttributeError,
+        ImportError,
+        TypeError,
+        AssertionError,
+    ):  # old modules of switches assert that they know a name
         return None
     except Exception as error:
         # Old and new switches for TF32 mixed: reading one of them raises, which is worth telling.

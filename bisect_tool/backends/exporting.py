@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import inspect
 import logging
 import os
@@ -12,7 +13,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -27,12 +28,34 @@ Exporter = Literal["dynamo", "torchscript"]
 _INLINE_LIMIT = 1_500_000_000
 
 
+def _parameters() -> frozenset[str]:
+    """What this torch's ``torch.onnx.export`` takes."""
+    return frozenset(inspect.signature(torch.onnx.export).parameters)
+
+
+def has_dynamo() -> bool:
+    """Whether this installation has the exporter that goes through ``torch.export``, with the arguments needed here."""
+    return {"dynamo", "optimize"} <= _parameters() and importlib.util.find_spec("onnxscript") is not None
+
+
+def default_exporter() -> Exporter:
+    """``dynamo``, as PyTorch itself has it; ``torchscript`` where there is no other."""
+    return "dynamo" if has_dynamo() else "torchscript"
+
+
+def exporter_note(module: torch.nn.Module) -> tuple[str, ...]:
+    """Told where a model is exported otherwise than newer versions would by default; nothing for archives."""
+    if has_dynamo() or isinstance(module, torch.jit.ScriptModule):
+        return ()
+    return (f"PyTorch {torch.__version__} has no dynamo exporter; the model is exported by the torchscript exporter",)
+
+
 @dataclass(frozen=True, slots=True)
 class ExportSettings:
     """How to export.
 
     Attributes:
-        exporter: ``dynamo`` (through ``torch.export``) or ``torchscript``.
+        exporter: ``dynamo`` (through ``torch.export``) or ``torchscript``; ``default_exporter`` if not given.
         opset: ``None`` for the exporter's own default.
         constant_folding: compute constants ahead; for ``dynamo`` this is all of its graph optimisation. Without it
             neither exporter folds BatchNorm.
@@ -41,7 +64,7 @@ class ExportSettings:
         dynamic_shapes: let every axis of the inputs vary where the exporter can (``dynamo``), or their first axis.
     """
 
-    exporter: Exporter = "dynamo"
+    exporter: Exporter = field(default_factory=default_exporter)
     opset: int | None = None
     constant_folding: bool = True
     batchnorm_folding: bool = True
@@ -57,6 +80,11 @@ def export_onnx(
     Raises:
         BisectError: the exporter failed; its reason is in the message, its whole output in a log file that is named.
     """
+    if settings.exporter == "dynamo" and not has_dynamo():
+        raise BisectError(
+            f"PyTorch {torch.__version__} has no dynamo exporter that can be told what to leave out",
+            hint="--exporter torchscript, or export elsewhere and give the file with --onnx",
+        )
     module, _, put_back = original(module)
     rules = contextlib.nullcontext() if settings.batchnorm_folding else _without_batchnorm_fusion()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
@@ -105,11 +133,13 @@ def _export_torchscript(
     # A trailing dictionary means keywords to this exporter; an empty one protects a positional dictionary.
     inputs = (*args, kwargs) if kwargs or (args and isinstance(args[-1], dict)) else args
     names = _flat_names(module, args, kwargs)
+    # Versions without another exporter have no such argument.
+    chosen: dict[str, Any] = {"dynamo": False} if "dynamo" in _parameters() else {}
     torch.onnx.export(
         module,
         inputs,
         str(path),
-        dynamo=False,
+        **chosen,
         opset_version=settings.opset,
         do_constant_folding=settings.constant_folding and not settings.keep_stages,
         # With EVAL folding constants folds BatchNorm too; PRESERVE takes the module's mode, which is the same, and does not.
@@ -284,7 +314,6 @@ def _export_error(error: Exception, log: str, settings: ExportSettings) -> Bisec
         hint = f"leave --opset {settings.opset} out for the exporter's default, or ask for another"
         return BisectError(f"{message}\n  whole log: {file.name}", hint=hint)
     other = "torchscript" if settings.exporter == "dynamo" else "dynamo"
-    return BisectError(
-        f"{message}\n  whole log: {file.name}",
-        hint=f"try --exporter {other}, or export yourself and give the file with --onnx",
-    )
+    there = other == "torchscript" or has_dynamo()
+    first = f"try --exporter {other}, or export yourself" if there else "export with a newer PyTorch"
+    return BisectError(f"{message}\n  whole log: {file.name}", hint=f"{first} and give the file with --onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import pickle
@@ -226,7 +227,9 @@ def read_torch(file: Path, role: str, *, allow_pickle: bool = False) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if not allow_pickle:
-                with torch.serialization.safe_globals(_numpy_globals()):
+                # Older versions let nothing through but tensors: the error says what a file holds beside them.
+                allowed = getattr(torch.serialization, "safe_globals", None)
+                with allowed(_numpy_globals()) if allowed is not None else contextlib.nullcontext():
                     return torch.load(file, map_location="cpu", weights_only=True)
             if kind == "pickle":
                 with file.open("rb") as stream:

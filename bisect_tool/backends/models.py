@@ -159,6 +159,11 @@ def _load_torchscript(file: Path) -> torch.nn.Module:
 
 
 def _load_exported(file: Path) -> torch.nn.Module:
+    if not hasattr(getattr(torch, "export", None), "load"):
+        raise BisectError(
+            f"exported program {file}: PyTorch {torch.__version__} reads none (no torch.export.load)",
+            hint="give the model's code or a TorchScript archive, or use a newer PyTorch",
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -169,8 +169,10 @@ def run_session(
     if not outputs:
         return []
     binding = session.io_binding()
-    for name, array in feeds.items():
-        binding.bind_ortvalue_input(name, _to_ort(array))
+    # Kept to the end: the binding does not hold the array that a value lies in, and a strided one was copied for it.
+    values = {name: _to_ort(array) for name, array in feeds.items()}
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
     places: dict[str, Array] = {}
     if buffers is not None and types is not None:
         places = {n: place for n in outputs if (place := _place(types.get(n), buffers)) is not None}
@@ -192,7 +194,9 @@ def run_session(
             f"ONNX Runtime failed while running: {reason}", hint=hint_while_running(reason)
         ) from error
     results = dict(zip(names, binding.get_outputs(), strict=True))
-    return [places[name] if name in places else _from_ort(results[name]) for name in outputs]
+    found = [places[name] if name in places else _from_ort(results[name]) for name in outputs]
+    del values
+    return found
 
 
 def _place(kind: ValueType | None, buffers: BufferPool) -> Array | None:

@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from bisect_tool.backends.files import reason_of, some
 from bisect_tool.backends.samples import describe_inputs
+from bisect_tool.backends.structures import map_tensors
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.recorder import dtype_name, flatten_tensors
 
@@ -31,6 +32,8 @@ class Finding:
 
     severity: Literal["warning", "error"]
     text: str
+    certain: bool = True
+    """Whether it is so whatever the model's code does: that may convert its inputs itself."""
 
 
 def preflight(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Finding]:
@@ -52,6 +55,32 @@ def preflight(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
         *_non_finite(module),
     ]
     return sorted(findings, key=lambda finding: finding.severity != "error")
+
+
+def errors_of(
+    findings: Sequence[Finding], module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[str]:
+    """Texts of the errors that keep a model from running; where none is certain it is run once to see.
+
+    Args:
+        findings: of :func:`preflight`.
+        module, args, kwargs: as there.
+    """
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors and not any(finding.certain for finding in errors) and _runs(module, args, kwargs):
+        return []
+    return [finding.text for finding in errors]
+
+
+def _runs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    # A model may write into its inputs.
+    own_args, own_kwargs = map_tensors(args, Tensor.clone), map_tensors(dict(kwargs), Tensor.clone)
+    try:
+        with torch.no_grad():
+            module(*own_args, **own_kwargs)
+    except Exception:  # anything may come out of a user's forward
+        return False
+    return True
 
 
 def require_one_device(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], device: str) -> None:
@@ -81,8 +110,17 @@ def require_one_device(module: torch.nn.Module, args: tuple[Any, ...], kwargs: M
         )
 
 
+_CLASH = "convert the model, or the input, so that all of it has one dtype (.float(), .half()); or use autocast"
+_OTHER_DTYPE = "convert the sample to the dtype that the model takes"
+_ALONE = "check that the model runs on this sample by itself: model(*args, **kwargs) in eval mode"
+
+
 def explain_forward_error(
-    exc: BaseException, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    exc: BaseException,
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    failure: object = None,
 ) -> BisectError:
     """What to tell the user when ``forward`` raised.
 
@@ -90,9 +128,11 @@ def explain_forward_error(
         exc: with its traceback.
         module: the root; paths are those of ``named_modules()``.
         args, kwargs: what ``forward`` was called with.
+        failure: what a recorder says of the operation that raised; told if dtypes clash in it.
 
     Returns:
-        An error of two lines: the deepest module that was running with the reason, and the inputs' dtypes and shapes.
+        An error of two lines: the deepest module that was running with the reason, and the inputs' dtypes and shapes;
+        or the operation, with its own, where that tells more.
     """
     paths: dict[int, str] = {}
     for path, child in module.named_modules():
@@ -109,10 +149,13 @@ def explain_forward_error(
         traceback = traceback.tb_next
     path = paths[id(deepest)] or "the model"
     reason = reason_of(exc)
+    hint = _forward_hint(exc, reason, module, args, kwargs)
+    # What is wrong with the inputs is told first.
+    clash = "clash in dtype" in str(failure) and hint in (_OTHER_DTYPE, _ALONE)
     return BisectError(
         f"forward failed in {path} ({type(deepest).__name__}{line}): {reason}\n"
-        f"  given: {describe_inputs(args, kwargs)}",
-        hint=_forward_hint(exc, reason, module, args, kwargs),
+        f"  {failure if clash else f'given: {describe_inputs(args, kwargs)}'}",
+        hint=_CLASH if clash else hint,
     )
 
 
@@ -153,10 +196,10 @@ def _forward_hint(
             "not implemented for",
         )
     ):
-        return _whole_inputs(module, args, kwargs) or "convert the sample to the dtype that the model takes"
+        return _whole_inputs(module, args, kwargs) or _OTHER_DTYPE
     if any(word in text for word in ("shape", "size", "dimension", "channels", "must match", "index out of range")):
         return "check the sample's shapes and values, and the sizes that the model was built with (--entry-args)"
-    return "check that the model runs on this sample by itself: model(*args, **kwargs) in eval mode"
+    return _ALONE
 
 
 def _whole_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
@@ -235,7 +278,7 @@ def _dtypes(module: torch.nn.Module, inputs: Sequence[tuple[str, Tensor]]) -> It
     wants = ", ".join(f"{dtype_name(dtype)} (such as {name})" for dtype, name in first.items())
     # Where another input fits, this one may be meant to differ: a mask, times, coordinates.
     severity: Literal["warning", "error"] = "error" if len(other) == len(floats) else "warning"
-    yield Finding(severity, f"{has}, but the weights are {wants}; convert the sample or the model")
+    yield Finding(severity, f"{has}, but the weights are {wants}; convert the sample or the model", certain=False)
 
 
 # -- modules ----------------------------------------------------------------------------------------------------------

@@ -98,6 +98,16 @@ def replay_bytes(trace: Trace, ops: list[Op]) -> int:
     return max((sum(size(v) for v in {*op.inputs, *op.outputs}) for op in ops), default=0)
 
 
+def work_of(trace: Trace, ops: list[Op]) -> float:
+    """About how many multiplications, or operations of one element, computing a slice takes."""
+    total = 0.0
+    for op in ops:
+        if op.name not in LAYOUT_OPS and op.name not in FACTORY_OPS:
+            shapes = [trace.values[value].shape for value in op.outputs]
+            total += sum(math.prod(shape) for shape in shapes if shape is not None) * max(1.0, _terms(trace, op))
+    return total
+
+
 def replay(
     trace: Trace, target: int, known: Set[int], fetch: Callable[[int], Tensor], arithmetic: Arithmetic
 ) -> dict[int, Array]:
@@ -233,8 +243,9 @@ def _epsilons(trace: Trace, op: Op, held: torch.dtype | None) -> list[float]:
     found = []
     for value in op.outputs:
         dtype = getattr(torch, trace.values[value].dtype)
-        dtype = dtype.to_real() if dtype.is_complex else dtype
-        found.append(max(least, torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0)
+        # Of a complex dtype it is that of its parts.
+        measured = dtype.is_floating_point or dtype.is_complex
+        found.append(max(least, torch.finfo(dtype).eps) if measured else 0.0)
     return found
 
 

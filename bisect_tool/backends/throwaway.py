@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import site
 import subprocess
 import sys
 import sysconfig
 import venv
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from bisect_tool.environment import normalised
 from bisect_tool.errors import BisectError
@@ -42,12 +45,31 @@ def released_versions(package: str) -> list[str]:
 def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
     try:
-        return subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, errors="replace", timeout=INSTALL_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        return run_with_its_children([*command, *arguments], INSTALL_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise BisectError(f"pip took longer than {INSTALL_SECONDS} s", hint="check the connection") from error
+
+
+def run_with_its_children(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Runs a program to its end. Where that is not waited for, what it has started ends with it: pip installs by another pip,
+    which would go on writing into a folder that is being removed.
+
+    Raises:
+        subprocess.TimeoutExpired: it takes longer.
+    """
+    quiet: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, errors="replace", start_new_session=True, **quiet) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                if os.name == "nt":
+                    process.kill()
+                else:
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
+    return subprocess.CompletedProcess(list(command), process.returncode, out, err)
 
 
 def _last_line(text: str) -> str:

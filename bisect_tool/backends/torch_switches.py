@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from bisect_tool.errors import InconclusiveError
 from bisect_tool.numerics import check_config, lookup
 from bisect_tool.recorder import flatten_tensors
 from bisect_tool.records import NumericConfig
-from bisect_tool.switches import TORCH, Switch, Value
+from bisect_tool.switches import TORCH, Value
 
 _PRECISIONS = (
     ("cuda", "matmul"),
@@ -67,8 +66,6 @@ def applied(config: NumericConfig) -> Iterator[Mapping[str, Any]]:
     check_config(config)
     require_device(config.device)
     switches = dict(config.switches)
-    for name in switches:
-        _require_version(lookup("torch", name))
     effective: dict[str, Any] = {"device": config.device}
     with contextlib.ExitStack() as stack:
         stack.callback(_restore, _save())
@@ -85,8 +82,8 @@ def applied(config: NumericConfig) -> Iterator[Mapping[str, Any]]:
             effective.update(_seen_tf32())
         if "autocast" in switches:
             stack.enter_context(_autocast(config.device, str(switches["autocast"])))
-            on = torch.is_autocast_enabled(config.device)
-            effective["autocast"] = _name(torch.get_autocast_dtype(config.device)) if on else "off"
+            on, dtype = _autocast_state(config.device)
+            effective["autocast"] = _name(dtype) if on else "off"
         if "emulate" in switches:
             emulation: Any = Emulation(switches["emulate"])  # type: ignore[arg-type]
             stack.enter_context(emulation)
@@ -98,7 +95,7 @@ def applied(config: NumericConfig) -> Iterator[Mapping[str, Any]]:
 @contextlib.contextmanager
 def neutral() -> Iterator[None]:
     """Neither autocast nor emulation inside: for reference computations while a model runs under ``applied``."""
-    with paused(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+    with paused(), _no_autocast("cpu"), _no_autocast("cuda"):
         yield
 
 
@@ -202,7 +199,7 @@ def snapshot() -> dict[str, Any]:
     state.update({name: flag.read() for name, flag in _FLAGS.items()})
     state.update({kernel: _kernel_enabled(kernel) for kernel in _KERNELS})
     for device in ("cpu", "cuda"):
-        state[f"autocast {device}"] = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        state[f"autocast {device}"] = _autocast_state(device)
     state["modes"] = torch._C._len_torch_dispatch_stack()
     state["environment"] = {name: os.environ.get(name) for name in _VARIABLES}
     return state
@@ -246,7 +243,13 @@ def _attribute(path: str, name: str) -> _Flag:
             found = getattr(found, part)
         return found
 
-    return _Flag(lambda: getattr(home(), name, None), lambda value: setattr(home(), name, value))
+    def read() -> Any:
+        try:
+            return getattr(home(), name)
+        except (AttributeError, AssertionError):  # older modules of switches assert that they know a name
+            return None
+
+    return _Flag(read, lambda value: setattr(home(), name, value))
 
 
 def _read_determinism() -> Value:
@@ -259,19 +262,36 @@ def _write_determinism(value: Value) -> None:
     torch.use_deterministic_algorithms(bool(value), warn_only=value == "warn")
 
 
-def _kernel_enabled(kernel: str) -> bool:
-    return bool(getattr(torch.backends.cuda, f"{kernel}_sdp_enabled")())
+def _functions(home: str, read: str, write: str) -> _Flag:
+    """Two functions of a module below ``torch.backends``; reads as ``None`` where this torch lacks one of them."""
+
+    def function(name: str) -> Any:
+        return getattr(getattr(torch.backends, home, None), name, None)
+
+    def value() -> Any:
+        found = function(read)
+        return None if found is None or function(write) is None else found()
+
+    return _Flag(value, lambda wanted: function(write)(wanted))
+
+
+def _kernel_enabled(kernel: str) -> bool | None:
+    """``None`` where this torch has no such switch."""
+    read = getattr(torch.backends.cuda, f"{kernel}_sdp_enabled", None)
+    return None if read is None else bool(read())
 
 
 def _read_kernels() -> str:
-    on = [_KERNEL_NAMES[kernel] for kernel in _KERNELS if _kernel_enabled(kernel)]
-    return "default" if len(on) == len(_KERNELS) else "+".join(on)
+    there = [kernel for kernel in _KERNELS if _kernel_enabled(kernel) is not None]
+    on = [_KERNEL_NAMES[kernel] for kernel in there if _kernel_enabled(kernel)]
+    return "default" if len(on) == len(there) else "+".join(on)
 
 
 def _write_kernels(value: str) -> None:
     wanted = set(_KERNEL_NAMES.values()) if value == "default" else set(value.split("+"))
     for kernel in _KERNELS:
-        getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(_KERNEL_NAMES[kernel] in wanted)
+        if _kernel_enabled(kernel) is not None:
+            getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(_KERNEL_NAMES[kernel] in wanted)
 
 
 def _read_flush() -> bool:
@@ -284,11 +304,15 @@ def _write_flush(value: bool) -> None:
         raise InconclusiveError("this processor cannot flush denormals in PyTorch", hint="leave flush_denormal out")
 
 
-def _read_blas() -> str:
+def _read_blas() -> str | None:
+    if not hasattr(torch.backends.cuda, "preferred_blas_library"):
+        return None
     return str(torch.backends.cuda.preferred_blas_library()).rpartition(".")[2].lower()
 
 
-def _read_linalg() -> str:
+def _read_linalg() -> str | None:
+    if not hasattr(torch.backends.cuda, "preferred_linalg_library"):
+        return None
     return str(torch.backends.cuda.preferred_linalg_library()).rpartition(".")[2].lower()
 
 
@@ -419,8 +443,10 @@ def _read_cudnn_tf32(operation: str) -> Callable[[], bool]:
 
 
 def _mkldnn_precision(operation: str) -> _Flag:
-    def read() -> str:
-        found = _precision("mkldnn", operation) if _has_fp32_precision() else "none"
+    def read() -> str | None:
+        if not _has_fp32_precision():
+            return None
+        found = _precision("mkldnn", operation)
         return "ieee" if found == "none" else found
 
     return _Flag(read, lambda value: torch._C._set_fp32_precision_setter("mkldnn", operation, value))
@@ -435,13 +461,12 @@ _FLAGS: Mapping[str, _Flag] = {
     "cudnn_benchmark": _attribute("cudnn", "benchmark"),
     "deterministic_algorithms": _Flag(_read_determinism, _write_determinism),
     "sdpa_kernel": _Flag(_read_kernels, _write_kernels),
-    "mha_fastpath": _Flag(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
+    "mha_fastpath": _functions("mha", "get_fastpath_enabled", "set_fastpath_enabled"),
     "fp16_reduced_precision_reduction": _attribute("cuda.matmul", "allow_fp16_reduced_precision_reduction"),
     "bf16_reduced_precision_reduction": _attribute("cuda.matmul", "allow_bf16_reduced_precision_reduction"),
     "fp16_accumulation": _attribute("cuda.matmul", "allow_fp16_accumulation"),
-    "fp16_bf16_reduction_math_sdp": _Flag(
-        torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed,
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp,
+    "fp16_bf16_reduction_math_sdp": _functions(
+        "cuda", "fp16_bf16_reduction_math_sdp_allowed", "allow_fp16_bf16_reduction_math_sdp"
     ),
     "preferred_blas_library": _Flag(_read_blas, _write_blas),
     "preferred_linalg_library": _Flag(_read_linalg, _write_linalg),
@@ -469,7 +494,9 @@ def _set_flag(name: str, value: Value, config: NumericConfig) -> None:
             hint="set matmul_tf32 or mkldnn_matmul_fp32_precision in its place",
         )
     if flag.read() is None:
-        raise InconclusiveError(f"PyTorch {torch.__version__} has no switch {name}", hint="leave it out")
+        since = lookup("torch", name).since
+        came = f"; it came with PyTorch {since}" if since else ""
+        raise InconclusiveError(f"PyTorch {torch.__version__} has no switch {name}{came}", hint="leave it out")
     if name in _CUDNN_TF32:
         # Both of them, once for each. One old flag stands for both: where nothing is said about recurrences they follow.
         wanted = {_CUDNN_TF32[key]: bool(config.switches[key]) for key in _CUDNN_TF32 if key in config.switches}
@@ -500,6 +527,22 @@ def _set_variable(name: str, value: str) -> str:
     return value
 
 
+def _autocast_state(device: str) -> tuple[bool, torch.dtype]:
+    """Whether autocast is on for a device, and to which dtype; older versions ask each device by a function of its own."""
+    if hasattr(torch, "get_autocast_dtype"):
+        return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    of_cpu = device == "cpu"
+    on: Any = torch.is_autocast_cpu_enabled if of_cpu else torch.is_autocast_enabled
+    dtype: Any = torch.get_autocast_cpu_dtype if of_cpu else torch.get_autocast_gpu_dtype
+    return on(), dtype()
+
+
+def _no_autocast(device: str) -> Any:
+    with warnings.catch_warnings():  # some versions tell that there is no GPU to switch it off for
+        warnings.simplefilter("ignore")
+        return torch.autocast(device, enabled=False)
+
+
 def _autocast(device: str, value: str) -> Any:
     if value == "off":
         return torch.autocast(device, enabled=False)
@@ -514,16 +557,6 @@ def _seen_tf32() -> dict[str, bool]:
         raise InconclusiveError(f"the GPU refuses plain products under these switches: {reason}") from error
 
 
-def _require_version(switch: Switch) -> None:
-    if switch.since is None:
-        return
-    installed, needed = (tuple(map(int, re.findall(r"\d+", v)[:2])) for v in (torch.__version__, switch.since))
-    if installed < needed:
-        raise InconclusiveError(
-            f"{switch.name} needs PyTorch {switch.since}, and this is {torch.__version__}", hint="leave it out"
-        )
-
-
 # Saving and restoring
 
 
@@ -531,7 +564,7 @@ def _require_version(switch: Switch) -> None:
 class _Saved:
     threads: int
     precision: _Precision
-    kernels: Mapping[str, bool]
+    kernels: Mapping[str, bool | None]
     flags: Mapping[str, Any]
     environment: Mapping[str, str | None]
 
@@ -554,7 +587,7 @@ def _restore(saved: _Saved) -> None:
             stack.callback(torch.set_num_threads, saved.threads)
         stack.callback(saved.precision.restore)
         for kernel, on in saved.kernels.items():
-            if _kernel_enabled(kernel) != on:
+            if on is not None and _kernel_enabled(kernel) != on:
                 stack.callback(getattr(torch.backends.cuda, f"enable_{kernel}_sdp"), on)
         for name, value in saved.flags.items():
             if _FLAGS[name].read() != value:

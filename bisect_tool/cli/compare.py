@@ -81,6 +81,7 @@ def _recordings(expected: Path, actual: Path, form: str, given: dict[str, Any], 
 def _data_files(expected: Path, actual: Path, form: str, given: dict[str, Any], say: Progress) -> int:
     from bisect_tool.backends.data_reading import read_data
     from bisect_tool.data_files import compare_contents, conclude, make_limits
+    from bisect_tool.data_names import under_common_names
     from bisect_tool.data_patterns import find_patterns
 
     limits = make_limits(given["max_abs"], given["atol"], given["rtol"])
@@ -90,6 +91,7 @@ def _data_files(expected: Path, actual: Path, form: str, given: dict[str, Any], 
             f"{expected} holds {_KINDS[one.kind]}, {actual} {_KINDS[other.kind]}",
             hint="compare two files of one kind; .npy, .npz, .pt, .safetensors and .json may be mixed",
         )
+    one, other = under_common_names(one, other)
     results, kept = compare_contents(one, other, limits)
     found = conclude(one, other, limits, results, kept, find_patterns(one.kind, results, kept))
     say.close()

@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +68,9 @@ def determinism(
     interrupts.check()
     say.close()
     if form == "json":
-        click.echo(json.dumps(asdict(found), indent=1))
+        from bisect_tool.store import record_to_json
+
+        click.echo(json.dumps(record_to_json(found), indent=1, allow_nan=False))
     else:
         _print(found)
     code = _EXIT[found.status]

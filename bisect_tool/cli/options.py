@@ -38,7 +38,7 @@ def exporting(command: Command) -> Command:
         click.option(
             "--exporter",
             type=click.Choice(["dynamo", "torchscript"]),
-            help="Which exporter [default: dynamo; torchscript for TorchScript archives].",
+            help="Which exporter [default: dynamo, where PyTorch has it; torchscript for archives].",
         ),
         click.option("--opset", type=int, help="Opset version [default: the exporter's]."),
         click.option(

@@ -36,6 +36,7 @@ def load_libraries() -> None:
         return
     with no_collection():
         importlib.import_module("bisect_tool.pipeline")
+        importlib.import_module("bisect_tool.backends.versions").require_shared_memory()
         gc.freeze()
 
 

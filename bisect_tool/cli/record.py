@@ -49,6 +49,7 @@ from bisect_tool.sizes import parse_size
     default="off",
     help="Of ONNX Runtime, with --onnx.",
 )
+@click.option("--floor/--no-floor", default=None, help="Measure noise floors [default: where that takes few seconds].")
 @click.option("--folder", is_flag=True, help="Write a folder instead of one file.")
 @shared.running
 @click.option("--force", is_flag=True, help="Replace a recording that is there, and nothing else.")
@@ -65,7 +66,7 @@ def record(
     """
     if not output:
         raise BisectError("no place for the recording given", hint="-o a.trace")
-    own = {name: given.pop(name) for name in ("device", "mode", "seed", "optimization", "level")}
+    own = {name: given.pop(name) for name in ("device", "mode", "seed", "optimization", "level", "floor")}
     globs = given.pop("stages")
     say = progress(quiet)
     _check_place(output, folder, force)
@@ -204,10 +205,12 @@ def _record_model(
     else:
         set_mode(module, own["mode"])
         module, args, kwargs, device = place_model(module, case.args, case.kwargs, own["device"])
+        recording.tape = own["floor"] is not False
         say("running PyTorch")
         with ExitStack() as stack:
             stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
             recording.run(module, args, kwargs, eagerly())
+        _measure_floors(recording, recording.recorder, own, say)
         configuration = configuration_of(module, device=device, mode=own["mode"], **chosen)
     source = str(settings["model"]).partition(":")[0]
     main = source if source.endswith(".py") and Path(source).is_file() else None
@@ -225,6 +228,7 @@ def _run_onnx(
     """ONNX Runtime's run, with stages named as the model has them."""
     from bisect_tool.backends.inputs import sample_tensors
     from bisect_tool.backends.onnx_recording import run_onnx
+    from bisect_tool.backends.torch_runner import TorchRun
     from bisect_tool.pipeline import Options, inspect_case
     from bisect_tool.recorder import numeric_flags
     from bisect_tool.tolerances import make_tolerance
@@ -243,6 +247,10 @@ def _run_onnx(
         "flags": numeric_flags(),
     }
     recording.put_stages(found.stages, found.outputs)
+    if own["floor"] is not False:
+        taped = TorchRun(case.module, case.args, case.kwargs, lambda value, tensor: None, tape=True)
+        taped.start()
+        _measure_floors(recording, taped.recorder, own, say)
     recording.inputs += [{"key": key, "tensor": recording.writer.add(tensor)} for key, tensor in _inputs_of(case)]
     recording.notes += list(found.notes)
     recording.absent = [
@@ -251,6 +259,20 @@ def _run_onnx(
         if not item.in_graph
     ]
     return dict(found.configuration)
+
+
+def _measure_floors(recording: Any, recorder: Any, own: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Of the run that was taped, unless the user wants none."""
+    from bisect_tool.backends.recorded_floors import MOST_WORK, put_floors, run_floors
+
+    if own["floor"] is False:
+        return
+    say("measuring noise floors")
+    every_op = own["level"] == "op"
+    found = run_floors(recorder, every_op=every_op, most=None if own["floor"] else MOST_WORK)
+    put_floors(recording, recorder, found, every_op=every_op)
+    # What the tape holds is as large as the weights.
+    recorder.release_all()
 
 
 def _inputs_of(case: Any) -> list[tuple[Any, Any]]:

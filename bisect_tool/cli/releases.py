@@ -144,14 +144,15 @@ def _prepare(
         data = {"what": "model", "settings": json.loads(text)}
         return _Job(data, _digest(text.encode(), files)), floor
     from bisect_tool.backends.case import export_case
-    from bisect_tool.backends.exporting import ExportSettings
+    from bisect_tool.backends.exporting import ExportSettings, default_exporter
     from bisect_tool.backends.inputs import bind_inputs, sample_tensors
     from bisect_tool.backends.onnx_graph import describe, load_onnx
 
     graph = Path(settings["onnx"] or settings["keep_onnx"] or folder / "model.onnx")
     if not settings["onnx"]:
         say("exporting")
-        exporting = ExportSettings(settings["exporter"] or "dynamo", settings["opset"], settings["constant_folding"])
+        exporter = settings["exporter"] or default_exporter()
+        exporting = ExportSettings(exporter, settings["opset"], settings["constant_folding"])
         export_case(case, graph, exporting)
     feeds = bind_inputs(describe(load_onnx(graph)), sample_tensors(case.module, case.args, case.kwargs)).feeds
     np.savez(folder / "feeds.npz", **feeds)  # type: ignore[arg-type]

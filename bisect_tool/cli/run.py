@@ -407,9 +407,12 @@ def _prepare(
     detail(f"{time.perf_counter() - began:8.2f} s  imports")
     interrupts.work_begins()
 
+    from bisect_tool.backends.exporting import exporter_note
     from bisect_tool.backends.samples import bind_sample
 
     loaded = load(settings)
+    if not settings["onnx"] and not settings["exporter"]:
+        loaded = replace(loaded, notes=(*loaded.notes, *exporter_note(loaded.module)))
     options = replace(_options(settings, loaded.module), overwrite=force)
     # All samples are checked before the first one runs.
     bound = []
@@ -508,12 +511,12 @@ def _check_share(share: float) -> None:
 def _options(settings: Mapping[str, Any], module: Any) -> Options:
     import torch
 
-    from bisect_tool.backends.exporting import ExportSettings
+    from bisect_tool.backends.exporting import ExportSettings, default_exporter
     from bisect_tool.pipeline import Options
 
     # Scripted modules are no Python any more: only the older exporter takes them.
     default: Literal["dynamo", "torchscript"] = (
-        "torchscript" if isinstance(module, torch.jit.ScriptModule) else "dynamo"
+        "torchscript" if isinstance(module, torch.jit.ScriptModule) else default_exporter()
     )
     # Without the untouched run no one would know whether the file's own outputs have their shapes.
     alone: dict[str, Any] = {"forced": False, "optimizations": ("off",)} if settings["totals_only"] else {}

@@ -414,7 +414,7 @@ def dtypes_under(report: Report, config: str | None, rows: Sequence[StageRow]) -
 def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = (), *, floors: bool = True) -> str:
     """What stages are judged by in words, for the dtypes that occur (all of them if none is named).
 
-    ``floors``: noise floors are measured, which takes the model; two recordings have none.
+    ``floors``: noise floors are measured; two recordings may have none.
     """
     if tolerance.table is not None:
         return table_text(tolerance.table)
@@ -446,6 +446,11 @@ def table_text(table: TableSource) -> str:
     if table.hardware is not None:
         text += "; those of this kind of machine"
     return f"{text}; the noise floor explains"
+
+
+def has_floors(report: Report) -> bool:
+    """Whether stages are judged by noise floors: always where the model is there, else as far as a recording holds them."""
+    return not report.chain or any(r.floor is not None for row in report.stages for r in row.results.values())
 
 
 # Numbers

@@ -53,7 +53,7 @@ def html_text(report: Report) -> str:
         alignment_text=common.alignment_text(report.alignment, common.looked_in(report)),
         chain=[row for link in report.chain for row in common.chain_cells(link)],
         judged_by_outputs=common.judged_by_outputs(report),
-        tolerance_text=common.tolerance_text(report.tolerance, floors=not report.chain),
+        tolerance_text=common.tolerance_text(report.tolerance, floors=common.has_floors(report)),
         command=common.command_text(report.case.get("command")),
         configs=[
             {

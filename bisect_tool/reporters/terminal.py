@@ -494,7 +494,7 @@ def _stages(
     first = common.first_ref(report, config)
     origins = common.origin_refs(report, config)
     dtypes = common.dtypes_under(report, config, rows)
-    tolerance = common.tolerance_text(report.tolerance, dtypes, floors=not report.chain)
+    tolerance = common.tolerance_text(report.tolerance, dtypes, floors=common.has_floors(report))
     page.line((f"{title} under {config}" if config is not None else title, "bold"))
     by = "tolerance:" if report.tolerance.source == "user" else "judged by"
     page.prose(f"{by} {tolerance}", style="dim")
@@ -525,14 +525,15 @@ def _stages(
         Column("mean abs", right=True, drop=8 if with_sqnr else 4),
         *((Column("SQNR", right=True), Column("by itself", right=True)) if with_sqnr else ()),
         Column("rel-L2", right=True, drop=7 if with_sqnr else 0),
-        Column("local", right=True, drop=7 if with_sqnr else 0),
+        # Two recordings have no model to run a stage by itself.
+        *(() if report.chain else (Column("local", right=True, drop=7 if with_sqnr else 0),)),
         *((Column("made here", right=True, drop=1 if with_sqnr else 7),) if with_share else ()),
         Column("growth", right=True, drop=2),
         *((Column("amplified", right=True, drop=4),) if with_amplification else ()),
-        *((Column("noise", right=True, drop=6),) if with_noise else ()),
+        *((Column("noise", right=True, drop=0 if report.chain else 6),) if with_noise else ()),
         Column(""),
     )
-    extra = _Extra(with_noise, with_share, with_amplification, with_sqnr)
+    extra = _Extra(with_noise, with_share, with_amplification, with_sqnr, not report.chain)
     return page.table(columns, list(_entries(rows, set(keep), config, first, origins, extra)))
 
 
@@ -544,6 +545,7 @@ class _Extra:
     share: bool
     amplification: bool
     sqnr: bool = False
+    local: bool = True
 
 
 def _is_equal(row: StageRow, config: str | None) -> bool:
@@ -651,7 +653,7 @@ def _stage_row(
         common.sci(whole.mean_abs if whole else None),
         *(_decibels(result) if extra.sqnr else ()),
         common.sci(total.rel_l2 if total else None),
-        common.sci(common.local_rel(result) if result else None),
+        *((common.sci(common.local_rel(result) if result else None),) if extra.local else ()),
         *((common.share_text(result.share if result else None),) if extra.share else ()),
         common.ratio(result.growth if result else None),
         *((common.ratio(result.amplification if result else None),) if extra.amplification else ()),
@@ -705,7 +707,7 @@ def _legend(page: Page, report: Report, config: str | None, columns: Sequence[st
     if "amplified" in columns:
         words.append("amplified: handed on / in")
     if "noise" in columns:
-        words.append("noise: local / noise floor")
+        words.append(f"noise: {'error' if report.chain else 'local'} / noise floor")
     for parts in (marks, words):
         if parts:
             page.prose("; ".join(parts), indent="    ", style="dim")

@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from torch import nn
 from torch.nn import functional as F
 
+import bisect_tool
 from bisect_tool.cli.main import execute
 from bisect_tool.cli.tool import tool
 from bisect_tool.determinism import Determinism, How, Series, examine
 from bisect_tool.errors import BisectError
 from bisect_tool.pipeline import LoadedCase
+from bisect_tool.store import record_to_json
 
 
 class Net(nn.Module):
@@ -73,8 +76,14 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["bisect_tool.determinism"], "run_isolated", run)
 
 
+SCHEMA = json.loads((Path(bisect_tool.__file__).parent / "determinism.schema.json").read_text("utf-8"))
+
+
 def found(kind: str, folder: Path, **how: Any) -> Determinism:
-    return examine(case(kind), folder, How(**how), 3, onnx=None, with_onnx=False, say=lambda _: None)
+    """The answer; as JSON it is what the schema says."""
+    result = examine(case(kind), folder, How(**how), 3, onnx=None, with_onnx=False, say=lambda _: None)
+    Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(record_to_json(result), allow_nan=False)))
+    return result
 
 
 def test_a_model_that_repeats_itself(tmp_path: Path) -> None:
@@ -141,6 +150,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "PyTorch, fresh processes" in out and "ONNX Runtime, one process" in out and "bit-identical" in out
     code, out, _ = _command("determinism", *arguments, "--no-onnx", "--format", "json")
     assert (0, "repeats") == (code, json.loads(out)["status"])
+    Draft202012Validator(SCHEMA).validate(json.loads(out))
     code, _, err = _command("determinism", *arguments, "--input", tmp_path / "s.pt")
     assert 2 == code and "2 samples given" in err
 

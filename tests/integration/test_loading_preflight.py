@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from bisect_tool.backends.preflight import Finding, explain_forward_error, preflight
+from bisect_tool.backends.preflight import Finding, errors_of, explain_forward_error, preflight
 
 X = torch.ones(2, 3)
 
@@ -233,3 +233,23 @@ def test_long_reasons_are_trimmed_to_one_line() -> None:
         scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 2)))
     _, lines, _ = raised(scripted, X)
     assert "mat1 and mat2 shapes cannot be multiplied (2x3 and 4x2)" in lines[0]
+
+
+def test_a_model_that_converts_its_inputs_itself(tmp_path: Path) -> None:
+    """What would not fit and runs all the same is a note, and no error."""
+
+    class Converts(nn.Module):
+        def __init__(self, converts: bool) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2).bfloat16()
+            self.converts = converts
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.layer(x.bfloat16() if self.converts else x)
+            return y
+
+    for converts in (True, False):
+        model, args = Converts(converts).eval(), (torch.ones(1, 2),)
+        findings = preflight(model, args, {})
+        assert ["error"] == [finding.severity for finding in findings]
+        assert converts == (errors_of(findings, model, args, {}) == [])

@@ -98,6 +98,47 @@ def test_the_same_twice(case: Path) -> None:
     assert {"same"} == {link.status for link in report_from_json(json.loads(out)).chain}
 
 
+def test_floors_are_recorded_and_judge(case: Path) -> None:
+    """By default where that is cheap; ONNX Runtime's run has those of its model; ``--no-floor`` leaves them out."""
+    model = ("record", case / "model.py", case / "ckpt.pth", "--input", case / "s.pt", "-q", "--force")
+    assert 0 == tool_run(*model, "--onnx", case / "m.onnx", "-o", case / "ort.trace")[0]
+    assert 0 == record(case, "none.trace", "--no-floor")[0]
+    known = {}
+    for name in ("a.trace", "ort.trace", "none.trace"):
+        with open_bundle(case / name) as bundle:
+            entries = [*bundle.manifest["stages"], *bundle.manifest["outputs"]]
+            known[name] = [entry.get("floor") for entry in entries]
+    assert all(0 < floor < 1e-5 for name in ("a.trace", "ort.trace") for floor in known[name])
+    assert {None} == set(known["none.trace"])
+    code, found = report(case, "none.trace", "ort.trace")
+    assert 0 == code
+    assert all(result.noise_ratio is not None for row in found.stages for result in row.results.values())
+    assert any(line.startswith("rounding: at most") for line in found.verdict.summary)
+    code, out, _ = tool_run("compare", case / "none.trace", case / "ort.trace")
+    assert "judged by the noise floor" in " ".join(out.split()) and "noise: error / noise floor" in out
+    assert "noise" not in tool_run("compare", case / "none.trace", case / "none.trace")[1]
+
+
+def test_a_clash_of_dtypes_names_the_operation(tmp_path: Path) -> None:
+    """By the main command as by the recorder: which operation, in which module, and what against what."""
+    code = "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+    code += "        super().__init__()\n"
+    code += "        self.a = nn.Linear(4, 4)\n        self.b = nn.Linear(4, 4).half()\n\n    def forward(self, x):\n"
+    (tmp_path / "model.py").write_text(code + "        return self.b(self.a(x))\n")
+    torch.save(torch.ones(1, 4), tmp_path / "s.pt")
+    from bisect_tool.cli.run import run
+
+    given = [str(tmp_path / "model.py"), "--input", str(tmp_path / "s.pt")]
+    err = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        found = execute(run, "bisect-divergence", [*given, "-o", str(tmp_path / "report"), "-q"])
+    other = tool_run("record", *given, "-o", tmp_path / "a.trace", "-q")
+    for code_of, text in ((found, err.getvalue()), (other[0], other[2])):
+        assert 2 == code_of
+        assert "operation addmm in b (Linear): its tensors clash in dtype, float16 against float32" in text
+        assert "so that" in text and "one dtype" in text
+
+
 def test_bundles_are_what_their_schema_says(case: Path) -> None:
     """Of both programs, full and summary."""
     schema = json.loads(files("bisect_tool").joinpath("bundle.schema.json").read_text())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from bisect_tool.cli.process import let_idle_threads_sleep, load_libraries, no_collection
@@ -88,3 +89,21 @@ def test_the_end_is_orderly(tmp_path: Path, argument: str, code: int) -> None:
     assert code == done.returncode
     assert (tmp_path / "handler.txt").exists()
     assert "buffered" == (tmp_path / "log.txt").read_text()
+
+
+def test_errors_are_folded_at_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Between words, later lines set in; elsewhere a line stays a line, for whoever searches in it."""
+    from bisect_tool.cli.main import print_error
+    from bisect_tool.errors import BisectError
+
+    error = BisectError(f"model {'m' * 20} {'does not fit ' * 8}\n  whole log: {'l' * 90}", hint="try " + "this " * 30)
+    print_error(error)
+    assert 3 == len(capsys.readouterr().err.splitlines())
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    print_error(error)
+    lines = click.unstyle(capsys.readouterr().err).splitlines()
+    assert all(len(line) <= 60 or "l" * 90 in line for line in lines)
+    assert lines[0].startswith("error: model m") and lines[1].startswith("    ")
+    assert [line for line in lines if line.startswith("help: try")]
+    assert "".join(line.strip() for line in lines).count("this") == 30

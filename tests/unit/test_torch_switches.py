@@ -22,7 +22,7 @@ from bisect_tool.backends.torch_switches import (
     snapshot,
     tf32_seen,
 )
-from bisect_tool.errors import EXIT_INCONCLUSIVE, BisectError, InconclusiveError
+from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.numerics import code_for
 from bisect_tool.pipeline import LoadedCase, Options, bisect
 from bisect_tool.records import ConfigPair, NumericConfig
@@ -195,15 +195,6 @@ def test_torch_before_fp32_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InconclusiveError, match="one flag for TF32"), applied(apart):
         raise AssertionError("not reached")
     assert before == snapshot()
-
-
-def test_newer_switch_than_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A switch that the installed torch lacks is inconclusive, with the version that has it."""
-    monkeypatch.setattr(torch, "__version__", "2.8.1+cpu")
-    config = NumericConfig("torch", switches={"mkldnn_conv_fp32_precision": "bf16"})
-    with pytest.raises(InconclusiveError, match=r"needs PyTorch 2\.9, and this is 2\.8\.1") as caught, applied(config):
-        raise AssertionError("not reached")
-    assert EXIT_INCONCLUSIVE == caught.value.exit_code
 
 
 def test_misspelt_switch_is_refused_before_anything_is_set() -> None:
