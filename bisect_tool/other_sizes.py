@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from bisect_tool.align import Match, family
 from bisect_tool.records import OnnxGraph, OnnxNode, TorchTrace
@@ -21,7 +21,8 @@ OTHER_SIZE = "other size"
 _SPLITS = {"split_with_sizes", "split", "chunk", "unsafe_split", "tensor_split"}
 _POOLS = {"avgpool": "pool", "maxpool": "pool", "avg_pool3d": "pool", "max_pool3d": "pool"}
 _POOLS |= {"globalaveragepool": "pool", "globalmaxpool": "pool", "_adaptive_avg_pool2d": "pool"}
-_HANDING_ON = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+_VIEWS = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Split", "Expand"}
+"""What is no stage of PyTorch's, and no step of the graph's either."""
 
 
 def of_other_size(
@@ -40,7 +41,6 @@ def of_other_size(
         operations: name and number of the result, by PyTorch value.
     """
     taken = {match.onnx for match in matches.values()}
-    constants = graph.initializers
     inputs = {value for _, value in trace.inputs}
     makers = {name: node for node in graph.nodes for name in node.outputs if name}
     computed = _computed(graph)
@@ -48,36 +48,65 @@ def of_other_size(
     for node in graph.nodes:
         by_kind[_kind(node.op_type)].append(node)
 
-    def source(name: str) -> str:
-        # What hands a value on is the value.
-        while name not in taken and name in makers and makers[name].op_type in _HANDING_ON:
-            name = makers[name].inputs[0]
-        return name
+    first = first_stage_by_value(trace)
 
-    found: dict[int, Match] = {}
-    stages = sorted(first_stage_by_value(trace).items(), key=lambda item: item[1].order)
-    for value, stage in stages:
-        if value in matches or value not in operations or not stage.shape:
+    def sources(names: Iterable[str]) -> frozenset[str]:
+        """Inputs of the graph and values with a pair that some names are, or are views of."""
+        found: set[str] = set()
+        seen: set[str] = set()
+        stack = [name for name in names if name in computed]
+        while stack:
+            name = stack.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            if name in taken or name not in makers or makers[name].op_type not in _VIEWS:
+                found.add(name)
+            else:
+                stack += [other for other in makers[name].inputs if other in computed]
+        return frozenset(found)
+
+    def origins(value: int) -> frozenset[int] | None:
+        """PyTorch's inputs and values with a pair that a value is made of; ``None``: it is made of others too."""
+        found: set[int] = set()
+        seen: set[int] = set()
+        stack = list(trace.parents.get(value, ()))
+        while stack:
+            parent = stack.pop()
+            if parent in seen:
+                continue
+            seen.add(parent)
+            if parent in matches or parent in inputs:
+                found.add(parent)
+            elif parent in first:
+                return None
+            else:
+                stack += trace.parents.get(parent, ())
+        return frozenset(found)
+
+    wanted: dict[tuple[str, int, frozenset[str], bool], list[int]] = defaultdict(list)
+    for value, stage in sorted(first.items(), key=lambda item: item[1].order):
+        if value in matches or value not in operations or not stage.shape or not (made_of := origins(value)):
             continue
-        parents = trace.parents.get(value, ())
-        if not parents or not all(parent in matches or parent in inputs for parent in parents):
-            continue
-        reads = {matches[parent].onnx for parent in parents if parent in matches}
-        fed = any(parent not in matches for parent in parents)
+        reads = frozenset(matches[each].onnx for each in made_of if each in matches)
         operation, number = operations[value]
+        wanted[_kind(operation), number, reads, any(each not in matches for each in made_of)].append(value)
+    found: dict[int, Match] = {}
+    for (kind, number, reads, fed), values in wanted.items():
+        sizes = {math.prod(first[value].shape) for value in values}
         fitting = []
-        for node in by_kind[_kind(operation)]:
+        for node in by_kind[kind]:
             name = node.outputs[number] if number < len(node.outputs) else ""
             signature = signatures.get(name)
-            if not name or name in taken or signature is None or signature.size == math.prod(stage.shape):
+            if not name or name in taken or signature is None or signature.size in sizes:
                 continue
-            own = {source(each) for each in node.inputs if each in computed and each not in constants}
+            own = sources(node.inputs)
             given = own & set(graph.inputs)
             if own - given == reads and bool(given) == fed:
                 fitting.append(name)
-        if len(fitting) == 1:
-            found[value] = Match(value, fitting[0], (OTHER_SIZE,), False)
-            taken.add(fitting[0])
+        # Both sides have as many: in their order.
+        if len(fitting) == len(values):
+            found |= {v: Match(v, name, (OTHER_SIZE,), False) for v, name in zip(values, fitting, strict=True)}
     return found
 
 

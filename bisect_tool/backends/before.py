@@ -154,7 +154,7 @@ def _other_order(have: Array, should: Array, gates: int) -> str | None:
         for order in itertools.permutations(range(gates)):
             if np.array_equal(have.reshape(parts.shape), parts[:, :, list(order)]):
                 of_torch = order == tuple(int(i) for i in np.argsort(GATE_ORDER[gates]))
-                return f": its gates as PyTorch has them, {_GATES[gates]}" if of_torch else ": its gates"
+                return f": its gates as PyTorch has them, {_GATES[gates]}" if of_torch else ": its gates are exchanged"
     return ""
 
 

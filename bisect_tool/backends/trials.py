@@ -382,6 +382,7 @@ _PLAIN = (
     onnx.AttributeProto.STRING,
     onnx.AttributeProto.INTS,
     onnx.AttributeProto.FLOATS,
+    onnx.AttributeProto.STRINGS,
 )
 
 
@@ -403,6 +404,8 @@ def _value(attribute: onnx.AttributeProto) -> Any:
     value = helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode(errors="replace")
+    if attribute.type == onnx.AttributeProto.STRINGS:
+        return [each.decode(errors="replace") for each in value]
     return list(value) if attribute.type in _PLAIN[3:] else value
 
 

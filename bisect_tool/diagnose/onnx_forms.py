@@ -564,6 +564,16 @@ def _gather(call: Call, opset: int) -> Sequence[Form]:
     return [Form(op, (_first(call), call.operand("index")), {"axis": axis}, 2)]
 
 
+@_form("index")
+def _index(call: Call, opset: int) -> Sequence[Form]:
+    given = call.arguments["indices"]
+    axes = [axis for axis, each in enumerate(given) if isinstance(each, Operand)]
+    # Several tensors of indices, or a mask, have another operator.
+    if len(axes) != 1 or given[axes[0]].array.dtype.kind not in "iu":
+        return []
+    return [Form("Gather", (_first(call), given[axes[0]]), {"axis": axes[0]}, 2)]
+
+
 @_form("embedding")
 def _embedding(call: Call, opset: int) -> Sequence[Form]:
     return [Form("Gather", (call.operand("weight"), call.operand("indices")), {"axis": 0}, 2)]

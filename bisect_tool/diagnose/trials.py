@@ -19,6 +19,7 @@ from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
 from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, EXTRA, MISSING, OPERANDS, OPERATOR, PRECISION, WEIGHT
 from bisect_tool.diagnose.onnx_forms import Form, forms, gelu_steps, summand, written_out
 from bisect_tool.diagnose.pieces import pieces
+from bisect_tool.diagnose.recurrence import recurrence
 from bisect_tool.diagnose.trial import Fit, Trial
 from bisect_tool.diagnose.weight_forms import GATES, Static, first_weight, nearest_weight, weight_forms
 
@@ -57,6 +58,8 @@ def propose(
         yield from _weights(node, statics, parameters)
     for node in nodes:
         yield from _exchanged_weights(node)
+    for node in nodes:
+        yield from recurrence(node, statics)
     yield from _all_weights(nodes, statics)
     # An exchange of operands can come to the same as what follows: ``Less`` for ``Greater``, a ``Not`` before ``Where``.
     left_out = _left_out(nodes, calls, stage or nodes, opset)
