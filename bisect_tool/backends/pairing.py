@@ -129,16 +129,15 @@ _OWN: Mapping[str, Mapping[int, str]] = {
     "GroupNormalization": {1: "weight", 2: "bias"},
     "BatchNormalization": {1: "weight", 2: "bias", 3: "running_mean", 4: "running_var"},
     "PRelu": {1: "weight"},
-    "Gemm": {1: "weight", 2: "bias"},
+    "Gemm": {1: "weight"},
     "MatMul": {1: "weight"},
-    "Add": {0: "bias", 1: "bias"},
 }
-"""Tensors of the module that a node's inputs are. Not the bias of a convolution: what follows it is folded into that."""
+"""Tensors of the module that a node's inputs are. Not the bias of a product: what follows it is folded into that."""
 
 
 def _is_of(op: str, module: torch.nn.Module) -> bool:
     """Whether a node of this type computes with the tensors of this module."""
-    if op in ("Gemm", "MatMul", "Add"):
+    if op in _PRODUCTS:
         return type(module) is torch.nn.Linear
     kind = type(module).__name__
     return kind.startswith(("Conv", "Lazy")) if op.startswith("Conv") else "Norm" in kind or kind == "PReLU"
@@ -169,7 +168,7 @@ def _by_scope(
         should = _bare(tensors[parameter].shape)
         linear = len(have) == 2 and type(modules[parameter.rpartition(".")[0]]) is torch.nn.Linear
         if not others and have and (have == should or (linear and have == should[::-1])):
-            # A product's weight may be scaled by what follows it; the numbers of a norm, and a bias, are its own.
+            # A product's weight may be scaled by what follows it; the numbers of a norm are its own.
             found.append(WeightPair(name, parameter, by_name=len(have) == 1))
     return found
 
@@ -180,30 +179,41 @@ def _added_to(
     tensors: Mapping[str, torch.Tensor],
     known: Sequence[WeightPair],
 ) -> list[WeightPair]:
-    """Biases of convolutions that have lost their names, where the weight is the model's as it is.
+    """Biases of convolutions and linear layers that have lost their names, where the weight is the model's as it is.
 
     Even then a sum that follows may have been folded into the bias.
     """
     named = {pair.onnx: pair.parameter for pair in known}
     found = []
-    for node in program.graph.nodes:
-        if node.op_type not in ("Conv", "ConvTranspose") or node.domain or len(node.inputs) < 3:
-            continue
-        weight, bias = node.inputs[1:3]
+    for node, weight, bias in _with_bias(program):
         path = module_of(node, modules) or named.get(weight, "").rpartition(".")[0]
         own = tensors.get(f"{path}.weight"), tensors.get(f"{path}.bias")
-        if (
-            own[0] is None
-            or own[1] is None
-            or bias in named
-            or not (program.is_weight(weight) and program.is_weight(bias))
-        ):
+        if own[0] is None or own[1] is None or bias in named:
             continue
-        have = np.asarray(program.weight(weight))
-        if have.shape == own[0].shape and np.array_equal(have, to_numpy(own[0])):
+        have, should = np.asarray(program.weight(weight)), to_numpy(own[0])
+        options = [should, should.T] if type(modules[path]) is torch.nn.Linear else [should]
+        if any(have.shape == each.shape and np.array_equal(have, each) for each in options):
             found.append(WeightPair(bias, f"{path}.bias"))
             named[bias] = f"{path}.bias"
     return found
+
+
+def _with_bias(program: OnnxProgram) -> Iterator[tuple[OnnxNode, str, str]]:
+    """Products with the names of their weight and of their bias: their own, or that of the sum behind them."""
+    makers = {name: node for node in program.graph.nodes for name in node.outputs}
+    for node in program.graph.nodes:
+        if node.domain:
+            continue
+        names: list[tuple[str, str]] = []
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
+            names = [(node.inputs[1], node.inputs[2])]
+        elif node.op_type == "Add":
+            for name, other in (node.inputs, node.inputs[::-1]):
+                maker = makers.get(name)
+                names += [(maker.inputs[1], other)] if maker is not None and maker.op_type == "MatMul" else []
+        for weight, bias in names:
+            if program.is_weight(weight) and program.is_weight(bias):
+                yield node, weight, bias
 
 
 def _readers(

@@ -349,6 +349,15 @@ def _reduce(op: str, call: Call, axes: list[int], keep: int, opset: int) -> Form
 _FORMS.update({name: _reduction(op) for name, op in _REDUCTIONS.items()})
 
 
+@_form("linalg_vector_norm", "norm", "logsumexp")
+def _norms(call: Call, opset: int) -> Sequence[Form]:
+    order = call.arguments.get("ord", call.arguments.get("p", 2))
+    op = {1.0: "ReduceL1", 2.0: "ReduceL2"}.get(float(2 if order is None else order))
+    op = "ReduceLogSumExp" if call.name == "logsumexp" else op
+    keep = int(bool(call.arguments.get("keepdim", False)))
+    return [] if op is None else [_reduce(op, call, _axes(call), keep, opset)]
+
+
 @_form("_adaptive_avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d")
 def _adaptive_average(call: Call, opset: int) -> Sequence[Form]:
     if any(size != 1 for size in call.arguments["output_size"]):

@@ -20,6 +20,7 @@ from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, EXTRA, MISSING, OPE
 from bisect_tool.diagnose.onnx_forms import Form, forms, gelu_steps, summand, written_out
 from bisect_tool.diagnose.pieces import pieces
 from bisect_tool.diagnose.recurrence import recurrence
+from bisect_tool.diagnose.sisters import sisters
 from bisect_tool.diagnose.trial import Fit, Trial
 from bisect_tool.diagnose.weight_forms import GATES, Static, first_weight, nearest_weight, weight_forms
 
@@ -87,6 +88,8 @@ def propose(
         yield from _other_part(node, calls, stage or nodes)
     for node in nodes:
         yield from _fitted(node, calls)
+    for node in nodes:
+        yield from sisters(node, calls)
     for node in nodes:
         yield from _other_settings(node)
         yield from _other_windows(node)
