@@ -246,6 +246,24 @@ def relative_difference(reference: Array, other: Array) -> float:
     return measure(reference, other).rel_l2
 
 
+def relative_error(reference: Array, other: Array) -> float:
+    """``||other - reference|| / ||reference||`` for numbers of any kind, where only how far counts.
+
+    Elements that are equal, or NaN in both, are no difference; any other NaN or infinity is as far apart as can be, and so
+    are arrays of different sizes. The norm is that of the reference's finite numbers; where it is 0, the error is 0 or
+    infinite.
+    """
+    if reference.size != other.size:
+        return math.inf
+    one, two = (np.asarray(each).reshape(-1).astype(np.float64) for each in (reference, other))
+    with np.errstate(all="ignore"):
+        apart = float(np.linalg.norm(np.where((one == two) | (np.isnan(one) & np.isnan(two)), 0.0, two - one)))
+        norm = float(np.linalg.norm(one[np.isfinite(one)]))
+    if not math.isfinite(apart):
+        return math.inf
+    return apart / norm if norm else (0.0 if apart == 0 else math.inf)
+
+
 FILL = 1e4
 """Least size of a number that serves as minus infinity in masks: -1e4, -65504, -1e9, the lowest float32."""
 

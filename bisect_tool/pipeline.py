@@ -37,6 +37,7 @@ from bisect_tool.backends.abreast import LEAST_ROOM, Abreast, buffers_put_back, 
 from bisect_tool.backends.activations import ActivationStore, GoneError
 from bisect_tool.backends.architecture import graph_of
 from bisect_tool.backends.before import look_before
+from bisect_tool.backends.branches import exchanged_branches
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.captured import OnValue, Outputs, Reference, output_error, repeats_not, same_stages, within
 from bisect_tool.backends.case import LoadedCase, check_forward, check_opset, copies_of, export_case, keep_file
@@ -56,6 +57,7 @@ from bisect_tool.backends.memory import freed_memory_is_kept, map_big_blocks, re
 from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import Reuse, SegmentedRun
+from bisect_tool.backends.pairing import check_weights
 from bisect_tool.backends.passes import explain_optimised
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
@@ -69,7 +71,7 @@ from bisect_tool.backends.torch_switches import applied, layout_in_effect, place
 from bisect_tool.backends.trials import find_cause, parameter_names
 from bisect_tool.backends.unfold import unfold
 from bisect_tool.backends.variants import variants
-from bisect_tool.backends.weights import check_weights, modules_by_weights
+from bisect_tool.backends.weights import modules_by_weights
 from bisect_tool.baked import with_baked
 from bisect_tool.bodies import leave_out_bodies, match_bodies
 from bisect_tool.calibrated import (
@@ -82,6 +84,7 @@ from bisect_tool.calibrated import (
 )
 from bisect_tool.compare import MAIN_LAYER, Ledger, Total, lane_name, total_of
 from bisect_tool.diagnose.causes import BAKED
+from bisect_tool.diagnose.costs import with_work
 from bisect_tool.diagnose.findings import (
     MAY_BE_BAKED,
     by_clue,
@@ -98,7 +101,13 @@ from bisect_tool.diagnose.findings import (
     with_order,
 )
 from bisect_tool.diagnose.grown import Crossing, grown
-from bisect_tool.diagnose.input_orders import CLEARLY, order_diagnosis, other_orders
+from bisect_tool.diagnose.input_orders import (
+    CLEARLY,
+    branches_diagnosis,
+    order_diagnosis,
+    other_orders,
+    with_branches,
+)
 from bisect_tool.diagnose.optimiser import is_optimised, with_finding
 from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.diagnose.unexplained import with_what_is_known, without_optimiser_too
@@ -111,6 +120,7 @@ from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
 from bisect_tool.layouts import describe_order, in_layout, in_order, layout_of
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import judge, kind_of, relative_difference
+from bisect_tool.other_sizes import called_so, of_other_size
 from bisect_tool.outputs import bind_outputs, exchanged, worst_error
 from bisect_tool.pictures import KEPT, with_few
 from bisect_tool.placing import is_open, placed_by_structure, with_missing
@@ -158,6 +168,7 @@ from bisect_tool.records import (
     Verdict,
 )
 from bisect_tool.rows import build_rows, first_stage_by_value, output_stages, upstream
+from bisect_tool.sample_values import odd_inputs, with_odd_inputs
 from bisect_tool.selection import Cut, Selection, ancestors, cut_of, select
 from bisect_tool.signatures import Signature, distance, permuted_signatures, signature_of, split_signatures
 from bisect_tool.store import REPLAY_FOLDER
@@ -209,6 +220,9 @@ _NO_REPEAT = "PyTorch does not repeat itself"
 
 MAX_ALIGNMENT_ROUNDS = 6
 """Forced passes at most while looking for the pairs behind broken stages; each one settles at least one stage."""
+
+MOST_OTHER_SIZES = 4
+"""Times that stages are looked for whose value the graph has in another size; each may show what lies behind it."""
 
 
 class GraphSource(Protocol):
@@ -615,7 +629,7 @@ class _Bisection:
     def _look_before(self) -> tuple[Finding, ...]:
         """What the files tell; the first things are told at once, as the run may take long."""
         with self.step("preflight", "comparing the file with the model, before anything runs"):
-            found = look_before(self.case.module, self.program)
+            found = (*look_before(self.case.module, self.program), *odd_inputs(self.feeds))
         for each in [each for each in found if each.severity != "fact"][:MAX_TOLD]:
             with self.step("preflight", f"preflight: {each.text}"):
                 pass
@@ -699,7 +713,8 @@ class _Bisection:
         # Only now: what a model keeps from run to run must not look like chance.
         if verdict.status == "diverges" and self.options.explain and not self.quantised:
             verdict = self._explain_whole(verdict, rows, trace, matches, plain)
-        verdict = replace(verdict, diagnoses=(*verdict.diagnoses, *placement(self.misplaced)))
+        verdict = replace(verdict, diagnoses=with_work((*verdict.diagnoses, *placement(self.misplaced))))
+        verdict = with_odd_inputs(verdict, preflight)
         # Of a pair of a matrix the whole matrix says more.
         if not self.quantised and not self.options.pairs:
             verdict = with_what_is_known(verdict, rows, runs)
@@ -1047,6 +1062,7 @@ class _Bisection:
                 f"{told} stage{'' if told == 1 else 's'} found by structure: the model was exported once more "
                 f"({self.fresh_how}) and laid beside the ONNX file"
             )
+        matches = self._with_other_sizes(reference, sides, matches, with_bodies, Hints(modules=modules, placed=placed))
         if not matches:
             raise InconclusiveError(
                 "no PyTorch stage could be matched with a value of the ONNX graph: nothing to compare",
@@ -1078,6 +1094,36 @@ class _Bisection:
             same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
             matches = again
         return matches
+
+    def _with_other_sizes(
+        self,
+        reference: Reference,
+        sides: Sides,
+        matches: dict[int, Match],
+        with_bodies: Callable[[Mapping[int, Match]], dict[int, Match]],
+        hints: Hints,
+    ) -> dict[int, Match]:
+        """The pairs with stages whose value the graph has in another size, where the final outputs are wrong."""
+        trace, ops = reference.trace, reference.tape.ops
+        operations = {value: (op.name, number) for op in ops for number, value in enumerate(op.outputs)}
+        known: dict[int, Match] = {}
+        asked = self.options.forced and not self.is_fresh and self._outputs_are_off(trace)
+        for _ in range(MOST_OTHER_SIZES if asked else 0):
+            signatures = {**self.onnx_signatures, **(self._probe_forced(reference, matches) if known else {})}
+            others = of_other_size(trace, self.graph, matches, signatures, operations)
+            if not others:
+                break
+            known |= others
+            both = replace(hints, placed={**hints.placed, **known})
+            matches = self._settled(reference, sides, {**matches, **others}, with_bodies, both)
+        return called_so(matches, known)
+
+    def _outputs_are_off(self, trace: TorchTrace) -> bool:
+        for (_, value), name in zip(trace.outputs, self.bound_outputs, strict=True):
+            expected, actual = self.torch_signatures.get(value), self.onnx_signatures.get(name or "")
+            if expected is not None and actual is not None and distance(expected, actual) > VALUE_LIMIT:
+                return True
+        return False
 
     def _placed(self, reference: Reference, matches: Mapping[int, Match]) -> dict[int, Match]:
         """Pairs by structure, from an export that is made for it, where values and names leave a file's stages open."""
@@ -1632,6 +1678,8 @@ class _Bisection:
                 order, tried = self._in_other_orders(failing)
             found = with_order(found, order)
             ruled_out += [no_order(tried)] if order is None and tried else []
+        if failing is not None and verdict.origins and any(op == "If" for op, _ in self.program.bodies()):
+            found = with_branches(found, self._with_other_branches(failing))
         if any(each.code in MAY_BE_BAKED for each in found):
             with self.step("variants", "running PyTorch on other inputs, to see what follows them"):
                 runs = variants(self.case.module, self.case.args, self.case.kwargs, longer=self._takes_other_sizes())
@@ -1657,16 +1705,35 @@ class _Bisection:
             if time.perf_counter() > ends:
                 break
             try:
-                results = self._output_results(_Untouched(dict(run.run(order.feeds)), {}), outputs)
+                error = self._mended(dict(run.run(order.feeds)), outputs, before)
             except InconclusiveError:
                 continue
             tried += 1
-            # Outputs that hardly differed as they were say nothing for an order under which they hardly differ either.
-            error = worst_error(results)
-            clear = error is not None and error * CLEARLY <= before
-            if error is not None and clear and all(out.judgement == "pass" for out in results):
+            if error is not None:
                 return order_diagnosis(order, before, error, tried, pair.name), tried
         return None, tried
+
+    def _with_other_branches(self, pair: ConfigPair) -> Diagnosis | None:
+        """An ``If`` with whose branches exchanged the outputs agree."""
+        outputs = self.torch_outputs.get(pair.name, [])
+        before = worst_error(self._output_results(self.untouched[pair.name], outputs))
+        for name, graph in exchanged_branches(self.program, pair.actual) if before is not None else ():
+            with contextlib.suppress(InconclusiveError):
+                made = graph.run(graph.output_names, self.feeds)
+                error = self._mended(dict(zip(graph.output_names, made, strict=True)), outputs, before or 0.0)
+                if error is not None:
+                    return branches_diagnosis(name, before or 0.0, error, pair.name)
+        return None
+
+    def _mended(
+        self, made: dict[str, Array | None], outputs: Sequence[tuple[OutputKey, Array]], before: float
+    ) -> float | None:
+        """The error of the worst output where all of them agree now, and clearly: ``None`` otherwise."""
+        results = self._output_results(_Untouched(made, {}), outputs)
+        # Outputs that hardly differed as they were say nothing for a change under which they hardly differ either.
+        error = worst_error(results)
+        clear = error is not None and error * CLEARLY <= before
+        return error if clear and all(out.judgement == "pass" for out in results) else None
 
     # -- the report's parts -------------------------------------------------------------------------------------------
 

@@ -53,6 +53,24 @@ class Folding:
     mean: Array
     shift: Array
 
+    def weight(self, array: Array, axis: int) -> Array:
+        """The weight of the layer before it with this folded in; ``axis``: of its output channels."""
+        shape = [1] * array.ndim
+        shape[axis] = -1
+        return np.asarray(array.astype(np.float64) * self.scale.reshape(shape))
+
+    def bias(self, array: Array | float = 0.0) -> Array:
+        """The bias of the layer before it, or of none, with this folded in."""
+        return np.asarray((np.asarray(array, np.float64) - self.mean) * self.scale + self.shift)
+
+
+def folding(mean: Array, variance: Array, weight: Array | None, bias: Array | None, eps: float) -> Folding:
+    """A BatchNorm's numbers, in float64; ``weight`` and ``bias`` are ``None`` where it has none."""
+    mean, variance = mean.astype(np.float64), variance.astype(np.float64)
+    scale = np.ones_like(mean) if weight is None else weight.astype(np.float64)
+    shift = np.zeros_like(mean) if bias is None else bias.astype(np.float64)
+    return Folding(scale / np.sqrt(variance + eps), mean, shift)
+
 
 @dataclass(frozen=True, slots=True)
 class WeightPair:
@@ -397,10 +415,8 @@ def _is_folded(actual: Array, expected: Array, sums: _Sums, foldings: Sequence[F
                 and _near(sums.factors(axis), folding.scale, limit)
             ):
                 return True
-        if actual.shape == folding.scale.shape:
-            bias = expected.astype(np.float64)
-            if _near(actual.astype(np.float64), (bias - folding.mean) * folding.scale + folding.shift, limit):
-                return True
+        if actual.shape == folding.scale.shape and _near(actual.astype(np.float64), folding.bias(expected), limit):
+            return True
     return False
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bisect_tool.backends.files import some
 from bisect_tool.backends.onnx_program import OnnxProgram
+from bisect_tool.backends.pairing import Paired, module_of, paired
 from bisect_tool.backends.preflight import non_finite_weights
 from bisect_tool.backends.torch_runner import to_numpy
-from bisect_tool.backends.weights import foldings_of, tensors_of
+from bisect_tool.backends.weights import foldings_of
 from bisect_tool.diagnose.causes import LAYOUT, NOT_FINITE, ROUNDED, WEIGHT
 from bisect_tool.diagnose.suspicions import Described, suspicions
-from bisect_tool.diagnose.weight_forms import difference
+from bisect_tool.diagnose.weight_forms import GATE_ORDER, difference
 from bisect_tool.precision import quantized_nodes
-from bisect_tool.records import Finding, OnnxNode
+from bisect_tool.records import Finding, OnnxNode, Severity
 from bisect_tool.weights import (
     CODE,
     FOLDED,
@@ -30,7 +32,6 @@ from bisect_tool.weights import (
     WeightPair,
     WeightReport,
     compare_weights,
-    pair_weights,
     relative,
 )
 
@@ -39,10 +40,7 @@ Array = NDArray[Any]
 MOST_NAMED = 5
 """Weights that are told one by one; more of them are another checkpoint."""
 
-_PRODUCTS = {"MatMul", "Gemm"}
 _BLOCK = 1 << 20
-_RESIDENT = 32 << 20
-"""Bytes of weights that are read before those from the file leave memory again."""
 
 
 def look_before(module: torch.nn.Module, program: OnnxProgram) -> tuple[Finding, ...]:
@@ -53,127 +51,44 @@ def look_before(module: torch.nn.Module, program: OnnxProgram) -> tuple[Finding,
         program: the graph; its weights are read where they lie.
     """
     modules = dict(module.named_modules())
-    weight = _sparing(program)
-    found = [
-        *_weights(module, program, modules, weight),
-        *_not_finite(module, program, weight),
-        *_nodes(program, modules),
-    ]
+    found = [*_weights(module, program), *_not_finite(module, program), *_nodes(program, modules)]
     program.release_pages()
     order = ("fault", "suspicion", "fact")
     return tuple(sorted(found, key=lambda each: order.index(each.severity)))
 
 
-def _sparing(program: OnnxProgram) -> Callable[[str], Array]:
-    """Reads weights where they lie, and keeps few of them in memory: the model's own are there, and runs are to come."""
-    read = 0
-
-    def weight(name: str) -> Array:
-        nonlocal read
-        if read > _RESIDENT:
-            program.release_pages()
-            read = 0
-        array = np.asarray(program.weight(name))
-        read += array.nbytes
-        return array
-
-    return weight
-
-
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def _weights(
-    module: torch.nn.Module,
-    program: OnnxProgram,
-    modules: Mapping[str, torch.nn.Module],
-    weight: Callable[[str], Array],
-) -> Iterator[Finding]:
-    tensors = tensors_of(module)
-    shapes = program.floating_weights()
-    linear = {path for path, child in modules.items() if type(child) is torch.nn.Linear}
-    readers = _readers(program, modules)
-    products = {name: [path for _, path, _ in read if path in linear] for name, read in readers.items()}
-    pairs = pair_weights(
-        shapes,
-        {name: tuple(t.shape) for name, t in tensors.items()},
-        {name: paths for name, paths in products.items() if paths},
-    )
-    pairs += _by_scope(program, modules, tensors, pairs)
-    foldings = foldings_of(module)
-    report = compare_weights(pairs, weight, lambda name: to_numpy(tensors[name]), foldings)
-    yield from _differing(report, weight, tensors, foldings)
-    yield from _turned(report, pairs, program, weight, tensors, readers, linear)
-    if report.rounded:
-        types = " and ".join(dict.fromkeys(str(each.rounded) for each in report.rounded))
-        names = tuple(each.pair.onnx for each in report.rounded)
-        text = f"{len(names)} of {report.compared} weights are the model's rounded to {types}: {some(list(names))}"
+def _weights(module: torch.nn.Module, program: OnnxProgram) -> Iterator[Finding]:
+    both = paired(module, program)
+    tensors, foldings = both.tensors, foldings_of(module)
+
+    def parameter(name: str) -> Array:
+        return to_numpy(tensors[name])
+
+    report = compare_weights(both.certain, program.weight, parameter, foldings)
+    likely = compare_weights(both.likely, program.weight, parameter, foldings)
+    yield from _differing(report, "fault", program, both, foldings)
+    yield from _differing(likely, "suspicion", program, both, foldings)
+    linear = {path for path, child in module.named_modules() if type(child) is torch.nn.Linear}
+    yield from _turned(report, both.certain, program, tensors, both.readers, linear)
+    rounded = (*report.rounded, *likely.rounded)
+    if rounded:
+        types = " and ".join(dict.fromkeys(str(each.rounded) for each in rounded))
+        names = tuple(each.pair.onnx for each in rounded)
+        compared = report.compared + likely.compared
+        text = f"{len(names)} of {compared} weights are the model's rounded to {types}: {some(list(names))}"
         # All of them were converted; a single one was hardly meant to.
-        meant = 2 * len(names) >= report.compared or len(names) > MOST_NAMED
+        meant = 2 * len(names) >= compared or len(names) > MOST_NAMED
         yield Finding(ROUNDED, "fact" if meant else "suspicion", text, names)
     quantised = quantized_nodes(program.graph)
     if quantised:
         yield Finding(ROUNDED, "fact", f"the graph is quantised: {len(quantised)} nodes work with few bits", ())
 
 
-_OWN = {
-    "Conv": {1: "weight"},
-    "ConvTranspose": {1: "weight"},
-    "LayerNormalization": {1: "weight", 2: "bias"},
-    "InstanceNormalization": {1: "weight", 2: "bias"},
-    "GroupNormalization": {1: "weight", 2: "bias"},
-    "BatchNormalization": {1: "weight", 2: "bias", 3: "running_mean", 4: "running_var"},
-    "PRelu": {1: "weight"},
-}
-"""Tensors of the module that a node's inputs are. Not the bias of a convolution: what follows it is folded into that."""
-
-_KINDS = {
-    **dict.fromkeys(("Conv", "ConvTranspose"), ("Conv",)),
-    "LayerNormalization": ("LayerNorm",),
-    "InstanceNormalization": ("InstanceNorm",),
-    "GroupNormalization": ("GroupNorm",),
-    "BatchNormalization": ("BatchNorm", "SyncBatchNorm"),
-    "PRelu": ("PReLU",),
-}
-"""Beginnings of the classes whose tensors these are."""
-
-
-def _by_scope(
-    program: OnnxProgram,
-    modules: Mapping[str, torch.nn.Module],
-    tensors: Mapping[str, torch.Tensor],
-    known: Sequence[WeightPair],
-) -> list[WeightPair]:
-    """Weights that have lost their names, by the module that the node's name says."""
-    named = {pair.onnx for pair in known}
-    readers: dict[str, set[str]] = {}
-    for node in program.graph.nodes:
-        path = module_of(node, modules) if node.op_type in _OWN and not node.domain else None
-        kind = type(modules[path]).__name__ if path else ""
-        fits = (
-            kind.startswith(("Conv", "Lazy")) if node.op_type.startswith("Conv") else "Norm" in kind or kind == "PReLU"
-        )
-        for place, own in _OWN.get(node.op_type, {}).items() if path and fits else ():
-            name = node.inputs[place] if place < len(node.inputs) else ""
-            if name and name not in named and program.is_weight(name) and f"{path}.{own}" in tensors:
-                readers.setdefault(name, set()).add(f"{path}.{own}")
-    found = []
-    shapes = program.floating_weights()
-    for name, parameters in readers.items():
-        # One that several read was merged with its equals.
-        (parameter, *others) = sorted(parameters)
-        have = tuple(n for n in shapes.get(name, ()) if n != 1)
-        if not others and have and have == tuple(n for n in tensors[parameter].shape if n != 1):
-            # A convolution's weight may be scaled by what follows it; the numbers of a norm are its own.
-            found.append(WeightPair(name, parameter, by_name=len(have) == 1))
-    return found
-
-
 def _differing(
-    report: WeightReport,
-    weight: Callable[[str], Array],
-    tensors: Mapping[str, torch.Tensor],
-    foldings: Sequence[Folding],
+    report: WeightReport, severity: Severity, program: OnnxProgram, both: Paired, foldings: Sequence[Folding]
 ) -> Iterator[Finding]:
     names = tuple(each.pair.onnx for each in report.differing)
     if report.is_another_checkpoint:
@@ -182,40 +97,69 @@ def _differing(
             f"{len(names)} of {report.compared} weights differ from the model's, most in {worst.pair.onnx} "
             f"({relative(worst.rel_l2, worst.max_abs)}): another checkpoint?"
         )
-        yield Finding(CODE, "fault", text, names)
+        yield Finding(CODE, severity, text, names)
         return
     for each in report.differing[:MOST_NAMED]:
-        yield Finding(WEIGHT, "fault", _difference(each, weight, tensors, foldings), (each.pair.onnx,))
+        code, text = _difference(each, program, both, foldings)
+        yield Finding(code, severity, text, (each.pair.onnx,))
     if len(names) > MOST_NAMED:
         rest = names[MOST_NAMED:]
-        yield Finding(WEIGHT, "fault", f"{len(rest)} more weights differ from the model's: {some(list(rest))}", rest)
+        text = f"{len(rest)} more weights differ from the model's: {some(list(rest))}"
+        yield Finding(WEIGHT, severity, text, rest)
 
 
 def _difference(
-    each: WeightDifference,
-    weight: Callable[[str], Array],
-    tensors: Mapping[str, torch.Tensor],
-    foldings: Sequence[Folding],
-) -> str:
-    """How many elements differ, how far, and where."""
-    have = weight(each.pair.onnx)
-    should = to_numpy(tensors[each.pair.parameter])
+    each: WeightDifference, program: OnnxProgram, both: Paired, foldings: Sequence[Folding]
+) -> tuple[str, str]:
+    """The code, and in words how many elements differ, how far, and where."""
+    name = each.pair.onnx
+    have = np.asarray(program.weight(name))
+    should = to_numpy(both.tensors[each.pair.parameter])
     count = ""
-    other = "" if each.pair.onnx == each.pair.parameter else f" ({each.pair.parameter})"
+    other = "" if name == each.pair.parameter else f" ({each.pair.parameter})"
     folded = _nearest_folded(have, should, foldings)
     if folded is not None:
         moved = int((np.abs(have - folded) > FOLDED * np.abs(folded)).sum())
-        return (
-            f"weight {each.pair.onnx}{other} differs from the model's with a BatchNorm folded in: {moved} of {have.size} "
+        return WEIGHT, (
+            f"weight {name}{other} differs from the model's with a BatchNorm folded in: {moved} of {have.size} "
             f"numbers, {difference(have, folded.astype(have.dtype))}"
         )
+    order = _other_order(have, should, both.gates.get(name, 0))
+    if order is not None:
+        return LAYOUT, f"weight {name}{other} holds the model's numbers in another order{order}"
     if have.size == should.size and have.squeeze().shape == should.squeeze().shape:
         moved = int((have.squeeze() != should.squeeze()).sum())
         count = f": {moved} of {have.size} numbers"
     place = "" if each.axis is None else f", all of it at index {each.index} of axis {each.axis}"
-    return (
-        f"weight {each.pair.onnx}{other} differs from the model's{count}, {relative(each.rel_l2, each.max_abs)}{place}"
-    )
+    text = f"weight {name}{other} differs from the model's{count}, {relative(each.rel_l2, each.max_abs)}{place}"
+    return WEIGHT, text
+
+
+MOST_SORTED = 1 << 24
+"""Numbers of a weight up to which it is sorted, to see whether they are only in another order."""
+
+
+def _other_order(have: Array, should: Array, gates: int) -> str | None:
+    """How a weight holds the right numbers at wrong places, in words; ``None``: its numbers are not the right ones."""
+    if have.size != should.size or have.size > MOST_SORTED:
+        return None
+    if not np.array_equal(np.sort(have, axis=None), np.sort(should.astype(have.dtype), axis=None)):
+        return None
+    if gates and have.shape == should.shape:
+        if have.shape[0] > 1 and np.array_equal(have, should[::-1]):
+            return ": its directions are exchanged"
+        blocks = should.shape[1] // gates
+        # The biases of inputs and of states lie one behind the other.
+        halves = 2 if have.ndim == 2 else 1
+        parts = should.reshape(should.shape[0], halves, gates, blocks // halves, -1)
+        for order in itertools.permutations(range(gates)):
+            if np.array_equal(have.reshape(parts.shape), parts[:, :, list(order)]):
+                of_torch = order == tuple(int(i) for i in np.argsort(GATE_ORDER[gates]))
+                return f": its gates as PyTorch has them, {_GATES[gates]}" if of_torch else ": its gates are exchanged"
+    return ""
+
+
+_GATES = {4: "i f g o, where ONNX has i o f c", 3: "r z n, where ONNX has z r h", 1: ""}
 
 
 def _nearest_folded(have: Array, should: Array, foldings: Sequence[Folding]) -> Array | None:
@@ -226,9 +170,7 @@ def _nearest_folded(have: Array, should: Array, foldings: Sequence[Folding]) -> 
         for axis in (0, 1):
             if have.shape[axis] != folding.scale.size:
                 continue
-            shape = [1] * have.ndim
-            shape[axis] = -1
-            folded = should.astype(np.float64) * folding.scale.reshape(shape)
+            folded = folding.weight(should, axis)
             rest = tuple(i for i in range(have.ndim) if i != axis)
             apart, norm = (np.sqrt((a * a).sum(axis=rest)) for a in (have - folded, folded))
             if 2 * int((apart <= FOLDED * norm).sum()) >= folding.scale.size:
@@ -240,7 +182,6 @@ def _turned(
     report: WeightReport,
     pairs: Sequence[WeightPair],
     program: OnnxProgram,
-    weight: Callable[[str], Array],
     tensors: Mapping[str, torch.Tensor],
     readers: Mapping[str, list[tuple[OnnxNode, str, int]]],
     linear: set[str],
@@ -251,7 +192,7 @@ def _turned(
         path, _, last = pair.parameter.rpartition(".")
         if pair.onnx in differing or last != "weight" or path not in linear:
             continue
-        have, should = weight(pair.onnx), to_numpy(tensors[pair.parameter])
+        have, should = np.asarray(program.weight(pair.onnx)), to_numpy(tensors[pair.parameter])
         if have.ndim != 2 or have.shape[0] != have.shape[1] or have.shape != should.shape:
             continue
         plain, crossed = np.array_equal(have, should), np.array_equal(have, should.T)
@@ -267,21 +208,7 @@ def _turned(
                 break
 
 
-def _readers(
-    program: OnnxProgram, modules: Mapping[str, torch.nn.Module]
-) -> dict[str, list[tuple[OnnxNode, str, int]]]:
-    """Products that read a weight themselves: node, the module its name says, and the place."""
-    found: dict[str, list[tuple[OnnxNode, str, int]]] = {}
-    for node in program.graph.nodes:
-        if node.op_type in _PRODUCTS and not node.domain:
-            path = module_of(node, modules)
-            for place, name in enumerate(node.inputs):
-                if program.is_weight(name):
-                    found.setdefault(name, []).append((node, path or "", place))
-    return found
-
-
-def _not_finite(module: torch.nn.Module, program: OnnxProgram, weight: Callable[[str], Array]) -> Iterator[Finding]:
+def _not_finite(module: torch.nn.Module, program: OnnxProgram) -> Iterator[Finding]:
     named = non_finite_weights(module)
     if named:
         text = f"the model's weights hold NaN or infinities: {some([f'{name} ({count})' for name, count in named])}"
@@ -289,7 +216,7 @@ def _not_finite(module: torch.nn.Module, program: OnnxProgram, weight: Callable[
     found = []
     for name in program.floating_weights():
         # Masks are constants of minus infinity on purpose; NaN never is.
-        count = _count_nan(weight(name).reshape(-1))
+        count = _count_nan(np.asarray(program.weight(name)).reshape(-1))
         if count:
             found.append((name, count))
     if found:
@@ -341,22 +268,6 @@ def _nodes(program: OnnxProgram, modules: Mapping[str, torch.nn.Module]) -> list
             )
         )
     return suspicions(described, opset, frozenset(kinds))
-
-
-def module_of(node: OnnxNode, modules: Mapping[str, torch.nn.Module]) -> str | None:
-    """Path of the module that an exporter's name for a node says, if there is such a module."""
-    if not node.scopes:
-        return None
-    if node.scopes[-1] in modules and node.call is not None:
-        return node.scopes[-1] or None
-    parts: list[str] = []
-    for scope in node.scopes:
-        if parts and scope.startswith(f"{parts[-1]}."):
-            parts[-1] = scope
-        elif scope:
-            parts.append(scope)
-    path = ".".join(parts)
-    return path if path in modules and path else None
 
 
 def _with_defaults(node: OnnxNode, given: Mapping[str, Any], opset: int) -> dict[str, Any]:

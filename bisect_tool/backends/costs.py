@@ -59,12 +59,20 @@ def ort_cost(program: OnnxProgram, config: NumericConfig, feeds: Mapping[str, ND
     return _cost(times, taken)
 
 
-def repeat(prepare: Callable[[], Callable[[], object]], finish: Callable[[], object]) -> list[float]:
+def run_cost(run: Callable[[], object]) -> SideCost:
+    """Time of something small, such as one stage of a graph, where many are timed: the repeats are short."""
+    return _cost(repeat(lambda: run, lambda: None, _SAMPLE / 5), None)
+
+
+def repeat(
+    prepare: Callable[[], Callable[[], object]], finish: Callable[[], object], sample: float = _SAMPLE
+) -> list[float]:
     """Seconds of one run, several times over, after a warm-up that is not counted.
 
     Args:
         prepare: gives what is to be timed, once for each repeat; not timed itself.
         finish: waits for what was started.
+        sample: seconds that a repeat lasts at least.
     """
 
     def timed(count: int) -> float:
@@ -77,7 +85,7 @@ def repeat(prepare: Callable[[], Callable[[], object]], finish: Callable[[], obj
 
     once = timed(1)
     repeats = 5 if once < _SHORT else 3 if once < _LONG else 2
-    count = max(1, min(50, math.ceil(_SAMPLE / max(once, 1e-6))))
+    count = max(1, min(50, math.ceil(sample / max(once, 1e-6))))
     return [timed(count) for _ in range(repeats)]
 
 

@@ -14,6 +14,7 @@ from bisect_tool.backends.floors import strict_products
 from bisect_tool.backends.replay import EXACT, STRICT, CannotReplayError, replay_values, slice_of
 from bisect_tool.diagnose.causes import REDUCED
 from bisect_tool.diagnose.rules import Clue
+from bisect_tool.metrics import relative_error
 from bisect_tool.recorder import Trace
 from bisect_tool.records import Side
 
@@ -42,12 +43,12 @@ def reduced(
     try:
         ops = slice_of(tape, value, known)
         with strict_products():
-            exact = _apart(replay_values(tape, {value}, ops, fetch, EXACT)[value], off)
+            exact = relative_error(replay_values(tape, {value}, ops, fetch, EXACT)[value], off)
             for form, name in _FORMATS:
                 with Emulation(form) as emulation:
                     made = replay_values(tape, {value}, ops, fetch, STRICT)[value]
                 if emulation.rounded:
-                    found.append((_apart(made, off), name))
+                    found.append((relative_error(made, off), name))
     except (CannotReplayError, KeyError, RuntimeError):
         return None
     nearest = min(found, default=None)
@@ -61,12 +62,3 @@ def reduced(
         ),
         'the same precision on both sides: torch.set_float32_matmul_precision("highest"), use_tf32=0 for a CUDA provider',
     )
-
-
-def _apart(one: Array, other: Array) -> float:
-    """Relative L2; infinite where shapes differ."""
-    if one.size != other.size:
-        return float("inf")
-    first, second = one.astype(np.float64).reshape(-1), other.astype(np.float64).reshape(-1)
-    norm = float(np.linalg.norm(first))
-    return float(np.linalg.norm(first - second)) / norm if norm else float("inf")

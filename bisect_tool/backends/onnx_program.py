@@ -84,6 +84,10 @@ class BuiltGraph:
     outputs: tuple[str, ...]
 
 
+_RESIDENT = 32 << 20
+"""Bytes of weights that are read before those from the file leave memory again."""
+
+
 class OnnxProgram:
     """An ONNX model that can be cut, exposed and forced.
 
@@ -102,6 +106,7 @@ class OnnxProgram:
         former_bodies: Sequence[tuple[str, tuple[str, ...]]] = (),
     ):
         self.path = path
+        self._pages_read = 0
         self._given = model
         self._put_in: frozenset[str] = frozenset()
         if has_integer_operators(model):
@@ -215,6 +220,9 @@ class OnnxProgram:
             return self._constants[name].numpy()
         tensor = self._model.graph.initializers[name].const_value
         assert tensor is not None
+        if self._pages_read > _RESIDENT:
+            self.release_pages()
+        self._pages_read += tensor.nbytes
         return tensor.numpy()
 
     def release_pages(self) -> None:
@@ -222,6 +230,7 @@ class OnnxProgram:
 
         A page of a mapped file counts as the process's own once it has been read.
         """
+        self._pages_read = 0
         advice = getattr(mmap, "MADV_DONTNEED", None)
         for value in self._model.graph.initializers.values():
             mapped = getattr(value.const_value, "raw", None)

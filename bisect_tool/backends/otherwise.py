@@ -16,6 +16,7 @@ from bisect_tool.backends.replay import AS_RUN, CannotReplayError, replay_values
 from bisect_tool.backends.torch_runner import FACTORY_OPS, LAYOUT_OPS
 from bisect_tool.diagnose.otherwise import MAX_CHANGES, Calling, Change, Parameter, changes
 from bisect_tool.diagnose.trying import MOST_LEFT
+from bisect_tool.metrics import relative_error
 from bisect_tool.recorder import Op, Ref, Trace
 from bisect_tool.records import Stage
 from bisect_tool.rows import from_here
@@ -76,8 +77,7 @@ def _apart(actual: Array, made: Array, opened: Opened) -> float | None:
     if not np.array_equal(one[odd], other[odd], equal_nan=True):
         return None
     one, other = np.where(odd, 0.0, one), np.where(odd, 0.0, other)
-    norm = float(np.linalg.norm(one))
-    apart = float(np.linalg.norm(other - one)) / norm if norm else float(bool(other.any()))
+    apart = relative_error(one, other)
     near = apart <= MOST_LEFT and opened.close(one.astype(actual.dtype), other.astype(actual.dtype))
     return apart if near else None
 

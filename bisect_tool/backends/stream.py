@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -100,7 +101,10 @@ def in_onnx_form(array: Array, order: tuple[int, ...] | None, kind: ValueType | 
         if wanted.name in HALF:
             array = saturated(array, wanted.name)
         array = array.astype(wanted)
-    return array if array.shape == kind.shape else np.ascontiguousarray(array).reshape(kind.shape)
+    if array.shape == kind.shape or array.size != math.prod(kind.shape):
+        # A graph whose own value has another size reads PyTorch's as it is.
+        return array
+    return np.ascontiguousarray(array).reshape(kind.shape)
 
 
 def _in_shape(array: Array | None, like: Array, order: tuple[int, ...] | None) -> Array | None:

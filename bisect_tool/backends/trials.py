@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from bisect_tool.backends.costs import run_cost
 from bisect_tool.backends.inside import Opened, Surroundings
 from bisect_tool.backends.lower_precision import reduced
 from bisect_tool.backends.onnx_program import type_of_array
@@ -26,14 +28,17 @@ from bisect_tool.backends.stream import in_onnx_form
 from bisect_tool.backends.torch_runner import FACTORY_OPS, LAYOUT_OPS, to_numpy
 from bisect_tool.backends.widening import widened
 from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step, Widened
+from bisect_tool.diagnose.costs import stage_cost
 from bisect_tool.diagnose.rules import Clue, Facts, answers
-from bisect_tool.diagnose.trials import Fit, Trial, propose
+from bisect_tool.diagnose.trial import Fit, Trial
+from bisect_tool.diagnose.trials import propose
 from bisect_tool.diagnose.trying import Outcome, try_all
 from bisect_tool.diagnose.weight_forms import Static
 from bisect_tool.errors import InconclusiveError
 from bisect_tool.recorder import Op, Ref
-from bisect_tool.records import NumericConfig, Stage
+from bisect_tool.records import NumericConfig, SideCost, Stage
 from bisect_tool.rows import from_here
+from bisect_tool.weights import folding
 
 Array = NDArray[Any]
 
@@ -80,22 +85,27 @@ def find_cause(
     folder = str(program.weights_folder)
     feeds = {name: opened.feeds[value] for name, value in built.feeds.items()}
 
-    def run(edit: Edit | Widened | None) -> Array | None:
+    def loaded(edit: Edit | Widened | None) -> _Loaded:
         if isinstance(edit, Widened):
-            return _run_widened(edit.narrow)
-        edited = model if edit is None else _edited(model, edit)
-        more = {} if edit is None else _new_inputs(around, opened, edited, edit)
-        for name, array in more.items():
-            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-            edited.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
+            edited = widened(model, edit.narrow, program.weight, [static.array for static in statics])
+            given = _wide_feeds(edit.narrow)
+        else:
+            edited = model if edit is None else _edited(model, edit)
+            more = {} if edit is None else _new_inputs(around, opened, edited, edit)
+            for name, array in more.items():
+                kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+                edited.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
+            given = {**feeds, **more}
+        graph = runner_of(config).load(edited.SerializeToString(), config, folder)
+        return _Loaded(lambda: graph.run([opened.output], given)[0], _weight_bytes(edited))
+
+    def run(edit: Edit | Widened | None) -> Array | None:
         # An edit may be one that no runtime takes; that is an answer too.
         with contextlib.suppress(InconclusiveError, ValueError, TypeError):
-            loaded = runner_of(config).load(edited.SerializeToString(), config, folder)
-            return loaded.run([opened.output], {**feeds, **more})[0]
+            return loaded(edit).run()
         return None
 
-    def _run_widened(narrow: str) -> Array | None:
-        wide = widened(model, narrow, program.weight, [static.array for static in statics])
+    def _wide_feeds(narrow: str) -> dict[str, Array]:
         given = {}
         for name, array in feeds.items():
             if array.dtype.name == narrow:
@@ -108,9 +118,7 @@ def find_cause(
                 )
                 array = np.ascontiguousarray(array if own is None else own, dtype=np.float32)
             given[name] = array
-        with contextlib.suppress(InconclusiveError, ValueError, TypeError):
-            return runner_of(config).load(wide.SerializeToString(), config, folder).run([opened.output], given)[0]
-        return None
+        return given
 
     def twice() -> tuple[Array, Array] | None:
         # In one session: each new one may start its random numbers alike.
@@ -150,7 +158,32 @@ def find_cause(
         with contextlib.suppress(CannotReplayError):
             otherwise = find_otherwise(around, opened, stage, facts.actual, left)
     keys = frozenset(call.key for call in calls if call.key is not None)
-    return replace(outcome, clues=clues, calls=keys, otherwise=otherwise)
+    cost = None
+    if outcome.cause is not None:
+        with contextlib.suppress(InconclusiveError, ValueError, TypeError):
+            cost = stage_cost(*_costs(loaded(None), loaded(outcome.cause.trial.edit)))
+    return replace(outcome, clues=clues, calls=keys, otherwise=otherwise, cost=cost)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """The stage, edited or not, ready to run; ``weights``: their size in bytes."""
+
+    run: Callable[[], Array | None]
+    weights: int
+
+
+def _costs(before: _Loaded, after: _Loaded) -> tuple[SideCost, SideCost, int, int]:
+    return run_cost(before.run), run_cost(after.run), before.weights, after.weights
+
+
+def _weight_bytes(model: onnx.ModelProto) -> int:
+    read = {name for node in model.graph.node for name in node.input}
+    return sum(
+        math.prod(each.dims) * int(helper.tensor_dtype_to_np_dtype(each.data_type).itemsize)
+        for each in model.graph.initializer
+        if each.name in read
+    )
 
 
 def _in_shape(array: Array | None, opened: Opened) -> Array | None:
@@ -283,24 +316,19 @@ def _folded(calls: Sequence[Call], statics: Mapping[int, Static]) -> list[Static
         if "batch_norm" not in call.name or mean is None or variance is None:
             continue
         eps = float(call.arguments.get("eps", call.arguments.get("epsilon", 1e-5)))
-        weight, bias = call.operand("weight"), call.operand("bias")
-        scale = 1 / np.sqrt(variance.array.astype(np.float64) + eps)
-        scale = scale if weight is None else scale * weight.array
-        shift = -mean.array * scale + (0.0 if bias is None else bias.array)
-        found += [Static("the BatchNorm's factor", scale), Static("the BatchNorm's summand", shift)]
+        weight, bias = (None if each is None else each.array for each in (call.operand("weight"), call.operand("bias")))
+        norm = folding(mean.array, variance.array, weight, bias, eps)
+        found += [Static("the BatchNorm's factor", norm.scale), Static("the BatchNorm's summand", norm.bias())]
         for product in products:
             kernel, summand = product.operand("weight", "mat2"), product.operand("bias")
             if kernel is None or kernel.array.ndim < 2:
                 continue
             name = names.get(id(kernel.array), "the weight")
             axis = 1 if product.arguments.get("transposed") else 0
-            if kernel.array.shape[axis] == scale.size:
-                shape = [1] * kernel.array.ndim
-                shape[axis] = -1
-                folded = kernel.array * scale.reshape(shape)
+            if kernel.array.shape[axis] == norm.scale.size:
                 base = 0.0 if summand is None else summand.array
-                found.append(Static(f"{name} with the BatchNorm folded in", folded))
-                found.append(Static(f"the bias of {name} with the BatchNorm folded in", base * scale + shift))
+                found.append(Static(f"{name} with the BatchNorm folded in", norm.weight(kernel.array, axis)))
+                found.append(Static(f"the bias of {name} with the BatchNorm folded in", norm.bias(base)))
     return found
 
 
@@ -354,6 +382,7 @@ _PLAIN = (
     onnx.AttributeProto.STRING,
     onnx.AttributeProto.INTS,
     onnx.AttributeProto.FLOATS,
+    onnx.AttributeProto.STRINGS,
 )
 
 
@@ -375,6 +404,8 @@ def _value(attribute: onnx.AttributeProto) -> Any:
     value = helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode(errors="replace")
+    if attribute.type == onnx.AttributeProto.STRINGS:
+        return [each.decode(errors="replace") for each in value]
     return list(value) if attribute.type in _PLAIN[3:] else value
 
 
@@ -392,7 +423,7 @@ def _edited(model: onnx.ModelProto, edit: Edit) -> onnx.ModelProto:
         last = number == len(edit.steps) - 1
         inputs = [_named(graph, given, before, f"{edit.output}__{number}_{i}") for i, given in enumerate(step.inputs)]
         outputs = list(old.output) if last and not edit.keep else [edit.output] if last else [step.output or ""]
-        made.append(_node(step, inputs, outputs, old))
+        made.append(_node(step, inputs, [outputs[i] for i in step.order] or outputs, old))
         made[-1].name = f"{old.name}__tried_{number}"
     if edit.keep:
         kept = graph.node[place]
@@ -439,6 +470,9 @@ def _node(step: Step, inputs: Sequence[str], outputs: Sequence[str], old: onnx.N
         known = {attribute.name: attribute for attribute in old.attribute}
         for name, value in step.attributes.items():
             if name in known and _value_of(known[name]) == value:
+                continue
+            if value is None:
+                known.pop(name, None)
                 continue
             known[name] = helper.make_attribute(name, value)
         node.attribute.extend(known.values())

@@ -93,14 +93,17 @@ class Node:
 class Step:
     """A node that a trial puts into the graph.
 
-    ``inputs``: names, arrays that become constants, or ``None`` for an optional one that is left out. ``output`` is the
-    name of its result; ``None``: the outputs of the node that it stands for.
+    ``inputs``: names, arrays that become constants, or ``None`` for an optional one that is left out. An attribute that is
+    ``None`` is left out. ``output`` is the
+    name of its result; ``None``: the outputs of the node that it stands for, in ``order`` if that is given: the number among
+    them of each of its results.
     """
 
     op: str
     inputs: tuple[str | Array | None, ...]
     attributes: Mapping[str, Any]
     output: str | None = None
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

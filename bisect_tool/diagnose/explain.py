@@ -43,3 +43,27 @@ def wrapped(text: str, width: int) -> str:
             body = part.removeprefix("# ").replace("\n", " ")
             parts.append(textwrap.fill(body, width, break_long_words=False, break_on_hyphens=False))
     return "\n\n".join(parts)
+
+
+CATALOGUE_HEAD = """# Causes
+
+Written by this command; do not edit by hand. Each page is what `bisect-tool explain CODE` prints.
+
+```console
+$ scripts/docs-causes
+```
+"""
+
+
+def catalogue() -> str:
+    """All pages in one, with a table of contents, as Markdown."""
+    known = codes()
+    table = ["| code | cause |", "|---|---|", *(f"| [{code}](#{_anchor(code)}) | {known[code]} |" for code in known)]
+    pages = [page(code).strip().replace("# ", "## ", 1) for code in known]
+    return "\n".join([CATALOGUE_HEAD, *table, ""]) + "\n" + "\n\n".join(pages) + "\n"
+
+
+def _anchor(code: str) -> str:
+    """As code hosts name the heading of a page: small letters, hyphens for spaces, no other signs."""
+    kept = (each for each in f"{code}: {codes()[code]}".lower() if each.isalnum() or each in " -_")
+    return "".join(kept).replace(" ", "-")

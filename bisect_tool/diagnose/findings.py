@@ -201,7 +201,7 @@ def diagnosis_of(origin: Origin, outcome: Outcome) -> Diagnosis:
                 ),
                 remedy=f"report it with the replay folder; until then: {cause.trial.remedy} ({cause.trial.node})",
                 remedy_verified=True,
-                cost=None,
+                cost=outcome.cost,
                 origin=origin.ref,
                 error_before=outcome.before,
                 error_after=cause.error,
@@ -211,13 +211,13 @@ def diagnosis_of(origin: Origin, outcome: Outcome) -> Diagnosis:
             title=TITLES[cause.trial.code],
             evidence=(
                 cause.trial.text,
-                f"tried in {where}: the local error falls from {outcome.before:.1e} to {cause.error:.1e}{others}",
+                f"tried in {where}: {_falls(outcome, cause.error)}{others}",
                 *([f"this would mend it too: {also.trial.text}"] if also is not None else []),
                 *_seen(outcome, cause.trial.text, besides=(cause.trial.code, cause.trial.node)),
             ),
             remedy=cause.trial.remedy,
-            remedy_verified=True,
-            cost=None,
+            remedy_verified=True if cause.trial.certain else None,
+            cost=outcome.cost,
             origin=origin.ref,
             error_before=outcome.before,
             error_after=cause.error,
@@ -257,6 +257,14 @@ def diagnosis_of(origin: Origin, outcome: Outcome) -> Diagnosis:
         error_before=outcome.before,
         error_after=error,
     )
+
+
+def _falls(outcome: Outcome, error: float) -> str:
+    """What becomes of the local error."""
+    if outcome.shapes is not None:
+        have, should = (list(each) for each in outcome.shapes)
+        return f"the result has PyTorch's shape {should} then, in place of {have}, and an error of {error:.1e}"
+    return f"the local error falls from {outcome.before:.1e} to {error:.1e}"
 
 
 _OF_THE_GRAPH = frozenset([ATTRIBUTE, OPERATOR, MISSING, EXTRA, OPERANDS, CONSTANT])
@@ -334,5 +342,5 @@ def _conclusion(tried: Tried, outcome: Outcome) -> TrialConclusion:
     if tried.error is None:
         return "no answer"
     if tried is outcome.cause:
-        return "cause"
+        return "cause" if tried.trial.certain else "contributes"
     return "contributes" if tried is outcome.partly or tried.mends else "ruled out"

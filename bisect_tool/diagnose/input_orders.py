@@ -1,16 +1,16 @@
-"""The inputs of a graph in other orders (``BD404``): two of one shape exchanged, channels or axes turned."""
+"""The inputs of a graph in other orders (``BD404``): two of one shape exchanged, channels turned; and its branches."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.diagnose.causes import INPUTS, TITLES
+from bisect_tool.diagnose.causes import INPUTS, OPERANDS, TITLES, UNKNOWN
 from bisect_tool.records import Diagnosis
 
 Array = NDArray[Any]
@@ -84,3 +84,28 @@ def order_diagnosis(order: Order, before: float, after: float, tried: int, confi
         error_before=before,
         error_after=after,
     )
+
+
+def branches_diagnosis(node: str, before: float, after: float, config: str) -> Diagnosis:
+    """What it means that the outputs agree with the branches of an ``If`` exchanged; errors are those of the worst output."""
+    return Diagnosis(
+        code=OPERANDS,
+        title=TITLES[OPERANDS],
+        evidence=(
+            f"If {node} takes the branch that PyTorch does not: with its two branches exchanged the graph gives PyTorch's "
+            "outputs",
+            f"tried under {config}: the error of the outputs falls from {before:.1e} to {after:.1e}",
+        ),
+        remedy=f"exchange the branches of {node}, or negate its condition",
+        remedy_verified=True,
+        cost=None,
+        error_before=before,
+        error_after=after,
+    )
+
+
+def with_branches(found: Sequence[Diagnosis], branches: Diagnosis | None) -> list[Diagnosis]:
+    """Where the outputs agree with other branches, what mends a node inside the branch that runs is no cause."""
+    if branches is None:
+        return list(found)
+    return [branches, *(each for each in found if each.origin is None and each.code != UNKNOWN)]

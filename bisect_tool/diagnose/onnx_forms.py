@@ -349,6 +349,15 @@ def _reduce(op: str, call: Call, axes: list[int], keep: int, opset: int) -> Form
 _FORMS.update({name: _reduction(op) for name, op in _REDUCTIONS.items()})
 
 
+@_form("linalg_vector_norm", "norm", "logsumexp")
+def _norms(call: Call, opset: int) -> Sequence[Form]:
+    order = call.arguments.get("ord", call.arguments.get("p", 2))
+    op = {1.0: "ReduceL1", 2.0: "ReduceL2"}.get(float(2 if order is None else order))
+    op = "ReduceLogSumExp" if call.name == "logsumexp" else op
+    keep = int(bool(call.arguments.get("keepdim", False)))
+    return [] if op is None else [_reduce(op, call, _axes(call), keep, opset)]
+
+
 @_form("_adaptive_avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d")
 def _adaptive_average(call: Call, opset: int) -> Sequence[Form]:
     if any(size != 1 for size in call.arguments["output_size"]):
@@ -438,11 +447,22 @@ def _pad(call: Call, opset: int) -> Sequence[Form]:
     return [Form("Pad", (_first(call), _ints(pads), *value), {"mode": mode})]
 
 
+def _sizes(call: Call) -> tuple[Operand | Array | None, ...]:
+    """The inputs of a Resize: scales and sizes, of which a node has one."""
+    if call.result is None:
+        return ()
+    shape, made = _first(call).array.shape, call.result.shape
+    named = ("scales_d", "scales_h", "scales_w")[-(len(shape) - 2) :]
+    given = call.arguments.get("scale_factors") or [call.arguments.get(name) for name in named]
+    ratios = [out / size for out, size in zip(made[2:], shape[2:], strict=True)]
+    scales = [ratio if own is None else float(own) for own, ratio in zip(given, ratios, strict=True)]
+    return (None, None, _float([1.0, 1.0, *scales]), _ints(made))
+
+
 @_form(*(f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d")))
 def _nearest(call: Call, opset: int) -> Sequence[Form]:
-    return [
-        Form("Resize", (), {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"})
-    ]
+    attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return [Form("Resize", _sizes(call), attributes)]
 
 
 @_form("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d")
@@ -452,7 +472,8 @@ def _linear(call: Call, opset: int) -> Sequence[Form]:
     places = ["align_corners"] if corners else ["half_pixel", "pytorch_half_pixel"]
     more = {"cubic_coeff_a": -0.75} if cubic else {}
     mode = "cubic" if cubic else "linear"
-    return [Form("Resize", (), {"mode": mode, "coordinate_transformation_mode": place, **more}) for place in places]
+    inputs = _sizes(call)
+    return [Form("Resize", inputs, {"mode": mode, "coordinate_transformation_mode": place, **more}) for place in places]
 
 
 @_form("grid_sampler_2d", "grid_sampler_3d", "grid_sampler")
@@ -529,6 +550,16 @@ def _slice(call: Call, opset: int) -> Sequence[Form]:
     return [Form("Slice", (_first(call), *map(_ints, (start, end, axis, given.get("step", 1)))), {})]
 
 
+@_form("view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten")
+def _reshape(call: Call, opset: int) -> Sequence[Form]:
+    return [] if call.result is None else [Form("Reshape", (None, _ints(call.result.shape)), {})]
+
+
+@_form("expand")
+def _expand(call: Call, opset: int) -> Sequence[Form]:
+    return [] if call.result is None else [Form("Expand", (None, _ints(call.result.shape)), {})]
+
+
 @_form("select")
 def _select(call: Call, opset: int) -> Sequence[Form]:
     axis = int(call.arguments["dim"]) % _rank(call)
@@ -540,6 +571,16 @@ def _gather(call: Call, opset: int) -> Sequence[Form]:
     axis = int(call.arguments["dim"]) % _rank(call)
     op = "GatherElements" if call.name == "gather" else "Gather"
     return [Form(op, (_first(call), call.operand("index")), {"axis": axis}, 2)]
+
+
+@_form("index")
+def _index(call: Call, opset: int) -> Sequence[Form]:
+    given = call.arguments["indices"]
+    axes = [axis for axis, each in enumerate(given) if isinstance(each, Operand)]
+    # Several tensors of indices, or a mask, have another operator.
+    if len(axes) != 1 or given[axes[0]].array.dtype.kind not in "iu":
+        return []
+    return [Form("Gather", (_first(call), given[axes[0]]), {"axis": axes[0]}, 2)]
 
 
 @_form("embedding")
@@ -633,3 +674,32 @@ def gelu_steps(approximate: str) -> tuple[tuple[str, tuple[float | str, ...]], .
         ("Mul", ("x", "-1")),
         ("Mul", ("-1", 0.5)),
     )
+
+
+def written_out(call: Call) -> Mapping[str, tuple[str, ...]]:
+    """What exporters write a call as where they write several nodes: the operator it stands for, and theirs."""
+    name = call.name.removesuffix("_")
+    if name == "gelu":
+        approximate = str(call.arguments.get("approximate", "none"))
+        return {"Gelu": tuple(op for op, _ in gelu_steps(approximate))}
+    known: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+        "silu": {"Swish": ("Sigmoid", "Mul")},
+        "mish": {"Mish": ("Softplus", "Tanh", "Mul")},
+        "log_sigmoid_forward": {"LogSigmoid": ("Sigmoid", "Log")},
+        "logsumexp": {"LogSumExp": ("Exp", "ReduceSum", "Log")},
+        "std": {"StandardDeviation": ("Sqrt",)},
+        "native_layer_norm": {"LayerNormalization": ("Sqrt",)},
+        "layer_norm": {"LayerNormalization": ("Sqrt",)},
+    }
+    return known.get(name, {})
+
+
+@_form(
+    *("scaled_dot_product_attention", "_scaled_dot_product_attention_math"),
+    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable"),
+)
+def _attention(call: Call, opset: int) -> Sequence[Form]:
+    attributes: dict[str, Any] = {"is_causal": int(bool(call.arguments.get("is_causal")))}
+    if call.arguments.get("scale") is not None:
+        attributes["scale"] = float(call.arguments["scale"])
+    return [Form("Attention", (), attributes)]

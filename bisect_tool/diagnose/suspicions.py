@@ -130,6 +130,29 @@ def _settings(node: Described) -> Iterator[Said]:
                 "fault",
                 f"{node.op} with {name} {_text(have)}, where {node.kind} {node.module} has {_text(should)}",
             )
+    yield from _pads(node)
+
+
+def _pads(node: Described) -> Iterator[Said]:
+    """Pads that are no more than the module's in sum, and lie otherwise: more of them may be a Pad that was joined."""
+    given, kind = node.settings or {}, node.kind or ""
+    if not (node.op in _WINDOWS and kind.startswith("Conv")) and (node.op, kind[:7]) != ("MaxPool", "MaxPool"):
+        return
+    auto, mode = node.attributes.get("auto_pad", "NOTSET"), given.get("padding_mode", "zeros")
+    padding = _numbers(given.get("padding"))
+    if auto != "NOTSET" or mode != "zeros" or not padding or node.rank is None:
+        return
+    axes = node.rank - 2
+    padding = padding * axes if len(padding) == 1 else padding
+    pads = _numbers(node.attributes.get("pads") or [0] * (2 * axes))
+    if len(padding) != axes or len(pads) != 2 * axes:
+        return
+    ends = list(zip(pads[:axes], pads[axes:], strict=True))
+    moved = any(a + b == 2 * own and a != own for (a, b), own in zip(ends, padding, strict=True))
+    fewer = node.op == "Conv" and any(a + b < 2 * own for (a, b), own in zip(ends, padding, strict=True))
+    if moved or fewer:
+        text = f"{node.op} with pads {pads}, where {kind} {node.module} has {2 * padding}"
+        yield SUSPECT, "fault", text
 
 
 def _expected(node: Described) -> Iterator[tuple[str, Any]]:
@@ -147,8 +170,10 @@ def _expected(node: Described) -> Iterator[tuple[str, Any]]:
         # Without padding there is nothing to count.
         if any(_numbers(given["padding"])):
             yield "count_include_pad", int(given["count_include_pad"])
+        yield from _window(node, given)
     elif node.op == "MaxPool" and kind.startswith("MaxPool"):
         yield "ceil_mode", int(given["ceil_mode"])
+        yield from _window(node, given)
     elif node.op in _WINDOWS and kind.startswith(("Conv", "ConvTranspose")):
         yield "group", int(given["groups"])
         for name, own in (("strides", "stride"), ("dilations", "dilation")):
@@ -164,6 +189,15 @@ def _expected(node: Described) -> Iterator[tuple[str, Any]]:
         yield from _upsample(node, given)
     elif (node.op, kind) == ("GRU", "GRU"):
         yield "linear_before_reset", 1
+
+
+def _window(node: Described, given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Size and step of a pool."""
+    size = _numbers(given.get("kernel_size"))
+    for name, own in (("kernel_shape", size), ("strides", _numbers(given.get("stride")) or size)):
+        have = _numbers(node.attributes.get(name))
+        if have and own:
+            yield name, own * len(have) if len(own) == 1 else own
 
 
 def _upsample(node: Described, given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

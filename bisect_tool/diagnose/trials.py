@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bisect_tool.align import family
-from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step, Widened
+from bisect_tool.diagnose.attention import masks
+from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
 from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, EXTRA, MISSING, OPERANDS, OPERATOR, PRECISION, WEIGHT
-from bisect_tool.diagnose.onnx_forms import Form, forms, gelu_steps, summand
-from bisect_tool.diagnose.weight_forms import Static, first_weight, nearest_weight, weight_forms
+from bisect_tool.diagnose.onnx_forms import Form, forms, gelu_steps, summand, written_out
+from bisect_tool.diagnose.pieces import pieces
+from bisect_tool.diagnose.recurrence import recurrence
+from bisect_tool.diagnose.sisters import sisters
+from bisect_tool.diagnose.trial import Fit, Trial
+from bisect_tool.diagnose.weight_forms import GATES, Static, first_weight, nearest_weight, weight_forms
 
 Array = NDArray[Any]
 
@@ -25,51 +30,11 @@ MAX_CHAIN = 4
 """Nodes in a row that are left out together."""
 
 _MAX_ORDERS = 6
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _NARROWING = {"Cast", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "BitCast"}
 
 
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
 """Element types of ONNX by number, as ``Cast`` has them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A change that may mend a stage.
-
-    Attributes:
-        code: of the cause that it would show.
-        node: name of the node it changes.
-        text: what is wrong if it mends, in words.
-        remedy: what to do then.
-        edit: the change.
-        about: key of the call of PyTorch's that the graph lacks there; ``None``: it is about something else.
-        thing: what of the file is wrong, where several nodes or stages may show it: a weight, an attribute of a node;
-            empty: the text tells one from another.
-    """
-
-    code: str
-    node: str
-    text: str
-    remedy: str
-    edit: Edit | Widened
-    about: int | None = None
-    thing: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """A number whose right value is looked for: the one that mends the stage.
-
-    Attributes:
-        start: the value in the graph.
-        trial: what a value other than that makes of it.
-        hints: numbers that PyTorch's calls have, and what they are; a fitted value near one of them is taken to be it.
-    """
-
-    start: float
-    trial: Callable[[float, str | None], Trial]
-    hints: tuple[tuple[str, float], ...]
 
 
 def propose(
@@ -94,6 +59,8 @@ def propose(
         yield from _weights(node, statics, parameters)
     for node in nodes:
         yield from _exchanged_weights(node)
+    for node in nodes:
+        yield from recurrence(node, statics)
     yield from _all_weights(nodes, statics)
     # An exchange of operands can come to the same as what follows: ``Less`` for ``Greater``, a ``Not`` before ``Where``.
     left_out = _left_out(nodes, calls, stage or nodes, opset)
@@ -106,6 +73,9 @@ def propose(
         yield from _reordered(node)
     for node in nodes:
         yield from _towards_calls(node, calls, opset)
+    for node in nodes:
+        yield from pieces(node, calls, opset)
+    yield from masks(nodes, stage or nodes, calls)
     yield from (trial for surplus, trial in left_out if not surplus)
     doubtful: list[Trial] = []
     for node in nodes:
@@ -115,7 +85,11 @@ def propose(
             else:
                 yield trial
     for node in nodes:
+        yield from _other_part(node, calls, stage or nodes)
+    for node in nodes:
         yield from _fitted(node, calls)
+    for node in nodes:
+        yield from sisters(node, calls)
     for node in nodes:
         yield from _other_settings(node)
         yield from _other_windows(node)
@@ -194,7 +168,7 @@ def _all_weights(nodes: Sequence[Node], statics: Sequence[Static]) -> Iterator[T
             inputs: dict[int, Array] = {}
             for place in _weight_places(node):
                 have = node.constants[place]
-                gates = _GATES.get(node.op, 0)
+                gates = GATES.get(node.op, 0)
                 found = nearest_weight(have, left, gates=gates) if nearest else first_weight(have, left, gates=gates)
                 if found is None:
                     continue
@@ -225,7 +199,7 @@ def _each_weight(node: Node, statics: Sequence[Static], parameters: frozenset[st
         return
     for place, have in node.constants.items():
         if have.size > 1 and have.dtype.kind in "fV":
-            for form in weight_forms(have, statics, gates=_GATES.get(node.op, 0)):
+            for form in weight_forms(have, statics, gates=GATES.get(node.op, 0)):
                 name = node.inputs[place]
                 another = name != form.name and {name, form.name} <= parameters
                 yield Trial(
@@ -254,18 +228,20 @@ def _towards_calls(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tr
             attributes = {
                 name: value
                 for name, value in form.attributes.items()
-                if name in node.attributes and not _equal(_counted(node, name), value)
+                if (have := _counted(node, name, value)) is not None and not _equal(have, value)
             }
             constants = {
                 place: _like(given, node.constants[place])
                 for place, given in ((place, _constant(each)) for place, each in enumerate(form.inputs))
                 if given is not None
                 and place in node.constants
-                and node.constants[place].size == given.size
+                and (node.constants[place].size == given.size or _is_list(node.constants[place], given))
                 and not _equal_arrays(node.constants[place], given)
             }
+            if "pads" in attributes and node.attributes.get("auto_pad", "NOTSET") != "NOTSET":
+                attributes["auto_pad"] = "NOTSET"
             if attributes:
-                text = ", ".join(f"{name} is {_text(node.attributes[name])}" for name in attributes)
+                text = ", ".join(f"{name} is {_text(_counted(node, name, each))}" for name, each in attributes.items())
                 right = ", ".join(f"{name} {_text(value)}" for name, value in attributes.items())
                 code, text = ATTRIBUTE, f"{node.op} {node.name}: {text}; PyTorch's {call.name} has {right}"
             elif constants:
@@ -291,7 +267,12 @@ def _constant(given: Operand | Array | None) -> Array | None:
 def _like(given: Array, have: Array) -> Array:
     """Numbers of a call in the type and shape that the node's constant has."""
     with np.errstate(all="ignore"):
-        return given.astype(have.dtype).reshape(have.shape)
+        return given.astype(have.dtype).reshape(have.shape if have.size == given.size else -1)
+
+
+def _is_list(have: Array, given: Array) -> bool:
+    """Whether a constant is a list of whole numbers, such as axes, of which there may be too many or too few."""
+    return have.ndim == 1 and have.dtype.kind == "i" and given.dtype.kind == "i" and given.ndim == 1
 
 
 def _replaced(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
@@ -409,12 +390,37 @@ def _is_part(node: Node, edit: Edit, stage: Sequence[Node]) -> bool:
     return node.op in parts and sum(each.op in parts for each in stage) > 1
 
 
+def _other_part(node: Node, calls: Sequence[Call], stage: Sequence[Node]) -> Iterator[Trial]:
+    """A function that PyTorch's operation has none of, where one that it is made of is not among the stage's nodes."""
+    if len(node.inputs) != 1 or not node.inputs[0]:
+        return
+    there = {each.op for each in stage}
+    for call in calls:
+        for op, parts in written_out(call).items():
+            missing = [part for part in parts if part in _FUNCTIONS and part not in there]
+            if node.op in parts or node.op not in _FUNCTIONS or len(missing) != 1:
+                continue
+            yield Trial(
+                OPERATOR,
+                node.name,
+                f"{node.name} is {_article(node.op)}, where PyTorch's {call.name}, written out, has {_article(missing[0])}",
+                f"the graph needs {_article(missing[0])} there, or {_article(op)} for all of it: export it again",
+                Edit(node.output, (Step(missing[0], (node.inputs[0],), {}),)),
+            )
+
+
+_FUNCTIONS = frozenset(
+    ["Erf", "Tanh", "Sigmoid", "Softplus", "Exp", "Log", "Sqrt", "Relu", "Softsign", "HardSigmoid", "Sin", "Cos", "Abs"]
+)
+"""Functions of one number that one may stand where another belongs."""
+
+
 def _in_doubt(node: Node, trial: Trial) -> Trial:
     """The whole of an operator in the place of a part: a way to mend it that does not say what is wrong."""
     text = (
         f"not certain: {trial.text}, but it may be one of several nodes that compute it, and another of them be wrong"
     )
-    return replace(trial, text=text)
+    return replace(trial, text=text, certain=False)
 
 
 _PLAIN = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Dropout"}
@@ -782,11 +788,17 @@ def _with(node: Node, attributes: Mapping[str, Any] | None = None, inputs: Mappi
     return Edit(node.output, (Step(node.op, tuple(given), {**node.attributes, **(attributes or {})}),))
 
 
-def _counted(node: Node, name: str) -> Any:
-    """An attribute; an axis as counted from the first."""
-    value = node.attributes[name]
+_LEFT_OUT = {"pads": 0, "output_padding": 0, "strides": 1, "dilations": 1}
+"""What lists are full of that a window leaves out."""
+
+
+def _counted(node: Node, name: str, like: Any) -> Any:
+    """An attribute; an axis as counted from the first, and a list that was left out as it is then. ``None``: unknown."""
+    value = node.attributes.get(name)
+    if value is None and name in _LEFT_OUT and isinstance(like, list):
+        return [_LEFT_OUT[name]] * len(like)
     rank = next((len(node.shapes[each]) for each in node.inputs if each in node.shapes), 0)
-    return int(value) % rank if name == "axis" and rank else value
+    return int(value) % rank if value is not None and name == "axis" and rank else value
 
 
 def _equal(one: Any, other: Any) -> bool:

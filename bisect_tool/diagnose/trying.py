@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from bisect_tool.diagnose.calls import Edit, Widened
 from bisect_tool.diagnose.otherwise import Change
 from bisect_tool.diagnose.rules.facts import Clue
-from bisect_tool.diagnose.trials import Fit, Trial
+from bisect_tool.diagnose.trial import Fit, Trial
+from bisect_tool.metrics import relative_error
 
 Array = NDArray[Any]
 
@@ -65,6 +66,8 @@ class Outcome:
         otherwise: where nothing mends it, the change of PyTorch's own call that gives ONNX's value, and how far from it.
         clues: what rules saw, for and against causes that have a sign of their own.
         calls: keys of PyTorch's calls in the stage.
+        cost: of the change that mends it, in words, as measured; ``None``: not measured.
+        shapes: the result's as the graph is, and PyTorch's, where they are of different sizes.
     """
 
     before: float
@@ -75,6 +78,8 @@ class Outcome:
     otherwise: tuple[Change, float] | None = None
     clues: tuple[Clue, ...] = ()
     calls: frozenset[int] = frozenset()
+    cost: str | None = None
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 def try_all(
@@ -102,14 +107,16 @@ def try_all(
 
     def attempt(trial: Trial) -> Tried:
         made = result_of(trial.edit)
-        error = None if made is None else _error(expected, made)
+        error = None if made is None else relative_error(expected, made)
         # A floor as high as the values themselves would call anything right.
         found = Tried(trial, error, error is not None and made is not None and error <= MOST_LEFT and right(made))
         tried.append(found)
         return found
 
-    original = result_of(None)
-    before = math.inf if original is None else _error(expected, original)
+    raw = run(None)
+    shapes = None if raw is None or raw.size == expected.size else (raw.shape, expected.shape)
+    original = None if raw is None or shapes is not None else raw.reshape(expected.shape)
+    before = math.inf if original is None else relative_error(expected, original)
     complete = True
     # Numbers that mend and that no call of PyTorch's has: which of them is meant, the others tell.
     fitted: list[tuple[int, Tried]] = []
@@ -121,15 +128,17 @@ def try_all(
             break
         for value, found in _attempts(proposal, attempt, result_of, expected, original):
             if found.mends and value is None:
-                return Outcome(before, found, None, tuple(tried), False)
+                return Outcome(before, found, None, tuple(tried), False, shapes=shapes)
             if found.mends and value is not None:
                 fitted.append((_digits(value), found))
     if fitted:
-        return Outcome(before, min(fitted, key=lambda each: each[0])[1], None, tuple(tried), False)
+        best_fit = min(fitted, key=lambda each: each[0])[1]
+        return Outcome(before, best_fit, None, tuple(tried), False, shapes=shapes)
     measured = [each for each in tried if each.error is not None and math.isfinite(each.error)]
     best = min(measured, key=lambda each: each.error or 0.0, default=None)
-    partly = best if best is not None and best.error is not None and best.error * CONTRIBUTES <= before else None
-    return Outcome(before, None, partly, tuple(tried), complete)
+    enough = before if math.isfinite(before) else 1.0
+    partly = best if best is not None and best.error is not None and best.error * CONTRIBUTES <= enough else None
+    return Outcome(before, None, partly, tuple(tried), complete, shapes=shapes)
 
 
 def _attempts(
@@ -210,13 +219,3 @@ def _fit(
     else:
         best = value + step
     return best if best != fit.start and math.isfinite(best) else None
-
-
-def _error(expected: Array, made: Array) -> float:
-    one, two = expected.astype(np.float64), made.astype(np.float64)
-    with np.errstate(all="ignore"):
-        norm = float(np.linalg.norm(one[np.isfinite(one)]))
-        apart = float(np.linalg.norm(np.where((one == two) | (np.isnan(one) & np.isnan(two)), 0.0, two - one)))
-    if not math.isfinite(apart):
-        return math.inf
-    return apart / norm if norm else (0.0 if apart == 0 else math.inf)

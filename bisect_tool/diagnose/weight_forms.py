@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bisect_tool.diagnose.causes import LAYOUT, WEIGHT
+from bisect_tool.metrics import relative_error
 
 Array = NDArray[Any]
 
@@ -102,7 +103,7 @@ def first_weight(have: Array, statics: Sequence[Static], *, gates: int = 0) -> t
     fitting = [static for static in statics if static.array.shape == shape][:wanted]
     if len(fitting) < wanted or shape[0] % gates:
         return None
-    parts = [_turned(static.array, gates, _GATES[gates]) for static in fitting]
+    parts = [in_gate_order(static.array, gates) for static in fitting]
     return np.concatenate(parts).reshape(have.shape).astype(have.dtype), tuple(static.name for static in fitting)
 
 
@@ -117,15 +118,11 @@ def _all_forms(have: Array, statics: Sequence[Static], gates: int) -> Iterator[t
 
 
 def _distance(have: Array, other: Array) -> float:
-    one, two = have.astype(np.float64), other.astype(np.float64)
-    with np.errstate(all="ignore"):
-        apart = np.where(np.isfinite(one), one - two, 0.0)
-        norm = float(np.linalg.norm(two))
-        error = float(np.linalg.norm(apart))
-    if not np.isfinite(one).all():
-        # Numbers that are none say nothing; the rest tells which tensor it is.
-        error = max(error, 2 * SAME * max(norm, 1e-30))
-    return error / norm if norm else (0.0 if error == 0 else math.inf)
+    odd = ~np.isfinite(have.astype(np.float64))
+    if not odd.any():
+        return relative_error(other, have)
+    # Numbers that are none say nothing; the rest tells which tensor it is.
+    return max(relative_error(other, np.where(odd, other, have)), 2 * SAME)
 
 
 def _layouts(shape: tuple[int, ...], static: Static) -> Iterator[tuple[str, Array]]:
@@ -143,7 +140,10 @@ def _layouts(shape: tuple[int, ...], static: Static) -> Iterator[tuple[str, Arra
                 yield f"{static.name} with its axes as {list(order)}", turned.reshape(shape)
 
 
-_GATES = {4: (0, 3, 1, 2), 3: (1, 0, 2), 1: (0,)}
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+"""Gates of recurrent nodes."""
+
+GATE_ORDER = {4: (0, 3, 1, 2), 3: (1, 0, 2), 1: (0,)}
 """ONNX's order of gates by their number: PyTorch's LSTM has i f g o and ONNX i o f c; a GRU r z n and z r h."""
 
 
@@ -156,16 +156,15 @@ def _recurrent(have: Array, statics: Sequence[Static], gates: int) -> Iterator[t
     # Each part by what it is nearest to, the same in PyTorch's order of directions, and all that there are in order: of
     # several layers the stage has all tensors.
     fitting = [static for static in statics if static.array.shape == wanted[0].shape]
-    order = _GATES[gates]
     if len(wanted[0]) % gates:
         return
     chosen: list[tuple[str, Array]] = []
     for part in wanted:
-        found = _nearest(part, fitting, gates, order, [name for name, _ in chosen])
+        found = _nearest(part, fitting, gates, [name for name, _ in chosen])
         chosen += [found] if found is not None else []
     ranks = {static.name: rank for rank, static in enumerate(fitting)}
     arranged = sorted(chosen, key=lambda each: ranks[each[0]])
-    in_order = [(static.name, _turned(static.array, gates, order)) for static in fitting]
+    in_order = [(static.name, in_gate_order(static.array, gates)) for static in fitting]
     told: list[list[str]] = []
     for parts in (chosen, arranged, in_order):
         names = [name for name, _ in parts]
@@ -175,19 +174,18 @@ def _recurrent(have: Array, statics: Sequence[Static], gates: int) -> Iterator[t
             yield " and ".join(names), stacked
 
 
-def _turned(array: Array, gates: int, order: Sequence[int]) -> Array:
+def in_gate_order(array: Array, gates: int) -> Array:
+    """A tensor of PyTorch's with its gates, blocks of the first axis, in ONNX's order."""
     pieces = np.split(array, gates)
-    return np.concatenate([pieces[i] for i in order])
+    return np.concatenate([pieces[i] for i in GATE_ORDER[gates]])
 
 
-def _nearest(
-    part: Array, statics: Sequence[Static], gates: int, order: Sequence[int], taken: Sequence[str]
-) -> tuple[str, Array] | None:
+def _nearest(part: Array, statics: Sequence[Static], gates: int, taken: Sequence[str]) -> tuple[str, Array] | None:
     """The tensor of a weight's shape that it is nearest to, its gates in ONNX's order."""
     found: list[tuple[float, str, Array]] = []
     for static in statics:
         if static.name not in taken:
-            turned = _turned(static.array, gates, order)
+            turned = in_gate_order(static.array, gates)
             found.append((_distance(part, turned), static.name, turned))
     return min(found, key=lambda each: each[0])[1:] if found else None
 

@@ -362,6 +362,8 @@ def remedy_code(diagnosis: Diagnosis) -> tuple[str, ...] | None:
 
 def tried_text(diagnosis: Diagnosis) -> str:
     """Whether the remedy was tried, and what came of it."""
+    if diagnosis.remedy_verified is None and any(line.startswith("tried in ") for line in diagnosis.evidence):
+        return "tried: the stage is right then, but another part of it may be what is wrong"
     if diagnosis.remedy_verified is None:
         return "not tried"
     if diagnosis.origin is not None and diagnosis.remedy_verified and not diagnosis.code.startswith(_SWITCH_CODES):

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import bisect_tool
 from bisect_tool.cli.explain import explain
 from bisect_tool.diagnose.causes import TITLES
-from bisect_tool.diagnose.explain import codes, page, wrapped
+from bisect_tool.diagnose.explain import catalogue, codes, page, wrapped
 from bisect_tool.errors import BisectError
 
 PACKAGE = Path(bisect_tool.__file__).parent
@@ -65,3 +65,13 @@ def test_terminal_gets_no_marks_of_markdown(
     text = capsys.readouterr().out
     assert "BD109: NaN or infinities on one side only" in text
     assert "# BD109" not in text and "`" not in text
+
+
+def test_catalogue_in_the_docs_is_current() -> None:
+    """docs/causes.md is what scripts/docs-causes writes, and each line of its contents leads to a heading."""
+    text = (PACKAGE.parent / "docs" / "causes.md").read_text(encoding="utf-8")
+    assert catalogue() == text, "run scripts/docs-causes"
+    headings = re.findall(r"^## (BD\d{3}: .+)$", text, re.MULTILINE)
+    assert [f"{code}: {title}" for code, title in codes().items()] == headings
+    anchors = {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) == anchors

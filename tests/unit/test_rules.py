@@ -23,7 +23,7 @@ from bisect_tool.diagnose.rules import (
     randomness,
     training,
 )
-from bisect_tool.diagnose.trials import Trial
+from bisect_tool.diagnose.trial import Trial
 
 Array = NDArray[Any]
 

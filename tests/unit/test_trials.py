@@ -23,7 +23,8 @@ from bisect_tool.diagnose.causes import (
     WEIGHT,
 )
 from bisect_tool.diagnose.onnx_forms import forms
-from bisect_tool.diagnose.trials import Fit, Trial, propose
+from bisect_tool.diagnose.trial import Fit, Trial
+from bisect_tool.diagnose.trials import propose
 from bisect_tool.diagnose.trying import try_all
 from bisect_tool.diagnose.weight_forms import Static, difference, weight_forms
 

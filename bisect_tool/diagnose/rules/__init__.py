@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from bisect_tool.diagnose.rules import indices, integers, masks, narrow, nonfinite, randomness, swallowed, training
 from bisect_tool.diagnose.rules.facts import Clue, Facts, Rule
-from bisect_tool.diagnose.trials import Trial
+from bisect_tool.diagnose.trial import Trial
 
 RULES: Sequence[Rule] = (
     training.look,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bisect_tool.diagnose.calls import Call, Node
-from bisect_tool.diagnose.trials import Trial
+from bisect_tool.diagnose.trial import Trial
 
 Array = NDArray[Any]
 

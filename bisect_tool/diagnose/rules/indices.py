@@ -9,7 +9,7 @@ import numpy as np
 from bisect_tool.diagnose.calls import Edit, Node, Step
 from bisect_tool.diagnose.causes import INDICES
 from bisect_tool.diagnose.rules.facts import Array, Clue, Facts, place_text, value_of
-from bisect_tool.diagnose.trials import Trial
+from bisect_tool.diagnose.trial import Trial
 
 _PLACE = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "ScatterElements": 1, "ScatterND": 1, "Scatter": 1}
 _ALONG_AXIS = {"Gather", "GatherElements", "ScatterElements", "Scatter"}

@@ -9,7 +9,7 @@ import numpy as np
 from bisect_tool.diagnose.calls import Edit, Node, Step
 from bisect_tool.diagnose.causes import INTEGERS
 from bisect_tool.diagnose.rules.facts import Array, Clue, Facts, place_text, result_of, value_of
-from bisect_tool.diagnose.trials import Trial
+from bisect_tool.diagnose.trial import Trial
 
 _INT64 = 7
 _NARROW = {np.dtype(kind) for kind in ("int8", "int16", "int32", "uint8", "uint16", "uint32")}

@@ -9,7 +9,7 @@ import numpy as np
 from bisect_tool.diagnose.calls import BEFORE, Edit, Node, Step
 from bisect_tool.diagnose.causes import MASKED
 from bisect_tool.diagnose.rules.facts import Array, Clue, Facts, number, place_text, value_of
-from bisect_tool.diagnose.trials import Trial
+from bisect_tool.diagnose.trial import Trial
 
 HIDDEN = -9000.0
 """What masks are filled with lies below: -inf, the lowest number of a type, -1e9, -1e4 with a score added."""

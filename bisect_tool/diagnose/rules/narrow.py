@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from bisect_tool.diagnose.calls import Widened
 from bisect_tool.diagnose.causes import OVERFLOW, PRECISION
-from bisect_tool.diagnose.rules.facts import Clue, Facts, result_of
+from bisect_tool.diagnose.rules.facts import Clue, Facts, place_text, result_of
 from bisect_tool.diagnose.rules.nonfinite import first_node
-from bisect_tool.diagnose.trials import Trial
+from bisect_tool.diagnose.trial import Trial
 
 HALVES = ("float16", "bfloat16")
 _CODES = {"float16": 10, "bfloat16": 16}
@@ -33,7 +33,10 @@ def look(facts: Facts) -> Iterator[Trial | Clue]:
             text = f"the graph computes {names}{more} in {narrow}, PyTorch in {facts.expected.dtype.name}"
             remedy = "keep these nodes in float32: name them in the converter's block list"
             begin = first_node(facts.stage, wants_nan=False)
-            code = OVERFLOW if begin is not None and begin[0] in inside else PRECISION
+            code = PRECISION
+            if begin is not None and begin[0] in inside:
+                code = OVERFLOW
+                text = f"{text}; {begin[0].op} {begin[0].name}{place_text(begin[1])}: {begin[2][0]}"
             yield Trial(code, inside[0].name, text, remedy, Widened(narrow))
         elif len(casts) > 1 and not theirs:
             # Each by itself leaves the others' rounding.

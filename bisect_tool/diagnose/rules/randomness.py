@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from bisect_tool.diagnose.calls import Edit, Node, Step
 from bisect_tool.diagnose.causes import CHANCE
 from bisect_tool.diagnose.rules.facts import Clue, Facts
 from bisect_tool.diagnose.rules.training import drops
-from bisect_tool.diagnose.trials import Trial
+from bisect_tool.diagnose.trial import Trial
+from bisect_tool.metrics import relative_error
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 _SUMS = {"Add", "Sub", "Mul"}
@@ -21,19 +20,16 @@ def look(facts: Facts) -> Iterator[Trial | Clue]:
     both = facts.twice()
     if both is None or both[0].dtype.kind not in "fiubV":
         return
-    one, other = (array.astype(np.float64).reshape(-1) for array in both)
-    same = (one == other) | (np.isnan(one) & np.isnan(other))
-    if same.all():
+    apart = relative_error(*both)
+    if apart == 0:
         yield Clue(CHANCE, ("run twice, the stage gives the same bits",), speaks_for=False)
         return
-    size = float(np.linalg.norm(one[np.isfinite(one)]))
-    apart = float(np.linalg.norm(np.where(same | ~np.isfinite(one - other), 0.0, one - other)))
     by = f"; random nodes: {', '.join(f'{n.op} {n.name}' for n in sources[:3])}" if sources else ""
     yield Clue(
         CHANCE,
-        (f"run twice on the same inputs, the graph's stage differs by {apart / size if size else apart:.1e}{by}",),
+        (f"run twice on the same inputs, the graph's stage differs by {apart:.1e}{by}",),
         "make the random numbers an input of the model, or leave them out of what is exported",
-        strong=bool(sources) or (size > 0 and apart / size > 1e-4),
+        strong=bool(sources) or apart > 1e-4,
     )
     for source in sources:
         yield from _left_out(source, facts.stage)

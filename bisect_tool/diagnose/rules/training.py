@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from bisect_tool.diagnose.calls import Call, Edit, Node, Step
 from bisect_tool.diagnose.causes import TRAINING
 from bisect_tool.diagnose.rules.facts import Array, Clue, Facts, value_of
-from bisect_tool.diagnose.trials import Trial
+from bisect_tool.diagnose.trial import Trial
 
 _RESULT = "<as in inference>"
 

@@ -1,0 +1,293 @@
+"""Causes end to end, of kinds that need more than one node: other sizes, pieces, masks, branches, precision, samples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, helper, numpy_helper
+from test_rules_in_runs import Around, X, constant, first, layer, node_of, put_in, report_on
+from torch import Tensor, nn
+
+from bisect_tool import LoadedCase, Options, bisect, make_tolerance
+from bisect_tool.backends.ort_runner import OrtGraph, OrtRunner
+from bisect_tool.backends.runners import RUNNERS
+from bisect_tool.records import NumericConfig
+
+
+class Windows(nn.Module):
+    """Whatever size a stage has, the next one takes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1)
+        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pool(self.up(torch.relu(self.conv(x))))
+        return self.head(y[:, :, 1:5].mean((2, 3)))
+
+
+IMAGE = torch.randn(2, 3, 17, 15, generator=torch.Generator().manual_seed(2))
+
+
+def attribute(op: str, name: str, value: object) -> Callable[[ModelProto], None]:
+    def edit(model: ModelProto) -> None:
+        node = node_of(model, op)
+        kept = [each for each in node.attribute if each.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit, stage, code, text",
+    [
+        (attribute("Conv", "strides", [1, 1]), "conv", "BD101", "strides is [1, 1]"),
+        (attribute("Conv", "pads", [0, 0, 0, 0]), "conv", "BD101", "pads is [0, 0, 0, 0]"),
+        (attribute("ConvTranspose", "output_padding", [0, 0]), "up", "BD101", "output_padding is [0, 0]"),
+        (attribute("MaxPool", "ceil_mode", 0), "pool", "BD101", "ceil_mode is 0"),
+        (attribute("MaxPool", "strides", [3, 3]), "pool", "BD101", "strides is [3, 3]"),
+    ],
+)
+def test_result_of_another_size(
+    tmp_path: Path, edit: Callable[[ModelProto], None], stage: str, code: str, text: str
+) -> None:
+    report = report_on(Windows(), (IMAGE,), tmp_path, edit)
+    (origin,) = report.verdict.origins
+    assert stage == origin.ref.stage
+    found = first(report)
+    assert (code, True) == (found.code, found.remedy_verified)
+    assert text in found.evidence[0]
+    assert "the result has PyTorch's shape" in found.evidence[1]
+    assert found.cost is not None and found.cost.endswith("once an edit of the file, or an export")
+
+
+def test_pieces_cut_and_named_otherwise(tmp_path: Path) -> None:
+    def exchanged(model: ModelProto) -> None:
+        split = node_of(model, "Split")
+        split.input[1] = constant(model, "sizes", [5, 3])
+        split.output[:] = [split.output[1], split.output[0]]
+
+    def parts(y: Tensor) -> Tensor:
+        one, other = torch.split(y, [3, 5], -1)
+        return torch.cat([other.sin(), one], -1)
+
+    found = first(report_on(Around(parts), (X,), tmp_path, exchanged))
+    assert ("BD105", True) == (found.code, found.remedy_verified)
+    assert "cuts [5, 3] where PyTorch cuts [3, 5]" in found.evidence[0]
+
+
+class Attention(nn.Module):
+    def __init__(self, **how: object) -> None:
+        super().__init__()
+        self.how = how
+        self.q, self.k, self.v, self.o = layer(1), layer(2), layer(3), layer(4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        more = {} if mask is None else {"attn_mask": mask}
+        made = nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x), **self.how, **more)  # type: ignore[arg-type]
+        out: Tensor = self.o(made)
+        return out
+
+
+def masked(model: ModelProto) -> onnx.NodeProto:
+    softmax = node_of(model, "Softmax")
+    return next(node for node in model.graph.node if softmax.input[0] in node.output)
+
+
+def without_mask(model: ModelProto) -> None:
+    add = masked(model)
+    assert "Add" == add.op_type
+    add.op_type = "Identity"
+    del add.input[1:]
+
+
+def mask_of_zeros_and_ones(model: ModelProto) -> None:
+    """Truth values taken for numbers."""
+    seen = np.tril(np.ones((4, 4), np.float32))
+    masked(model).input[1] = constant(model, "wrong_mask", seen)
+
+
+def mask_of_the_past(model: ModelProto) -> None:
+    hidden = np.where(np.triu(np.ones((4, 4), bool)), 0, -1e9).astype(np.float32)
+    masked(model).input[1] = constant(model, "wrong_mask", hidden)
+
+
+@pytest.mark.parametrize(
+    "edit, code",
+    [(without_mask, "BD103"), (mask_of_zeros_and_ones, "BD106"), (mask_of_the_past, "BD106")],
+)
+def test_causal_mask(tmp_path: Path, edit: Callable[[ModelProto], None], code: str) -> None:
+    report = report_on(Attention(is_causal=True), (X[None, None],), tmp_path, edit)
+    found = first(report)
+    assert (code, True) == (found.code, found.remedy_verified)
+    assert "causal mask" in " ".join((*found.evidence, found.remedy))
+
+
+def test_branches_exchanged(tmp_path: Path) -> None:
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = layer(1), layer(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda x: self.a(x), lambda x: -self.b(x), (x,)) + 1  # type: ignore[no-any-return]
+
+    def exchanged(model: ModelProto) -> None:
+        one, other = node_of(model, "If").attribute
+        one.name, other.name = other.name, one.name
+
+    found, *others = report_on(Chosen(), (X.abs(),), tmp_path, exchanged, dynamo=True).verdict.diagnoses
+    assert ("BD105", True) == (found.code, found.remedy_verified)
+    assert "with its two branches exchanged" in found.evidence[0]
+    assert not [each for each in others if each.origin is not None]
+
+
+def test_half_precision_overflows_in_the_middle_of_a_graph(tmp_path: Path) -> None:
+    """A converter put one square into float16: 300 ** 2 is beyond it."""
+
+    def half(model: ModelProto) -> None:
+        node = node_of(model, "Mul")
+        source, target = node.input[0], node.output[0]
+        at = list(model.graph.node).index(node)
+        put_in(model, node, helper.make_node("Cast", [source], ["narrow"], to=10, name="down"))
+        node.input[:], node.output[0] = ["narrow", "narrow"], "narrow_square"
+        model.graph.node.insert(at + 2, helper.make_node("Cast", ["narrow_square"], [target], to=1, name="up"))
+
+    square = Around(lambda y: (y * y).clamp(max=1e5) / 1e4)
+    causes = report_on(square, (X * 400,), tmp_path, half).verdict.diagnoses
+    found = next(each for each in causes if each.code == "BD110")
+    assert found.remedy_verified is True
+    assert any("float16 ends at 65504" in line for line in found.evidence)
+
+
+class LikeTf32(OrtRunner):
+    """ONNX Runtime with products that keep eleven bits of each operand, as a GPU's may: the graph shows nothing of it."""
+
+    name = "like-tf32"
+
+    def load(self, model: bytes, config: NumericConfig, weights_folder: str) -> OrtGraph:
+        graph = onnx.load_model_from_string(model)
+        factor = constant(graph, "splitter", np.float32(2**13 + 1))
+        for product in [node for node in graph.graph.node if node.op_type == "MatMul"]:
+            for place, name in enumerate(list(product.input)):
+                many, rest, kept = (f"{product.name}_{place}_{step}" for step in ("many", "rest", "kept"))
+                nodes = (("Mul", [name, factor], many), ("Sub", [many, name], rest), ("Sub", [many, rest], kept))
+                put_in(graph, product, *(helper.make_node(op, given, [made], name=made) for op, given, made in nodes))
+                product.input[place] = kept
+        return super().load(graph.SerializeToString(), replace(config, backend="onnxruntime"), weights_folder)
+
+
+def test_products_in_tf32_are_called_lower_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RUNNERS, "like-tf32", LikeTf32)
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(5))
+    net = Around(lambda y: y.T @ torch.sin(y))
+    assert "agrees" == report_on(net, (x,), tmp_path).verdict.status
+    options = Options(make_tolerance(None, None, None), onnx=tmp_path / "model.onnx", runner="like-tf32")
+    report = bisect(LoadedCase("net", net, (x,), {}), options)
+    (origin,) = report.verdict.origins
+    assert ("/mm#0", "actual") == (origin.ref.stage, origin.side)
+    found = first(report)
+    assert ("BD108", None) == (found.code, found.remedy_verified)
+    assert any("operands rounded to TF32" in line for line in found.evidence)
+
+
+def test_nan_of_the_sample_is_named(tmp_path: Path) -> None:
+    sample = X.clone()
+    sample[1, 2] = float("nan")
+
+    def lost(model: ModelProto) -> None:
+        # Max of it and itself passes over NaN in no runtime; a choice does.
+        node = node_of(model, "Relu")
+        flag = helper.make_node("IsNaN", [node.input[0]], ["odd"], name="odd")
+        zero = constant(model, "zero", np.float32(0))
+        put_in(model, node, flag, helper.make_node("Where", ["odd", zero, node.input[0]], ["even"], name="even"))
+        node.input[0] = "even"
+
+    report = report_on(Around(torch.relu), (sample,), tmp_path, lost)
+    line = re.compile(r"the sample itself holds NaN: 1 of 32 numbers of input \S+, the first at \(1, 2\)")
+    assert any(map(line.fullmatch, report.verdict.summary))
+    assert ["BD109"] == [each.code for each in report.preflight if "sample" in each.text]
+    healthy = report_on(Around(torch.relu), (sample,), tmp_path)
+    assert any("the sample itself holds NaN" in each for each in healthy.verdict.summary)
+    assert not any("sample" in each.text for each in report_on(Around(torch.relu), (X,), tmp_path).preflight)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.lstm = nn.LSTM(8, 5, 2, bidirectional=True)
+        self.gru = nn.GRU(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.gru(self.lstm(x)[0])[0]
+        return out
+
+
+def array_of(model: ModelProto, op: str, place: int, number: int = 0) -> onnx.TensorProto:
+    name = [node for node in model.graph.node if node.op_type == op][number].input[place]
+    return next(each for each in model.graph.initializer if each.name == name)
+
+
+def change(tensor: onnx.TensorProto, array: np.ndarray) -> None:  # type: ignore[type-arg]
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+
+
+def torch_gates(model: ModelProto) -> None:
+    tensor = array_of(model, "LSTM", 1)
+    i, o, f, c = np.split(numpy_helper.to_array(tensor), 4, 1)
+    change(tensor, np.concatenate([i, f, c, o], 1))
+
+
+def directions(model: ModelProto) -> None:
+    tensor = array_of(model, "LSTM", 2, 1)
+    change(tensor, numpy_helper.to_array(tensor)[::-1])
+
+
+def stale(model: ModelProto) -> None:
+    tensor = array_of(model, "GRU", 3)
+    array = numpy_helper.to_array(tensor).copy()
+    array[0, 3] += 0.5
+    change(tensor, array)
+
+
+@pytest.mark.parametrize(
+    "edit, code, text",
+    [
+        (torch_gates, "BD203", "its gates as PyTorch has them, i f g o, where ONNX has i o f c"),
+        (directions, "BD203", "its directions are exchanged"),
+        (stale, "BD202", ": 1 of 24 numbers"),
+    ],
+)
+def test_recurrent_weights_before_the_run(
+    tmp_path: Path, edit: Callable[[ModelProto], None], code: str, text: str
+) -> None:
+    x = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(1))
+    report = report_on(Recurrent(), (x,), tmp_path, edit)
+    (found,) = [each for each in report.preflight if each.severity == "fault"]
+    assert (code, True) == (found.code, text in found.text), found.text
+    assert "lstm." in found.text or "gru." in found.text
+    assert () == report_on(Recurrent(), (x,), tmp_path).preflight
+
+
+def test_bisect_is_told_by_the_whole_only_where_no_part_is_wrong(tmp_path: Path) -> None:
+    """GELU in nodes of its own: another function in it is a cause, and what only mends it is not certain."""
+
+    def other_function(model: ModelProto) -> None:
+        node_of(model, "Erf").op_type = "Tanh"
+
+    found = first(report_on(Around(nn.functional.gelu), (X,), tmp_path, other_function, opset_version=17))
+    assert ("BD102", True) == (found.code, found.remedy_verified)
+    assert "is a Tanh, where PyTorch's gelu, written out, has an Erf" in found.evidence[0]
