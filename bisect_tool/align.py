@@ -118,6 +118,9 @@ _FAMILIES = {
 }
 _FAMILY = {name: family for family, names in _FAMILIES.items() for name in names.split()}
 
+_Scope = tuple[str, str | None]
+"""Path of a module; with the family of an operation that is directly in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
@@ -629,8 +632,13 @@ class _Matcher:
         pairs: list[tuple[int, str, tuple[str, ...]]] = []
         alone = len(values) == 1 and len(free) == 1
         groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        # In a saturated chain all values have the same candidates and the same scope.
+        scoped_names: dict[tuple[int, frozenset[_Scope]], tuple[str, ...]] = {}
         for value in values:
-            groups[tuple(self._in_scope(value, candidates[value]))].append(value)
+            key = id(candidates[value]), self._scopes_of(value)
+            if key not in scoped_names:
+                scoped_names[key] = tuple(self._in_scope(key[1], candidates[value]))
+            groups[scoped_names[key]].append(value)
         rest = []
         for scoped, members in groups.items():
             options = [n for n in scoped if n in free]
@@ -653,14 +661,13 @@ class _Matcher:
             pairs = [(v, n, (*tag, AMBIGUOUS) if tag == ("order",) else tag) for v, n, tag in pairs]
         return pairs
 
-    def _in_scope(self, value: int, names: LookAlikes) -> list[str]:
-        """Those of some names that carry the scope of one of a value's stages, in topological order."""
+    def _in_scope(self, scopes: frozenset[_Scope], names: LookAlikes) -> list[str]:
+        """Those of some names that carry one of some scopes, in topological order."""
         if len(names.names) == 1:
-            return [n for n in names.names if self._same_scope(value, n)]
+            return [n for n in names.names if self._carries(n, scopes)]
         # From the scope to its names: of the names there may be as many as there are values.
-        refs = [stage.ref.stage for stage in self.stages_of[value] if stage.level != "container"]
-        paths = dict.fromkeys(ref.rpartition("/")[0] if "#" in ref else ref for ref in refs)
-        found = {n for path in paths for n in self.scopes.named(path) if n in names and self._same_scope(value, n)}
+        paths = {path for path, _ in scopes}
+        found = {n for path in paths for n in self.scopes.named(path) if n in names and self._carries(n, scopes)}
         return sorted(found, key=lambda n: (self.place[n], n))
 
     def _orders(self, values: list[int], names: list[str]) -> bool:
@@ -792,25 +799,30 @@ class _Matcher:
         return path is not None and bool(self.taken_by.get(path, set()) - {name})
 
     def _same_scope(self, value: int, name: str) -> bool:
-        path = self.scopes.path_of(name)
-        if path is None:
-            return False
-        maker = self.scopes.maker_of(name)
-        assert maker is not None
-        node = self.graph.nodes[maker]
+        return self._carries(name, self._scopes_of(value))
+
+    def _scopes_of(self, value: int) -> frozenset[_Scope]:
+        """Scopes that nodes of a value's stages carry."""
+        found: set[_Scope] = set()
         for stage in self.stages_of[value]:
             if stage.level == "container":
                 continue
-            if "#" not in stage.ref.stage:
-                if stage.ref.stage == path and stage.alias_of is None:
-                    return True
-            elif stage.ref.stage.rpartition("/")[0] == path and self._same_family(stage, node):
-                return True
-        return False
+            if "#" in stage.ref.stage:
+                found.add((stage.ref.stage.rpartition("/")[0], family(stage.type)))
+            elif stage.alias_of is None:
+                found.add((stage.ref.stage, None))
+        return frozenset(found)
 
-    @staticmethod
-    def _same_family(stage: Stage, node: OnnxNode) -> bool:
-        return family(stage.type) == family(node.target or node.op_type)
+    def _carries(self, name: str, scopes: frozenset[_Scope]) -> bool:
+        path = self.scopes.path_of(name)
+        if path is None:
+            return False
+        if (path, None) in scopes:
+            return True
+        maker = self.scopes.maker_of(name)
+        assert maker is not None
+        node = self.graph.nodes[maker]
+        return (path, family(node.target or node.op_type)) in scopes
 
     def _follow(self, match: Match, signature: Signature | None = None) -> Match:
         """Moves a pair down through untagged nodes that hand the value on, so that it is what the next stage reads.

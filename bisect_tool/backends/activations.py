@@ -60,6 +60,7 @@ class ActivationStore:
         self._held = 0
         self._spill: _Spill | None = None
         self._cache: dict[int, Array] = {}
+        self._complex: set[int] = set()
 
     def attach(self, recorder: Recorder) -> None:
         """Says who holds what stays in memory, and copies it before the model overwrites it."""
@@ -89,6 +90,8 @@ class ActivationStore:
         if self._spill is None:
             self._spill = _Spill(self._buffers)
         self._spill.write(value, to_numpy(tensor))
+        if tensor.is_complex():
+            self._complex.add(value)
 
     def has_room(self, size: int) -> bool:
         """Whether a tensor of so many bytes would stay in memory."""
@@ -134,7 +137,8 @@ class ActivationStore:
         """The tensor itself, of a kept value or of one that the recorder holds; not to be written to."""
         self._check(value)
         if self._spill is not None and value in self._spill:
-            return from_numpy(self.fetch(value))
+            array = from_numpy(self.fetch(value))
+            return torch.view_as_complex(array) if value in self._complex else array
         assert self._recorder is not None
         return self._recorder.held(value)  # type: ignore[no-any-return]
 

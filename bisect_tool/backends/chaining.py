@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bisect_tool.backends.parts import Call, Part, Step, exchanged_forwards
 from bisect_tool.backends.structures import map_tensors
-from bisect_tool.backends.torch_runner import from_numpy
+from bisect_tool.backends.torch_runner import complex_like, from_numpy
 from bisect_tool.errors import BisectError
 from bisect_tool.recorder import flatten_tensors
 from bisect_tool.records import OutputKey
@@ -76,7 +76,7 @@ def as_torch(array: Array | None, like: torch.Tensor) -> torch.Tensor:
     """
     if array is None:
         return like.clone()
-    tensor = from_numpy(array)
+    tensor = complex_like(from_numpy(array), like)
     return tensor.to(like.dtype) if tensor.is_floating_point() and like.is_floating_point() else tensor
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.replay import AS_RUN, CannotReplayError, replay_values, slice_of
+from bisect_tool.backends.torch_runner import complex_like
 from bisect_tool.diagnose.grown import Crossing
 from bisect_tool.recorder import Trace
 from bisect_tool.records import Stage
@@ -60,7 +61,8 @@ def _same(
         own = activations.tensor(value)
         if value not in theirs:
             return own
-        return torch.from_numpy(np.array(theirs[value])).to(own.dtype).reshape(own.shape)
+        given = complex_like(torch.from_numpy(np.array(theirs[value])), own)
+        return given.to(own.dtype).reshape(own.shape)
 
     try:
         ops = slice_of(tape, stage.value, set(theirs))

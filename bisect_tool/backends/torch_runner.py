@@ -31,6 +31,7 @@ __all__ = [
     "LAYOUT_OPS",
     "TorchRun",
     "build_trace",
+    "complex_like",
     "float_dtype_of",
     "from_numpy",
     "nested_note",
@@ -41,7 +42,10 @@ _PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
 def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
-    """A numpy view (or a copy, where the tensor is not on the CPU or not dense); bfloat16 and float8 through ml_dtypes."""
+    """A numpy view (or a copy, where the tensor is not on the CPU or not dense); bfloat16 and float8 through ml_dtypes.
+
+    Complex numbers are pairs along one more axis, as graphs have them: ONNX Runtime computes with no others.
+    """
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
@@ -52,7 +56,7 @@ def to_numpy(tensor: torch.Tensor) -> NDArray[Any]:
     if special is not None:
         bits = torch.int16 if tensor.element_size() == 2 else torch.uint8
         return tensor.contiguous().view(bits).numpy().view(special)
-    return tensor.numpy()
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).numpy()
 
 
 _ML_DTYPES: dict[torch.dtype, Any] = {torch.bfloat16: ml_dtypes.bfloat16}
@@ -65,12 +69,20 @@ _TORCH_DTYPES = {np.dtype(special): dtype for dtype, special in _ML_DTYPES.items
 
 
 def from_numpy(array: NDArray[Any]) -> torch.Tensor:
-    """The inverse of :func:`to_numpy`; shares memory where the array can be written to."""
+    """The inverse of :func:`to_numpy`, but for complex numbers; shares memory where the array can be written to."""
     special = _TORCH_DTYPES.get(array.dtype)
     if special is None:
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     bits = np.int16 if array.dtype.itemsize == 2 else np.uint8
     return torch.from_numpy(np.ascontiguousarray(array).view(bits).copy()).view(special)
+
+
+def complex_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Pairs of real numbers as the complex numbers that they stand for, where ``like`` holds such; else as they are."""
+    if not like.is_complex() or tensor.is_complex() or tuple(tensor.shape) != (*like.shape, 2):
+        return tensor
+    parts = torch.view_as_real(like)
+    return torch.view_as_complex(tensor.to(parts.dtype).contiguous())
 
 
 class TorchRun:
@@ -145,12 +157,14 @@ def build_trace(trace: Trace, modules: Mapping[str, str], *, every_op: bool = Fa
 
 def _stage(entry: StageEntry) -> Stage:
     alias = None if entry.alias is None else StageRef(*entry.alias)
+    # As to_numpy has it.
+    pairs = (2,) if entry.dtype.startswith("complex") else ()
     return Stage(
         StageRef(*entry.ref),
         entry.level,
         entry.type,
         entry.source,
-        entry.shape,
+        (*entry.shape, *pairs),
         entry.dtype,
         entry.value,
         entry.inputs,

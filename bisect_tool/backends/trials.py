@@ -227,7 +227,8 @@ def _calls(
 
     def keep(value: int, tensor: torch.Tensor) -> None:
         nonlocal left
-        if tensor.is_nested:
+        # No trial has pairs of numbers for operands.
+        if tensor.is_nested or tensor.is_complex():
             return
         size = tensor.numel() * tensor.element_size()
         if value not in arrays and size <= left and tensor.layout is torch.strided:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from bisect_tool.backends.onnx_graph import name_everything
 from bisect_tool.backends.onnx_program import OnnxProgram, type_of_array
+from bisect_tool.backends.opsets import other_meaning
 from bisect_tool.backends.ort_runner import make_session, run_session
 from bisect_tool.errors import InconclusiveError
 from bisect_tool.records import NumericConfig
@@ -87,6 +88,13 @@ def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
 
 def _size(graph: ir.Graph) -> int:
     return sum(1 + sum(map(_size, _bodies(node))) for node in graph)
+
+
+def _all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    for node in graph:
+        yield node
+        for body in _bodies(node):
+            yield from _all_nodes(body)
 
 
 def _names(graph: ir.Graph) -> Iterator[tuple[str, str]]:
@@ -156,8 +164,15 @@ class _Unfolding:
 
     def _why_kept(self, node: ir.Node, function: ir.Function) -> str | None:
         for domain, version in function.opset_imports.items():
-            if self.model.opset_imports.get(domain, version) != version:
-                return f"its opset {domain or 'ai.onnx'} {version} is not the model's"
+            models = self.model.opset_imports.get(domain, version)
+            if models == version or self._only_functions(function, domain):
+                continue
+            told = f"its opset {domain or 'ai.onnx'} {version} is not the model's"
+            if domain not in ("", "ai.onnx"):
+                return told
+            other = other_meaning(_all_nodes(_body_of(node, function)), version, models)
+            if other is not None:
+                return f"{told}, and {other} may mean something else there"
         if any(True for _ in _bodies(node)):
             return "it is called with a body"
         size = _size(function.graph)
@@ -165,12 +180,15 @@ class _Unfolding:
             return f"with it the graph would have {self.added + size} nodes more"
         return None
 
+    def _only_functions(self, function: ir.Function, domain: str) -> bool:
+        """Whether all that a function calls by this domain are the file's own functions, which have no versions."""
+        called = [node for node in _all_nodes(function.graph) if (node.domain or "ai.onnx") == (domain or "ai.onnx")]
+        return all(node.op_identifier() in self.model.functions for node in called)
+
     def _inline(self, node: ir.Node, function: ir.Function) -> None:
         for domain, version in function.opset_imports.items():
             self.model.opset_imports.setdefault(domain, version)
-        body = _with_own_outputs(function.graph).clone(allow_outer_scope_values=True)
-        given = {**{a.name: a for a in function.attributes.values() if a.value is not None}, **node.attributes}
-        _resolve(body, given)
+        body = _body_of(node, function)
         self._splice(node, [(body, list(node.inputs), f"{node.name}/", "")], lambda parts: list(parts[0]))
 
     # -- bodies -------------------------------------------------------------------------------------------------------
@@ -456,6 +474,14 @@ def _within(outer: str, inner: str, behind: str) -> str:
         return inner
     modules = own[:-1] if own[0] == "" else [*around[:-1], *own[:-1]]
     return str([*modules, f"{own[-1]}{behind}"])
+
+
+def _body_of(node: ir.Node, function: ir.Function) -> ir.Graph:
+    """What a call of a function is made of, with the call's attributes."""
+    body = _with_own_outputs(function.graph).clone(allow_outer_scope_values=True)
+    given = {**{a.name: a for a in function.attributes.values() if a.value is not None}, **node.attributes}
+    _resolve(body, given)
+    return body
 
 
 def _resolve(graph: ir.Graph, given: Mapping[str, ir.Attr]) -> None:
