@@ -93,8 +93,8 @@ def test_wrong_file_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proje
     )
     assert 1 == code, out + err
     assert out.startswith("DIVERGES  ")
-    line = next(line for line in out.splitlines() if line.split()[:1] == ["first"])
-    assert "limit" in line and "made here" in line
+    line = next(line for line in out.splitlines() if "first" in line.split()[:2])
+    assert ["*", "first"] == line.split()[:2] and "limit" in line and "model.py:15" in line
     cases = {case.get("name"): case for case in ElementTree.parse(junit).getroot().iter("testcase")}
     failure = cases["stage first"].find("failure")
     assert failure is not None and "limit" in failure.get("message", "")
