@@ -226,7 +226,7 @@ def _submitted(
             key = f"bisect-{run}-{task.key}"
             future = client.submit(perform, function, task.arguments, __version__, key=key, pure=False)
             futures[future] = task
-        for future in distributed.as_completed(list(futures)):
+        for future in distributed.as_completed(list(futures), loop=client.loop):
             task = futures.pop(future)
             if future.status == "finished":
                 yield task, result_of(task.key, future.result())

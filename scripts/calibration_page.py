@@ -16,7 +16,7 @@ Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 COUNTS_FROM = 1e-4
 """Local relative error from which on a fault has to be caught."""
 
-STEPS = (0.0, 1e-6, 3e-6, 1e-5, 3e-5, COUNTS_FROM, 1e-3, 1e-2, float("inf"))
+STEPS = (0.0, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, COUNTS_FROM, 1e-3, 1e-2, float("inf"))
 
 INTRODUCTION = Path(__file__).with_suffix(".md")
 

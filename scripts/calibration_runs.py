@@ -38,7 +38,7 @@ RATES = (0.05, 0.01)
 FIRST_KNOWN, FIRST_HELD_OUT = 10_000, 20_000
 """Seeds of samples: those to calibrate with and those to judge have none in common, nor with the planted faults' own."""
 
-SCALES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
+SCALES = (2.4e-7, 4.8e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
 """Relative size of the faults that only scale one node's result."""
 
 EXPORTER = "torchscript"

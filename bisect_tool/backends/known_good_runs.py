@@ -161,11 +161,9 @@ def torch_errors(
             with contextlib.suppress(_NotApplicableError), _run(sample, level, budget, config) as other:
                 known.varied(name, known.against(other), usual)
         if variations.batch:
-            for half in (0, 1):
-                with contextlib.suppress(_NotApplicableError):
-                    doubled = _beside_itself(sample)
-                    with _run(doubled, level, budget) as other:
-                        known.varied("PyTorch, place in a batch", known.against(other, half), usual)
+            with contextlib.suppress(_NotApplicableError), _run(_beside_itself(sample), level, budget) as other:
+                for half in (0, 1):
+                    known.varied("PyTorch, place in a batch", known.against(other, half), usual)
         for name in variations.accepted:
             config = NumericConfig("torch", switches={"emulate": name})
             with contextlib.suppress(_NotApplicableError), _run(sample, level, budget, config) as other:

@@ -95,8 +95,9 @@ def why_stage(row: StageRow, result: Comparison, tolerance: Tolerance) -> str:
         return _broken(result.total) or limit_text(result.limit)
     if tolerance.source in ("default", "calibrated") and result.local is not None and makes_error(row, result):
         own = _broken(result.local) or f"own error {common.sci(result.local.rel_l2)}"
-        floor = common.noise_text(result.noise_ratio, None) if result.noise_ratio is not None else "more than rounding"
-        return f"{own}, {floor}"
+        if result.noise_ratio is None:
+            return f"{own}, more than rounding"
+        return f"{own} ({common.ratio(result.noise_ratio)} x noise floor)"
     return why_metrics(result.total, row.dtype, tolerance)
 
 

@@ -15,6 +15,8 @@ from bisect_tool.verification import metric_line
 
 MOST_STAGES = 10
 """Failing stages that are listed; the report has all of them."""
+MOST_BEHIND = 3
+"""Of those that only hand on the error of another one in the list."""
 MOST_OUTPUTS = 8
 MOST_LINES = 4
 """Of the verdict's wording."""
@@ -77,23 +79,26 @@ def _stages(page: Page, report: Report, stages: Sequence[failing.FailingStage]) 
     judged = {row.index for run in failing.counting_runs(report) for row, _ in failing.counting_rows(report, run)}
     page.line()
     page.line((f"{len(stages)} of {common.plural(len(judged), 'stage')} over their limits", "bold"))
-    # Where error is made says most; the rest of the room goes to the first ones.
+    # Where error is made says most; stages behind it only hand it on.
     first = [stage for stage in stages if stage.origin is not None][:MOST_STAGES]
-    first += [stage for stage in stages if stage.origin is None][: MOST_STAGES - len(first)]
+    room = min(MOST_STAGES - len(first), MOST_BEHIND) if first else MOST_STAGES
+    first += [stage for stage in stages if stage.origin is None][:room]
     entries: list[Row | Span] = [
-        Row((stage.name, stage.why, "made here" if stage.origin is not None else "", stage.row.source or "-"))
+        Row(("*" if stage.origin is not None else "", stage.name, stage.why, stage.row.source or "-"))
         for stage in stages
         if stage in first
     ]
     if len(stages) > len(first):
-        entries.append(Span(f"and {len(stages) - len(first)} more, in the report"))
+        entries.append(Span(f"   and {len(stages) - len(first)} more, in the report"))
     columns = (
+        Column(""),
         Column("stage", minimum=16),
-        Column("error", minimum=24, cut="end"),
-        Column("", drop=1),
-        Column("at", minimum=14, drop=2),
+        Column("error"),
+        Column("at", minimum=12, drop=1),
     )
-    page.table(columns, entries, indent=2)
+    page.table(columns, entries, indent=1)
+    if any(stage.origin is not None for stage in first):
+        page.line(("   * error is made here; the others hand it on", "dim"))
     page.line()
 
 

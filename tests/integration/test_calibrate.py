@@ -316,13 +316,13 @@ def test_whole_steps_are_no_measure() -> None:
 def test_a_matrix_adds_configurations_that_only_round(net: nn.Module, tmp_path: Path) -> None:
     """Emulated TF32 does more, and is left out with its size."""
     path = tmp_path / "m.toml"
-    pairs = {"one-thread": "threads = 1", "channels": "channels_last = true", "coarse-emulated": 'emulate = "tf32"'}
+    pairs = {"one-thread": "threads = 1", "channels": "channels_last = true", "tf32-emulated": 'emulate = "tf32"'}
     path.write_text("".join(f'[[pair]]\nname = "{n}"\n[pair.expected]\n{text}\n' for n, text in pairs.items()))
     wanted = with_matrix(Variations(batch=False), read_matrix(str(path)))
     errors = torch_errors(Sample(net, sample(0), {}), wanted, "leaf", (), BUDGET, 0)
     assert {"PyTorch of one-thread", "PyTorch of channels"} <= errors.runs.keys()
-    assert "PyTorch of coarse-emulated" not in errors.runs
-    assert any("PyTorch of coarse-emulated" in line and "more than rounding" in line for line in errors.left_out)
+    assert "PyTorch of tf32-emulated" not in errors.runs
+    assert any("PyTorch of tf32-emulated" in line and "more than rounding" in line for line in errors.left_out)
 
 
 def test_copies_differ_a_little_and_repeat() -> None:

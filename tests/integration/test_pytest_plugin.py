@@ -100,7 +100,7 @@ def test_in_a_project(pytester: pytest.Pytester, loaded: list[str]) -> None:
         [
             '>       assert_onnx_matches(net, sample, onnx="broken.onnx")',
             "E       *assert broken.onnx == Net, first differing stage first at *model.py:15 (Linear)",
-            "E         *times the noise floor*(ort-cpu-off)",
+            "E         own error * x noise floor)   (ort-cpu-off)",
             "E         *of 64 elements differ*",
             "E         error is made here: *ONNX Runtime is the side that is off against float64",
             "E         ONNX nodes: /first/Gemm",

@@ -93,8 +93,8 @@ def test_wrong_file_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proje
     )
     assert 1 == code, out + err
     assert out.startswith("DIVERGES  ")
-    line = next(line for line in out.splitlines() if line.split()[:1] == ["first"])
-    assert "limit" in line and "made here" in line
+    line = next(line for line in out.splitlines() if "first" in line.split()[:2])
+    assert ["*", "first"] == line.split()[:2] and "limit" in line and "model.py:15" in line
     cases = {case.get("name"): case for case in ElementTree.parse(junit).getroot().iter("testcase")}
     failure = cases["stage first"].find("failure")
     assert failure is not None and "limit" in failure.get("message", "")
@@ -199,6 +199,22 @@ def test_what_is_refused(arguments: tuple[str, ...], message: str, tmp_path: Pat
     assert (2, "") == (code, out), err
     assert message in " ".join(err.split()) and "help:" in err
     assert not (tmp_path / "r").exists()
+
+
+def test_case_file(tmp_path: Path, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case file may name the table, relative to itself; what only the main command does is refused."""
+    case = project.folder / "case.toml"
+    lines = '[case]\nmodel = "model.py"\ncheckpoint = "ckpt.pth"\ninput = "samples/0.pt"\nonnx = "model.onnx"\n'
+    case.write_text(lines + '[tolerance]\ntable = "tolerances.toml"\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("bisect-tool", "verify", "--config", case, "-q", "-o", "a")
+    assert 0 == code, err
+    assert "calibrated on 128 samples" in " ".join(out.split())
+    code, _, err = run("bisect-tool", "verify", "--config", case, "-q", "-o", "b", "--max-abs", "1")
+    assert 0 == code, "the command line's tolerance takes the place of the file's"
+    case.write_text(lines + '[run]\nmatrix = "quick"\n', encoding="utf-8")
+    code, _, err = run("bisect-tool", "verify", "--config", case, "-q", "-o", "c")
+    assert 2 == code and "does not take a matrix" in err
 
 
 def test_run_without_an_answer_leaves_a_failing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

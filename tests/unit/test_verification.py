@@ -225,7 +225,7 @@ def test_failing_stages_are_listed_with_their_limits() -> None:
     report = replace(report, stages=rows, tolerance=replace(report.tolerance, source="calibrated", table=TABLE))
     text = printed(report, 120)
     assert text.startswith("DIVERGES  ckpt against")
-    assert "over their limits" in text and "limit 1.0e-05 (x" in text and "made here" in text
+    assert "over their limits" in text and "limit 1.0e-05 (x" in text and "* error is made here" in text
     assert "limits of 5 stages calibrated on 128 samples (tolerances.toml)" in " ".join(text.split())
 
 
