@@ -26,15 +26,14 @@ from bisect_tool.align import (
     SecondDraw,
     Sides,
     ambiguity_lines,
-    is_narrow,
     match_values,
     summarize,
     trusted,
-    value_limit,
 )
-from bisect_tool.backends.abreast import LEAST_ROOM, Abreast, buffers_put_back, stretch
+from bisect_tool.backends.abreast import buffers_put_back
 from bisect_tool.backends.activations import ActivationStore, GoneError
 from bisect_tool.backends.before import look_before
+from bisect_tool.backends.both_sides import BothSides, both_sides, finished, has_room, measured
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.captured import OnValue, Outputs, Reference, output_error, repeats_not, same_stages, within
 from bisect_tool.backends.case import LoadedCase, check_forward, check_opset, copies_of, export_case, keep_file
@@ -70,7 +69,7 @@ from bisect_tool.backends.variants import variants
 from bisect_tool.backends.weights import check_weights, modules_by_weights
 from bisect_tool.baked import with_baked
 from bisect_tool.bodies import leave_out_bodies, match_bodies
-from bisect_tool.compare import MAIN_LAYER, Ledger, Total, lane_name, total_of
+from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.diagnose.causes import BAKED
 from bisect_tool.diagnose.findings import (
     MAY_BE_BAKED,
@@ -118,7 +117,6 @@ from bisect_tool.quantised import (
     judge_quantised,
     quality_of,
     quantisation_of,
-    quantised_counts,
     summary_lines,
     with_stage_costs,
 )
@@ -404,7 +402,7 @@ class _Bisection:
         self.notes = [*case.notes, *bound.notes, *unfolded]
         # Each value is held on both sides.
         self.in_memory = 2 * program.activation_bytes() <= options.memory_budget
-        self.abreast: Abreast[Total] | None = None
+        self.abreast: BothSides | None = None
         if not self.in_memory and not self._can_go_abreast():
             map_big_blocks()
         self.buffers = BufferPool()
@@ -785,57 +783,34 @@ class _Bisection:
     def _can_go_abreast(self) -> bool:
         """Whether each value is compared once, with nothing but the plain run: then no tensor has to be kept."""
         alone = self.configs == [self.base] and not self.options.forced
-        # Rules for half precision and for quantised graphs look at the finished alignment first.
-        plain = self.half is None and not quantised_counts(self.graph)
-        return alone and plain and LEAST_ROOM * self.program.largest_bytes() <= self.options.memory_budget
+        # Rules for half precision look at the finished alignment first.
+        return alone and self.half is None and has_room(self.program, self.options.memory_budget)
 
-    def _both_sides(self, store: ActivationStore) -> Abreast[Total]:
-        length = stretch(self.program.largest_bytes())
-        segments = self.program.segments(length)
-        exposed = {name for segment in segments for name in segment.makes}
-        tolerance, narrow = self.options.tolerance, is_narrow(self.graph)
-
+    def _both_sides(self, store: ActivationStore) -> BothSides:
         def lost(value: int, array: Array, signature: Signature) -> None:
             # Alignment may still ask for it with its axes in another order.
             self.permuted[value, None] = permuted_signatures(array, kind_of(array.dtype), signature)
 
-        self.abreast = Abreast(
-            SegmentedRun(self.program, self.base.actual, segments, exposed, None, self.feeds),
-            store,
-            lambda expected, actual: total_of(expected, actual, tolerance),
-            lost,
-            lambda dtype: value_limit(dtype, narrow=narrow),
-            length,
-            keep_rest=self.in_memory,
-            outputs=set(self.graph.outputs),
-        )
+        tolerance, config = self.options.tolerance, self.base.actual
+        self.abreast = both_sides(self.program, config, self.feeds, store, tolerance, lost, keep_rest=self.in_memory)
         return self.abreast
 
-    def _finish_abreast(self, both: Abreast[Total]) -> None:
-        both.finish()
-        if both.failed:
-            # Said where it is said otherwise.
-            raise GoneError
-        self.onnx_signatures.update(both.signatures)
-        self.types.update(both.types)
-        self.chained.update(both.arrays)
-        self.seconds[self.base.name] = self.seconds.get(self.base.name, 0.0) + both.seconds
+    def _finish_abreast(self, both: BothSides) -> None:
+        done = finished(both)
+        self.onnx_signatures.update(done.signatures)
+        self.types.update(done.types)
+        self.chained.update(done.arrays)
+        self.seconds[self.base.name] = self.seconds.get(self.base.name, 0.0) + done.seconds
 
     def _is_at_hand(self, reference: Reference, match: Match) -> bool:
         """Whether a pair was compared, or can still be."""
-        return not reference.activations.is_gone(match.value) or self._early(match) is not None
-
-    def _early(self, match: Match) -> Total | None:
-        """What was measured of a pair while both sides ran."""
-        if self.abreast is None or match.permutation is not None:
-            return None
-        return self.abreast.results.get((match.value, match.onnx))
+        return not reference.activations.is_gone(match.value) or measured(self.abreast, match) is not None
 
     def _take_early(self, config: str, pairs: Mapping[str, int], matches: Mapping[int, Match]) -> dict[str, int]:
         """Enters what was measured while both sides ran; the pairs that are left."""
         left = {}
         for name, value in pairs.items():
-            total = self._early(matches[value])
+            total = measured(self.abreast, matches[value])
             if total is None:
                 left[name] = value
                 continue
