@@ -8,7 +8,7 @@ import itertools
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,21 +24,18 @@ from bisect_tool.align import (
     VALUE_LIMIT,
     Hints,
     Match,
-    SecondDraw,
     Sides,
     ambiguity_lines,
-    is_narrow,
     match_values,
     summarize,
     trusted,
-    value_limit,
 )
-from bisect_tool.backends.abreast import LEAST_ROOM, Abreast, buffers_put_back, stretch
+from bisect_tool.backends.abreast import buffers_put_back
 from bisect_tool.backends.activations import ActivationStore, GoneError
 from bisect_tool.backends.architecture import graph_of
 from bisect_tool.backends.before import look_before
+from bisect_tool.backends.both_sides import BothSides, both_sides, finished, has_room, measured
 from bisect_tool.backends.branches import exchanged_branches
-from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.captured import OnValue, Outputs, Reference, output_error, repeats_not, same_stages, within
 from bisect_tool.backends.case import LoadedCase, check_forward, check_opset, copies_of, export_case, keep_file
 from bisect_tool.backends.compiled import compiled_note, original
@@ -50,21 +47,20 @@ from bisect_tool.backends.facts import fed_inputs, graph_facts
 from bisect_tool.backends.floors import TapedRun, noise_of
 from bisect_tool.backends.fresh import MOST_EXPORTED, most_alike, outline
 from bisect_tool.backends.fresh_weights import compare_beside
+from bisect_tool.backends.graph_runs import GraphRuns, permutations
 from bisect_tool.backends.inputs import bind_inputs, sample_tensors
 from bisect_tool.backends.inside import Opened, Surroundings, look_inside, open_stage
 from bisect_tool.backends.lower_precision import reduced
 from bisect_tool.backends.memory import freed_memory_is_kept, map_big_blocks, return_free_memory
 from bisect_tool.backends.onnx_graph import dtype_name, load_onnx
-from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
-from bisect_tool.backends.ort_runner import Reuse, SegmentedRun
+from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.pairing import check_weights
 from bisect_tool.backends.passes import explain_optimised
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.replay import CannotReplayError
 from bisect_tool.backends.replay_folder import Told, replay_files
 from bisect_tool.backends.runners import WholeRun, untouched_run
-from bisect_tool.backends.second_draw import random_like, torch_signatures
-from bisect_tool.backends.stream import Lane, OnPair, run_lanes
+from bisect_tool.backends.stream import Lane
 from bisect_tool.backends.testimony import ask
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
@@ -82,7 +78,7 @@ from bisect_tool.calibrated import (
     table_lines,
     with_table,
 )
-from bisect_tool.compare import MAIN_LAYER, Ledger, Total, lane_name, total_of
+from bisect_tool.compare import MAIN_LAYER, Ledger, lane_name
 from bisect_tool.diagnose.causes import BAKED
 from bisect_tool.diagnose.costs import with_work
 from bisect_tool.diagnose.findings import (
@@ -139,7 +135,6 @@ from bisect_tool.quantised import (
     judge_quantised,
     quality_of,
     quantisation_of,
-    quantised_counts,
     summary_lines,
     with_stage_costs,
 )
@@ -442,12 +437,11 @@ class _Bisection:
         self.held: Set[int] = frozenset()
         self.options = options = replace(options, tolerance=tolerance_for(options.tolerance, self.half))
         self.notes = [*case.notes, *bound.notes, *unfolded]
-        # Each value is held on both sides.
-        self.in_memory = 2 * program.activation_bytes() <= options.memory_budget
-        self.abreast: Abreast[Total] | None = None
+        self.onnx = GraphRuns(program, self.base.actual, self.feeds, options.memory_budget)
+        self.in_memory, self.buffers = self.onnx.in_memory, self.onnx.buffers
+        self.abreast: BothSides | None = None
         if not self.in_memory and not self._can_go_abreast():
             map_big_blocks()
-        self.buffers = BufferPool()
         self.reference: Reference | None = None
         self.bound_outputs: list[str | None] = []
         self.exchanged: list[str] = []
@@ -456,9 +450,8 @@ class _Bisection:
         self.misplaced: dict[str, str] = {}
         self.torch_signatures: Mapping[int, Signature] = {}
         self.permuted: dict[tuple[int, tuple[int, ...] | None], Mapping[tuple[int, ...], Signature]] = {}
-        self.onnx_signatures: dict[str, Signature] = {}
-        self.types: dict[str, ValueType] = {}
-        self.chained: dict[str, Array | None] = {}
+        # What the graph's own run left, under one name for all that follows.
+        self.onnx_signatures, self.types, self.chained = self.onnx.signatures, self.onnx.types, self.onnx.arrays
         self.ledger = Ledger(options.tolerance, {pair.name for pair in self.configs})
         # Between fused nodes there is no value to force.
         unfused = {pair.name for pair in self.configs if pair.actual.optimization == "off"}
@@ -488,8 +481,8 @@ class _Bisection:
         if self.reference is not None:
             self.reference.activations.close()
         self.reference = self.abreast = None
-        for kept in (self.chained, self.permuted, self.onnx_signatures, self.types):
-            kept.clear()
+        self.onnx.forget()
+        self.permuted.clear()
         if not self.in_memory:
             map_big_blocks()
 
@@ -836,57 +829,34 @@ class _Bisection:
     def _can_go_abreast(self) -> bool:
         """Whether each value is compared once, with nothing but the plain run: then no tensor has to be kept."""
         alone = self.configs == [self.base] and not self.options.forced
-        # Rules for half precision and for quantised graphs look at the finished alignment first.
-        plain = self.half is None and not quantised_counts(self.graph)
-        return alone and plain and LEAST_ROOM * self.program.largest_bytes() <= self.options.memory_budget
+        # Rules for half precision look at the finished alignment first.
+        return alone and self.half is None and has_room(self.program, self.options.memory_budget)
 
-    def _both_sides(self, store: ActivationStore) -> Abreast[Total]:
-        length = stretch(self.program.largest_bytes())
-        segments = self.program.segments(length)
-        exposed = {name for segment in segments for name in segment.makes}
-        tolerance, narrow = self.options.tolerance, is_narrow(self.graph)
-
+    def _both_sides(self, store: ActivationStore) -> BothSides:
         def lost(value: int, array: Array, signature: Signature) -> None:
             # Alignment may still ask for it with its axes in another order.
             self.permuted[value, None] = permuted_signatures(array, kind_of(array.dtype), signature)
 
-        self.abreast = Abreast(
-            SegmentedRun(self.program, self.base.actual, segments, exposed, None, self.feeds),
-            store,
-            lambda expected, actual: total_of(expected, actual, tolerance),
-            lost,
-            lambda dtype: value_limit(dtype, narrow=narrow),
-            length,
-            keep_rest=self.in_memory,
-            outputs=set(self.graph.outputs),
-        )
+        tolerance, config = self.options.tolerance, self.base.actual
+        self.abreast = both_sides(self.program, config, self.feeds, store, tolerance, lost, keep_rest=self.in_memory)
         return self.abreast
 
-    def _finish_abreast(self, both: Abreast[Total]) -> None:
-        both.finish()
-        if both.failed:
-            # Said where it is said otherwise.
-            raise GoneError
-        self.onnx_signatures.update(both.signatures)
-        self.types.update(both.types)
-        self.chained.update(both.arrays)
-        self.seconds[self.base.name] = self.seconds.get(self.base.name, 0.0) + both.seconds
+    def _finish_abreast(self, both: BothSides) -> None:
+        done = finished(both)
+        self.onnx_signatures.update(done.signatures)
+        self.types.update(done.types)
+        self.chained.update(done.arrays)
+        self.seconds[self.base.name] = self.seconds.get(self.base.name, 0.0) + done.seconds
 
     def _is_at_hand(self, reference: Reference, match: Match) -> bool:
         """Whether a pair was compared, or can still be."""
-        return not reference.activations.is_gone(match.value) or self._early(match) is not None
-
-    def _early(self, match: Match) -> Total | None:
-        """What was measured of a pair while both sides ran."""
-        if self.abreast is None or match.permutation is not None:
-            return None
-        return self.abreast.results.get((match.value, match.onnx))
+        return not reference.activations.is_gone(match.value) or measured(self.abreast, match) is not None
 
     def _take_early(self, config: str, pairs: Mapping[str, int], matches: Mapping[int, Match]) -> dict[str, int]:
         """Enters what was measured while both sides ran; the pairs that are left."""
         left = {}
         for name, value in pairs.items():
-            total = self._early(matches[value])
+            total = measured(self.abreast, matches[value])
             if total is None:
                 left[name] = value
                 continue
@@ -964,7 +934,7 @@ class _Bisection:
             except InconclusiveError:
                 continue
             if all(out.judgement == "pass" for out in self._output_results(found, outputs)):
-                self.feeds = feeds
+                self.feeds = self.onnx.feeds = feeds
                 self.notes = [
                     note for note in self.notes if not any(f"ONNX input {name} was given" in note for name in group)
                 ]
@@ -1005,10 +975,6 @@ class _Bisection:
                 for place, other in exchanged(bound.names, agrees).items()
             ]
 
-    def _segment_budget(self) -> int | None:
-        # Held at once: PyTorch's tensors for the segment, the chained and the forced outputs, and what crosses the cut.
-        return None if self.in_memory else max(self.options.memory_budget // 6, 1)
-
     # -- aligning -----------------------------------------------------------------------------------------------------
 
     def _align(self, reference: Reference) -> dict[int, Match]:
@@ -1028,7 +994,9 @@ class _Bisection:
             return self.permuted[value, shape]
 
         if self.abreast is None:
-            self._probe_chained()
+            began = time.perf_counter()
+            self.onnx.see_all()
+            self._spend(self.base.name, began)
         staged = {stage.value for stage in trace.stages}
 
         def with_bodies(matches: Mapping[int, Match]) -> dict[int, Match]:
@@ -1038,7 +1006,7 @@ class _Bisection:
         matches = match_values(sides)
         # Beyond the memory budget one more run of both sides is dear.
         if self.in_memory and any(AMBIGUOUS in match.evidence for match in matches.values()):
-            second = self._second_draw(trace)
+            second = self.onnx.second_draw(self.case, trace, every_op=self.options.level == "op")
             if second is not None:
                 matches = match_values(sides, Hints(second=second))
         modules: Mapping[str, str] = {}
@@ -1180,90 +1148,9 @@ class _Bisection:
         reading = [node for node in self.graph.nodes if not weights.isdisjoint(node.inputs)]
         return 2 * sum(bool(node.scopes) or node.call is not None for node in reading) < len(reading)
 
-    def _probe_chained(self) -> None:
-        """Signatures of everything in the graph, from an unoptimised run."""
-
-        def on_value(name: str, array: Array) -> None:
-            self.onnx_signatures[name] = signature_of(array, kind_of(array.dtype))
-            self.types[name] = type_of_array(array.dtype, array.shape)
-
-        began = time.perf_counter()
-        self._run_chained(self.feeds, self._segment_budget(), on_value, self.chained if self.in_memory else None)
-        self._spend(self.base.name, began)
-
-    def _run_chained(
-        self,
-        feeds: Mapping[str, Array],
-        budget: int | None,
-        on_value: Callable[[str, Array], None],
-        kept: dict[str, Array | None] | None = None,
-    ) -> None:
-        """Runs the graph unoptimised with everything exposed, segment by segment; ``kept``: where the arrays stay."""
-        segments = self.program.segments(budget)
-        exposed = {name for segment in segments for name in segment.makes}
-        run = SegmentedRun(self.program, self.base.actual, segments, exposed, None, feeds, Reuse(buffers=self.buffers))
-        while not run.done:
-            chained, _ = run.step(lambda name, kind: feeds[name])
-            for name, array in chained.items():
-                if array is not None:
-                    on_value(name, array)
-            if kept is not None:
-                kept.update(chained)
-            else:
-                array = None
-                del chained
-                return_free_memory()
-
-    def _second_draw(self, trace: TorchTrace) -> SecondDraw | None:
-        """Signatures of both sides on a made-up input; ``None`` if one side cannot run on it."""
-        args, kwargs = random_like(self.case.args, self.case.kwargs)
-        every_op = self.options.level == "op"
-        expected = torch_signatures(self.case.module, copies_of(args), copies_of(kwargs), trace, every_op=every_op)
-        if expected is None:
-            return None
-        found: dict[str, Signature] = {}
-
-        def on_value(name: str, array: Array) -> None:
-            found[name] = signature_of(array, kind_of(array.dtype))
-
-        try:
-            feeds = bind_inputs(self.graph, sample_tensors(self.case.module, args, kwargs)).feeds
-            # The sample's own values stay in memory beside these.
-            self._run_chained(feeds, max(self.options.memory_budget // 6, 1), on_value)
-        except (BisectError, InconclusiveError):
-            return None
-        return expected, found
-
     def _probe_forced(self, reference: Reference, matches: Mapping[int, Match]) -> dict[str, Signature]:
         """Signatures again, with PyTorch's values fed in at every pair: each value from its true inputs."""
-        pairs = {match.onnx: value for value, match in matches.items()}
-        found: dict[str, Signature] = {}
-
-        def on_values(_: Mapping[str, Array | None], forced: Mapping[str, Array | None]) -> None:
-            for name, array in forced.items():
-                if array is not None:
-                    found[name] = signature_of(array, kind_of(array.dtype))
-
-        segments = self.program.segments(self._segment_budget(), pairs.keys())
-        exposed = {name for segment in segments for name in segment.makes}
-        run = self._segmented(self.base, segments, exposed, set(pairs), {})
-        lane = Lane("probe", run, pairs, _permutations(matches.values()), on_values)
-        self._drive([lane], reference, lambda *_: None)
-        return found
-
-    def _segmented(
-        self,
-        pair: ConfigPair,
-        segments: Sequence[Segment],
-        exposed: Set[str],
-        forced: Set[str] | None,
-        computed: Mapping[str, Array | None] | None,
-    ) -> SegmentedRun:
-        reuse = Reuse(computed, self.types, self.buffers)
-        return SegmentedRun(self.program, pair.actual, segments, exposed, forced, self.feeds, reuse)
-
-    def _drive(self, lanes: Sequence[Lane], reference: Reference, on_pair: OnPair) -> None:
-        run_lanes(lanes, reference.activations, on_pair, lambda: None if self.in_memory else return_free_memory())
+        return self.onnx.forced_signatures(reference.activations, matches)
 
     # -- comparing ----------------------------------------------------------------------------------------------------
 
@@ -1324,7 +1211,7 @@ class _Bisection:
             # Another kernel of attention runs other operations: what this run does not have can't be handed over.
             cuts = {layer: within(cut, there, matches) for layer, cut in cuts.items()}
         pairs = {matches[value].onnx: there[value] for value in wanted if value in there}
-        orders = _permutations(matches.values())
+        orders = permutations(matches)
         lanes: list[tuple[ConfigPair, Lane]] = []
         starts: dict[str, Cut] = {}
         for pair in configs:
@@ -1340,7 +1227,7 @@ class _Bisection:
                 continue
             forced = pair.name in self.forced
             names = cuts[MAIN_LAYER].names if forced and MAIN_LAYER in cuts else None
-            lanes.append((pair, self._lane(pair, pair.name, left, orders, names, reuse=reuse)))
+            lanes.append((pair, self.onnx.lane(pair.actual, pair.name, left, orders, names, reuse=reuse)))
             if names is not None:
                 starts[pair.name] = cuts[MAIN_LAYER]
             for layer, cut in cuts.items() if forced else ():
@@ -1348,7 +1235,7 @@ class _Bisection:
                     inner = {matches[value].onnx: there[value] for value in cut.values if value in there}
                     name = lane_name(pair.name, layer)
                     starts[name] = cut
-                    lanes.append((pair, self._lane(pair, name, inner, orders, cut.names, reuse=reuse)))
+                    lanes.append((pair, self.onnx.lane(pair.actual, name, inner, orders, cut.names, reuse=reuse)))
         finals = {value: matches[value].onnx for _, value in trace.outputs if value in matches}
 
         shown = {stage.value for stage in selection.shown}
@@ -1373,7 +1260,7 @@ class _Bisection:
                 continue
             began = time.perf_counter()
             try:
-                self._drive([lane], run, on_pair)
+                self.onnx.drive([lane], run.activations, on_pair)
             except InconclusiveError as error:
                 if pair is self.base:
                     raise
@@ -1459,20 +1346,6 @@ class _Bisection:
         if untouched is not None and untouched.size == exposed.size:
             effect = relative_difference(untouched, exposed.reshape(untouched.shape))
             self.observer[config] = max(self.observer.get(config, 0.0), effect)
-
-    def _lane(
-        self,
-        pair: ConfigPair,
-        name: str,
-        pairs: Mapping[str, int],
-        orders: Mapping[str, tuple[int, ...]],
-        forced: Set[str] | None,
-        *,
-        reuse: bool,
-    ) -> Lane:
-        segments = self.program.segments(self._segment_budget(), forced or frozenset())
-        computed = self.chained if reuse and pairs.keys() <= self.chained.keys() else None
-        return Lane(name, self._segmented(pair, segments, set(pairs), forced, computed), pairs, orders)
 
     def _note_missing(self, config: str, pairs: Mapping[str, int]) -> None:
         for name, value in pairs.items():
@@ -1626,8 +1499,8 @@ class _Bisection:
 
         def error_of(place: int) -> float:
             names = {matches[value].onnx: value for value in places[: place + 1]}
-            segments = self.program.segments(self._segment_budget(), names.keys())
-            run = self._segmented(pair, segments, set(finals), set(names), {})
+            segments = self.onnx.segments(names)
+            run = self.onnx.segmented(pair.actual, segments, set(finals), set(names), {})
             worst = 0.0
 
             def on_values(_: Mapping[str, Array | None], forced: Mapping[str, Array | None]) -> None:
@@ -1642,8 +1515,8 @@ class _Bisection:
                             worst, output_error(expected if order is None else in_order(expected, order, shape), array)
                         )
 
-            lane = Lane("hand-over", run, names, _permutations(matches.values()), on_values)
-            self._drive([lane], reference, lambda *_: None)
+            lane = Lane("hand-over", run, names, permutations(matches), on_values)
+            self.onnx.drive([lane], reference.activations, lambda *_: None)
             return worst
 
         found = first_mending(len(places), error_of)
@@ -1845,7 +1718,3 @@ class _Untouched:
 def _holds_nothing(metrics: ErrorMetrics) -> bool:
     """Whether both sides hold the same NaN and infinities and no number at all: that is no agreement to rely on."""
     return 0 < metrics.count == metrics.nonfinite_expected and not metrics.nonfinite_mismatch and not metrics.problem
-
-
-def _permutations(matches: Iterable[Match]) -> dict[str, tuple[int, ...]]:
-    return {match.onnx: match.permutation for match in matches if match.permutation is not None}

@@ -203,9 +203,9 @@ def tool(case: Case, settings: str, budget: int | None = None) -> Result:
 
 def _measure_every_floor() -> None:
     """As if no local error were small enough to settle a stage: what measuring noise floors costs at most."""
-    from bisect_tool import pipeline
+    from bisect_tool.backends import floors
 
-    vars(pipeline)["is_settled"] = lambda *_: False
+    vars(floors)["is_settled"] = lambda *_: False
 
 
 # -- cost in stages ---------------------------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ def test_in_this_process() -> None:
 def test_keys_are_of_what_is_done() -> None:
     """The same on every day and for every order of keys; what JSON does not hold has none."""
     assert task_key("sample", {"a": 1, "b": [2.5]}) == task_key("sample", {"b": [2.5], "a": 1})
+    assert "cf033962ec3247d27d798ebf51cf22e5" == task_key("sample", {"a": 1, "b": [2.5]})
     assert task_key("sample", 1) != task_key("sample", 2)
     with pytest.raises(TypeError):
         task_key(object())
