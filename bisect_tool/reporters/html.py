@@ -27,8 +27,9 @@ DRAWN = 8
 """Origins whose neighbourhood is drawn."""
 
 
-ROWS = 1500
-"""Rows of the stage table, above which further configurations are left to ``stages.csv``."""
+ROWS = 1000
+"""Rows of the stage table, above which further configurations are left to ``stages.csv``; half as many in a matrix, where
+the heat table has all of them."""
 
 
 def html_text(report: Report) -> str:
@@ -208,7 +209,7 @@ def _heat(result: Comparison | None) -> dict[str, Any]:
 def _table_configs(report: Report, main: str | None) -> list[str]:
     """Configurations whose rows are in the stage table, in the report's order: as many as there is room for."""
     compared = Counter(name for row in report.stages for name in row.results)
-    chosen, left = set(), ROWS
+    chosen, left = set(), ROWS // 2 if common.is_matrix(report) else ROWS
     for name in sorted((run.name for run in report.configs), key=lambda name: name != main):
         if name == main or compared[name] <= left:
             chosen.add(name)

@@ -52,7 +52,7 @@ class View:
     """One tensor's picture as the page shows it.
 
     Attributes:
-        where: the stage. of: which error, in words.
+        where: the stage. of: which error, in words. reference: whose tensor it is.
         expected, error: images as data URIs. bar: the error's palette.
         width, height: of the images, in CSS pixels.
         range_text, error_range: values of the darkest and the lightest pixel.
@@ -64,6 +64,7 @@ class View:
 
     where: str
     of: str
+    reference: str
     expected: str
     error: str
     bar: str
@@ -87,13 +88,13 @@ def views(report: Report, config: str | None) -> dict[tuple[StageRef, str], View
     for row in report.stages:
         for name, result in row.results.items():
             if result.picture is not None and (name == config or (row.ref, name) in wanted):
-                view = _view(row, name, result, result.picture)
+                view = _view(row, name, result, result.picture, "the first recording" if report.chain else "PyTorch")
                 if view is not None:
                     found[row.ref, name] = view
     return found
 
 
-def _view(row: StageRow, config: str, result: Comparison, picture: ErrorPicture) -> View | None:
+def _view(row: StageRow, config: str, result: Comparison, picture: ErrorPicture, reference: str) -> View | None:
     error = pictures.unpacked(picture.error, picture.rows, picture.columns)
     expected = pictures.unpacked(picture.expected, picture.rows, picture.columns)
     if error is None or expected is None:
@@ -109,6 +110,7 @@ def _view(row: StageRow, config: str, result: Comparison, picture: ErrorPicture)
     return View(
         where=where,
         of=of,
+        reference=reference,
         expected=_uri(_png(expected, _greys())),
         error=_uri(_png(error, _palette(low))),
         bar=_uri(_png(np.linspace(low, pictures.TOP, 128).astype(np.uint8)[None], _palette(low))),

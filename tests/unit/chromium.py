@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-PATIENCE = 60.0
+PATIENCE = 30.0
 """Seconds to wait for an answer; a shared machine may be slow."""
 
 # Chromium reads from descriptor 3 and writes to 4, which may be taken in the process that starts it.
@@ -179,6 +179,15 @@ class Tab:
         if "exceptionDetails" in answer:
             raise RuntimeError(str(answer["exceptionDetails"].get("exception", {}).get("description")))
         return answer["result"].get("value")
+
+    def until(self, script: str) -> bool:
+        """Whether an expression becomes true: what an event sets off comes a little later."""
+        ends = time.monotonic() + PATIENCE
+        while not self.run(script):
+            if time.monotonic() > ends:
+                return False
+            time.sleep(0.02)
+        return True
 
     def press(self, key: str) -> None:
         code = {"Enter": 13, "Tab": 9, "ArrowRight": 39, "ArrowLeft": 37}[key]

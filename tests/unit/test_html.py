@@ -9,7 +9,20 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from report_samples import SAMPLES, SCRIPT, big, diverging, empty, healthy, hostile, hostile_matrix, long, matrix
+from report_samples import (
+    ORT_ALL,
+    SAMPLES,
+    SCRIPT,
+    big,
+    config_run,
+    diverging,
+    empty,
+    healthy,
+    hostile,
+    hostile_matrix,
+    long,
+    matrix,
+)
 
 from bisect_tool.records import Report
 from bisect_tool.reporters.html import html_text
@@ -262,6 +275,30 @@ def test_long_reports_are_complete() -> None:
     assert 201 == len(table(long()))
 
 
+def test_big_report_is_small() -> None:
+    """500 stages under two configurations are less than 2 MB, all rows included."""
+    report = big()
+    text = html_text(report)
+    assert 500 == len(report.stages) and 2 == len(report.configs)
+    assert len(text.encode()) < 2_000_000
+    assert 1000 == text.count('data-judgement="')
+
+
+def test_big_matrix_is_small() -> None:
+    """With forty configurations too: then the stage table has one, and says where the others are; the heat table has all."""
+    report = big()
+    names = [f"pair-{number}" for number in range(40)]
+    rows = [
+        replace(row, results={**row.results, **dict.fromkeys(names, row.results["ort-all"])}) for row in report.stages
+    ]
+    pairs = [config_run(name, replace(ORT_ALL, switches={"n": number}), 5e-2) for number, name in enumerate(names)]
+    text = html_text(replace(report, stages=tuple(rows), configs=(*report.configs, *pairs)))
+    assert len(text.encode()) < 2_000_000
+    assert 500 == text.count('data-judgement="')
+    assert "in stages.csv: ort-all, pair-0, pair-1" in text
+    assert 500 * 42 == len(re.findall(r'<td class="?h\d', text))
+
+
 # Matrices
 
 
@@ -311,7 +348,7 @@ def test_heat_table() -> None:
     assert ["block.conv", "1.9e-07", "2.0e-07", "2.1e-03 *", "2.5e-07", "1.9e-03 *"] == rows[2]
     parsed = page(matrix())
     shades = [attributes["class"] for attributes, text in parsed.all("td") if text == "2.1e-03 *"]
-    assert {"number h5 over"} == set(shades)
+    assert {"h5 over"} == set(shades)
     [(_, style)] = parsed.all("style")
     assert all(f".h{level} {{" in style for level in range(1, 9))
     regions = [attributes for attributes, _ in parsed.all("div", **{"class": "scroll tall"})]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -101,6 +102,19 @@ def test_reference_is_the_mean_of_each_cell() -> None:
         for top, bottom in zip(rows, rows[1:], strict=False)
     ]
     assert np.allclose(wanted, means, atol=0.01 * (found.expected_high - found.expected_low))
+
+
+@pytest.mark.parametrize(
+    "dtype", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.float16, np.float64, np.int8, np.uint64, bool]
+)
+def test_every_dtype(dtype: type) -> None:
+    """One element that differs is one bright cell, in whatever the tensors hold, and whole numbers do not wrap around."""
+    expected = np.ones((8, 8)).astype(dtype)
+    actual = expected.copy()
+    actual[2, 3] = 0
+    found = taken(expected, actual)
+    assert (63, 1.0) == (found.equal, found.high)
+    assert [(2, 3)] == [*zip(*(place.tolist() for place in np.nonzero(cells(found))), strict=True)]
 
 
 @pytest.mark.parametrize("what", ["few", "other shape", "other kind", "complex"])
