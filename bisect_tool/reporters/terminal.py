@@ -188,7 +188,9 @@ def _once_more(page: Page, report: Report) -> None:
     page.prose(lines[0], label=label, most=2)
     cause = next((each for each in verdict.diagnoses if each.gating), None)
     if cause is None:
-        step = next_steps.next_step(report)
+        # Of two recordings the remedy is a line of the verdict.
+        said = (line.removeprefix("help: ") for line in verdict.summary[1:] if line.startswith("help: "))
+        step = next_steps.next_step(report) or next(said, None)
         if step is not None:
             page.prose(step, label=("help: ", "bold green"), indent=" " * len(label[0]))
         return

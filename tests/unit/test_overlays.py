@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from report_samples import ORT_OFF, SCRIPT, comparison, config_run, diverging, healthy, row
 
 from bisect_tool.backends import annotated
+from bisect_tool.cli import overlay
 from bisect_tool.cli.main import execute
 from bisect_tool.cli.tool import tool
 from bisect_tool.errors import BisectError
@@ -173,6 +174,23 @@ def test_large_weights_are_shared(file: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(BisectError, match="too large to be copied"):
         annotated.write_annotated(file, tmp_path / "far.onnx", {}, {}, annotated.read_names(file))
     assert not (tmp_path / "far.onnx").exists()
+
+
+def test_graphs_that_are_about_to_go_are_kept(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export whose weights are too large for the copy is moved beside it; a report that replaces this one takes both."""
+    monkeypatch.setattr(annotated, "EMBEDDED", 100)
+    own = tmp_path / "temporary" / "model.onnx"
+    own.parent.mkdir()
+    onnx.save(graph_of(64), own, save_as_external_data=True, location="model.onnx.data", size_threshold=16)
+    folder = tmp_path / "report"
+    write_report_folder(report_on(None), folder)
+    [written] = overlay.write_overlays(report_on(None), [overlay.Graph(own)], folder / overlay.FOLDER, own=True)
+    assert folder / "overlay" / "model.annotated.onnx" == written.annotated
+    onnx.checker.check_model(str(written.annotated))
+    np.testing.assert_array_equal(np.eye(64), numpy_helper.to_array(onnx.load(written.annotated).graph.initializer[0]))
+    (folder / "overlay" / "mine.txt").write_text("kept")
+    write_report_folder(healthy(), folder, force=True)
+    assert ["mine.txt"] == [path.name for path in (folder / "overlay").iterdir()]
 
 
 def test_external_data_is_shared(file: Path, tmp_path: Path) -> None:
