@@ -126,7 +126,7 @@ class Progress:
         """Takes the line away; the next step brings it back."""
         self._end.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(1.0)  # a terminal that is stopped must not stop the command
             self._thread = None
             self._write("\r\x1b[2K")
         if self._stream is not None:
