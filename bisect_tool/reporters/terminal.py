@@ -195,8 +195,13 @@ def _once_more(page: Page, report: Report) -> None:
             page.prose(step, label=("help: ", "bold green"), indent=" " * len(label[0]))
         return
     page.prose(cause.title, label=(f"{cause.code} ", "bold"), indent=" " * len(label[0]), most=1)
-    if common.remedy_code(cause) is None:
+    code = common.remedy_code(cause)
+    if code is None:
         page.prose(cause.remedy, label=("help: ", "bold green"), indent=" " * len(label[0]), most=2)
+        return
+    page.line((" " * len(label[0]) + "help:", "bold green"))
+    for line in code[:3]:
+        page.line("      ", line)
 
 
 # Before the run
