@@ -148,8 +148,12 @@ def _headline(page: Page, report: Report, config: str | None) -> bool:
         where = f"{origin.source}  " if origin.source else ""
         text = f"{where}{origin.ref} ({origin.type})" + (f"; onnx: {nodes}" if nodes else "")
         page.prose(text, label=("  --> ", "bold blue"), most=2)
-    for each in causes_found[:HEAD_CAUSES]:
-        _remedy_in_short(page, each)
+    for number, each in enumerate(causes_found[:HEAD_CAUSES]):
+        following = causes_found[number + 1 : HEAD_CAUSES]
+        _cause_in_short(page, each, several=len(causes_found) > 1)
+        # One remedy for both is said once.
+        if not any((other.remedy, other.remedy_verified) == (each.remedy, each.remedy_verified) for other in following):
+            _remedy_in_short(page, each)
     if len(causes_found) > HEAD_CAUSES:
         page.prose(f"and {common.plural(len(causes_found) - HEAD_CAUSES, 'more cause')}, below", style="dim")
     if not causes_found:
@@ -166,8 +170,12 @@ def _first_origin(report: Report, config: str | None, cause: Diagnosis | None) -
     return next(iter([*explained, *here]), None)
 
 
+def _cause_in_short(page: Page, diagnosis: Diagnosis, *, several: bool) -> None:
+    where = f", at {diagnosis.origin}" if several and diagnosis.origin is not None else ""
+    page.prose(diagnosis.title + where, label=(f"{diagnosis.code} ", "bold"), most=2)
+
+
 def _remedy_in_short(page: Page, diagnosis: Diagnosis) -> None:
-    page.prose(diagnosis.title, label=(f"{diagnosis.code} ", "bold"), most=2)
     tried = f" ({common.tried_text(diagnosis)})"
     code = common.remedy_code(diagnosis)
     if code is None:
