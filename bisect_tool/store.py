@@ -38,8 +38,8 @@ REPLAY_FILES = ("README.md", "about.json", "bug-report.md", "expected.npy", "inp
 """What a replay folder of an origin holds; the folders lie in ``REPLAY_FOLDER``."""
 
 OVERLAY_FOLDER = "overlay"
-OVERLAY_FILES = ("*.annotated.onnx", "*.total.json", "*.local.json")
-"""What ``--overlays`` leaves there, as globs."""
+OVERLAY_FILES = ("*.annotated.onnx", "*.total.json", "*.local.json", "model.onnx", "model.onnx.data")
+"""What ``--overlays`` leaves there, as globs; the model only where its weights are too large for the copy."""
 
 FileContent = bytes | str | Callable[[Path], object]
 """What goes into a file of the folder: its content, or a function that writes it to the path it is given."""

@@ -96,7 +96,7 @@ class Progress:
         # Libraries may have caught a Ctrl-C in the step before.
         interrupts.check()
         if self._lines:
-            click.echo(click.style(f"· {text}", dim=True), err=True)
+            _echo(text)
         if not self._live:
             return
         with self._lock:
@@ -120,13 +120,13 @@ class Progress:
             return
         with self._lock:
             self._write("\r\x1b[2K")
-            click.echo(click.style(f"· {text}", dim=True), err=True)
+            _echo(text)
 
     def close(self) -> None:
         """Takes the line away; the next step brings it back."""
         self._end.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(1.0)  # a terminal that is stopped must not stop the command
             self._thread = None
             self._write("\r\x1b[2K")
         if self._stream is not None:
@@ -164,6 +164,10 @@ class Progress:
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
             self._stream.flush()
+
+
+def _echo(text: str) -> None:
+    click.echo(click.style(f"· {text}", dim=True), err=True, color=False if os.environ.get("NO_COLOR") else None)
 
 
 def _is_terminal() -> bool:

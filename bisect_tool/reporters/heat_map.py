@@ -27,6 +27,8 @@ NUMBERS = 260
 NAMED_ROWS = 60
 """Stages up to which each has its name, and each failing cell its cross."""
 MISSING = "////"
+LETTER = 0.072
+"""Inches that a letter of a name takes."""
 
 
 def applies(report: Report) -> bool:
@@ -59,10 +61,17 @@ def draw(report: Report) -> Figure:
     from matplotlib.figure import Figure
 
     runs, rows = columns(report), rows_of(report)
-    width = min(max(4.6 + 0.62 * len(runs), 8), 34)
-    height = min(max(2.9 + 0.26 * len(rows), 5), 17)
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor=LIGHT.paper)
-    axes = figure.add_subplot()
+    ticks = _ticks(report, rows)
+    names = [stage_name(rows[index].ref) for index in ticks]
+    heads = [f"{text(run.name, 26)}{'' if run.gating else ' *'}: {common.STATUSES[run.status]}" for run in runs]
+    # Room for names, in inches: measured by matplotlib itself it takes longer than all the rest.
+    left, top = 0.4 + LETTER * max(map(len, names)), 0.7 + 0.9 * LETTER * max(map(len, heads))
+    right, bottom = max(1.3, 0.5 * LETTER * max(map(len, heads))), 0.5
+    across = min(max(0.7 * len(runs), 3.6), 30)
+    down = min(max(0.26 * len(rows), 1.6), 14.5)
+    width, height = left + across + right, top + down + bottom
+    figure = Figure(figsize=(width, height), facecolor=LIGHT.paper)
+    axes = figure.add_axes((left / width, bottom / height, across / width, down / height))
     colors = matplotlib.colormaps[COLORMAP]
     norm = Normalize(LOWEST, HIGHEST)
     levels = np.full((len(rows), len(runs)), np.nan)
@@ -76,24 +85,24 @@ def draw(report: Report) -> Figure:
     masked = np.ma.masked_invalid(levels)
     axes.imshow(masked, cmap=colors, norm=norm, aspect="auto", interpolation="nearest")
     _marks(axes, rows, runs, levels)
-    ticks = _ticks(report, rows)
-    axes.set_yticks(ticks, [stage_name(rows[index].ref) for index in ticks], fontsize=8, parse_math=False)
-    heads = [f"{text(run.name, 26)}{'' if run.gating else ' *'}: {common.STATUSES[run.status]}" for run in runs]
+    axes.set_yticks(ticks, names, fontsize=8, parse_math=False)
     axes.set_xticks(range(len(runs)), heads, rotation=60, ha="left", rotation_mode="anchor", fontsize=8)
     for label in axes.get_xticklabels():
         label.set_parse_math(False)
     axes.xaxis.tick_top()
     bare(axes)
     axes.set_facecolor(LIGHT.paper)
-    bar = figure.colorbar(ScalarMappable(norm, colors), ax=axes, shrink=0.8, pad=0.015, aspect=30)
+    beside = figure.add_axes(((left + across + 0.15) / width, bottom / height, 0.18 / width, min(down, 6) / height))
+    bar = figure.colorbar(ScalarMappable(norm, colors), cax=beside)
     marks = range(LOWEST, HIGHEST + 1, 2)
     bar.set_ticks(list(marks), labels=[f"1e{mark:+03d}" for mark in marks])
     bar.set_label("total relative L2 error", color=LIGHT.ink)
     bar.ax.tick_params(colors=LIGHT.ink)
     title = f"{report.case.get('name') or 'model'}: {TITLE[0].lower()}{TITLE[1:]}"
-    figure.suptitle(text(title, 90), color=LIGHT.ink, fontsize=12, parse_math=False)
-    axes.set_xlabel(_legend(len(rows), any(not run.gating for run in runs)), fontsize=8)
-    axes.xaxis.set_label_position("bottom")
+    high = 1 - 0.25 / height
+    figure.text(0.1 / width, high, text(title, 90), color=LIGHT.ink, fontsize=12, va="center", parse_math=False)
+    legend = _legend(len(rows), any(not run.gating for run in runs))
+    figure.text(0.1 / width, 0.2 / height, legend, color=LIGHT.ink, fontsize=8, va="center")
     return figure
 
 

@@ -148,8 +148,12 @@ def _headline(page: Page, report: Report, config: str | None) -> bool:
         where = f"{origin.source}  " if origin.source else ""
         text = f"{where}{origin.ref} ({origin.type})" + (f"; onnx: {nodes}" if nodes else "")
         page.prose(text, label=("  --> ", "bold blue"), most=2)
-    for each in causes_found[:HEAD_CAUSES]:
-        _remedy_in_short(page, each)
+    for number, each in enumerate(causes_found[:HEAD_CAUSES]):
+        following = causes_found[number + 1 : HEAD_CAUSES]
+        _cause_in_short(page, each, several=len(causes_found) > 1)
+        # One remedy for both is said once.
+        if not any((other.remedy, other.remedy_verified) == (each.remedy, each.remedy_verified) for other in following):
+            _remedy_in_short(page, each)
     if len(causes_found) > HEAD_CAUSES:
         page.prose(f"and {common.plural(len(causes_found) - HEAD_CAUSES, 'more cause')}, below", style="dim")
     if not causes_found:
@@ -166,8 +170,12 @@ def _first_origin(report: Report, config: str | None, cause: Diagnosis | None) -
     return next(iter([*explained, *here]), None)
 
 
+def _cause_in_short(page: Page, diagnosis: Diagnosis, *, several: bool) -> None:
+    where = f", at {diagnosis.origin}" if several and diagnosis.origin is not None else ""
+    page.prose(diagnosis.title + where, label=(f"{diagnosis.code} ", "bold"), most=2)
+
+
 def _remedy_in_short(page: Page, diagnosis: Diagnosis) -> None:
-    page.prose(diagnosis.title, label=(f"{diagnosis.code} ", "bold"), most=2)
     tried = f" ({common.tried_text(diagnosis)})"
     code = common.remedy_code(diagnosis)
     if code is None:
@@ -188,13 +196,20 @@ def _once_more(page: Page, report: Report) -> None:
     page.prose(lines[0], label=label, most=2)
     cause = next((each for each in verdict.diagnoses if each.gating), None)
     if cause is None:
-        step = next_steps.next_step(report)
+        # Of two recordings the remedy is a line of the verdict.
+        said = (line.removeprefix("help: ") for line in verdict.summary[1:] if line.startswith("help: "))
+        step = next_steps.next_step(report) or next(said, None)
         if step is not None:
             page.prose(step, label=("help: ", "bold green"), indent=" " * len(label[0]))
         return
     page.prose(cause.title, label=(f"{cause.code} ", "bold"), indent=" " * len(label[0]), most=1)
-    if common.remedy_code(cause) is None:
+    code = common.remedy_code(cause)
+    if code is None:
         page.prose(cause.remedy, label=("help: ", "bold green"), indent=" " * len(label[0]), most=2)
+        return
+    page.line((" " * len(label[0]) + "help:", "bold green"))
+    for line in code[:3]:
+        page.line("      ", line)
 
 
 # Before the run

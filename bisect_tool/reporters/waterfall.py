@@ -21,9 +21,9 @@ TITLE = "Where the final error is made"
 OWN_BARS = 14
 """Stages that have a bar of their own at most."""
 LEAST = 0.01
-"""Share under which a stage has none, unless it is an origin, or too few make more."""
+"""Share under which a stage has none, unless it is an origin."""
 ALWAYS = 3
-"""Stages with the largest shares that have one however small they are."""
+"""Stages with the largest shares that have one where none makes as much."""
 
 
 SEEN = 0.0005
@@ -80,12 +80,8 @@ def bars(report: Report, config: str | None) -> list[Bar]:
 def _own(rows: Sequence[StageRow], shares: Sequence[float], origins: Sequence[bool]) -> set[int]:
     """Numbers of the rows with a bar of their own: those that make most, origins before others of like size."""
     by_share = sorted(range(len(rows)), key=lambda number: (-shares[number], not origins[number]))
-    chosen = [
-        number
-        for place, number in enumerate(by_share)
-        if shares[number] >= LEAST or origins[number] or (place < ALWAYS and shares[number] > 0)
-    ]
-    return set(chosen[:OWN_BARS])
+    chosen = [number for number in by_share if shares[number] >= LEAST or origins[number]]
+    return set((chosen or by_share[:ALWAYS])[:OWN_BARS])
 
 
 def draw(report: Report) -> Figure:

@@ -18,7 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from report_samples import ORT_OFF, SCRIPT, comparison, config_run, diverging, healthy, row
 
 from bisect_tool.backends import annotated
+from bisect_tool.cli import overlay
 from bisect_tool.cli.main import execute
+from bisect_tool.cli.progress import Progress
 from bisect_tool.cli.tool import tool
 from bisect_tool.errors import BisectError
 from bisect_tool.graph_names import GraphNames
@@ -175,6 +177,23 @@ def test_large_weights_are_shared(file: Path, tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "far.onnx").exists()
 
 
+def test_graphs_that_are_about_to_go_are_kept(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export whose weights are too large for the copy is moved beside it; a report that replaces this one takes both."""
+    monkeypatch.setattr(annotated, "EMBEDDED", 100)
+    own = tmp_path / "temporary" / "model.onnx"
+    own.parent.mkdir()
+    onnx.save(graph_of(64), own, save_as_external_data=True, location="model.onnx.data", size_threshold=16)
+    folder = tmp_path / "report"
+    write_report_folder(report_on(None), folder)
+    [written] = overlay.write_overlays(report_on(None), [overlay.Graph(own)], folder / overlay.FOLDER, own=True)
+    assert folder / "overlay" / "model.annotated.onnx" == written.annotated
+    onnx.checker.check_model(str(written.annotated))
+    np.testing.assert_array_equal(np.eye(64), numpy_helper.to_array(onnx.load(written.annotated).graph.initializer[0]))
+    (folder / "overlay" / "mine.txt").write_text("kept")
+    write_report_folder(healthy(), folder, force=True)
+    assert ["mine.txt"] == [path.name for path in (folder / "overlay").iterdir()]
+
+
 def test_external_data_is_shared(file: Path, tmp_path: Path) -> None:
     """Data files beside the model serve the copy as well, and are embedded where that is elsewhere."""
     onnx.save(graph_of(64), file, save_as_external_data=True, location="small.data", size_threshold=16)
@@ -296,3 +315,38 @@ def test_hostile_names_are_plain_text(file: Path, tmp_path: Path) -> None:
     annotated.write_annotated(file, copy, notes, overlays.model_notes(report), names)
     assert notes_of(copy)["Add_1"]["bisect.stage"].startswith(SCRIPT)
     assert "\x1b" not in notes_of(copy)["Add_1"]["bisect.stage"]
+
+
+def test_a_run_keeps_its_export_for_the_overlays(file: Path, tmp_path: Path) -> None:
+    """Without a file of the user's the export lies in a temporary folder until the overlays are written."""
+    settings: dict[str, Any] = {"overlays": True, "onnx": None, "keep_onnx": None, "parts": {}, "matrix": None}
+    with overlay.kept_for_overlays(settings) as chosen:
+        kept = Path(chosen["keep_onnx"])
+        kept.write_bytes(file.read_bytes())
+        overlay.overlays_of_run(chosen, report_on(None), tmp_path, False, Progress(quiet=True))
+    assert not kept.parent.exists()
+    assert {"model.annotated.onnx", "ort-off.total.json", "ort-off.local.json"} == {
+        path.name for path in (tmp_path / "overlay").iterdir()
+    }
+    with overlay.kept_for_overlays({**settings, "onnx": str(file)}) as chosen:
+        assert chosen["keep_onnx"] is None
+
+
+def test_overlays_that_fail_are_no_matter_of_the_verdict(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What went wrong is said in a line, and the run goes on."""
+    settings = {"onnx": str(file), "keep_onnx": None, "parts": {}, "own_graph": False}
+    overlay.overlays_of_run(settings, healthy(), tmp_path, False, Progress(quiet=False))
+    said = capsys.readouterr().err
+    assert 1 == said.count("\n") and "no overlays: " in said and "none of the nodes" in said
+    assert not (tmp_path / "overlay").exists()
+
+
+def test_a_matrix_needs_a_graph_that_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before anything is loaded."""
+    from bisect_tool.cli.run import run
+
+    arguments = ["m.py", "--input", "x.pt", "--matrix", "quick", "--overlays", "-o", "no-such-folder"]
+    assert 2 == execute(run, "bisect-divergence", arguments)
+    assert "--keep-onnx FILE" in capsys.readouterr().err

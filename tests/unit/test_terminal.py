@@ -99,6 +99,24 @@ def test_first_and_last_screen_say_what_to_do(name: str) -> None:
     assert "Report  reports/ckpt/index.html" == lines[-1]
 
 
+def test_two_causes_with_one_remedy() -> None:
+    """Each is named with its place, and the remedy once."""
+    [cause] = diverging().verdict.diagnoses
+    causes = (replace(cause, origin=StageRef("a", 0, 0)), replace(cause, origin=StageRef("b", 0, 0)))
+    head = page(replace(diverging(), verdict=replace(diverging().verdict, diagnoses=causes))).split("\n\n")[0]
+    assert "BD103 resize-coordinates, at a\nBD103 resize-coordinates, at b\n  help: the node says" in head
+    assert 1 == head.count("help:")
+    other = (causes[0], replace(causes[1], remedy="do something else"))
+    head = page(replace(diverging(), verdict=replace(diverging().verdict, diagnoses=other))).split("\n\n")[0]
+    assert 2 == head.count("help:")
+
+
+def test_the_end_has_the_lines_to_copy() -> None:
+    """Also where the remedy is code, and a table of hypotheses stands between it and the end."""
+    end = page(matrix(), 80, report_dir="reports/ckpt").splitlines()[-8:]
+    assert "      torch.backends.cudnn.allow_tf32 = False" in end
+
+
 def test_long_wording_is_cut_at_the_top_and_whole_below() -> None:
     """A verdict of many lines leaves room for the remedy; nothing of it is lost."""
     words = tuple(f"line {number}: " + "words and more words " * 12 + f"end {number}" for number in range(7))
