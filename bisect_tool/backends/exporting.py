@@ -133,12 +133,13 @@ def _export_torchscript(
     # A trailing dictionary means keywords to this exporter; an empty one protects a positional dictionary.
     inputs = (*args, kwargs) if kwargs or (args and isinstance(args[-1], dict)) else args
     names = _flat_names(module, args, kwargs)
+    # Versions without another exporter have no such argument.
+    which: dict[str, Any] = {"dynamo": False} if "dynamo" in _parameters() else {}
     torch.onnx.export(
         module,
         inputs,
         str(path),
-        # Versions without another exporter have no such argument.
-        **({"dynamo": False} if "dynamo" in _parameters() else {}),
+        **which,
         opset_version=settings.opset,
         do_constant_folding=settings.constant_folding and not settings.keep_stages,
         # With EVAL folding constants folds BatchNorm too; PRESERVE takes the module's mode, which is the same, and does not.
