@@ -148,6 +148,11 @@ class _Comparer:
         """Whether two tensors are the same bit for bit."""
         return self.expected.tensors[one].sha256 == self.actual.tensors[other].sha256
 
+    def floor(self, entry: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+        """The noise floor of a stage or an output; ``None`` where the sides have it in different dtypes, as floors are of one."""
+        dtypes = self.expected.tensors[entry["tensor"]].dtype, self.actual.tensors[other["tensor"]].dtype
+        return floor_of(entry, other) if dtypes[0] == dtypes[1] else None
+
     def judged(self, one: str, other: str) -> tuple[ErrorMetrics, Judgement]:
         """The error, and whether it is allowed."""
         key = (one, other)
@@ -402,10 +407,9 @@ def _compared(
     comparer: _Comparer, entry: Mapping[str, Any], other: Mapping[str, Any], entering: float | None
 ) -> Comparison:
     metrics, judgement = comparer.judged(entry["tensor"], other["tensor"])
-    floor = floor_of(entry, other)
-    judgement = judged_by_floor(
-        metrics, judgement, floor, comparer.expected.tensors[entry["tensor"]].dtype, comparer.tolerance
-    )
+    floor = comparer.floor(entry, other)
+    dtype = comparer.expected.tensors[entry["tensor"]].dtype
+    judgement = judged_by_floor(metrics, judgement, floor, dtype, comparer.tolerance)
     growth = None
     if entering and math.isfinite(entering) and not math.isnan(metrics.rel_l2):
         growth = metrics.rel_l2 / entering
@@ -426,7 +430,7 @@ def _outputs(comparer: _Comparer) -> tuple[OutputResult, ...]:
             continue
         metrics, judgement = comparer.judged(entry["tensor"], there[key]["tensor"])
         dtype = comparer.expected.tensors[entry["tensor"]].dtype
-        judgement = judged_by_floor(metrics, judgement, floor_of(entry, there[key]), dtype, comparer.tolerance)
+        judgement = judged_by_floor(metrics, judgement, comparer.floor(entry, there[key]), dtype, comparer.tolerance)
         if no_number(metrics):
             judgement = "not compared"
         found.append(OutputResult(key, str(key), metrics, judgement))
