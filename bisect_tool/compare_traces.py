@@ -149,7 +149,7 @@ class _Comparer:
         return self.expected.tensors[one].sha256 == self.actual.tensors[other].sha256
 
     def floor(self, entry: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-        """The noise floor of a stage or an output; ``None`` where the sides have it in different dtypes, as floors are of one."""
+        """The noise floor of a stage or an output; ``None`` where the sides have it in different dtypes."""
         dtypes = self.expected.tensors[entry["tensor"]].dtype, self.actual.tensors[other["tensor"]].dtype
         return floor_of(entry, other) if dtypes[0] == dtypes[1] else None
 
