@@ -161,12 +161,6 @@ def trained(old: str, new: str) -> Change:
     return apply
 
 
-def warmed(project: Project) -> None:
-    project.set(seed=1)
-    code = "    if FOUND.get('warm'):\n        net.train()(torch.ones(2, 3, 12, 12))\n"
-    project.edit("model.py", '    if FOUND.get("poke")', code + '    if FOUND.get("poke")')
-
-
 def args_file(project: Project) -> None:
     (project.folder / "args.json").write_text(json.dumps({"slope": 0.2}))
 
@@ -332,7 +326,7 @@ PLANTS: tuple[Plant, ...] = (
         "norm.running_mean",
         "weights: norm.running_mean",
         settings(seed=1, warm=True),
-        warmed,
+        settings(seed=1),
         checkpoint=False,
         given=("--seed", "0"),
         first=True,
@@ -564,10 +558,7 @@ PLANTS: tuple[Plant, ...] = (
         "step0.gradient.0.weight",
         "stages: step0.gradient",
         settings(part=True),
-        trained(
-            "torch.optim.SGD(net.parameters()",
-            "torch.optim.SGD(net[3].parameters() if FOUND.get('part') else net.parameters()",
-        ),
+        training,
         script=True,
         first=True,
     ),
