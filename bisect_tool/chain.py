@@ -65,6 +65,7 @@ def provenance_links(expected: Manifest, actual: Manifest, compare: Compare) -> 
             sides[0].get("random") or {},
             sides[1].get("random") or {},
             {each.link for each in (data, weights) if each.status != "differs"} | _replaced(sides),
+            _computed(expected, actual, weights),
         ),
     ]
 
@@ -76,6 +77,13 @@ def _replaced(sides: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 Compare = Callable[[str, str], "float | None"]
+
+
+def _computed(expected: Manifest, actual: Manifest, weights: Link) -> set[str]:
+    """Whether only buffers differ: they are counted from data as a rule, as statistics are, and not drawn."""
+    kinds = {entry["name"]: entry.get("kind") for side in (expected, actual) for entry in side["weights"]}
+    differing = [difference.what for difference in weights.differences if difference.reach != "none"]
+    return {"weights"} if differing and all(kinds.get(name) == "buffer" for name in differing) else set()
 
 
 def _link(name: str, checked: str, differences: Sequence[Difference], *, known: bool = True) -> Link:
@@ -599,11 +607,14 @@ _PHASES = (
 )
 
 
-def random_link(one: Mapping[str, Any], other: Mapping[str, Any], same: Set[str] = frozenset()) -> Link:
+def random_link(
+    one: Mapping[str, Any], other: Mapping[str, Any], same: Set[str] = frozenset(), computed: Set[str] = frozenset()
+) -> Link:
     """Generators whose state differed where numbers were drawn from them; unused ones always differ, and don't matter.
 
     ``same``: of data and weights what is the same: whatever was drawn for it came to nothing, as a checkpoint replaces the
     weights that a model is built with.
+    ``computed``: what differs, and is no numbers that were drawn, unless the generators began in other states.
     """
     if not one or not other:
         return _link("random state", "not recorded on one side", (), known=False)
@@ -611,6 +622,8 @@ def random_link(one: Mapping[str, Any], other: Mapping[str, Any], same: Set[str]
     names = list(dict.fromkeys([*one.get("start", {}), *one.get("end", {})]))
     for name in names:
         where = [phase for phase in _PHASES if phase[2] not in same and _drawn(name, phase, one, other)]
+        equal = [one.get(phase[0], {}).get(name) == other.get(phase[0], {}).get(name) for phase in where]
+        where = [phase for phase, began in zip(where, equal, strict=True) if not (began and phase[2] in computed)]
         if where:
             begin, _, acts, text = where[0]
             sides = str(one.get(begin, {}).get(name)), str(other.get(begin, {}).get(name))

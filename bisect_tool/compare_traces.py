@@ -152,6 +152,11 @@ class _Comparer:
         """Whether two tensors are the same bit for bit."""
         return self.expected.tensors[one].sha256 == self.actual.tensors[other].sha256
 
+    def floor(self, entry: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+        """The noise floor of a stage or an output; ``None`` where the sides have it in different dtypes."""
+        dtypes = self.expected.tensors[entry["tensor"]].dtype, self.actual.tensors[other["tensor"]].dtype
+        return floor_of(entry, other) if dtypes[0] == dtypes[1] else None
+
     def judged(self, one: str, other: str) -> tuple[ErrorMetrics, Judgement]:
         """The error, and whether it is allowed."""
         key = (one, other)
@@ -407,10 +412,9 @@ def _compared(
     comparer: _Comparer, entry: Mapping[str, Any], other: Mapping[str, Any], entering: float | None
 ) -> Comparison:
     metrics, judgement = comparer.judged(entry["tensor"], other["tensor"])
-    floor = floor_of(entry, other)
-    judgement = judged_by_floor(
-        metrics, judgement, floor, comparer.expected.tensors[entry["tensor"]].dtype, comparer.tolerance
-    )
+    floor = comparer.floor(entry, other)
+    dtype = comparer.expected.tensors[entry["tensor"]].dtype
+    judgement = judged_by_floor(metrics, judgement, floor, dtype, comparer.tolerance)
     growth = None
     if entering and math.isfinite(entering) and not math.isnan(metrics.rel_l2):
         growth = metrics.rel_l2 / entering
@@ -441,7 +445,7 @@ def _outputs(comparer: _Comparer) -> tuple[OutputResult, ...]:
             continue
         metrics, judgement = comparer.judged(entry["tensor"], there[key]["tensor"])
         dtype = comparer.expected.tensors[entry["tensor"]].dtype
-        judgement = judged_by_floor(metrics, judgement, floor_of(entry, there[key]), dtype, comparer.tolerance)
+        judgement = judged_by_floor(metrics, judgement, comparer.floor(entry, there[key]), dtype, comparer.tolerance)
         if no_number(metrics):
             judgement = "not compared"
         found.append(OutputResult(key, str(key), metrics, judgement))
@@ -496,6 +500,9 @@ def _stages_link(comparer: _Comparer, rows: Sequence[StageRow], config: str) -> 
     compared = [row for row in rows if config in row.results]
     apart = [row for row in compared if _differs(row.results[config])]
     found = []
+    alone = _first_alone(comparer, rows, apart)
+    if alone is not None:
+        found.append(Difference(*alone, "any", (), "on one side only"))
     if apart:
         first = apart[0]
         found.append(_stage_difference(first, config, f"the first of {len(apart)} stages that are not bit-identical"))
@@ -503,8 +510,33 @@ def _stages_link(comparer: _Comparer, rows: Sequence[StageRow], config: str) -> 
         if failing is not None and failing is not first:
             found.append(_stage_difference(failing, config, "the first one over tolerance"))
     checked = f"{len(compared)} stages, {len(compared) - len(apart)} of them bit-identical"
-    status: Any = "differs" if apart else "same" if compared else "unknown"
+    status: Any = "differs" if found else "same" if compared else "unknown"
     return Link("stages", status, checked, tuple(found))
+
+
+def _first_alone(
+    comparer: _Comparer, rows: Sequence[StageRow], apart: Sequence[StageRow]
+) -> tuple[str, str | None, str | None] | None:
+    """Of two training scripts the first step that one of them leaves out, if it comes before all numbers that differ: a layer
+    that is not in the optimiser has neither gradient nor update. What models leave out is a matter of alignment.
+    """
+    sides = comparer.sides.expected, comparer.sides.actual
+    if any(side.get("kind") != "script" for side in sides):
+        return None
+    order = [[_ref(entry) for entry in side["stages"]] for side in sides]
+    first = apart[0].ref if apart else None
+    found = []
+    for here, (mine, others) in enumerate(((order[0], set(order[1])), (order[1], set(order[0])))):
+        for place, ref in enumerate(mine):
+            if ref == first:
+                break
+            if ref not in others:
+                found.append((place, here, str(ref)))
+                break
+    if not found:
+        return None
+    _, here, name = min(found)
+    return (name, "there", None) if here == 0 else (name, None, "there")
 
 
 def _differs(result: Comparison) -> bool:
@@ -544,6 +576,9 @@ def _cause(
             errors = [math.inf if d.error is None or math.isnan(d.error) else d.error for d in own]
             return first_cause(links, place, text, max(errors), 1e-6)
     apart = [row for row in rows if config in row.results and _differs(row.results[config])]
+    lead = next(iter(by_name["stages"].differences), None)
+    if lead is not None and lead.note == "on one side only":
+        return first_cause(links, "stages", f"stages: {lead.what} (on one side only)", math.inf, 0.0)
     if apart:
         first = made = apart[0]
         failing = next((row for row in apart if row.results[config].judgement == "fail"), None)

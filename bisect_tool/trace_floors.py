@@ -19,9 +19,12 @@ APART = 2 * BEYOND
 
 
 def floor_of(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> float | None:
-    """Of two entries for one stage, or one output, the larger floor; ``None`` where neither recording holds one."""
+    """Of two entries for one stage, or one output, the smaller floor; ``None`` where neither recording holds one.
+
+    The smaller one: a run in half precision, by autocast for one, rounds more, and must not excuse itself by that.
+    """
     known = [float(floor) for entry in (expected, actual) if (floor := entry.get("floor")) is not None]
-    return max(known, default=None)
+    return min(known, default=None)
 
 
 def ratio_of(total: ErrorMetrics, floor: float | None) -> float | None:

@@ -154,7 +154,10 @@ def _beginning_and_end(lines: list[str]) -> Iterator[str]:
 
 SCENARIOS: dict[str, tuple[Callable[[Path], str], Callable[[list[str]], Iterator[str]]]] = {
     "chain": (chain, _around_marks),
-    "rounding": (rounding, lambda lines: iter(lines[lines.index(next(x for x in lines if x.startswith("AGREES"))) :])),
+    "rounding": (
+        rounding,
+        lambda lines: iter(lines[lines.index(next(x for x in lines if x.lower().startswith("agrees"))) :]),
+    ),
     "training": (training, _beginning_and_end),
     "determinism": (determinism, iter),
 }

@@ -134,12 +134,12 @@ def _export_torchscript(
     inputs = (*args, kwargs) if kwargs or (args and isinstance(args[-1], dict)) else args
     names = _flat_names(module, args, kwargs)
     # Versions without another exporter have no such argument.
-    chosen: dict[str, Any] = {"dynamo": False} if "dynamo" in _parameters() else {}
+    which: dict[str, Any] = {"dynamo": False} if "dynamo" in _parameters() else {}
     torch.onnx.export(
         module,
         inputs,
         str(path),
-        **chosen,
+        **which,
         opset_version=settings.opset,
         do_constant_folding=settings.constant_folding and not settings.keep_stages,
         # With EVAL folding constants folds BatchNorm too; PRESERVE takes the module's mode, which is the same, and does not.

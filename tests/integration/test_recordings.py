@@ -210,6 +210,16 @@ def test_another_seed_in_the_code(home: Project, other: Project) -> None:
     assert ("random state", "torch's generator") == (cause.link, cause.difference.what)
 
 
+def test_a_warm_up_is_no_seed(home: Project, other: Project) -> None:
+    """It draws numbers too, for its dropout; but what it leaves behind are statistics, and those are named."""
+    home.set(seed=1)
+    one = home.record("a-cold", "--seed", "0", ckpt=None)
+    home.set()
+    other.set(seed=1, warm=True)
+    cause = cause_of(compared(one, other.record("b", "--seed", "0", ckpt=None)))
+    assert ("weights", "norm.running_mean") == (cause.link, cause.difference.what)
+
+
 def test_entry_arguments(first: Path, other: Project) -> None:
     """The argument is named with both values."""
     (other.folder / "args.json").write_text(json.dumps({"slope": 0.2}))
@@ -246,7 +256,8 @@ net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(FOUND.get("drop", 0.
 if FOUND.get("bias"):
     nn.init.constant_(net[0].bias, 0.1)
 order = torch.Generator().manual_seed(FOUND.get("order", 0))
-optimizer = torch.optim.SGD(net.parameters(), lr=FOUND.get("lr", 0.1), momentum=0.9)
+trained = (net[3] if FOUND.get("part") else net).parameters()
+optimizer = torch.optim.SGD(trained, lr=FOUND.get("lr", 0.1), momentum=0.9)
 for xb, yb in DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True, generator=order):
     optimizer.zero_grad()
     loss = nn.functional.cross_entropy(net(xb), yb, label_smoothing=FOUND.get("smooth", 0.0))
@@ -266,6 +277,7 @@ TRAINED: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("loss", {"smooth": 0.1}, "stages", "step0.loss", ""),
     ("gradient", {"clip": True}, "stages", "step0.gradient.0.weight", ""),
     ("optimiser", {"lr": 0.2}, "stages", "step0.optimizer.0.weight", ""),
+    ("a layer left out", {"part": True}, "stages", "step0.gradient.0.weight", "on one side only"),
 ]
 
 

@@ -167,9 +167,26 @@ def test_integers_and_zeros_have_no_floor(tmp_path: Path) -> None:
     assert {None} == {floors["/argmax#0"], floors["/sub#0"]}
 
 
-def test_the_larger_floor_counts() -> None:
-    """Either recording may have been made where rounding does more."""
-    assert 2e-6 == floor_of({"floor": 1e-6}, {"floor": 2e-6})
+def test_the_smaller_floor_counts() -> None:
+    """A run that rounds more does not excuse itself by that."""
+    assert 1e-6 == floor_of({"floor": 1e-6}, {"floor": 2e-6})
     assert 1e-6 == floor_of({"floor": 1e-6}, {}) == floor_of({"floor": None}, {"floor": 1e-6})
     assert floor_of({}, {}) is None
     assert Floors().unknown is None and math.isclose(APART, 6.0)
+
+
+def test_a_run_in_half_precision_excuses_nothing(tmp_path: Path) -> None:
+    """Autocast inside of forward: its own floors are those of bfloat16, and the outputs of both sides are float32."""
+
+    class Cast(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                y: torch.Tensor = self.first(x)
+            return super().forward(x) * 0 + self.second(y.float())
+
+    torch.manual_seed(0)
+    one, other = recorded(model(), tmp_path / "a.trace"), recorded(Cast(False).eval(), tmp_path / "b.trace")
+    assert floors_of(other)["second"] > 1e-4
+    report = compared(one, other)
+    assert "diverges" == report.verdict.status
+    assert any(line.startswith("more than rounding") for line in report.verdict.summary)
