@@ -34,7 +34,7 @@ _FUNCTIONS = FAMILIES[2]
 
 
 def sisters(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
-    """The node's operator exchanged for one of its family.
+    """The node's operator exchanged for one of its family; for nodes whose operator none of PyTorch's calls has.
 
     Args:
         node: of the origin.
@@ -55,13 +55,16 @@ def sisters(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
             f"the graph needs {other} there: export it again, or with another exporter or opset",
             Edit(node.output, (Step(other, inputs, attributes),)),
         )
+
+
+def exponents(node: Node) -> Iterator[Trial]:
+    """A constant power exchanged for one that people write."""
     exponent = node.constants.get(1) if node.op == "Pow" else None
-    if exponent is not None and exponent.size == 1 and exponent.dtype.kind == "f":
-        have = float(exponent.reshape(()))
-        for power in EXPONENTS:
-            if power != have:
-                step = Step("Pow", (inputs[0], np.full(exponent.shape, power, exponent.dtype)), node.attributes)
-                text = f"Pow {node.name}: the exponent {node.inputs[1]} is {have:.7g}, not {power:.7g}"
-                yield Trial(
-                    CONSTANT, node.name, text, f"set {node.inputs[1]} to {power:.7g}", Edit(node.output, (step,))
-                )
+    if exponent is None or exponent.size != 1 or exponent.dtype.kind != "f":
+        return
+    have = float(exponent.reshape(()))
+    for power in EXPONENTS:
+        if power != have:
+            step = Step("Pow", (node.inputs[0], np.full(exponent.shape, power, exponent.dtype)), node.attributes)
+            text = f"Pow {node.name}: the exponent {node.inputs[1]} is {have:.7g}, not {power:.7g}"
+            yield Trial(CONSTANT, node.name, text, f"set {node.inputs[1]} to {power:.7g}", Edit(node.output, (step,)))

@@ -20,7 +20,7 @@ from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, EXTRA, MISSING, OPE
 from bisect_tool.diagnose.onnx_forms import Form, forms, gelu_steps, summand, written_out
 from bisect_tool.diagnose.pieces import pieces
 from bisect_tool.diagnose.recurrence import recurrence
-from bisect_tool.diagnose.sisters import sisters
+from bisect_tool.diagnose.sisters import exponents, sisters
 from bisect_tool.diagnose.trial import Fit, Trial
 from bisect_tool.diagnose.weight_forms import GATES, Static, first_weight, nearest_weight, weight_forms
 
@@ -66,6 +66,7 @@ def propose(
     left_out = _left_out(nodes, calls, stage or nodes, opset)
     yield from (trial for surplus, trial in left_out if surplus)
     known = {form.op for call in calls for form in forms(call, opset)}
+    parts = {part for call in calls for listed in written_out(call).values() for part in listed}
     for node in nodes:
         if node.op in _COMPARING and node.op not in known:
             yield from _replaced(node, calls, opset)
@@ -89,7 +90,9 @@ def propose(
     for node in nodes:
         yield from _fitted(node, calls)
     for node in nodes:
-        yield from sisters(node, calls)
+        yield from exponents(node)
+        if node.op not in known | parts:
+            yield from sisters(node, calls)
     for node in nodes:
         yield from _other_settings(node)
         yield from _other_windows(node)
