@@ -226,11 +226,16 @@ def node_data_files(report: Report, marks: Marks, names: GraphNames) -> dict[str
     """The node data of all configurations: file name → content."""
     files: dict[str, str] = {}
     quantities: tuple[Quantity, ...] = ("total", "local")
+    taken: set[str] = set()
     for run in configs_of(report):
+        stem = file_name(run.name)
+        while stem.lower() in taken:  # names may differ in what no file system takes, or in case alone
+            stem += "_"
+        taken.add(stem.lower())
         for quantity in quantities:
             data = node_data(report, marks, names, run.name, quantity)
             if data is not None:
-                files[f"{file_name(run.name)}.{quantity}.json"] = json.dumps(data, indent=1, allow_nan=False) + "\n"
+                files[f"{stem}.{quantity}.json"] = json.dumps(data, indent=1, allow_nan=False) + "\n"
     return files
 
 

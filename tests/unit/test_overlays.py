@@ -304,6 +304,20 @@ def test_configurations_of_other_graphs_are_left_out() -> None:
     assert ["ort-off"] == [run.name for run in overlays.configs_of(replace(report, stages=rows, configs=configs))]
 
 
+def test_each_configuration_has_files_of_its_own(file: Path) -> None:
+    """Also where names are the same to a file system."""
+    names = ("a/b", "a b", "A_B")
+    report = report_on(file)
+    rows = tuple(
+        replace(each, results=dict.fromkeys(names, each.results["ort-off"])) for each in report.stages if each.results
+    )
+    report = replace(report, stages=rows, configs=tuple(config_run(name, ORT_OFF, 1.0) for name in names))
+    graph = annotated.read_names(file)
+    files = overlays.node_data_files(report, overlays.find_marks(report, graph), graph)
+    assert 6 == len(files) == len({name.lower() for name in files})
+    assert {"a_b.total.json", "a_b_.total.json", "A_B__.total.json"} <= files.keys()
+
+
 def test_hostile_names_are_plain_text(file: Path, tmp_path: Path) -> None:
     """Whatever a module is called is text in the metadata, without what steers a terminal."""
     report = report_on(file)
