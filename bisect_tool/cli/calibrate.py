@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "--accept",
     multiple=True,
     metavar="NAME",
-    help="A reduction of precision that counts as correct: tf32, bf16. Repeatable.",
+    help="A reduction of precision that counts as correct: tf32, bf16, fp16. Repeatable.",
 )
 @click.option(
     "--false-alarm",
