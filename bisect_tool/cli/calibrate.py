@@ -130,6 +130,8 @@ def calibrate(
     how = How(executor, jobs, kept, None if executor == "local" else target.absolute().parent)
     loaded = [item.case for item in items]
     alone = executor == "local" and jobs == 1
+    # Whoever is interrupted has to know what the same command goes on with.
+    interrupts.wrote(kept)
     done = run(loaded, plan, how, say, None if alone else functools.partial(load_again, _absolute(settings)))
     interrupts.check()
     write_table(target, done.made.table, force=force)
