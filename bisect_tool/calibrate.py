@@ -61,7 +61,7 @@ class Plan:
         draws: of made-up rounding, for each run of PyTorch.
         copies: of each sample with slightly other numbers, which are run too.
         perturbation: by what share the numbers of a copy differ at most.
-        accepted: reductions of precision that count as correct (``tf32``, ``bf16``).
+        accepted: reductions of precision that count as correct (``tf32``, ``bf16``, ``fp16``).
         matrix: configurations that count as correct too, as far as they only round.
         memory_budget: bytes of activations that may be kept at once.
         threads: of both sides; 0 is each library's default.
@@ -321,7 +321,7 @@ def _with_onnx(case: LoadedCase, errors: SampleErrors, plan: Plan, onnx: Path) -
     )
     errors.graph = graph_of(OnnxProgram(load_onnx(onnx), onnx))
     try:
-        add_report(errors, bisect(case, options), "ort-cpu-off")
+        add_report(errors, bisect(case, options), "ort-cpu-off", plan.accepted)
     except InconclusiveError as error:
         errors.left_out.append(f"ONNX Runtime: {error.message.splitlines()[0]}")
 

@@ -18,6 +18,8 @@ from bisect_tool.records import Comparison, ErrorMetrics, Report, Stage, StageRe
 from bisect_tool.table_judging import LOCAL, TOTALS
 from bisect_tool.tolerance_table import kind_of_stage
 
+_HALF = {"float16": "fp16", "bfloat16": "bf16"}
+
 _STEP = 64.0
 """Units in the last place by which a step that did not fall on the other side may still be off."""
 
@@ -107,15 +109,16 @@ def with_copy(errors: SampleErrors, copy: SampleErrors) -> None:
 # Runs of ONNX Runtime
 
 
-def add_report(errors: SampleErrors, report: Report, plain: str) -> None:
+def add_report(errors: SampleErrors, report: Report, plain: str, accepted: Sequence[str] = ()) -> None:
     """Adds what a comparison with ONNX Runtime shows, as far as it was shown to be rounding.
 
     Args:
         errors: of the sample.
         report: judged by noise floors.
         plain: name of its unoptimised configuration, with local errors.
+        accepted: reductions of precision that count as correct.
     """
-    clean = clean_rows(report.stages, plain)
+    clean = clean_rows(report.stages, plain, accepted)
     ran = [run for run in report.configs if run.status in ("agrees", "diverges")]
     if any(run.name == plain for run in ran):
         errors.ran("ONNX Runtime, unoptimised")
@@ -157,17 +160,18 @@ def add_report(errors: SampleErrors, report: Report, plain: str) -> None:
                 )
 
 
-def clean_rows(rows: Sequence[StageRow], config: str) -> set[int]:
+def clean_rows(rows: Sequence[StageRow], config: str, accepted: Sequence[str] = ()) -> set[int]:
     """Rows whose error is rounding, their own and that of all that they read.
 
-    That has to be shown: an unknown noise floor, or a stage that was not compared with equal inputs, shows nothing.
+    That has to be shown: an unknown noise floor, or a stage that was not compared with equal inputs, shows nothing. A graph
+    in half precision rounds too, but not as the model does: that it may has to be accepted.
     """
     clean: set[int] = set()
     dirty: set[int] = set()
     for row in rows:
         result = row.results.get(config)
         # Where a stage has no value in the graph those behind it read past it, and their own error has its.
-        shown = result is None or _hands_on(row, result) or _is_rounding(row, result)
+        shown = result is None or _hands_on(row, result) or _is_rounding(row, result, accepted)
         outside = result is not None and bool(result.outside_error)
         if not shown or outside or any(index in dirty for index in row.inputs):
             dirty.add(row.index)
@@ -181,7 +185,7 @@ def _hands_on(row: StageRow, result: Comparison) -> bool:
     return result.local is None and (row.alias_of is not None or not result.total.differing)
 
 
-def _is_rounding(row: StageRow, result: Comparison) -> bool:
+def _is_rounding(row: StageRow, result: Comparison, accepted: Sequence[str]) -> bool:
     local, noise = result.local, result.noise
     if local is None or local.problem or local.nonfinite_mismatch or result.quantised is not None:
         return False
@@ -190,6 +194,8 @@ def _is_rounding(row: StageRow, result: Comparison) -> bool:
     if kind_of_name(row.dtype) == "integer":
         return False
     if noise is None:
+        return False
+    if noise.dtype not in (None, row.dtype) and _HALF.get(str(noise.dtype)) not in accepted:
         return False
     return noise.settled or (noise.ratio is not None and noise.ratio <= BEYOND)
 

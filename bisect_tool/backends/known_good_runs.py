@@ -52,7 +52,7 @@ from bisect_tool.selection import Selection, select
 
 Array = NDArray[Any]
 
-ACCEPTED = ("tf32", "bf16")
+ACCEPTED = ("tf32", "bf16", "fp16")
 """Reductions of precision that a user may allow."""
 
 
@@ -91,7 +91,7 @@ def usual_variations(accepted: Sequence[str] = ()) -> Variations:
     """
     for name in accepted:
         if name not in ACCEPTED:
-            raise BisectError(f"--accept {name}: no such reduction of precision", hint=f"{' or '.join(ACCEPTED)}")
+            raise BisectError(f"--accept {name}: no such reduction of precision", hint=f"one of {', '.join(ACCEPTED)}")
     threads = torch.get_num_threads()
     other = 1 if threads > 1 else 2
     return Variations(
@@ -356,7 +356,7 @@ class _Known:
             self.off |= self._reached({stage.value for stage in off})
             self.errors.left_out.append(
                 f"PyTorch at {_and_more([stage.ref for stage in off])}: further from float64 than rounding explains, as in "
-                "reduced precision; --accept tf32 or bf16 allows that"
+                "reduced precision; --accept tf32, bf16 or fp16 allows that"
             )
 
     def _is_off(

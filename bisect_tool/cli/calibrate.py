@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "--accept",
     multiple=True,
     metavar="NAME",
-    help="A reduction of precision that counts as correct: tf32, bf16. Repeatable.",
+    help="A reduction of precision that counts as correct: tf32, bf16, fp16. Repeatable.",
 )
 @click.option(
     "--false-alarm",
@@ -131,6 +131,8 @@ def calibrate(
     how = How(executor, jobs, kept, None if executor == "local" else target.absolute().parent)
     loaded = [item.case for item in items]
     alone = executor == "local" and jobs == 1
+    # Whoever is interrupted has to know what the same command goes on with.
+    interrupts.wrote(kept)
     done = run(loaded, plan, how, say, None if alone else functools.partial(load_again, _absolute(settings)))
     interrupts.check()
     write_table(target, done.made.table, force=force)

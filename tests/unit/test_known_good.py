@@ -102,6 +102,16 @@ def test_error_from_stages_that_were_not_looked_at_is_not_known() -> None:
     assert set() == clean_rows(rows, "off")
 
 
+def test_half_precision_has_to_be_accepted() -> None:
+    """A graph that was converted rounds, but a table would let every fault of that size pass."""
+    rows = [row(0, Noise(settled=True, dtype="float16")), row(1)]
+    assert set() == clean_rows(rows, "off")
+    assert set() == clean_rows(rows, "off", ("bf16",))
+    assert {0, 1} == clean_rows(rows, "off", ("fp16",))
+    own = row(0, Noise(settled=True, dtype="float32"))
+    assert {0} == clean_rows([own], "off")
+
+
 def report_of(rows: Sequence[StageRow], outputs: Sequence[tuple[str, float]] = ()) -> Report:
     """A report with an optimised pair whose final outputs are off by as much as is given."""
     ones = np.ones(100, "float32")
