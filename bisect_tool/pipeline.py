@@ -1382,6 +1382,7 @@ class _Bisection:
             self.types,
             self.feeds,
             self.options.memory_budget,
+            self.bound_inputs.rounded,
         )
         origins = []
         outcomes: dict[tuple[StageRef, str], Outcome] = {}

@@ -39,6 +39,7 @@ class BoundInputs:
         orders: ONNX inputs that are given the sample's tensor with its axes in another order.
         alike: groups of ONNX inputs that only their order told apart.
         sources: ONNX input name → name and dtype of the sample's tensor.
+        rounded: floating numbers as they were, by ONNX input, where a narrower type took something from them.
     """
 
     feeds: Mapping[str, Array]
@@ -46,6 +47,7 @@ class BoundInputs:
     orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     alike: tuple[tuple[str, ...], ...] = ()
     sources: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    rounded: Mapping[str, Array] = field(default_factory=dict)
 
     def exchanges(self) -> Iterator[tuple[tuple[str, ...], dict[str, Array]]]:
         """Other ways to give the inputs that only their order told apart: which inputs, and all feeds."""
@@ -173,15 +175,35 @@ class _Binding:
         notes += [
             f"the sample's {n} is not an input of the ONNX graph: the exporter found it unused" for n in self.left
         ]
+        notes += self._sizes()
         feeds = {}
+        rounded = {}
         for wanted in self.graph.inputs:
             if wanted in self.chosen:
                 array = self.arrays[self.chosen[wanted]]
                 if wanted in self.orders:
                     array = np.ascontiguousarray(array.transpose(self.orders[wanted]))
-                feeds[wanted] = _cast(self.graph, wanted, array, notes)
+                given = feeds[wanted] = _cast(self.graph, wanted, array, notes)
+                if given is not array and array.dtype.kind == "f" and not np.array_equal(given, array, equal_nan=True):
+                    rounded[wanted] = array
         sources = {wanted: (name, self.arrays[name].dtype.name) for wanted, name in self.chosen.items()}
-        return BoundInputs(feeds, tuple(notes), self.orders, tuple(self.alike), sources)
+        return BoundInputs(feeds, tuple(notes), self.orders, tuple(self.alike), sources, rounded)
+
+    def _sizes(self) -> list[str]:
+        """Notes on dynamic axes of one name whose sizes differ from input to input: nobody else checks that."""
+        sizes: dict[str, dict[int, str]] = {}
+        for wanted, name in self.chosen.items():
+            shape = self.arrays[name].shape
+            order = self.orders.get(wanted, range(len(shape)))
+            for dim, axis in zip(self._dims(wanted) or (), order, strict=False):
+                if isinstance(dim, str) and dim != "?":
+                    sizes.setdefault(dim, {}).setdefault(shape[axis], wanted)
+        return [
+            f"the ONNX file has one size {dim} for axes that have several in this sample: "
+            + ", ".join(f"{size} in {wanted}" for size, wanted in found.items())
+            for dim, found in sizes.items()
+            if len(found) > 1
+        ]
 
     def mismatch(self) -> BisectError:
         wants = ", ".join(_line(n, self.graph.dtypes.get(n), self._dims(n)) for n in self.graph.inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ class Surroundings:
         types: of inner ONNX values.
         feeds: the graph's own inputs.
         budget: bytes that may be held.
+        rounded: inputs of the graph as the sample has them, where the graph takes a narrower type.
     """
 
     program: OnnxProgram
@@ -47,6 +48,7 @@ class Surroundings:
     types: Mapping[str, ValueType]
     feeds: Mapping[str, Array]
     budget: int
+    rounded: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,11 @@ def find_cause(
     opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 17)
     folder = str(program.weights_folder)
     feeds = {name: opened.feeds[value] for name, value in built.feeds.items()}
+    rounded = {
+        name: around.rounded[value]
+        for name, value in built.feeds.items()
+        if value in around.rounded and value not in opened.cuts
+    }
 
     def loaded(edit: Edit | Widened | None) -> _Loaded:
         if isinstance(edit, Widened):
@@ -110,7 +115,7 @@ def find_cause(
         for name, array in feeds.items():
             if array.dtype.name == narrow:
                 match = opened.cuts.get(built.feeds[name])
-                own = None if match is None else around.activations.fetch(match.value)
+                own = rounded.get(name) if match is None else around.activations.fetch(match.value)
                 own = (
                     own
                     if own is None or match is None or match.permutation is None
@@ -130,7 +135,7 @@ def find_cause(
 
     nodes = _nodes(around, opened, model, values, opset)
     first = [node for node in nodes if node.name in set(suspects)]
-    facts = Facts(first, nodes, calls, opened.expected, _in_shape(values.get(opened.output), opened), twice)
+    facts = Facts(first, nodes, calls, opened.expected, _in_shape(values.get(opened.output), opened), twice, rounded)
     seen = list(answers(facts))
     clues = tuple(each for each in seen if isinstance(each, Clue))
     proposals: list[Trial | Fit] = [each for each in seen if isinstance(each, Trial)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -214,6 +215,24 @@ def test_what_a_conversion_loses_is_said(tensor: Tensor, dtype: str, told: str) 
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_rounded_is_kept_as_it_was() -> None:
+    """A cause may lie in it; what every narrower number holds exactly is no loss."""
+    exact, other = torch.full((2, 3), 0.5), torch.full((4,), 0.1)
+    given = graph(x=("float16", (2, 3)), y=("float16", (4,)))
+    found = bind_inputs(given, [("x", exact), ("y", other)])
+    assert {"y"} == set(found.rounded)
+    assert np.array_equal(other.numpy(), found.rounded["y"])
+
+
+def test_one_name_for_sizes_that_differ_is_noted() -> None:
+    """ONNX Runtime takes it, and the graph may mean something else."""
+    dims: dict[str, tuple[int | str, ...]] = {"x": ("N", 3), "y": ("N",)}
+    given = replace(graph(x=("float32", None), y=("float32", None)), input_dims=dims)
+    (note,) = bind_inputs(given, [("x", A), ("y", C)]).notes
+    assert note.endswith("one size N for axes that have several in this sample: 2 in x, 4 in y")
+    assert () == bind_inputs(given, [("x", A), ("y", C[:2])]).notes
 
 
 def test_a_mismatch_lists_both_sides() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,21 @@ def test_half_precision_that_pytorch_has_too_is_left_alone() -> None:
     own = Call("mul", {}, x * x)
     assert not trials(narrow.look, facts(square, expected=np.ones(2, F), calls=(own,)))
     assert "BD107" == trials(narrow.look, facts(square, expected=np.ones(2, F)))[0].code
+
+
+def test_an_input_that_the_graph_takes_in_half_precision_is_a_cause() -> None:
+    """Its rounding comes before the first node; where nodes compute in half precision, that is tried as a whole."""
+    x = np.asarray([2.0, 0.1], F)
+    half = x.astype(np.float16)
+    cast = node("Cast", {"x": half}, half.astype(F), to=1)
+    given = replace(facts(cast, expected=x), rounded={"x": x})
+    (trial,) = trials(narrow.look, given)
+    assert ("BD107", "the_Cast_y", Widened("float16")) == (trial.code, trial.node, trial.edit)
+    assert "the graph's input x is float16: the sample's float32 numbers are rounded" in trial.text
+    assert not trials(narrow.look, facts(cast, expected=x))
+    square = node("Mul", {"x": half, "x2": half}, half * half)
+    (trial,) = trials(narrow.look, replace(facts(square, expected=x), rounded={"x": x}))
+    assert "the graph computes Mul the_Mul_y in float16" in trial.text
 
 
 def test_division_that_cuts_off() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Facts:
         expected: PyTorch's result.
         actual: the graph's, in the same shape; ``None`` where it is not known or has another number of elements.
         twice: runs the graph's stage two times in one session; ``None`` where it does not run.
+        rounded: inputs of the graph that the stage reads, as the sample has them, where the graph takes a narrower type.
     """
 
     nodes: Sequence[Node]
@@ -34,6 +35,7 @@ class Facts:
     expected: Array
     actual: Array | None
     twice: Callable[[], tuple[Array, Array] | None]
+    rounded: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,18 @@ def look(facts: Facts) -> Iterator[Trial | Clue]:
         casts = [node for node in facts.stage if node.op == "Cast" and node.attributes.get("to") == _CODES[narrow]]
         # PyTorch may compute in it as well: its results say so.
         theirs = any(call.result is not None and call.result.dtype.name == narrow for call in facts.calls)
+        inputs = [
+            (node, name)
+            for node in facts.stage
+            for name in node.inputs
+            if name in facts.rounded and (given := node.values.get(name)) is not None and given.dtype.name == narrow
+        ]
+        if inputs and not inside:
+            node, name = inputs[0]
+            was = facts.rounded[name].dtype.name
+            text = f"the graph's input {name} is {narrow}: the sample's {was} numbers are rounded before anything is computed"
+            remedy = f"declare the input {was}; or give PyTorch the numbers that the application rounds, as the sample"
+            yield Trial(PRECISION, node.name, text, remedy, Widened(narrow))
         if inside and not theirs:
             names = ", ".join(f"{node.op} {node.name}" for node in inside[:3])
             more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
