@@ -294,6 +294,8 @@ def _source_line():
     frame = sys._getframe(2)
     while frame is not None:
         filename = frame.f_code.co_filename
+        if filename == _THIS_FILE and frame.f_code.co_name == "run":
+            return None  # whoever starts the run is no line of the model
         if not filename.startswith(_TORCH_DIR) and filename != _THIS_FILE and not filename.startswith("<"):
             return filename + ":" + str(frame.f_lineno)
         frame = frame.f_back

@@ -662,9 +662,9 @@ def test_tensors_become_arrays_of_the_same_dtype(dtype: str) -> None:
 
 
 def test_conjugated_and_quantized_tensors_become_arrays() -> None:
-    """Lazy conjugates are worked out, quantised values are their numbers."""
+    """Lazy conjugates are worked out, and complex numbers are pairs; quantised values are their numbers."""
     z = torch.randn(3, dtype=torch.complex64)
-    assert np.array_equal(to_numpy(z.conj()), z.numpy().conj())
+    assert np.array_equal(to_numpy(z.conj()), np.stack([z.numpy().real, -z.numpy().imag], axis=-1))
 
 
 # -- one file, old interpreters ---------------------------------------------------------------------------------------
@@ -757,3 +757,11 @@ def test_bodies_that_torch_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(module, x)
     assert torch.equal(expected, run.output)
     assert ["addmm", "relu"] == [op.name for op in run.raw.ops if op.body and op.name in ("addmm", "relu")]
+
+
+def test_a_root_of_torchs_own_has_no_line() -> None:
+    """What calls the model is not a line of the model."""
+    recorder: Recorder = Recorder(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    with recorder:
+        recorder.run(torch.ones(1, 2))
+    assert [None, None] == [frame.source for frame in recorder.trace.frames if frame.path]
