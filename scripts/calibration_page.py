@@ -57,9 +57,9 @@ def _about(results: Results, rates: Sequence[float]) -> list[str]:
 def _alarms(results: Results, rates: Sequence[float]) -> list[str]:
     lines = [
         "`P`: probability of at least so many alarms in so many runs if the stated rate were exact (binomial); small numbers "
-        "speak against the rate. `bound`: Clopper-Pearson upper bound on the true rate, confidence 0.95. The stated rate is "
-        "an upper bound: a sample is calibrated by the largest error of all its known-good runs, and a judged run is only one "
-        "of those. So there are fewer alarms than stated, and the sensitivity below is what that costs.",
+        "speak against the rate. `bound`: Clopper-Pearson upper bound on the true rate, confidence 0.95. The stated rate "
+        "is an upper bound: a sample is calibrated by the largest error of all its known-good runs, and a judged run is "
+        "only one of those. So there are fewer alarms than stated, and the sensitivity below is what that costs.",
         "",
         f"| family | runs | {' | '.join(f'alarms at {rate:g} | P | bound' for rate in rates)} | over their limits |",
         "|" + "---|" * (3 + 3 * len(rates)),
