@@ -122,7 +122,6 @@ def _tables(options: argparse.Namespace, family: str) -> tuple[dict[str, Toleran
     """A table for each rate, all of the same runs."""
     cases = [_case(family, FIRST_KNOWN + number) for number in range(options.samples)]
     journal = options.output / f"{family}.journal"
-    began = time.time()
     found: dict[str, ToleranceTable] = {}
     for rate in RATES:
         plan = Plan(false_alarm=rate, onnx=exported(family, EXPORTER, _files(options)), threads=1)
@@ -141,7 +140,6 @@ def _tables(options: argparse.Namespace, family: str) -> tuple[dict[str, Toleran
         "largest_local_limit": limits[-1],
         "largest_total_limit": max(s.metrics["rel_l2"].limit for s in known.stages if "rel_l2" in s.metrics),
         "left_out": made.left_out,
-        "seconds": round(time.time() - began, 1),
     }
     return found, about
 
