@@ -102,21 +102,21 @@ def test_floors_are_recorded_and_judge(case: Path) -> None:
     """By default where that is cheap; ONNX Runtime's run has those of its model; ``--no-floor`` leaves them out."""
     model = ("record", case / "model.py", case / "ckpt.pth", "--input", case / "s.pt", "-q", "--force")
     assert 0 == tool_run(*model, "--onnx", case / "m.onnx", "-o", case / "ort.trace")[0]
-    assert 0 == record(case, "none.trace", "--no-floor")[0]
+    assert 0 == record(case, "plain.trace", "--no-floor")[0]
     known = {}
-    for name in ("a.trace", "ort.trace", "none.trace"):
+    for name in ("a.trace", "ort.trace", "plain.trace"):
         with open_bundle(case / name) as bundle:
             entries = [*bundle.manifest["stages"], *bundle.manifest["outputs"]]
             known[name] = [entry.get("floor") for entry in entries]
     assert all(0 < floor < 1e-5 for name in ("a.trace", "ort.trace") for floor in known[name])
-    assert {None} == set(known["none.trace"])
-    code, found = report(case, "none.trace", "ort.trace")
+    assert {None} == set(known["plain.trace"])
+    code, found = report(case, "plain.trace", "ort.trace")
     assert 0 == code
     assert all(result.noise_ratio is not None for row in found.stages for result in row.results.values())
     assert any(line.startswith("rounding: at most") for line in found.verdict.summary)
-    code, out, _ = tool_run("compare", case / "none.trace", case / "ort.trace")
+    code, out, _ = tool_run("compare", case / "plain.trace", case / "ort.trace")
     assert "judged by the noise floor" in " ".join(out.split()) and "noise: error / noise floor" in out
-    assert "noise" not in tool_run("compare", case / "none.trace", case / "none.trace")[1]
+    assert "noise" not in tool_run("compare", case / "plain.trace", case / "plain.trace")[1]
 
 
 def test_a_clash_of_dtypes_names_the_operation(tmp_path: Path) -> None:
