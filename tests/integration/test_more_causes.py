@@ -135,6 +135,20 @@ def test_causal_mask(tmp_path: Path, edit: Callable[[ModelProto], None], code: s
     assert "causal mask" in " ".join((*found.evidence, found.remedy))
 
 
+def test_scale_of_an_attention_that_is_missing(tmp_path: Path) -> None:
+    def unscaled(model: ModelProto) -> None:
+        made = {name: node for node in model.graph.node for name in node.output}
+        product = made[node_of(model, "Softmax").input[0]]
+        factor = made[product.input[0]]
+        assert ("MatMul", "Mul") == (product.op_type, factor.op_type)
+        factor.op_type = "Identity"
+        del factor.input[1:]
+
+    found = first(report_on(Attention(), (X[None, None],), tmp_path, unscaled))
+    assert ("BD103", True) == (found.code, found.remedy_verified)
+    assert "scales is missing" in found.evidence[0]
+
+
 def test_branches_exchanged(tmp_path: Path) -> None:
     class Chosen(nn.Module):
         def __init__(self) -> None:
