@@ -106,9 +106,9 @@ def of_other_size(
             signature = signatures.get(name)
             if not name or name in taken or signature is None or signature.size in sizes:
                 continue
-            own = sources(node.inputs)
-            given = own & set(graph.inputs)
-            if own - given == reads and bool(given) == fed:
+            read = sources(node.inputs)
+            given = read & set(graph.inputs)
+            if read - given == reads and bool(given) == fed:
                 fitting.append(name)
         # Both sides have as many: in their order.
         if len(fitting) == len(values):
@@ -116,8 +116,8 @@ def of_other_size(
                 norm = norms.get(value)
                 # A normalisation that the graph has no node for was folded into the node: its value is what comes out.
                 folded = norm is not None and norm not in matches and name not in normalised
-                stage = norm if norm is not None and folded else value
-                found[stage] = Match(stage, name, (OTHER_SIZE,), False)
+                own = norm if norm is not None and folded else value
+                found[own] = Match(own, name, (OTHER_SIZE,), False)
     return found
 
 
