@@ -91,6 +91,12 @@ def of_other_size(
         reads = frozenset(matches[each].onnx for each in made_of if each in matches)
         operation, number = operations[value]
         wanted[_kind(operation), number, reads, any(each not in matches for each in made_of)].append(value)
+    norms = {
+        parents[0]: value
+        for value, parents in trace.parents.items()
+        if len(parents) == 1 and value in first and _kind(operations.get(value, ("", 0))[0]) == "batchnorm"
+    }
+    normalised = {name for node in by_kind["batchnorm"] for name in node.inputs}
     found: dict[int, Match] = {}
     for (kind, number, reads, fed), values in wanted.items():
         sizes = {math.prod(first[value].shape) for value in values}
@@ -100,13 +106,18 @@ def of_other_size(
             signature = signatures.get(name)
             if not name or name in taken or signature is None or signature.size in sizes:
                 continue
-            own = sources(node.inputs)
-            given = own & set(graph.inputs)
-            if own - given == reads and bool(given) == fed:
+            read = sources(node.inputs)
+            given = read & set(graph.inputs)
+            if read - given == reads and bool(given) == fed:
                 fitting.append(name)
         # Both sides have as many: in their order.
         if len(fitting) == len(values):
-            found |= {v: Match(v, name, (OTHER_SIZE,), False) for v, name in zip(values, fitting, strict=True)}
+            for value, name in zip(values, fitting, strict=True):
+                norm = norms.get(value)
+                # A normalisation that the graph has no node for was folded into the node: its value is what comes out.
+                folded = norm is not None and norm not in matches and name not in normalised
+                own = norm if norm is not None and folded else value
+                found[own] = Match(own, name, (OTHER_SIZE,), False)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.diagnose.calls import Call, Edit, Node, Step
+from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Step
 from bisect_tool.diagnose.causes import CONSTANT, EXTRA, MISSING, OPERATOR
 from bisect_tool.diagnose.trial import Trial
 
@@ -69,6 +69,8 @@ def masks(nodes: Sequence[Node], stage: Sequence[Node], calls: Sequence[Call]) -
         stage: all of the stage's.
         calls: PyTorch's, of the stage.
     """
+    for call in calls:
+        yield from _unscaled(nodes, call)
     own = {node.name for node in nodes}
     for call in calls:
         mask = mask_of(call)
@@ -100,6 +102,24 @@ def _at(node: Node, softmax: Node, mask: Mask, call: Call) -> Iterator[Trial]:
 
 
 _MASKED = "<masked>"
+
+
+def _unscaled(nodes: Sequence[Node], call: Call) -> Iterator[Trial]:
+    """The factor of the scores where the graph has none: all of it, or the root of it, as exporters scale both operands."""
+    query = call.operand("query")
+    if "scaled_dot_product" not in call.name or query is None:
+        return
+    given = call.arguments.get("scale")
+    scale = float(given) if given is not None else query.array.shape[-1] ** -0.5
+    for node in nodes:
+        for factor in (scale, abs(scale) ** 0.5) if node.op in ("Identity", "MatMul") else ():
+            kind = node.values[node.output].dtype if node.output in node.values else np.dtype(np.float32)
+            text = (
+                f"the factor {factor:.7g} by which PyTorch's {call.name} scales is missing behind {node.op} {node.name}"
+            )
+            remedy = "the graph needs a Mul there: export it again, or with another exporter or opset"
+            step = Step("Mul", (BEFORE, np.asarray(factor, kind)), {})
+            yield Trial(MISSING, node.name, text, remedy, Edit(node.output, (step,), keep=True))
 
 
 def _added(node: Node, mask: Mask, call: Call) -> Iterator[Trial]:

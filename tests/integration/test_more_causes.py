@@ -73,6 +73,16 @@ def test_result_of_another_size(
     assert found.cost is not None and found.cost.endswith("once an edit of the file, or an export")
 
 
+def test_result_of_another_size_with_a_norm_folded_in(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+    net.append(nn.AdaptiveAvgPool2d(1))
+    net[1].running_mean.normal_()  # type: ignore[union-attr, operator]
+    net[1].running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
+    found = first(report_on(net, (IMAGE,), tmp_path, attribute("Conv", "strides", [1, 1])))
+    assert ("BD101", True, "1") == (found.code, found.remedy_verified, found.origin.stage if found.origin else None)
+
+
 def test_pieces_cut_and_named_otherwise(tmp_path: Path) -> None:
     def exchanged(model: ModelProto) -> None:
         split = node_of(model, "Split")
@@ -133,6 +143,20 @@ def test_causal_mask(tmp_path: Path, edit: Callable[[ModelProto], None], code: s
     found = first(report)
     assert (code, True) == (found.code, found.remedy_verified)
     assert "causal mask" in " ".join((*found.evidence, found.remedy))
+
+
+def test_scale_of_an_attention_that_is_missing(tmp_path: Path) -> None:
+    def unscaled(model: ModelProto) -> None:
+        made = {name: node for node in model.graph.node for name in node.output}
+        product = made[node_of(model, "Softmax").input[0]]
+        factor = made[product.input[0]]
+        assert ("MatMul", "Mul") == (product.op_type, factor.op_type)
+        factor.op_type = "Identity"
+        del factor.input[1:]
+
+    found = first(report_on(Attention(), (X[None, None],), tmp_path, unscaled))
+    assert ("BD103", True) == (found.code, found.remedy_verified)
+    assert "scales is missing" in found.evidence[0]
 
 
 def test_branches_exchanged(tmp_path: Path) -> None:
