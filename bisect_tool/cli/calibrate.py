@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from bisect_tool.cli.run import cases, check_kept_file, settings_of
 from bisect_tool.errors import EXIT_AGREES, BisectError
 from bisect_tool.executors import check_executor
 from bisect_tool.matrix import read_matrix
-from bisect_tool.tolerance_table import check_place, write_table
+from bisect_tool.tolerance_table import check_place, read_table, write_table
 
 if TYPE_CHECKING:
     from bisect_tool.pipeline import LoadedCase
@@ -127,6 +128,8 @@ def calibrate(
         memory_budget=options.memory_budget,
         threads=options.threads,
     )
+    # Limits of outputs are nobody's but the user's.
+    by_hand = read_table(target).metrics if target.exists() else {}
     kept = Path(journal) if journal else target.with_name(f"{target.name}.journal")
     how = How(executor, jobs, kept, None if executor == "local" else target.absolute().parent)
     loaded = [item.case for item in items]
@@ -135,7 +138,7 @@ def calibrate(
     interrupts.wrote(kept)
     done = run(loaded, plan, how, say, None if alone else functools.partial(load_again, _absolute(settings)))
     interrupts.check()
-    write_table(target, done.made.table, force=force)
+    write_table(target, replace(done.made.table, metrics=by_hand), force=force)
     interrupts.wrote(target)
     if plots:
         from bisect_tool.reporters import calibration_plots

@@ -456,6 +456,10 @@ def test_command_as_json(files: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     )
     assert {stage.stage for stage in read_table(target).stages} == {stage["stage"] for stage in data["stages"]}
     assert [target] == list(tmp_path.iterdir())
+    with target.open("a", encoding="utf-8") as table:
+        table.write("\n[metrics]\nargmax = 0.99\n")
+    assert 0 == call(files, "--no-onnx", "--no-plots", "--copies", "0", "--force", "-o", str(target))
+    assert {"argmax": 0.99} == read_table(target).metrics
 
 
 @pytest.mark.parametrize(
