@@ -50,7 +50,9 @@ def _left_alone(node: ir.Node, was: int, now: int) -> bool:
     proto = ir.serde.serialize_node(node)
     if any(each.HasField("g") or each.graphs for each in proto.attribute):
         return False
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in dict.fromkeys(proto.input) if name]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in dict.fromkeys(proto.input) if name
+    ]
     outputs = [helper.make_empty_tensor_value_info(name) for name in proto.output if name]
     graph = helper.make_graph([proto], "one", inputs, outputs)
     try:

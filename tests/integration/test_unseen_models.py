@@ -586,12 +586,16 @@ def test_a_function_that_would_mean_something_else_stays_closed(tmp_path: Path) 
     (dense, _) = made.functions
     # A factor of one, by an operator whose axis means something else since opset 13.
     dense.node[2].output[0] = "sum"
-    dense.node.extend([helper.make_node("Softmax", ["axis_free"], ["one"], axis=0), helper.make_node("Mul", ["sum", "one"], ["y"])])
+    dense.node.extend(
+        [helper.make_node("Softmax", ["axis_free"], ["one"], axis=0), helper.make_node("Mul", ["sum", "one"], ["y"])]
+    )
     dense.node.insert(0, helper.make_node("Constant", [], ["axis_free"], value_floats=[3.0]))
     dense.opset_import[0].version = 12
     onnx.save(made, file)
     report = report_on(model, (torch.randn(3, 8),), file)
-    closed = "own::Dense is not looked into: its opset ai.onnx 12 is not the model's, and Softmax may mean something else"
+    closed = (
+        "own::Dense is not looked into: its opset ai.onnx 12 is not the model's, and Softmax may mean something else"
+    )
     assert any(note.startswith(closed) for note in report.notes), report.notes
     assert "agrees" == report.verdict.status
 
