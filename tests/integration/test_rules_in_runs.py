@@ -332,7 +332,8 @@ def test_input_that_the_file_takes_in_half_precision(tmp_path: Path) -> None:
     ]
     ends = [helper.make_tensor_value_info("x", 10, [3, 8])], [helper.make_tensor_value_info("y", 1, [3, 4])]
     file = tmp_path / "half.onnx"
-    onnx.save(helper.make_model(helper.make_graph(nodes, "half", *ends, weights)), file)
+    graph = helper.make_graph(nodes, "half", *ends, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), file)
     case = LoadedCase("half", model, (torch.randn(3, 8),), {})
     verdict = bisect(case, Options(make_tolerance(None, None, None), onnx=file, optimizations=("off",))).verdict
     assert ("diverges", ["0"]) == (verdict.status, [origin.stage for origin in verdict.origins])
