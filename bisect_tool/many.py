@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
 
+from bisect_tool.baked import CODE as BAKED
 from bisect_tool.metrics import relative_limit
 from bisect_tool.records import Diagnosis, ErrorMetrics, Report, SampleResult, StageRow, Tolerance
 
@@ -139,5 +140,8 @@ def report_on_all(
             more.append(each)
     summary = (*sample_lines(results, by_values), *verdict.summary)
     verdict = replace(verdict, summary=summary, diagnoses=(*verdict.diagnoses, *more))
+    # What one sample rules out for itself, several may show.
+    shown = {each.code for each in verdict.diagnoses if each.code == BAKED}
+    verdict = replace(verdict, ruled_out=tuple(each for each in verdict.ruled_out if each.code not in shown))
     case = {**report.case, "sample_index": worst_sample(results).index}
     return replace(report, case=case, verdict=verdict, samples=tuple(results), notes=(*report.notes, *notes))

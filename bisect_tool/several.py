@@ -239,7 +239,10 @@ def _with(report: Report, diagnosis: Diagnosis) -> Report:
     verdict = report.verdict
     # What a change of single nodes shows, or fails to show, is this: their remedy would break the other samples.
     others = [each for each in verdict.diagnoses if each.origin is None]
-    return replace(report, verdict=replace(verdict, summary=(*verdict.summary, line), diagnoses=(diagnosis, *others)))
+    # One sample by itself could not show it.
+    ruled_out = tuple(each for each in verdict.ruled_out if each.code != diagnosis.code)
+    verdict = replace(verdict, summary=(*verdict.summary, line), diagnoses=(diagnosis, *others), ruled_out=ruled_out)
+    return replace(report, verdict=verdict)
 
 
 def check_given_graph(path: Path, cases: Sequence[LoadedCase], sources: Sequence[str]) -> None:

@@ -329,7 +329,7 @@ def _plain_attributes(module: torch.nn.Module) -> tuple[list[tuple[str, Tensor]]
     tensors: list[tuple[str, Tensor]] = []
     loose: list[str] = []
     for path, child in module.named_modules():
-        if isinstance(child, (torch.fx.GraphModule, torch.jit.ScriptModule)):
+        if isinstance(child, _MADE_BY_TORCH) or type(child).__module__ == _UNFLATTENED:
             continue
         for name, value in list(vars(child).items()):
             if name in _BOOKKEEPING or _is_derived(child, name):
@@ -343,6 +343,13 @@ def _plain_attributes(module: torch.nn.Module) -> tuple[list[tuple[str, Tensor]]
                     modules.add(id(item))
                     loose.append(where)
     return tensors, loose
+
+
+_MADE_BY_TORCH = (torch.fx.GraphModule, torch.jit.ScriptModule)
+"""Their attributes are torch's own doing."""
+
+_UNFLATTENED = "torch.export.unflatten"
+"""The modules of an exported program are made there; importing it takes time."""
 
 
 def _is_derived(module: torch.nn.Module, name: str) -> bool:

@@ -145,6 +145,12 @@ def test_modules_in_plain_lists_are_named() -> None:
     assert "modules in plain containers: heads[0];" in text
 
 
+def test_modules_of_an_exported_program_are_not_called_loose() -> None:
+    """What torch keeps in them beside their weights is no fault of the model."""
+    program = torch.export.export(nn.Sequential(nn.Linear(3, 3), nn.GELU()), (X,))
+    assert [] == found(torch.export.unflatten(program), X)
+
+
 def test_non_finite_weights_are_counted() -> None:
     """NaN and infinity in parameters, and in running statistics, are counted by tensor."""
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))

@@ -159,6 +159,9 @@ def test_a_branch_baked_in(folder: Path, exports: list[tuple[int, ...]]) -> None
     assert 1 == outcome.out.count("Stages under ort-cpu-off")
     assert 1 == sum(line.startswith(">   2  c.pt") for line in outcome.out.splitlines())
     assert "BD401 branch baked at trace time" in outcome.out
+    # What the runs of one sample rule out, the others show.
+    assert "ruled out BD401" not in outcome.out
+    assert all("BD401" != each.code for verdict in (report.verdict, own.verdict) for each in verdict.ruled_out)
 
 
 def test_a_constant_baked_into_a_file_with_dynamic_axes(folder: Path) -> None:

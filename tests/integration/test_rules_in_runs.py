@@ -320,6 +320,29 @@ def test_stage_in_half_precision_as_a_whole(tmp_path: Path) -> None:
     assert any("in float16, PyTorch in float32" in each.evidence[0] for each in report.verdict.diagnoses)
 
 
+def test_input_that_the_file_takes_in_half_precision(tmp_path: Path) -> None:
+    """The rounding of the sample itself is the cause, shown by the numbers as they were."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4), nn.Tanh()).eval()
+    weights = [numpy_helper.from_array(p.detach().numpy(), name) for name, p in model[0].named_parameters()]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], "up", to=1),
+        helper.make_node("Gemm", ["wide", "weight", "bias"], ["h"], "dense", transB=1),
+        helper.make_node("Tanh", ["h"], ["y"], "end"),
+    ]
+    ends = [helper.make_tensor_value_info("x", 10, [3, 8])], [helper.make_tensor_value_info("y", 1, [3, 4])]
+    file = tmp_path / "half.onnx"
+    graph = helper.make_graph(nodes, "half", *ends, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), file)
+    case = LoadedCase("half", model, (torch.randn(3, 8),), {})
+    verdict = bisect(case, Options(make_tolerance(None, None, None), onnx=file, optimizations=("off",))).verdict
+    assert ("diverges", ["0"]) == (verdict.status, [origin.stage for origin in verdict.origins])
+    (found,) = verdict.diagnoses
+    assert "BD107" == found.code
+    assert any("the graph's input x is float16: the sample's float32 numbers are rounded" in e for e in found.evidence)
+    assert found.remedy_verified
+
+
 def test_number_that_half_precision_cannot_hold(tmp_path: Path) -> None:
     def through_half(model: ModelProto) -> None:
         power = node_of(model, "Pow")
