@@ -54,7 +54,8 @@ def small_centerpoint(root: Path) -> None:
     folder.mkdir(parents=True)
     (root / "configs").mkdir()
     shutil.copy(ROOT / "configs" / "centerpoint.toml", root / "configs")
-    shutil.copy(source / "make_data.py", folder)
+    for name in ("make_data.py", "export_parts.py"):
+        shutil.copy(source / name, folder)
     text = (source / "model.py").read_text(encoding="utf-8")
     for have, wanted in (("PILLAR_SIZE = (0.32, 0.32", "PILLAR_SIZE = (0.64, 0.64"), ("(128, 128)", "(64, 64)")):
         assert text.count(have) == 1, have

@@ -855,25 +855,24 @@ def test_every_reporter_shows_the_parts(material: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def centerpoint(example_data: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with CenterPoint's two files, beside its checkpoint and sample."""
+def centerpoint(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the small CenterPoint and its two files; README's commands run it in full size."""
     import runpy
 
-    folder, example = tmp_path_factory.mktemp("centerpoint"), ROOT / "examples" / "centerpoint"
-    for name in ("ckpt.pth", "sample.pt"):
+    folder, example = tmp_path_factory.mktemp("centerpoint"), small_root / "examples" / "centerpoint"
+    for name in ("model.py", "ckpt.pth", "sample.pt"):
         (folder / name).symlink_to(example / name)
     runpy.run_path(str(example / "export_parts.py"))["export"](folder)
     return folder
 
 
 def _centerpoint(folder: Path, target: Path, **files: Path) -> Outcome:
-    example = ROOT / "examples" / "centerpoint"
     encoder = files.get("encoder", folder / "encoder.onnx")
     behind = files.get("behind", folder / "backbone_neck_head.onnx")
     return command(
-        example / "model.py",
-        example / "ckpt.pth",
-        *("--input", example / "sample.pt"),
+        folder / "model.py",
+        folder / "ckpt.pth",
+        *("--input", folder / "sample.pt"),
         *("--part", f"pillar_encoder={encoder}"),
         *("--part", f"backbone+neck+head={behind}"),
         *("--group", "backbone.blocks.*", "--format", "json"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ def without_plots(monkeypatch: Any) -> None:
     """Leaves out of report folders what takes longest to make, and is tested elsewhere."""
     from bisect_tool.reporters import plots
 
-    drawn = types.SimpleNamespace(png=b"", light="<svg/>", dark="<svg/>")
+    drawn = plots.Images(b"", "<svg/>")
     monkeypatch.setattr(plots, "images", lambda *_, **__: drawn)
 
 

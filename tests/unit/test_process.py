@@ -104,6 +104,6 @@ def test_errors_are_folded_at_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys
     print_error(error)
     lines = click.unstyle(capsys.readouterr().err).splitlines()
     assert all(len(line) <= 60 or "l" * 90 in line for line in lines)
-    assert lines[0].startswith("error: model m") and lines[1].startswith("    ")
+    assert lines[0].startswith("error: model m") and lines[1].startswith("  ")
     assert [line for line in lines if line.startswith("help: try")]
     assert "".join(line.strip() for line in lines).count("this") == 30

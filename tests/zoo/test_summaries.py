@@ -39,7 +39,13 @@ def _firsts(report: Report) -> tuple[str | None, str | None, list[str]]:
     )
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
+QUICK = ("encoder", "points", "recurrent", "residual")
+"""The other families take a minute; scripts/summaries_table.py runs all of them for docs/summaries.md."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_summaries_find_the_same_stage(name: str, tmp_path: Path) -> None:
     """Which tensors are equal is exact; errors are near enough to be judged alike."""
     family = FAMILIES[name]
