@@ -255,7 +255,7 @@ def refuse_other_model(path: str, table: ToleranceTable, here: Fingerprint, most
         more = f"; and {len(found) - most} more" if len(found) > most else ""
         raise BisectError(
             f"tolerances {path}: made for another model or graph: {'; '.join(found[:most])}{more}",
-            hint=f"{_AGAIN} for this one; or take the table that was made for it",
+            hint=f"for this model {_AGAIN}; or take the table that was made for it",
         )
 
 
@@ -371,7 +371,7 @@ def read_table(path: Path) -> ToleranceTable:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BisectError(f"{where}: cannot be read ({reason})", hint=f"to make one, {_AGAIN[10:].strip()}") from error
+        raise BisectError(f"{where}: cannot be read ({reason})", hint="to make one: bisect-tool calibrate") from error
     except tomllib.TOMLDecodeError as error:
         raise BisectError(f"{where}: not valid TOML ({error})", hint=_AGAIN) from error
     version = data.get("schema_version")

@@ -86,7 +86,8 @@ def make_questions(
     if own and metric is None:
         raise BisectError(
             f"--metric-limit {own[0]}: nothing gives a number of that name",
-            hint=f"add --metric module:function; without one there are {' and '.join(AGREEMENTS)}",
+            hint=f"add --metric module:function; without one there are {' and '.join(AGREEMENTS)} "
+            "(limits are also read from [metrics] of the table)",
         )
     source = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric") if metric else ""
     function = find_function(metric, "--metric") if isinstance(metric, str) else metric
@@ -186,6 +187,8 @@ def metric_line(metric: UserMetric) -> str:
     """``argmax 0.98 is under its limit 1 (ort-cpu-all)``."""
     if metric.limit is None:
         return f"{metric.name} {metric.value:g} ({metric.config})"
+    if math.isnan(metric.value):
+        return f"{metric.name} is not a number, its limit {metric.limit:g} ({metric.config})"
     if metric.judgement != "fail":
         where = "within"
     else:

@@ -54,7 +54,8 @@ def print_verification(
         failed = metric.judgement == "fail"
         page.prose(metric_line(metric), label=("FAIL " if failed else "", "bold red"))
     if status != "agrees" or report.verdict.origins:
-        for line in report.verdict.summary[:MOST_LINES]:
+        told = {metric_line(metric) for metric in report.user_metrics}
+        for line in [line for line in report.verdict.summary if line not in told][:MOST_LINES]:
             page.prose(line)
         for diagnosis in report.verdict.diagnoses[:1]:
             page.prose(f"{diagnosis.title}: {diagnosis.remedy}", label=(f"{diagnosis.code} ", "bold"))

@@ -135,6 +135,7 @@ def test_no_file(tmp_path: Path) -> None:
     """A missing table is the user's to mend."""
     with pytest.raises(BisectError, match="cannot be read") as caught:
         read_table(tmp_path / "none.toml")
+    assert "to make one: bisect-tool calibrate" == caught.value.hint
     assert "bisect-tool calibrate" in (caught.value.hint or "")
 
 

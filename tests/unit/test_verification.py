@@ -258,3 +258,28 @@ def test_table_is_named_as_the_source_of_limits() -> None:
 def test_output_result_keeps_its_place() -> None:
     """Old callers give four fields."""
     assert OutputResult(0, "y", metrics(0.0), "pass").agreement is None
+
+
+def test_a_failing_number_is_told_once() -> None:
+    """Its line is in the verdict too; the text has it once, with ``FAIL``."""
+    report = asked(actual=SCORES[::-1], limits=["argmax=1"])
+    stream = io.StringIO()
+    print_verification(report, file=stream, width=100)
+    assert 1 == stream.getvalue().count("argmax 0 is under its limit 1 (ort-off)")
+    assert "FAIL argmax 0 is under its limit 1 (ort-off)" in stream.getvalue()
+
+
+def test_nan_is_no_number() -> None:
+    """NaN passes no limit, and is neither over nor under it."""
+    report = asked(metric=lambda expected, actual: {"drift": float("nan")}, limits=["drift=1"])
+    assert ("diverges", "drift is not a number, its limit 1 (ort-off)") == (
+        report.verdict.status,
+        report.verdict.summary[0],
+    )
+
+
+def test_limits_of_a_table_without_their_metric() -> None:
+    """Whoever gave no ``--metric-limit`` reads where the limit comes from."""
+    with pytest.raises(BisectError, match="nothing gives a number") as caught:
+        make_questions(limits=["drift=1"])
+    assert caught.value.hint is not None and "[metrics] of the table" in caught.value.hint
