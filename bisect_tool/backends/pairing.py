@@ -190,6 +190,8 @@ def _added_to(
         own = tensors.get(f"{path}.weight"), tensors.get(f"{path}.bias")
         if own[0] is None or own[1] is None or bias in named:
             continue
+        if _bare(np.asarray(program.weight(bias)).shape) != _bare(own[1].shape):
+            continue  # something else is added
         have, should = np.asarray(program.weight(weight)), to_numpy(own[0])
         options = [should, should.T] if type(modules[path]) is torch.nn.Linear else [should]
         if any(have.shape == each.shape and np.array_equal(have, each) for each in options):

@@ -408,3 +408,32 @@ def test_index_that_leaves_its_axis_has_a_hint(tmp_path: Path) -> None:
         report_on(Pick(), (X, rows, columns), tmp_path)
     assert "out of data bounds" in caught.value.message
     assert "BD113" in (caught.value.hint or "")
+
+
+def test_a_number_added_before_the_bias_is_not_taken_for_the_bias(tmp_path: Path) -> None:
+    """What follows a product of a layer's weight need not be its bias, nor have its size."""
+
+    def offset(model: ModelProto) -> None:
+        node = node_of(model, "MatMul")
+        target = node.output[0]
+        node.output[0] = "product"
+        place = next(other for other in model.graph.node if target in other.input)
+        put_in(
+            model,
+            place,
+            helper.make_node(
+                "Add", ["product", constant(model, "little", np.float32([1e-3]))], [target], name="little"
+            ),
+        )
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = layer(5), layer(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.first(x)))
+
+    report = report_on(Deep(), (X.reshape(1, 4, 8),), tmp_path, offset)
+    assert "diverges" == report.verdict.status
+    assert any("little" in node for node in report.verdict.origins[0].onnx_nodes)
