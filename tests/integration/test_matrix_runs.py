@@ -314,6 +314,7 @@ def test_emulated_tf32_says_what_to_set_on_cuda(tf32: Outcome) -> None:
     assert any("emulated on the CPU" in line for line in diagnosis["evidence"])
 
 
+@pytest.mark.slow
 @without_cuda
 def test_emulated_tf32_of_a_preset_only_explains(small_root: Path, tmp_path: Path) -> None:
     """Nobody named it: it diverges and does not gate. Pairs on CUDA are skipped with the reason, and do not either."""

@@ -208,7 +208,13 @@ if __name__ == "__main__":
     main = tmp_path / "main.py"
     main.write_text(script)
     process = subprocess.Popen(
-        [sys.executable, str(main)], start_new_session=True, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [sys.executable, str(main)],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        # What a shell runs in the background ignores Ctrl-C, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60
