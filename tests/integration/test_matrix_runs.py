@@ -958,9 +958,7 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "preset", [p if p in ("quick", "deploy") else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS]
-)
+@pytest.mark.parametrize("preset", [p if p == "deploy" else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS])
 def test_no_switch_cures_a_broken_graph(run: Run, scaled: Path, preset: str) -> None:
     """Half precision allows for the fault, and lowers no error: all that is named is the file."""
     outcome = run("Convolved", preset, "--onnx", scaled)

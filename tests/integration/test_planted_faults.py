@@ -18,8 +18,29 @@ from planting import Fault, holds, judged, number
 SITES = {"weight": 2, "activation": 1, "half rewired": 1, "half renamed": 1}
 """Kind of fault → how many places of each graph get one."""
 
+QUICK_CENTERPOINT = {
+    ("dynamo", "weight"),
+    ("dynamo", "half renamed"),
+    ("torchscript", "activation"),
+    ("torchscript", "half rewired"),
+}
+"""The largest example has each kind with one exporter, and no graph has two faults of a kind, where minutes count."""
+
+
+def _marks(example: str, exporter: str, kind: str, site: int) -> tuple[pytest.MarkDecorator, ...]:
+    quick = site == 0 and (example != "centerpoint" or (exporter, kind) in QUICK_CENTERPOINT)
+    return () if quick else (pytest.mark.slow,)
+
+
 CASES = [
-    pytest.param(example, exporter, kind, site, id=f"{example}-{exporter}-{kind.replace(' ', '-')}-{site}")
+    pytest.param(
+        example,
+        exporter,
+        kind,
+        site,
+        id=f"{example}-{exporter}-{kind.replace(' ', '-')}-{site}",
+        marks=_marks(example, exporter, kind, site),
+    )
     for example in EXAMPLES
     for exporter in ("dynamo", "torchscript")
     for kind, sites in SITES.items()
