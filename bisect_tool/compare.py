@@ -64,14 +64,30 @@ class Ledger:
     pictures: dict[tuple[str, int], ErrorPicture] = field(default_factory=dict)
     camera: Camera = field(default_factory=Camera)
 
-    def record(self, lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
-        """Measures one pair; the arrays are not kept. All in PyTorch's shape."""
+    def record(
+        self,
+        lane: str,
+        value: int,
+        expected: Array,
+        chained: Array | None,
+        forced: Array | None,
+        narrowed: Array | None = None,
+    ) -> None:
+        """Measures one pair; the arrays are not kept. All in PyTorch's shape.
+
+        Args:
+            lane, value: what is measured.
+            expected: of PyTorch.
+            chained, forced: of ONNX Runtime, on its own values and on PyTorch's.
+            narrowed: PyTorch's where the forced run was given it in a narrower type; ``None``: ``expected``.
+        """
         if chained is not None and lane in self.chained_lanes:
             total = total_of(expected, chained, self.tolerance)
             self.enter(lane, value, total)
             if total.judgement == "fail":
                 self._picture(lane, value, "total", expected, chained, total.metrics)
         if forced is not None:
+            expected = expected if narrowed is None else narrowed
             self.locals[lane, value], norm = measure_with_norm(expected, forced)
             # What a stage itself makes shows more than what it was handed.
             self._picture(lane, value, "local", expected, forced, self.locals[lane, value])

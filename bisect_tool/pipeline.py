@@ -126,6 +126,7 @@ from bisect_tool.precision import (
     held_values,
     precision_lines,
     saturated,
+    saturated_fills,
     tolerance_for,
 )
 from bisect_tool.quantised import (
@@ -1244,9 +1245,10 @@ class _Bisection:
         def on_pair(lane: str, value: int, expected: Array, chained: Array | None, forced: Array | None) -> None:
             value = here[value]
             self.count(next(done), pairs_in_all)
+            wide = expected
             if self.half is not None and value in self.held:
-                expected = saturated(expected, self.half)
-            self.ledger.record(lane, value, expected, chained, forced)
+                wide, expected = saturated_fills(wide, self.half), saturated(wide, self.half)
+            self.ledger.record(lane, value, wide, chained, forced, expected)
             if forced is not None and value in shown and self.quantised:
                 self.ledger.quantised[lane, value] = self._quality(value, expected, forced, matches)
             elif forced is not None and value in shown:

@@ -96,6 +96,16 @@ def _reads(name: str, half: str, dtypes: Mapping[str, str], makers: Mapping[str,
     return False
 
 
+_FILL_TO_REST = 100.0
+"""A fill to the largest number beside it: scores are tens, a mask's number -1e9."""
+
+_FILLS = 3.5
+"""So many masks are added up at most: of padding, of what comes later, and one more."""
+
+_ONE_FILL = 1e-3
+"""Relative distance up to which two numbers are one fill: scores were added to it."""
+
+
 def saturated(array: Array, half: str) -> Array:
     """What a narrower dtype cannot hold as its largest number, as converters write a mask's -1e9; infinities stay."""
     if array.dtype.kind != "f" or array.size == 0:
@@ -105,6 +115,29 @@ def saturated(array: Array, half: str) -> Array:
         if not np.nanmax(np.abs(array), initial=0.0) > most:
             return array
     return np.where(np.isfinite(array), np.clip(array, -most, most), array)
+
+
+def saturated_fills(array: Array, half: str) -> Array:
+    """The same, but only for what fills masked places; other numbers that are too large are a difference to be seen.
+
+    A fill is much larger than everything beside it, and one number, or twice that where masks were added up.
+    """
+    if array.dtype.kind != "f" or array.size == 0:
+        return array
+    most = float(ml_dtypes.finfo(half).max)
+    with np.errstate(all="ignore"):
+        sizes = np.abs(array)
+        beyond = np.isfinite(array) & (sizes > most)
+        if not beyond.any():
+            return array
+        beside = np.isfinite(array) & ~beyond
+        largest = float(sizes[beside].max()) if beside.any() else 0.0
+        large = sizes[beyond].astype(np.float64)
+        times = large / large.min()
+        added_up = (np.abs(times - np.rint(times)) < _ONE_FILL * times) & (times < _FILLS)
+        if large.min() < _FILL_TO_REST * largest or not added_up.all():
+            return array
+    return saturated(array, half)
 
 
 def precision_lines(

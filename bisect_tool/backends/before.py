@@ -143,7 +143,9 @@ def _other_order(have: Array, should: Array, gates: int) -> str | None:
     """How a weight holds the right numbers at wrong places, in words; ``None``: its numbers are not the right ones."""
     if have.size != should.size or have.size > MOST_SORTED:
         return None
-    if not np.array_equal(np.sort(have, axis=None), np.sort(should.astype(have.dtype), axis=None)):
+    with np.errstate(all="ignore"):
+        there = should.astype(have.dtype)
+    if not np.array_equal(np.sort(have, axis=None), np.sort(there, axis=None)):
         return None
     if gates and have.shape == should.shape:
         if have.shape[0] > 1 and np.array_equal(have, should[::-1]):

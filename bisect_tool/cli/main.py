@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -38,6 +39,8 @@ def _process(name: str) -> NoReturn:
     from bisect_tool.cli.process import end_without_collection, let_idle_threads_sleep
 
     let_idle_threads_sleep()
+    # NaN and infinities are this tool's daily bread; what a user's own code warns of is shown.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"bisect_tool\.")
     code = execute(_command(name), name, sys.argv[1:])
     if code != EXIT_INTERRUPTED:
         interrupts.work_is_done(code)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bisect_tool.diagnose.causes import LAYOUT, WEIGHT
 from bisect_tool.metrics import relative_error
+from bisect_tool.precision import HALF, saturated
 
 Array = NDArray[Any]
 
@@ -79,6 +80,8 @@ def weight_forms(have: Array, statics: Sequence[Static], *, gates: int = 0) -> t
     if have.ndim > 1 or gates or any((have == array).all() for _, array in neutral):
         neutral = []
     for name, array in [*[each[2:] for each in ranked[:MAX_FORMS]], *neutral]:
+        # Converters write the largest number of a type for what is beyond it.
+        array = saturated(array, have.dtype.name) if have.dtype.name in HALF else array
         made = np.ascontiguousarray(array).astype(have.dtype)
         moved = have.size > 1 and np.array_equal(np.sort(have, axis=None), np.sort(made, axis=None))
         whose = name if name.startswith(("PyTorch's", "the ", "zeros", "ones")) else f"the model's {name}"

@@ -11,6 +11,7 @@ from bisect_tool.precision import (
     held_values,
     precision_lines,
     saturated,
+    saturated_fills,
     tolerance_for,
 )
 from bisect_tool.records import OnnxGraph, OnnxNode, Stage, StageRef
@@ -131,3 +132,23 @@ def test_what_half_precision_cannot_hold_is_its_largest_number() -> None:
     assert saturated(small, "float16") is small
     whole = np.array([10**6])
     assert saturated(whole, "float16") is whole
+
+
+@pytest.mark.parametrize(
+    ("numbers", "fills"),
+    [
+        ([0.0, -1e9, 3.0, -1e9 - 64], True),
+        ([-3.4e38, -3.4e38], True),
+        ([-1e9, -2e9, 4.0, np.inf], True),
+        ([0.0, -1e6, -1e6, np.nan], True),
+        ([241192.6, 176307.8, -84130.5, 12.0], False),
+        ([1e5, 1.2e5, 1.5e5, 2e5], False),
+        ([80000.0, 60000.0], False),
+        ([-1e5, 2000.0], False),
+    ],
+)
+def test_only_what_fills_masked_places_is_saturated(numbers: list[float], fills: bool) -> None:
+    """A mask's number may be the largest of the type; an activation that the type cannot hold stays what it is."""
+    array = np.array(numbers, np.float32)
+    expected = saturated(array, "float16") if fills else array
+    np.testing.assert_array_equal(saturated_fills(array, "float16"), expected)
