@@ -53,7 +53,10 @@ def grown(
     over = [(row, row.results[config]) for row in rows if _is_over(row, config)]
     if not over or any(makes_error(row, result) for row, result in _all(rows, config)):
         return ()
-    if any(result.local is None for _, result in over):
+    if any(result.local is None and not _hands_on(result) for _, result in over):
+        return ()
+    over = [(row, result) for row, result in over if result.local is not None]
+    if not over:
         return ()
     jumps = [(row, result) for row, result in over if _is_step(row)]
     found = [_jump(row, result, crossing(row)) for row, result in jumps[:MOST_JUMPS]]
@@ -71,6 +74,11 @@ def _all(rows: Sequence[StageRow], config: str) -> list[tuple[StageRow, Comparis
 def _is_over(row: StageRow, config: str) -> bool:
     result = row.results.get(config)
     return result is not None and row.role != "group" and row.alias_of is None and result.judgement == "fail"
+
+
+def _hands_on(result: Comparison) -> bool:
+    """Whether a stage without a local error has the very error of its inputs: dropout in evaluation makes none."""
+    return result.input_error is not None and math.isclose(result.input_error, result.total.rel_l2, rel_tol=1e-9)
 
 
 def _is_step(row: StageRow) -> bool:

@@ -95,6 +95,15 @@ def test_rounding_that_grows_is_no_fault() -> None:
     assert "it grows most in s1: 3e+05 times" in found.evidence[2]
 
 
+@pytest.mark.parametrize(("coming_in", "is_told"), [(3e-2, True), (1e-2, False)])
+def test_stage_that_hands_on_needs_no_error_of_its_own(coming_in: float, is_told: bool) -> None:
+    """Dropout in evaluation is not forced; a stage that was not, and changes the error, may hold a fault."""
+    behind = stage(2, "Dropout", 3e-2, 0.0, fails=True)
+    behind = replace(behind, results={"off": replace(behind.results["off"], local=None, input_error=coming_in)})
+    rows = [stage(0, "Linear", 1e-7, 1e-7, fails=False), stage(1, "sub", 3e-2, 0.0, fails=True), behind]
+    assert is_told == bool(grown(rows, "off", lambda row: None))
+
+
 def test_error_of_a_stages_own_is_never_called_growth() -> None:
     rows = [stage(0, "Linear", 1e-2, 1e-2, fails=True), stage(1, "sub", 3e-2, 0.0, fails=True)]
     assert () == grown(rows, "off", lambda row: None)
