@@ -675,8 +675,10 @@ class _Bisection:
             verdict = self._with_costs_of_bits(verdict, rows, runs, plain)
         if verdict.origins and self.options.explain:
             with self.step("drill", "looking inside the stages that make error"):
-                # A graph in another precision throughout needs no cause for each stage; one cast pair is a cause.
-                explain = not self.quantised and (not other_precision or len(verdict.origins) <= FEW_ORIGINS)
+                # A graph in another precision needs no cause for each stage; one cast pair is a cause, and so is what
+                # is more than half precision rounds off.
+                many = bool(other_precision) and self.half is None
+                explain = not self.quantised and (not many or len(verdict.origins) <= FEW_ORIGINS)
                 verdict = self._drill(verdict, rows, reference, matches, selection, cuts, explain=explain)
                 # No single stage mends a quantised graph: each of them is off.
                 verdict = verdict if self.quantised else self._hand_over(verdict, reference, matches)

@@ -36,8 +36,8 @@ A decoder of GPT's kind ([scripts/big_decoder_model.py](../scripts/big_decoder_m
 what an ONNX file can hold (2 GiB): its weights lie in a file beside it. It is exported with `torch.onnx.export(dynamo=True,
 external_data=True)`, and then the command is run on the file, as a user does:
 
-```console
-$ bisect-divergence big_decoder_model.py --input ids.npy --onnx model.onnx
+```sh
+bisect-divergence big_decoder_model.py --input ids.npy --onnx model.onnx
 ```
 
 Every step is a process of its own. *Peak* is the largest resident set that the process ever had (`ru_maxrss`, as

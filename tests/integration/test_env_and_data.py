@@ -12,7 +12,7 @@ import jsonschema
 import numpy as np
 import pytest
 from commands import ROOT
-from test_readme import commands_of, execute_line
+from pages import commands_of, execute_line
 
 SCHEMA = json.loads((ROOT / "bisect_tool" / "environment.schema.json").read_text(encoding="utf-8"))
 

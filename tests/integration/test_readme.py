@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
-import runpy
-import shlex
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from commands import EXAMPLES, ROOT
+from pages import blocks, commands_of, execute_line, without_numbers
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 INPUTS = (ROOT / "docs" / "inputs.md").read_text(encoding="utf-8")
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-
-
-@dataclass
-class Command:
-    """A command of a console block, what the page shows of its output, and its exit code, where the page has one."""
-
-    line: str
-    shown: list[str] = field(default_factory=list)
-    code: int | None = None
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of one language, without their fences."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-
-
-def commands_of(text: str) -> list[Command]:
-    """The commands of all console blocks, in the order of the page."""
-    found: list[Command] = []
-    asked = False
-    for line in "".join(blocks(text, "console")).replace("\\\n", " ").splitlines():
-        if asked:
-            found[-1].code, asked = int(line), False
-        elif line == "$ echo $?":
-            asked = True
-        elif line.startswith("$ "):
-            found.append(Command(line[2:]))
-        else:
-            found[-1].shown.append(line)
-    return found
-
-
-def without_numbers(line: str) -> str:
-    """A line with its numbers and the width of its columns left open; names and shapes stay."""
-    # A slow machine says seconds where another says milliseconds.
-    line = re.sub(r"(?<=\d) (ms|s|min)(?!\w)", " TIME", line)
-    return " ".join(re.sub(r"(?<![\w.@-])-?\d+(\.\d+)?(e[+-]\d+)?(?![\w.]*\w)", "#", line).split())
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def prose(text: str) -> str:
@@ -64,25 +23,6 @@ def prose(text: str) -> str:
 def slug(heading: str) -> str:
     """The anchor that Markdown viewers give to a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-def execute_line(line: str) -> tuple[int, str]:
-    """Runs one command of a page in this process: exit code and stdout."""
-    from bisect_tool.cli.main import execute
-    from bisect_tool.cli.run import run
-    from bisect_tool.cli.tool import tool
-
-    program, *arguments = shlex.split(line)
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        if program == "python":
-            with pytest.MonkeyPatch.context() as patch:
-                # A script reads its own arguments, not those of the tests.
-                patch.setattr("sys.argv", arguments)
-                runpy.run_path(arguments[0], run_name="__main__")
-            return 0, out.getvalue()
-        command = {"bisect-divergence": run, "bisect-tool": tool}[program]
-        return execute(command, program, arguments), out.getvalue()
 
 
 def test_readme_commands_do_what_is_shown(example_data: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +56,7 @@ def test_python_blocks_of_readme_are_run() -> None:
         assert f"python {block.splitlines()[0].removeprefix('# ')}" in lines
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """Links to files and headings of the repository exist."""
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text(encoding="utf-8"))):
@@ -148,6 +88,14 @@ def test_every_key_of_case_files_is_documented() -> None:
 
     case = next(tomllib.loads(block) for block in blocks(INPUTS, "toml") if "[case]" in block)
     assert {section: set(keys) for section, keys in KEYS.items()} == {s: set(keys) for s, keys in case.items()}
+
+
+def test_newcomers_path_is_short() -> None:
+    """The figure that scripts/newcomer wrote is under three minutes."""
+    (seconds,) = re.findall(
+        r"written by scripts/newcomer -->\nFrom `git clone` to the first verdict: \*\*(\d+) s", README
+    )
+    assert 0 < int(seconds) < 180
 
 
 def test_exit_codes_are_documented() -> None:
