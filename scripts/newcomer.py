@@ -1,7 +1,7 @@
 """Times the way from a clone to the first verdict; called by ``scripts/newcomer``.
 
-A clone of what is committed here goes into a temporary folder, and ``scripts/demo`` runs there as README says: it makes a virtual
-environment, installs everything, makes the example's data and compares. Only pip's cache is warm.
+A clone of what is committed here goes into a temporary folder, and ``scripts/demo`` runs there as README says: it makes a
+virtual environment, installs everything, makes the example's data and compares. Only pip's cache is warm.
 """
 
 from __future__ import annotations
