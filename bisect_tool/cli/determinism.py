@@ -28,17 +28,26 @@ if TYPE_CHECKING:
 _EXIT = {"repeats": EXIT_AGREES, "differs": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
 
 
+@shared.reworded(
+    inputs="The sample: .pt .pth .npz .npy .safetensors; one.",
+    raw="File given to --preprocess; one.",
+    memory_budget=shared.NO_EFFECT,
+    name=shared.NO_EFFECT,
+)
 @click.command(context_settings=shared.SETTINGS)
 @shared.loading
-@click.option("--runs", type=click.IntRange(min=2), default=5, help="In each series [default: 5].")
-@click.option("--mode", type=click.Choice(["eval", "train"]), default="eval", help="Of the model.")
+@click.option("--runs", type=click.IntRange(min=2), metavar="N", default=5, help="Runs in each series [default: 5].")
+@click.option("--mode", type=click.Choice(["eval", "train"]), default="eval", help="Mode of the model [default: eval].")
 @click.option(
-    "--level", type=click.Choice(["leaf", "op"]), default="leaf", help="op: operations inside leaf modules too."
+    "--level",
+    type=click.Choice(["leaf", "op"]),
+    default="leaf",
+    help="op: operations inside leaf modules too [default: leaf].",
 )
 @click.option("--no-onnx", is_flag=True, help="Leave ONNX Runtime out.")
 @shared.running
 @click.option("--exit-zero", is_flag=True, help="Exit 0 where it does not repeat itself too.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help=shared.FORMAT_HELP)
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.version_option(package_name="bisect-divergence")
 def determinism(
