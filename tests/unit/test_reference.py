@@ -21,18 +21,28 @@ from bisect_tool import (
     data_records,
     environment_rules,
     errors,
+    executors,
+    experiments,
+    hypotheses,
+    parts,
+    pipeline,
     records,
     release_search,
     releases,
     store,
     tolerance_table,
+    witnesses,
 )
+from bisect_tool.backends import branches, fresh, optimised, passes, recorded_floors, replay_folder, unfold
 from bisect_tool.cli import env
+from bisect_tool.cli.main import execute
 from bisect_tool.cli.options import NO_EFFECT
+from bisect_tool.cli.releases import RUN_SECONDS
 from bisect_tool.cli.run import run
 from bisect_tool.cli.settings import KEYS, PARTS
 from bisect_tool.cli.tool import tool
 from bisect_tool.determinism import Determinism
+from bisect_tool.diagnose import input_orders, trying
 from bisect_tool.diagnose.explain import codes
 from bisect_tool.recorder import MANIFEST, PROJECTIONS
 from bisect_tool.reporters import calibration_plots
@@ -306,3 +316,54 @@ def codes_in(text: str) -> set[str]:
         if line.startswith("| `")
         for word in re.findall(r"`([\w-]+)`", line.split("|")[1])
     }
+
+
+# limits.md
+
+LIMITS = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
+REFUSED = re.findall(r"^\| `(bisect-[^`]+)` \| `([^`]+)` \|", LIMITS, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED, ids=[line.partition(" --input s.pt ")[2] for line, _ in REFUSED])
+def test_options_that_do_not_go_together_are_refused(
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each pair of options in the table ends with exit code 2 and the quoted message, before anything is loaded."""
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = shlex.split(line)
+    command: click.Command = run if program == "bisect-divergence" else tool
+    assert errors.EXIT_USAGE == execute(command, program, arguments)
+    assert f"error: {message}\n" in capsys.readouterr().err
+    assert [] == [*tmp_path.iterdir()]
+
+
+def test_numbers_of_how_far_it_looks_are_those_of_the_code() -> None:
+    """The last table has each of these constants with its value."""
+    known = {
+        "origins that are narrowed to nodes": pipeline.MAX_DRILLED,
+        "origins whose cause is looked for": pipeline.MAX_EXPLAINED,
+        "runs for the cause of one origin": trying.MAX_TRIALS,
+        "seconds for the cause of one origin": trying.MAX_SECONDS,
+        "seconds for the causes of all origins": pipeline.EXPLAIN_SECONDS,
+        "origins with a replay folder": pipeline.MAX_REPLAYS,
+        "bytes of a replay folder's tensors": replay_folder.MAX_BYTES,
+        "rounds of alignment by forced runs": pipeline.MAX_ALIGNMENT_ROUNDS,
+        "nodes that a body may add": unfold.MAX_ADDED,
+        "`If` nodes whose branches are exchanged": branches.MOST_BRANCHES,
+        "orders of inputs that are tried": input_orders.MOST,
+        "calls of a part that are compared": parts.MOST_CALLS,
+        "bytes of weights for a fresh export": fresh.MOST_EXPORTED,
+        "seconds that the third witness may take": witnesses.MOST_SECONDS,
+        "runs over optimiser passes, for a configuration": passes.MOST_RUNS,
+        "seconds over optimiser passes, for a configuration": passes.MOST_SECONDS,
+        "places of wrong passes that are named": passes.MOST_SPOTS,
+        "bytes of weights up to which optimised graphs are looked at": optimised.MOST_WEIGHTS,
+        "failing pairs of a matrix that are explained": experiments.MOST_FINDINGS,
+        "switches in which two pairs may differ": hypotheses.MOST_STEPS,
+        "multiplications of a recording's noise floors": recorded_floors.MOST_WORK,
+        "tries of a task that ends its process": executors.MOST_TRIES,
+        "seconds of a run with one release": RUN_SECONDS,
+    }
+    table = LIMITS.partition("| what | most |")[2]
+    told = {what: float(number) for what, number in re.findall(r"^\| (.+?) \| (\d+) \|$", table, re.MULTILINE)}
+    assert {what: float(number) for what, number in known.items()} == told
