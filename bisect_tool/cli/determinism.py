@@ -60,14 +60,17 @@ def determinism(
     """
     defaults = dict.fromkeys(("exporter", "opset", "constant_folding", "keep_onnx", "level"))
     settings = {**settings_of({**defaults, **given}), "matrix": None}
-    if len(settings["inputs"]) > 1:
-        raise BisectError(f"{len(settings['inputs'])} samples given: runs of one are compared", hint="give one --input")
     settings["command"] = shlex.join(["bisect-tool", *sys.argv[1:]])
     say = progress(quiet)
     say("loading libraries")
     load_libraries()
     interrupts.work_begins()
+    from bisect_tool.backends.samples import sample_files
     from bisect_tool.determinism import How, examine
+
+    count = len(sample_files(settings["inputs"])) or len(settings["raw"])
+    if count > 1:
+        raise BisectError(f"{count} samples given: runs of one are compared", hint="give one --input, or one --raw")
 
     how = How(threads=settings["threads"] or 0, mode=mode, level=level)
     load = functools.partial(load_case, settings, 0)
