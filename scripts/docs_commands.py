@@ -86,7 +86,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "python bisect_recorder.py model.py ckpt.pth --input sample.pt -o a.trace",
     ),
     "bisect-tool compare": (
-        "bisect-tool compare a.trace b.trace -o report",
+        "bisect-tool compare a.trace b.trace -o compared",
         "bisect-tool compare clean.csv other.csv --max-abs 1e-6",
     ),
     "bisect-tool determinism": ("bisect-tool determinism model.py ckpt.pth --input sample.pt --runs 3",),
