@@ -2405,22 +2405,38 @@ def _arguments(given):
     parser = argparse.ArgumentParser(description="Records what a PyTorch model computes, for bisect-tool compare.")
     parser.add_argument("model", nargs="?", help="model.py, package.module:NAME or a TorchScript archive")
     parser.add_argument("checkpoint", nargs="?", help="its weights")
-    parser.add_argument("--input", help="sample: .pt .npz .npy .safetensors")
+    parser.add_argument("--input", help="sample: .pt .pth .npz .npy .safetensors")
     parser.add_argument("--preprocess", metavar="MODULE:FUNCTION", help="makes the sample from --raw")
     parser.add_argument("--raw", help="file given to --preprocess")
-    parser.add_argument("-o", "--output", required=True, metavar="BUNDLE")
+    parser.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="file to write, as a.trace; needed")
     parser.add_argument("--entry", help="function, class or instance in MODEL")
-    parser.add_argument("--entry-args", help="TOML or JSON file with arguments for the entry")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--mode", choices=("eval", "train"), default="eval")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--level", choices=("leaf", "op"), default="leaf")
-    parser.add_argument("--stages", action="append", default=[], metavar="GLOB")
+    parser.add_argument("--entry-args", help="TOML or JSON file with the entry's keyword arguments")
+    parser.add_argument("--device", default="auto", help="auto, where the model was built; cpu or cuda")
+    parser.add_argument("--mode", choices=("eval", "train"), default="eval", help="mode of the model")
+    parser.add_argument("--seed", type=int, help="seed Python, numpy and torch before the model is built")
+    parser.add_argument("--threads", type=int, default=0, help="threads of the run; 0: torch's own number")
+    parser.add_argument(
+        "--level", choices=("leaf", "op"), default="leaf", help="op: operations inside leaf modules too"
+    )
+    parser.add_argument(
+        "--stages",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="keep the tensors of these stages only; repeatable",
+    )
     parser.add_argument("--script", help="a training script to record instead; its own arguments behind --")
-    parser.add_argument("--steps", type=int, default=3, help="of the script's optimiser")
-    for name in ("summary", "folder", "force", "allow-pickle", "allow-missing", "allow-unexpected"):
-        parser.add_argument("--" + name, action="store_true")
+    parser.add_argument("--steps", type=int, default=3, help="steps of the script's optimiser")
+    flags = (
+        ("--summary", "kilobytes: statistics, digests and projections instead of tensors"),
+        ("--folder", "write a folder instead of one file"),
+        ("--force", "replace a recording that is there, and nothing else"),
+        ("--allow-pickle", "unpickle the checkpoint: runs code in it"),
+        ("--allow-missing", "accept a checkpoint without some of the keys"),
+        ("--allow-unexpected", "accept a checkpoint with keys the model lacks"),
+    )
+    for name, text in flags:
+        parser.add_argument(name, action="store_true", help=text)
     given = list(sys.argv[1:] if given is None else given)
     at = given.index("--") if "--" in given and "--script" in given else len(given)
     options = parser.parse_args(given[:at])

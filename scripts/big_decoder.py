@@ -86,11 +86,16 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/big-decoder", description=__doc__)
-    parser.add_argument("--layers", type=int, default=20)
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--layers", type=int, default=20, help="of the decoder; default: %(default)s")
+    parser.add_argument("--width", type=int, default=2048, help="of its layers; default: %(default)s")
+    parser.add_argument("--vocabulary", type=int, default=8192, help="tokens that it knows; default: %(default)s")
     parser.add_argument("--tokens", type=int, default=32, help="length of the sample; default: %(default)s")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="of its weights; default: %(default)s",
+    )
     parser.add_argument("--limit", type=int, default=24, help="GiB that no process may go over; default: %(default)s")
     parser.add_argument("--folder", type=Path, help="for the files, which are kept then; default: a temporary one")
     parser.add_argument("--docs", type=Path, help="write the page here, such as docs/size.md")

@@ -74,8 +74,16 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--scaled", type=int, default=4, help="nodes whose result is scaled; default: %(default)s")
     parser.add_argument("--table-only", action="store_true", help="run nothing, make the page of the results anew")
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "reports" / "calibration")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "calibration.md")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=ROOT / "reports" / "calibration",
+        help="folder of results; default: %(default)s",
+    )
+    parser.add_argument(
+        "--docs", type=Path, default=ROOT / "docs" / "calibration.md", help="Markdown file; default: %(default)s"
+    )
     options = parser.parse_args()
     options.families = options.families.split(",") if options.families else list(FAMILIES)
     return options

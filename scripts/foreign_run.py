@@ -129,7 +129,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="folder in which exports are kept from run to run")
     parser.add_argument("--resume", action="store_true", help="keep the results that are there, and run the rest")
     parser.add_argument("--table-only", action="store_true", help="run nothing, make the page of the results anew")
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "reports" / "foreign" / "results.jsonl")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=ROOT / "reports" / "foreign" / "results.jsonl",
+        help="file of results; default: %(default)s",
+    )
     parser.add_argument("--docs", type=Path, help="Markdown file; default: docs/foreign.md where nothing is left out")
     options = parser.parse_args()
     whole = not {"--families", "--exporters", "--conversions"} & {argument.partition("=")[0] for argument in sys.argv}

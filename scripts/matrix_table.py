@@ -36,7 +36,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/matrix-table", description=__doc__)
     parser.add_argument("--examples", default=",".join(EXAMPLES), help="comma-separated; default: %(default)s")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one command; default: %(default)s")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "matrix-results.md", help="Markdown file")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "docs" / "matrix-results.md", help="Markdown file; default: %(default)s"
+    )
     options = parser.parse_args()
     names = options.examples.split(",")
     for name in names:

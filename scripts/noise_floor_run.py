@@ -145,7 +145,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--packages", type=Path, default=packages_folder(), help="of the corpus; default: %(default)s")
     parser.add_argument("--resume", action="store_true", help="keep the graphs that are there, and run the rest")
     parser.add_argument("--table-only", action="store_true", help="run nothing, make the page of the results anew")
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "reports" / "noise-floor" / "stages.jsonl")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=ROOT / "reports" / "noise-floor" / "stages.jsonl",
+        help="file of results; default: %(default)s",
+    )
     parser.add_argument(
         "--docs", type=Path, help="Markdown file; default: docs/noise-floor.md where nothing is left out"
     )

@@ -77,9 +77,11 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nets", type=int, default=8, help="networks with each fault, and as many without")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument(
+        "--nets", type=int, default=8, help="networks with each fault, and as many without; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the first network; default: %(default)s")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once; default: %(default)s")
     arguments = parser.parse_args()
     jobs = [
         Job(fault, healthy, arguments.seed + number)

@@ -672,7 +672,7 @@ def row(found: Outcome) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--only", help="plants whose name holds one of these texts, by commas")
-    parser.add_argument("--start", type=int, default=0, help="leave out so many")
+    parser.add_argument("--start", type=int, default=0, help="leave out so many; default: %(default)s")
     parser.add_argument("--keep", type=Path, help="folder for projects and recordings")
     options = parser.parse_args()
     chosen = [

@@ -129,7 +129,9 @@ def page(unhurt: dict[str, Counter[str]], hurt: dict[str, Counter[str]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "preflight.md")
+    parser.add_argument(
+        "--docs", type=Path, default=ROOT / "docs" / "preflight.md", help="Markdown file; default: %(default)s"
+    )
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)

@@ -155,9 +155,13 @@ def _row(family: str, exporter: str, found: list[Checked]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--families", default="")
-    parser.add_argument("--per-base", type=int, default=6)
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "replay.md")
+    parser.add_argument("--families", default="", help="comma-separated; default: all")
+    parser.add_argument(
+        "--per-base", type=int, default=6, help="folders for each family and exporter; default: %(default)s"
+    )
+    parser.add_argument(
+        "--docs", type=Path, default=ROOT / "docs" / "replay.md", help="Markdown file; default: %(default)s"
+    )
     parser.add_argument(
         "--venv", type=Path, help="where the bare environment is, or is to be; else one that goes again"
     )

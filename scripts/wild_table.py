@@ -47,9 +47,11 @@ longer differs. Faults of the runtime's optimiser are tested in tests/integratio
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--cases", default="*")
-    parser.add_argument("--exporters", default="torchscript,dynamo")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "wild.md")
+    parser.add_argument("--cases", default="*", help="globs of names, comma-separated; default: all")
+    parser.add_argument("--exporters", default="torchscript,dynamo", help="comma-separated; default: %(default)s")
+    parser.add_argument(
+        "--docs", type=Path, default=ROOT / "docs" / "wild.md", help="Markdown file; default: %(default)s"
+    )
     options = parser.parse_args()
     # torch's exporter lists the packages that it does without.
     logging.disable(logging.WARNING)

@@ -62,7 +62,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes at once, a thread each; default: %(default)s")
     parser.add_argument("--resume", action="store_true", help="keep the results that are there, and run the rest")
     parser.add_argument("--table-only", action="store_true", help="run nothing, make the table of the results anew")
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "reports" / "zoo" / "results.jsonl")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=ROOT / "reports" / "zoo" / "results.jsonl",
+        help="file of results; default: %(default)s",
+    )
     parser.add_argument("--docs", type=Path, help="Markdown file; default: docs/accuracy.md where nothing is left out")
     parser.add_argument("--group", nargs=2, metavar=("FAMILY", "EXPORTER"), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -63,7 +63,16 @@ def load_samples(paths: Sequence[str]) -> list[Sample]:
     """
     if not paths:
         raise BisectError("no sample given", hint="--input sample.pt: the tensors that forward is called with")
-    return [_load(file) for path in paths for file in _files(path)]
+    return [_load(file) for file in sample_files(paths)]
+
+
+def sample_files(paths: Sequence[str]) -> list[Path]:
+    """The files that these paths stand for: a folder is the sample files in it, sorted by name.
+
+    Raises:
+        BisectError: a folder cannot be read, or holds none.
+    """
+    return [file for path in paths for file in _files(path)]
 
 
 def sample_of(content: Any, source: str) -> Sample:

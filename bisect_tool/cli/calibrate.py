@@ -26,18 +26,21 @@ if TYPE_CHECKING:
     from bisect_tool.pipeline import LoadedCase
 
 
+@shared.reworded(force="Replace a table, its plots, and a file of --keep-onnx, that are there.", name=shared.NO_EFFECT)
 @click.command(context_settings=shared.SETTINGS)
 @shared.loading
 @shared.exporting
 @click.option("--no-onnx", is_flag=True, help="PyTorch's own runs only: neither --onnx nor an export runs.")
 @click.option(
-    "--matrix", metavar="NAME", help="Also run these configurations; those that do more than round are left out."
+    "--matrix",
+    metavar="NAME",
+    help="Also run these configurations, a preset or a file; those that do more than round are left out.",
 )
 @click.option(
     "--accept",
     multiple=True,
     metavar="NAME",
-    help="A reduction of precision that counts as correct: tf32, bf16, fp16. Repeatable.",
+    help="A reduction of precision that counts as correct: tf32, bf16 or fp16. Repeatable.",
 )
 @click.option(
     "--false-alarm",
@@ -50,20 +53,28 @@ if TYPE_CHECKING:
     "--copies",
     type=click.IntRange(min=0),
     default=1,
-    help="Runs of each sample with slightly other numbers [default: 1].",
+    metavar="N",
+    help="Runs of each sample with slightly other numbers, beside its own [default: 1].",
 )
 @click.option("--executor", default="local", metavar="NAME", help="local, or dask://HOST:PORT [default: local].")
-@click.option("--jobs", type=int, default=1, help="Local processes [default: 1].")
+@click.option("--jobs", type=int, metavar="N", default=1, help="Local processes; not with dask [default: 1].")
 @click.option(
-    "--journal", type=click.Path(), metavar="FILE", help="To go on with after an end [default: TABLE.journal]."
+    "--journal",
+    type=click.Path(),
+    metavar="FILE",
+    help="What is done, to go on from after an interruption [default: OUTPUT.journal, gone at the end].",
 )
-@click.option("--level", type=click.Choice(["op", "leaf", "container"]), help="Level of the stages [default: leaf].")
-@click.option("--stages", multiple=True, metavar="GLOB", help="These stages only, as `backbone.blocks.*`.")
+@shared.choosing
 @shared.running
 @click.option(
-    "-o", "--output", type=click.Path(), default="tolerances.toml", help="The table [default: tolerances.toml]."
+    "-o",
+    "--output",
+    type=click.Path(),
+    metavar="FILE",
+    default="tolerances.toml",
+    help="The table to write [default: tolerances.toml].",
 )
-@click.option("--no-plots", is_flag=True, help="Leave the plots beside the table out.")
+@click.option("--no-plots", is_flag=True, help="Leave out the plots of errors and sensitivity beside the table.")
 @shared.reporting
 def calibrate(
     form: str,

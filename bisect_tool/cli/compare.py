@@ -17,22 +17,31 @@ from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, BisectError
 @click.command(context_settings=shared.SETTINGS)
 @click.argument("expected", type=click.Path())
 @click.argument("actual", type=click.Path())
-@click.option("--max-abs", type=float, help="Tolerance: largest absolute difference.")
-@click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol.")
-@click.option("--rtol", type=float, help="Tolerance as in allclose, together with --atol.")
+@click.option("--max-abs", type=float, help="Tolerance: largest absolute difference, in the data's own unit.")
+@click.option("--atol", type=float, help="Tolerance as in allclose, its absolute part; only together with --rtol.")
+@click.option("--rtol", type=float, help="Tolerance as in allclose, relative to EXPECTED; only together with --atol.")
 @click.option("--separator", metavar="CHAR", help="Of tables, as `;` [default: found out from the first lines].")
 @click.option(
-    "--level", type=click.Choice(["op", "leaf", "container"]), default="leaf", help="Of recordings: their stages."
+    "--level",
+    type=click.Choice(["op", "leaf", "container"]),
+    default="leaf",
+    help="Of recordings: level of the stages [default: leaf].",
 )
-@click.option("--stages", multiple=True, metavar="GLOB", help="Of recordings: these stages only.")
-@click.option("--min-coverage", type=float, default=0.9, help="Of recordings: share of stages that both must have.")
+@click.option("--stages", multiple=True, metavar="GLOB", help="Of recordings: these stages only. Repeatable.")
+@click.option(
+    "--min-coverage",
+    type=float,
+    default=0.9,
+    metavar="SHARE",
+    help="Of recordings: share of stages that both must have, 0 to 1; below it exit code 3 [default: 0.9].",
+)
 @click.option("--all-stages", is_flag=True, help="Of recordings: print every row of the stage table.")
 @click.option("-o", "--output", type=click.Path(), metavar="DIR", help="Of recordings: also write a report folder.")
 @shared.drawing
-@click.option("--force", is_flag=True, help="Replace a report that is there.")
+@click.option("--force", is_flag=True, help="Of recordings: replace a report that is there.")
 @click.option("--all-items", is_flag=True, help="Of data files: print every column or array.")
 @click.option("--exit-zero", is_flag=True, help="Exit 0 on a difference too.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help=shared.FORMAT_HELP)
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.pass_context
 def compare(

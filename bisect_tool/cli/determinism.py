@@ -28,17 +28,26 @@ if TYPE_CHECKING:
 _EXIT = {"repeats": EXIT_AGREES, "differs": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
 
 
+@shared.reworded(
+    inputs="The sample: .pt .pth .npz .npy .safetensors; one.",
+    raw="File given to --preprocess; one.",
+    memory_budget=shared.NO_EFFECT,
+    name=shared.NO_EFFECT,
+)
 @click.command(context_settings=shared.SETTINGS)
 @shared.loading
-@click.option("--runs", type=click.IntRange(min=2), default=5, help="In each series [default: 5].")
-@click.option("--mode", type=click.Choice(["eval", "train"]), default="eval", help="Of the model.")
+@click.option("--runs", type=click.IntRange(min=2), metavar="N", default=5, help="Runs in each series [default: 5].")
+@click.option("--mode", type=click.Choice(["eval", "train"]), default="eval", help="Mode of the model [default: eval].")
 @click.option(
-    "--level", type=click.Choice(["leaf", "op"]), default="leaf", help="op: operations inside leaf modules too."
+    "--level",
+    type=click.Choice(["leaf", "op"]),
+    default="leaf",
+    help="op: operations inside leaf modules too [default: leaf].",
 )
 @click.option("--no-onnx", is_flag=True, help="Leave ONNX Runtime out.")
 @shared.running
 @click.option("--exit-zero", is_flag=True, help="Exit 0 where it does not repeat itself too.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help=shared.FORMAT_HELP)
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.version_option(package_name="bisect-divergence")
 def determinism(
@@ -51,14 +60,17 @@ def determinism(
     """
     defaults = dict.fromkeys(("exporter", "opset", "constant_folding", "keep_onnx", "level"))
     settings = {**settings_of({**defaults, **given}), "matrix": None}
-    if len(settings["inputs"]) > 1:
-        raise BisectError(f"{len(settings['inputs'])} samples given: runs of one are compared", hint="give one --input")
     settings["command"] = shlex.join(["bisect-tool", *sys.argv[1:]])
     say = progress(quiet)
     say("loading libraries")
     load_libraries()
     interrupts.work_begins()
+    from bisect_tool.backends.samples import sample_files
     from bisect_tool.determinism import How, examine
+
+    count = len(sample_files(settings["inputs"])) or len(settings["raw"])
+    if count > 1:
+        raise BisectError(f"{count} samples given: runs of one are compared", hint="give one --input, or one --raw")
 
     how = How(threads=settings["threads"] or 0, mode=mode, level=level)
     load = functools.partial(load_case, settings, 0)

@@ -21,7 +21,7 @@ DIFF_FILES = ("diff.json", "requirements.txt", "Dockerfile", "determinism.py")
 )
 @click.option("-o", "--output", type=click.Path(), metavar="FILE", help="Write the snapshot, as JSON, to this file.")
 @click.option("--force", is_flag=True, help="Replace the file of -o if it is there.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help=shared.FORMAT_HELP)
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @click.pass_context
 def env(
@@ -56,11 +56,15 @@ def env(
 @click.argument("expected", type=click.Path())
 @click.argument("actual", type=click.Path())
 @click.option(
-    "-o", "--output", type=click.Path(), metavar="DIR", help="Also write diff, pins, Dockerfile lines, script."
+    "-o",
+    "--output",
+    type=click.Path(),
+    metavar="DIR",
+    help="Also write diff.json, requirements.txt, Dockerfile (lines of one) and determinism.py.",
 )
 @click.option("--force", is_flag=True, help="Replace these files in DIR if they are there.")
-@click.option("--all", "everything", is_flag=True, help="Print every difference.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
+@click.option("--all", "everything", is_flag=True, help="Print every difference with its reason.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help=shared.FORMAT_HELP)
 def diff(expected: str, actual: str, output: str | None, force: bool, everything: bool, form: str) -> int:
     """Say what differs between two environments, ranked by how likely it changes numbers, and what to do.
 

@@ -17,7 +17,9 @@ MOST_COLUMNS = 100
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("code", required=False)
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets.")
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets [default: text]."
+)
 def explain(code: str | None, form: str) -> int:
     """Say what CODE, as BD101, means: how it shows, an example, the remedy. Without CODE: all codes."""
     if code is None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bisect_tool.inspection import Inspection
 
 
+@shared.reworded(force="Replace an inspection.json, and a file of --keep-onnx, that is there.")
 @click.command(context_settings=shared.SETTINGS)
 @shared.loading
 @shared.exporting

@@ -12,6 +12,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """Of each command."""
 
+FORMAT_HELP = "What stdout gets [default: text]."
+
+NO_EFFECT = "Has no effect here."
+"""Of an option that belongs to a shared group and means nothing to a command."""
+
 
 def loading(command: Command) -> Command:
     """MODEL, CHECKPOINT and what says how they are loaded."""
@@ -20,14 +25,26 @@ def loading(command: Command) -> Command:
         click.argument("model", required=False),
         click.argument("checkpoint", required=False, type=click.Path()),
         click.option(
-            "--input", "inputs", multiple=True, metavar="PATH", help="Sample: .pt .npz .npy .safetensors, or a folder."
+            "--input",
+            "inputs",
+            multiple=True,
+            metavar="PATH",
+            help="Sample: .pt .pth .npz .npy .safetensors, or a folder of them. Repeatable.",
         ),
         click.option("--onnx", type=click.Path(), help="ONNX file to judge; without it the model is exported."),
-        click.option("--config", type=click.Path(), help="Case file (TOML); the command line overrides it."),
-        click.option("--entry", metavar="NAME", help="Function, class or instance in MODEL [default: build_model]."),
-        click.option("--entry-args", type=click.Path(), help="TOML or JSON file with arguments for the entry."),
-        click.option("--preprocess", metavar="MODULE:FUNCTION", help="Makes the sample from --raw."),
-        click.option("--raw", multiple=True, type=click.Path(), help="File given to --preprocess; repeatable."),
+        click.option(
+            "--config", type=click.Path(), help="Case file (TOML) with these options; the command line overrides it."
+        ),
+        click.option(
+            "--entry",
+            metavar="NAME",
+            help="Function, class or instance in MODEL [default: build_model, else its only module].",
+        ),
+        click.option("--entry-args", type=click.Path(), help="TOML or JSON file with the entry's keyword arguments."),
+        click.option(
+            "--preprocess", metavar="MODULE:FUNCTION", help="Makes a sample from each --raw; instead of --input."
+        ),
+        click.option("--raw", multiple=True, type=click.Path(), help="File given to --preprocess. Repeatable."),
     )
 
 
@@ -40,15 +57,17 @@ def exporting(command: Command) -> Command:
             type=click.Choice(["dynamo", "torchscript"]),
             help="Which exporter [default: dynamo, where PyTorch has it; torchscript for archives].",
         ),
-        click.option("--opset", type=int, help="Opset version [default: the exporter's]."),
+        click.option("--opset", type=int, help="Opset version of the export [default: the exporter's]."),
         click.option(
-            "--constant-folding/--no-constant-folding", default=None, help="The exporter's graph optimisation."
+            "--constant-folding/--no-constant-folding",
+            default=None,
+            help="The exporter's graph optimisation [default: on].",
         ),
         click.option(
             "--keep-onnx",
             type=click.Path(),
             metavar="FILE",
-            help="Leave the exported file here; those of a matrix beside it.",
+            help="Leave the exported file here; else it is gone at the end.",
         ),
     )
 
@@ -63,10 +82,36 @@ def judging(command: Command) -> Command:
             metavar="FILE",
             help="Limits of each stage, from `bisect-tool calibrate`; instead of the other tolerances.",
         ),
-        click.option("--max-abs", type=float, help="Tolerance: largest absolute difference."),
-        click.option("--atol", type=float, help="Tolerance as in allclose, together with --rtol."),
-        click.option("--rtol", type=float, help="Tolerance as in allclose, together with --atol."),
+        click.option(
+            "--max-abs", type=float, help="Tolerance: largest absolute difference, in each tensor's own unit."
+        ),
+        click.option(
+            "--atol", type=float, help="Tolerance as in allclose, its absolute part; only together with --rtol."
+        ),
+        click.option(
+            "--rtol",
+            type=float,
+            help="Tolerance as in allclose, relative to PyTorch's value; only together with --atol.",
+        ),
         click.option("--min-sqnr", type=float, metavar="DB", help="Tolerance: least signal-to-noise ratio, in dB."),
+    )
+
+
+def choosing(command: Command) -> Command:
+    """Which stages."""
+    return _stacked(
+        command,
+        click.option(
+            "--level",
+            type=click.Choice(["op", "leaf", "container"]),
+            help="Stages: operations, modules without children, or modules with children [default: leaf].",
+        ),
+        click.option(
+            "--stages",
+            multiple=True,
+            metavar="GLOB",
+            help="These stages only, as `backbone.blocks.*`; ** also crosses dots. Repeatable.",
+        ),
     )
 
 
@@ -74,11 +119,13 @@ def selecting(command: Command) -> Command:
     """Which stages, and how many of them must be found."""
     return _stacked(
         command,
+        choosing,
         click.option(
-            "--level", type=click.Choice(["op", "leaf", "container"]), help="Level of the stages [default: leaf]."
+            "--min-coverage",
+            type=float,
+            metavar="SHARE",
+            help="Share of stages that must be aligned, 0 to 1; below it exit code 3 [default: 0.9].",
         ),
-        click.option("--stages", multiple=True, metavar="GLOB", help="These stages only, as `backbone.blocks.*`."),
-        click.option("--min-coverage", type=float, help="Share of stages that must be aligned [default: 0.9]."),
     )
 
 
@@ -86,9 +133,14 @@ def running(command: Command) -> Command:
     """Memory, threads, and what a checkpoint may be."""
     return _stacked(
         command,
-        click.option("--memory-budget", metavar="SIZE", help="Activations kept at once [default: 2GiB]."),
         click.option(
-            "--threads", type=click.IntRange(min=0), help="Threads of both sides; 0 is each library's default."
+            "--memory-budget", metavar="SIZE", help="Activations kept in memory at once, as 512MiB [default: 2GiB]."
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Threads of both sides; 0: each library's own number [default: 0].",
         ),
         click.option("--allow-pickle", is_flag=True, default=None, help="Unpickle the checkpoint: runs code in it."),
         click.option(
@@ -106,8 +158,8 @@ def reporting(command: Command) -> Command:
     return _stacked(
         command,
         click.option("--force", is_flag=True, help="Replace a report, and a file of --keep-onnx, that is there."),
-        click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="What stdout gets."),
-        click.option("-v", "--verbose", is_flag=True, help="Say more on stderr."),
+        click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help=FORMAT_HELP),
+        click.option("-v", "--verbose", is_flag=True, help="Say more on stderr: each step, and its time."),
         click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
         click.version_option(package_name="bisect-divergence"),
     )
@@ -118,7 +170,9 @@ def drawing(command: Command) -> Command:
     return _stacked(
         command,
         click.option(
-            "--plots", metavar="FORMATS", help="Formats of the plots: png, svg, pdf, with commas, or none [png,svg]."
+            "--plots",
+            metavar="FORMATS",
+            help="Formats of the plots: png, svg, pdf, with commas, or none [default: png,svg].",
         ),
     )
 

@@ -24,30 +24,38 @@ from bisect_tool.sizes import parse_size
 
 
 @shared.reworded(
-    inputs="The sample: .pt .npz .npy .safetensors; one.",
+    inputs="The sample: .pt .pth .npz .npy .safetensors; one.",
     onnx="Record ONNX Runtime's run of this file; without it PyTorch's run of MODEL.",
     raw="File given to --preprocess; one.",
-    memory_budget="Of aligning a graph with MODEL; recordings themselves are written as they come.",
+    threads="Threads of the run; 0: the library's own number [default: 0].",
+    memory_budget="Of aligning a graph with MODEL; recordings themselves are written as they come [default: 2GiB].",
     name="Name of the case in the recording [default: the model file's].",
 )
 @click.command(context_settings={**shared.SETTINGS, "allow_extra_args": True})
 @shared.loading
 @click.option("--script", type=click.Path(), metavar="FILE", help="Record a training script; its arguments behind --.")
-@click.option("--steps", type=click.IntRange(min=1), default=3, help="Of the script's optimiser [default: 3].")
-@click.option("-o", "--output", type=click.Path(), metavar="BUNDLE", help="File to write, as a.trace.")
-@click.option("--summary", is_flag=True, help="Kilobytes: statistics, digests and projections instead of tensors.")
-@click.option("--stages", multiple=True, metavar="GLOB", help="Keep the tensors of these stages only.")
 @click.option(
-    "--level", type=click.Choice(["leaf", "op"]), default="leaf", help="op: operations inside leaf modules too."
+    "--steps", type=click.IntRange(min=1), metavar="N", default=3, help="Steps of the script's optimiser [default: 3]."
 )
-@click.option("--device", default="auto", metavar="DEVICE", help="cpu, cuda, or auto: where the model was built.")
-@click.option("--mode", type=click.Choice(["eval", "train"]), default="eval", help="Of the model.")
-@click.option("--seed", type=int, help="Seed Python, numpy and torch before the model is built.")
+@click.option("-o", "--output", type=click.Path(), metavar="BUNDLE", help="File to write, as a.trace; needed.")
+@click.option("--summary", is_flag=True, help="Kilobytes: statistics, digests and projections instead of tensors.")
+@click.option("--stages", multiple=True, metavar="GLOB", help="Keep the tensors of these stages only. Repeatable.")
+@click.option(
+    "--level",
+    type=click.Choice(["leaf", "op"]),
+    default="leaf",
+    help="op: operations inside leaf modules too [default: leaf].",
+)
+@click.option(
+    "--device", default="auto", metavar="DEVICE", help="cpu, cuda, or auto: where the model was built [default: auto]."
+)
+@click.option("--mode", type=click.Choice(["eval", "train"]), default="eval", help="Mode of the model [default: eval].")
+@click.option("--seed", type=int, metavar="N", help="Seed Python, numpy and torch before the model is built.")
 @click.option(
     "--optimization",
     type=click.Choice(["off", "basic", "extended", "layout", "all"]),
     default="off",
-    help="Of ONNX Runtime, with --onnx.",
+    help="Optimisation level of ONNX Runtime, with --onnx [default: off].",
 )
 @click.option("--floor/--no-floor", default=None, help="Measure noise floors [default: where that takes few seconds].")
 @click.option("--folder", is_flag=True, help="Write a folder instead of one file.")

@@ -37,7 +37,13 @@ class _WithDashes(click.Command):
         return super().parse_args(ctx, args)
 
 
-@shared.reworded(force="Replace a file of --keep-onnx that is there.")
+@shared.reworded(
+    inputs="The sample: .pt .pth .npz .npy .safetensors; one.",
+    raw="File given to --preprocess; one.",
+    force="Replace a file of --keep-onnx that is there.",
+    memory_budget=shared.NO_EFFECT,
+    name=shared.NO_EFFECT,
+)
 @click.command(cls=_WithDashes, context_settings=shared.SETTINGS)
 @click.argument("package")
 @click.argument("versions", metavar="RANGE")
@@ -48,8 +54,15 @@ class _WithDashes(click.Command):
     type=click.Choice(["graph", "model"]),
     help="Run the ONNX file, or the PyTorch model [default: graph for ONNX Runtime, else model].",
 )
-@click.option("--with", "also", multiple=True, metavar="REQUIREMENT", help="Also into each environment, as 'numpy<2'.")
-@click.option("--limit", type=float, help="Relative L2 that is a change [default: six noise floors of the outputs].")
+@click.option(
+    "--with", "also", multiple=True, metavar="REQUIREMENT", help="Also into each environment, as 'numpy<2'. Repeatable."
+)
+@click.option(
+    "--limit",
+    type=float,
+    metavar="X",
+    help="Relative L2 beyond which outputs have changed [default: six noise floors of the outputs].",
+)
 @click.option("--pre", is_flag=True, help="Also release candidates and nightly versions.")
 @click.option("--cache", type=click.Path(), metavar="DIR", help="Where results are kept [default: the user's cache].")
 @click.option("--yes", is_flag=True, help="Do not ask before installing.")

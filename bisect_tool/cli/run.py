@@ -68,6 +68,7 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
+@shared.reworded(keep_onnx="Leave the exported file here; those of a matrix's pairs beside it, as FILE-PAIR.")
 @click.command(context_settings=shared.SETTINGS)
 @shared.loading
 @click.option(
@@ -80,15 +81,23 @@ _DEFAULTS: Mapping[str, Any] = {
 @shared.exporting
 @shared.judging
 @shared.selecting
-@click.option("--group", "groups", multiple=True, metavar="GLOB", help="Also show these containers as one stage each.")
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="GLOB",
+    help="Also show these containers as one stage each; they do not count. Repeatable.",
+)
 @click.option("--all-stages", is_flag=True, help="Print every row of the stage table.")
 @click.option(
-    "--matrix", metavar="NAME", help="Run many configurations: quick, full, strict, deploy, or a matrix file (TOML)."
+    "--matrix",
+    metavar="NAME",
+    help="Run many configurations: quick, full, strict, deploy, or a matrix file (TOML); not with --part.",
 )
 @click.option(
     "--runner",
     type=click.Choice(["onnxruntime", "onnx-reference"]),
-    help="What runs the graph; onnx-reference is ONNX's own evaluator, and slow [default: onnxruntime].",
+    help="What runs the graph; onnx-reference is ONNX's own evaluator, slow, and not with --matrix [default: onnxruntime].",
 )
 @click.option(
     "--totals-only",
@@ -100,7 +109,10 @@ _DEFAULTS: Mapping[str, Any] = {
 @click.option("-o", "--output", type=click.Path(), metavar="DIR", help="Report folder [default: reports/NAME/TIME].")
 @shared.drawing
 @click.option(
-    "--overlays", is_flag=True, default=None, help="Also an annotated copy of the graph, and node data, for viewers."
+    "--overlays",
+    is_flag=True,
+    default=None,
+    help="Also an annotated copy of the graph, and node data, for viewers, in DIR/overlay.",
 )
 @click.option("--exit-zero", is_flag=True, help="Exit 0 on divergence too.")
 @shared.reporting

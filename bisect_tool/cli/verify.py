@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @shared.loading
 @shared.exporting
 @shared.judging
-@click.option("--top-k", type=int, metavar="K", help="Best classes that both sides should share [default: 5].")
+@click.option("--top-k", type=int, metavar="K", help="How many of the best classes are compared as a set [default: 5].")
 @click.option(
     "--class-axis",
     "class_axes",

@@ -153,6 +153,11 @@ def test_the_command(tmp_path: Path) -> None:
     Draft202012Validator(SCHEMA).validate(json.loads(out))
     code, _, err = _command("determinism", *arguments, "--input", tmp_path / "s.pt")
     assert 2 == code and "2 samples given" in err
+    (tmp_path / "two").mkdir()
+    for name in ("a.pt", "b.pt"):
+        torch.save(torch.ones(1, 4), tmp_path / "two" / name)
+    code, _, err = _command("determinism", tmp_path / "model.py", "--input", tmp_path / "two", "-q")
+    assert 2 == code and "2 samples given" in err
 
 
 def test_recording_a_script(tmp_path: Path) -> None:

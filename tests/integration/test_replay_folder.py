@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from commands import Outcome, command
+from commands import ROOT, Outcome, command
 from onnx import numpy_helper
 
 MODEL = """
@@ -83,6 +83,20 @@ def test_every_origin_has_a_folder_that_prints_its_error(files: Path) -> None:
         assert (
             "python run.py" in readme and origin["onnx_nodes"][0] in readme and f"torch: {torch.__version__}" in readme
         )
+
+
+def test_every_file_of_a_report_folder_is_in_the_reference(files: Path) -> None:
+    """docs/reference/files.md names what a real run that diverges leaves, overlays and replay folders among it."""
+    outcome = judged(files, "bad.onnx", "--overlays", "--plots", "png,svg,pdf")
+    page = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    left = [path.relative_to(outcome.folder) for path in outcome.folder.rglob("*") if path.is_file()]
+    assert {"report.json", "replay", "overlay"} <= {path.parts[0] for path in left}
+    for path in left:
+        *folders, name = path.parts
+        assert folders[:1] in ([], ["replay"], ["overlay"]), path
+        known = re.sub(r"^ort-[\w-]+(?=\.(total|local)\.json$)", "CONFIG", name.replace("bad.", "NAME."))
+        (section,) = re.findall(rf"^##+ {(folders or ['Report folder'])[0]}\n(.*?)^##", page, re.DOTALL | re.MULTILINE)
+        assert f"`{known}`" in section, path
 
 
 def test_a_new_report_leaves_no_old_replay(files: Path) -> None:
