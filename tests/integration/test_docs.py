@@ -35,6 +35,23 @@ def build_model():
 """
 
 
+TRAINING = """import argparse
+import torch
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--epochs", type=int)
+net = torch.nn.Linear(4, 2)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for _ in range(4 * parser.parse_args().epochs):
+    optimizer.zero_grad()
+    net(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+"""
+
+SLOW = ("determinism", "--matrix")
+"""Commands that start many processes; pages that show their output run the like."""
+
+
 def is_script(line: str) -> bool:
     """Whether a command is a script of the project: most take minutes or hours, and write the page that names them."""
     return "scripts/" in line.split()[0] or line.startswith("python scripts/")
@@ -107,7 +124,15 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("a", "b"):
             assert 0 == execute_line(f"bisect-tool record model.py ckpt.pt --input sample.npy -o {name}.trace -q")[0]
         (folder / "bisect_recorder.py").write_text(execute_line("bisect-tool recorder")[1], encoding="utf-8")
+        assert 0 == execute_line("bisect-tool env -o here.json")[0]
     shutil.copy(folder / "model.onnx", folder / "kept.onnx")
+    shutil.copytree(folder / "reports" / "model" / "20260101-120000", folder / "report")
+    case = '[case]\nmodel = "model.py"\ncheckpoint = "ckpt.pth"\ninput = ["sample.pt"]\n'
+    (folder / "case.toml").write_text(case, encoding="utf-8")
+    (folder / "train.py").write_text(TRAINING, encoding="utf-8")
+    for name in ("clean.csv", "other.csv"):
+        (folder / name).write_text("time,x\n0,0.25\n1,0.5\n", encoding="utf-8")
+    (folder / "there.txt").write_text("requests==2.31.0\n", encoding="utf-8")
     return folder
 
 
@@ -115,7 +140,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LISTED = list(dict.fromkeys(line for page in (README, *PAGES.values()) for line in listed_commands(page)))
 
 
-@pytest.mark.parametrize("line", [line for line in LISTED if not is_script(line)])
+def with_speed(line: str) -> Any:
+    """A command as a parameter, marked as slow if it is."""
+    return pytest.param(line, marks=pytest.mark.slow) if any(text in line for text in SLOW) else line
+
+
+@pytest.mark.parametrize("line", [with_speed(line) for line in LISTED if not is_script(line)])
 @pytest.mark.usefixtures("example_data", "no_traces")
 def test_commands_without_output_run(
     line: str, own: Path, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -136,9 +166,9 @@ def test_commands_without_output_run(
                 (tmp_path / name).write_text(text, encoding="utf-8")
     line, _, target = line.partition(" > ")
     for made in re.findall(r"(?<= -o )\S+", line):
-        # Nothing that is there is overwritten, nor what lies beside it.
-        for stale in tmp_path.glob(f"{Path(made).stem}.*"):
-            stale.unlink()
+        # Nothing that is there is overwritten, nor a table's plots beside it.
+        for stale in (Path(made), *tmp_path.glob(f"{Path(made).stem}.*.[ps][nv]g")):
+            stale.unlink(missing_ok=True)
     code, out = execute_line(line)
     if target:
         Path(target).write_text(out, encoding="utf-8")
@@ -181,4 +211,5 @@ def test_commands_stand_in_blocks_that_are_run(page: str) -> None:
     """What looks like a command in another kind of block would be run by nobody."""
     rest = re.sub(r"^```(console|sh)\n.*?^```$", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
     fenced = "".join(re.findall(r"^```\w*\n.*?^```$", rest, re.DOTALL | re.MULTILINE))
-    assert [] == re.findall(r"^(?:\$ .+|(?:bisect-divergence|bisect-tool) .+)$", fenced, re.MULTILINE)
+    found = re.findall(r"^(?:\$ .+|(?:bisect-divergence|bisect-tool) .+)$", fenced, re.MULTILINE)
+    assert [] == [line for line in found if "[OPTIONS]" not in line]
