@@ -97,6 +97,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     ),
     "bisect-tool overlay": ("bisect-tool overlay report --onnx model.onnx",),
     "bisect-tool explain": ("bisect-tool explain BD202",),
+    "bisect-tool demo": ("bisect-tool demo -o somewhere",),
 }
 
 NOT_FROM_FILE: Mapping[str, frozenset[str]] = {

@@ -6,6 +6,7 @@ import click
 
 from bisect_tool.cli.calibrate import calibrate
 from bisect_tool.cli.compare import compare
+from bisect_tool.cli.demo import demo
 from bisect_tool.cli.determinism import determinism
 from bisect_tool.cli.env import env
 from bisect_tool.cli.explain import explain
@@ -35,3 +36,4 @@ tool.add_command(determinism, "determinism")
 tool.add_command(releases, "releases")
 tool.add_command(calibrate, "calibrate")
 tool.add_command(overlay, "overlay")
+tool.add_command(demo, "demo")
