@@ -21,8 +21,7 @@ from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, BisectError
     type=click.Path(),
     metavar="DIR",
     default="bisect-demo",
-    show_default=True,
-    help="Folder that is made for the files; one that is there is left alone.",
+    help="Folder that is made for the files; one that is there is left alone [default: bisect-demo].",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 def demo(output: str, quiet: bool) -> int:
