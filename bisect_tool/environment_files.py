@@ -18,7 +18,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from bisect_tool.environment import normalised
+from bisect_tool.environment import ENVIRONMENT_VERSION, normalised
 from bisect_tool.errors import BisectError
 from bisect_tool.variables import is_allowed, safe_text, without_credentials
 
@@ -172,6 +172,12 @@ def _of_json(path: Path, data: Any) -> Facts | None:
     if isinstance(data.get("environment"), Mapping):
         kind = "report" if "verdict" in data else "recording" if "report" not in path.name else "report"
         return of_snapshot(str(path), kind, data["environment"])
+    if data.get("environment_version", ENVIRONMENT_VERSION) > ENVIRONMENT_VERSION:
+        raise BisectError(
+            f"{path}: is a snapshot of form {data['environment_version']}, this version of the tool knows "
+            f"{ENVIRONMENT_VERSION}",
+            hint="compare with the newer version of the tool",
+        )
     if "environment_version" in data or ("python" in data and "versions" in data):
         return of_snapshot(str(path), "snapshot", data)
     return None

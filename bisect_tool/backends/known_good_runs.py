@@ -149,9 +149,10 @@ def torch_errors(
         seed: of made-up rounding: samples get other draws.
 
     Raises:
-        BisectError: the model can't run on the sample.
+        BisectError: the model can't run on the sample, or an output has no number in it.
     """
     with _run(sample, level, budget, tape=True) as plain:
+        _require_numbers(plain)
         selection = select(plain.run.trace, level, stages, ())
         known = _Known(plain, selection)
         draws = [rounded(seed * variations.draws + draw) for draw in range(variations.draws)]
@@ -172,6 +173,21 @@ def torch_errors(
             with applied(config):
                 known.alone([AS_RUN], budget, allowed=True)
         return known.errors
+
+
+def _require_numbers(plain: _Held) -> None:
+    """NaN is equal to NaN, and would look like a run without any error.
+
+    Raises:
+        BisectError: an output holds nothing else, or infinities.
+    """
+    for name, value in plain.run.trace.outputs:
+        array = plain.store.fetch(value)
+        if array.dtype.kind in "fcV" and array.size and not np.isfinite(array.astype(np.complex128)).any():
+            raise BisectError(
+                f"output {name}: nothing but NaN or infinite values, which show no rounding",
+                hint="leave this sample out, or look at the sample and the weights for NaN",
+            )
 
 
 class _NotApplicableError(Exception):

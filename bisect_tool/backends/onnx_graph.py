@@ -46,6 +46,13 @@ def load_onnx(path: Path) -> ir.Model:
         ) from error
     if not len(model.graph) and not model.graph.outputs:
         raise BisectError(f"ONNX file {path}: holds no graph", hint="the file is truncated or no ONNX model")
+    for value in model.graph.outputs:
+        if value.type is not None and not isinstance(value.type, (ir.TensorType, ir.SparseTensorType)):
+            raise BisectError(
+                f"ONNX file {path}: its output {value.name} is a sequence or another container, and only tensors can be "
+                "compared",
+                hint="make each of its tensors an output of its own",
+            )
     _check_external_data(model, path)
     try:
         model.graph.sort()

@@ -13,7 +13,7 @@ from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.progress import progress
 from bisect_tool.cli.run import cases, check_kept_file, settings_of, tell_kept
-from bisect_tool.errors import EXIT_AGREES, EXIT_INCONCLUSIVE
+from bisect_tool.errors import EXIT_AGREES, EXIT_INCONCLUSIVE, BisectError
 
 if TYPE_CHECKING:
     from bisect_tool.inspection import Inspection
@@ -34,6 +34,11 @@ def inspect(form: str, force: bool, verbose: bool, quiet: bool, **given: Any) ->
     value in the graph than --min-coverage asks for, or none.
     """
     settings = {**settings_of(given), "matrix": None}
+    if settings["parts"]:
+        raise BisectError(
+            "inspect looks at one ONNX file, and the case file has [parts]",
+            hint="name a submodule as the model (--entry) and its file with --onnx, or run the comparison",
+        )
     folder = Path(given["output"]) if given["output"] else None
     if folder is not None:
         from bisect_tool.store import check_inspection_folder

@@ -388,6 +388,15 @@ def test_a_sample_that_fails_is_told_and_the_others_count(cases: list[LoadedCase
         calibrate([broken], plan)
 
 
+def test_a_sample_of_nan_is_no_run_without_error(cases: list[LoadedCase]) -> None:
+    """NaN equals NaN in every variation; limits near zero would come of it."""
+    empty = replace(cases[0], args=(torch.full_like(cases[0].args[0], torch.nan),))
+    plan = Plan(with_onnx=False, copies=0, draws=1)
+    assert "nothing but NaN or infinite values" in calibrate([empty, cases[1]], plan).failed[0]
+    with pytest.raises(InconclusiveError, match="no sample could be run"):
+        calibrate([empty], plan)
+
+
 def test_a_sample_gives_the_same_errors_wherever_it_runs(cases: list[LoadedCase]) -> None:
     """Made-up rounding follows from the sample, not from its place or its process."""
     plan = Plan(with_onnx=False, draws=1)

@@ -119,6 +119,10 @@ def test_bad_usage_exits_2(tmp_path: Path) -> None:
     assert (2, "") == inspected(ROOT / "examples" / "mobile" / "model.py")[:2]
     code, _, err = inspected(*config("mobile"), "--onnx", tmp_path / "none.onnx")
     assert 2 == code and "no such file" in err
+    case = tmp_path / "case.toml"
+    case.write_text('[case]\nmodel = "m.py"\ninput = "x.pt"\n[parts]\nneck = "neck.onnx"\n', encoding="utf-8")
+    code, _, err = inspected("--config", case)
+    assert 2 == code and "inspect looks at one ONNX file, and the case file has [parts]" in err
 
 
 def test_help_is_light() -> None:

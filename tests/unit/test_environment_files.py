@@ -187,6 +187,12 @@ def test_reports_recordings_and_snapshots(tmp_path: Path) -> None:
     assert "3.11.7" == read_facts(tmp_path / "one.trace").values["python", "version"]
 
 
+def test_a_snapshot_of_a_newer_form_is_refused(tmp_path: Path) -> None:
+    """What a newer version writes may mean something else; reports hold such a snapshot too."""
+    with pytest.raises(BisectError, match="snapshot of form 2, this version of the tool knows 1"):
+        read(tmp_path, "s.json", json.dumps({"environment_version": 2, "python": "3.20"}))
+
+
 def test_secrets_in_a_foreign_snapshot_are_not_repeated(tmp_path: Path) -> None:
     variables = {
         "HF_TOKEN": "hf_abcdefghijklmnop1234",

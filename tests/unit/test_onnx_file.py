@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from bisect_tool.backends.onnx_file import read_without_weights
+from bisect_tool.backends.onnx_graph import load_onnx
+from bisect_tool.errors import BisectError
 
 DTYPES = (np.float32, np.float64, np.int64, np.float16, np.bool_)
 
@@ -78,3 +80,18 @@ def test_no_onnx_at_all(tmp_path: Path) -> None:
     path.write_text("import torch\n" * 100)
     with pytest.raises(Exception, match=r"cut short|parsing|wire type|number"):
         read_without_weights(path)
+
+
+def test_an_output_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    """Its elements would be taken for missing, and a healthy graph for a faulty one."""
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    graph = helper.make_graph(
+        [helper.make_node("SequenceConstruct", ["x"], ["both"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])],
+        [helper.make_value_info("both", kind)],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    with pytest.raises(BisectError, match="its output both is a sequence") as caught:
+        load_onnx(tmp_path / "m.onnx")
+    assert "make each of its tensors an output of its own" == caught.value.hint
