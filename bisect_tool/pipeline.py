@@ -17,19 +17,14 @@ from typing import Any, Literal, Protocol
 import torch
 from numpy.typing import NDArray
 
-from bisect_tool.align import (
-    AMBIGUOUS,
-    NARROW_VALUE_LIMIT,
-    STRUCTURE,
-    VALUE_LIMIT,
-    Hints,
-    Match,
-    Sides,
-    ambiguity_lines,
-    match_values,
-    summarize,
-    trusted,
-)
+from bisect_tool.align.bodies import leave_out_bodies, match_bodies
+from bisect_tool.align.in_parts import with_parts
+from bisect_tool.align.matches import AMBIGUOUS, NARROW_VALUE_LIMIT, STRUCTURE, VALUE_LIMIT, Hints, Match, Sides
+from bisect_tool.align.matching import match_values, trusted
+from bisect_tool.align.other_sizes import called_so, of_other_size
+from bisect_tool.align.placing import is_open, placed_by_structure, with_missing
+from bisect_tool.align.summary import ambiguity_lines, summarize
+from bisect_tool.align.twins import merge_twins
 from bisect_tool.backends.abreast import buffers_put_back
 from bisect_tool.backends.activations import ActivationStore, GoneError
 from bisect_tool.backends.architecture import graph_of
@@ -69,7 +64,6 @@ from bisect_tool.backends.unfold import unfold
 from bisect_tool.backends.variants import variants
 from bisect_tool.backends.weights import modules_by_weights
 from bisect_tool.baked import with_baked
-from bisect_tool.bodies import leave_out_bodies, match_bodies
 from bisect_tool.calibrated import (
     TableInForce,
     judge_outputs,
@@ -110,16 +104,13 @@ from bisect_tool.diagnose.unexplained import with_what_is_known, without_optimis
 from bisect_tool.drilldown import first_mending, note_shared
 from bisect_tool.environment import peak_rss_mb
 from bisect_tool.errors import BisectError, InconclusiveError
-from bisect_tool.in_parts import with_parts
 from bisect_tool.inspection import BoundOutput, Inspection, evidence_counts, level_counts
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
 from bisect_tool.layouts import describe_order, in_layout, in_order, layout_of
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import judge, kind_of, relative_difference
-from bisect_tool.other_sizes import called_so, of_other_size
 from bisect_tool.outputs import bind_outputs, exchanged, worst_error
 from bisect_tool.pictures import KEPT, with_few
-from bisect_tool.placing import is_open, placed_by_structure, with_missing
 from bisect_tool.precision import (
     half_precision,
     held_line,
@@ -169,7 +160,6 @@ from bisect_tool.signatures import Signature, distance, permuted_signatures, sig
 from bisect_tool.store import REPLAY_FOLDER
 from bisect_tool.ticks import tell_count
 from bisect_tool.tolerances import sqnr_tolerance
-from bisect_tool.twins import merge_twins
 from bisect_tool.verdicts import decide, kept_stages_line
 from bisect_tool.weights import WeightReport, with_weights
 

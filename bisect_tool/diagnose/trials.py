@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.align import family
+from bisect_tool.align.families import family
 from bisect_tool.diagnose.attention import masks
 from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
 from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, EXTRA, MISSING, OPERANDS, OPERATOR, PRECISION, WEIGHT

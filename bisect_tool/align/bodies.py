@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
-from bisect_tool.align import Match
+from bisect_tool.align.matches import Match
 from bisect_tool.records import Alignment, StageRef, Unaligned
 
 _OPERATORS = {"cond": "If", "while_loop": "Loop", "map_impl": "Scan", "scan": "Scan"}

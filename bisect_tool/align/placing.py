@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 
-from bisect_tool.align import AMBIGUOUS, STRUCTURE, Match
-from bisect_tool.counterparts import Outline, counterparts
+from bisect_tool.align.counterparts import Outline, counterparts
+from bisect_tool.align.matches import AMBIGUOUS, STRUCTURE, Match
 from bisect_tool.records import Alignment, TorchTrace
 
 _BY_NAME = frozenset(["scope", "weights", "body"])

@@ -10,7 +10,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from bisect_tool.align import Match, family
+from bisect_tool.align.families import family
+from bisect_tool.align.matches import Match
 from bisect_tool.records import OnnxGraph, OnnxNode, TorchTrace
 from bisect_tool.rows import first_stage_by_value
 from bisect_tool.signatures import Signature

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Set
 from dataclasses import replace
 
-from bisect_tool.align import Match
+from bisect_tool.align.matches import Match
 from bisect_tool.records import OnnxGraph, OnnxNode, Stage, TorchTrace
 from bisect_tool.signatures import Signature, distance
 
