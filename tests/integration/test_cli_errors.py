@@ -449,10 +449,10 @@ def test_user_tolerance_decides(faulty: Path, tmp_path: Path) -> None:
 @pytest.fixture()
 def sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the alignment say that one stage in five could not be aligned."""
-    from bisect_tool import pipeline
+    from bisect_tool.pipeline import bisection
 
-    summarize = pipeline.summarize
-    monkeypatch.setattr(pipeline, "summarize", lambda *given: dataclasses.replace(summarize(*given), coverage=0.8))
+    summarize = bisection.summarize
+    monkeypatch.setattr(bisection, "summarize", lambda *given: dataclasses.replace(summarize(*given), coverage=0.8))
 
 
 def test_low_coverage_exits_three(sparse: None, tmp_path: Path) -> None:
