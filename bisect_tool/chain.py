@@ -625,7 +625,7 @@ def random_link(
         equal = [one.get(phase[0], {}).get(name) == other.get(phase[0], {}).get(name) for phase in where]
         where = [phase for phase, began in zip(where, equal, strict=True) if not (began and phase[2] in computed)]
         if where:
-            begin, _, acts, text = where[0]
+            begin = where[0][0]
             sides = str(one.get(begin, {}).get(name)), str(other.get(begin, {}).get(name))
             note = f"numbers were drawn in {' and '.join(phase[3] for phase in where)}"
             if sides[0] == sides[1]:

@@ -520,40 +520,53 @@ def _equal_share(a: Array, b: Array) -> float:
 
 
 def _candidates(a: Array, shape: tuple[int, ...], kind: FileKind) -> Iterator[tuple[str, str, Array]]:
-    axes = range(a.ndim)
+    """What may have been done to a file: a word for it, how, and what comes of it."""
     if a.shape == shape:
-        for axis in axes:
-            if 2 <= a.shape[axis] <= 4 and (kind != "image" or axis == 2):
-                for order in itertools.permutations(range(a.shape[axis])):
-                    if order != tuple(range(a.shape[axis])):
-                        reverse = order[:3] == (2, 1, 0)
-                        how = (
-                            "with channels reversed (RGB against BGR)"
-                            if reverse
-                            else f"with channels in the order {order}"
-                        )
-                        yield "channel-order", f"{how}, axis {axis}", np.take(a, order, axis)
-        for axis in axes:
-            if a.shape[axis] > 4 or kind == "image":
-                how = (
-                    ("upside down", "mirrored left to right", "")[axis]
-                    if kind == "image" and axis < 2
-                    else f"reversed along axis {axis}"
-                )
-                yield "flipped", how, np.flip(a, axis)
-        if kind == "image":
-            yield "rotated", "turned by 180 degrees", a[::-1, ::-1]
+        yield from _same_shape(a, kind)
+    yield from _other_axes(a, shape, kind)
+    if a.shape == shape:
+        yield from _rolled(a)
+    else:
+        yield "reshaped", "in another shape", a.reshape(shape)
+
+
+def _same_shape(a: Array, kind: FileKind) -> Iterator[tuple[str, str, Array]]:
+    """Channels exchanged, flipped, upside down."""
+    for axis in range(a.ndim):
+        if 2 <= a.shape[axis] <= 4 and (kind != "image" or axis == 2):
+            for order in itertools.permutations(range(a.shape[axis])):
+                if order != tuple(range(a.shape[axis])):
+                    reverse = order[:3] == (2, 1, 0)
+                    how = (
+                        "with channels reversed (RGB against BGR)" if reverse else f"with channels in the order {order}"
+                    )
+                    yield "channel-order", f"{how}, axis {axis}", np.take(a, order, axis)
+    for axis in range(a.ndim):
+        if a.shape[axis] > 4 or kind == "image":
+            how = (
+                ("upside down", "mirrored left to right", "")[axis]
+                if kind == "image" and axis < 2
+                else f"reversed along axis {axis}"
+            )
+            yield "flipped", how, np.flip(a, axis)
+    if kind == "image":
+        yield "rotated", "turned by 180 degrees", a[::-1, ::-1]
+
+
+def _other_axes(a: Array, shape: tuple[int, ...], kind: FileKind) -> Iterator[tuple[str, str, Array]]:
+    """Axes in another order, a picture turned by a quarter."""
+    axes = tuple(range(a.ndim))
     if a.ndim <= 5:
         for permutation in itertools.permutations(axes):
-            if permutation != tuple(axes) and tuple(a.shape[p] for p in permutation) == shape:
+            if permutation != axes and tuple(a.shape[p] for p in permutation) == shape:
                 yield "transposed", f"with its axes in the order {permutation}", np.transpose(a, permutation)
     if kind == "image" and a.ndim >= 2 and (a.shape[1], a.shape[0], *a.shape[2:]) == shape:
         yield "rotated", "turned by 90 degrees counter-clockwise", np.rot90(a, 1)
         yield "rotated", "turned by 90 degrees clockwise", np.rot90(a, -1)
-    if a.shape != shape:
-        yield "reshaped", "in another shape", a.reshape(shape)
-        return
-    for axis in axes:
+
+
+def _rolled(a: Array) -> Iterator[tuple[str, str, Array]]:
+    for axis in range(a.ndim):
         for lag in range(1, min(9, a.shape[axis] // 2)):
             for signed in (lag, -lag):
                 rolled = np.roll(a, signed, axis)

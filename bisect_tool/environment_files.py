@@ -179,63 +179,80 @@ def _of_json(path: Path, data: Any) -> Facts | None:
 
 def of_snapshot(path: str, kind: str, data: Mapping[str, Any]) -> Facts:
     """Facts of a snapshot; older ones, of reports, have only versions and the processor."""
-    values: dict[Key, str] = {}
-    domains = {"package", "python", "system", "cpu"}
-
-    def put(domain: str, name: str, value: Any) -> None:
-        if value not in (None, "", [], {}):
-            values[domain, name] = _plain(value)
-
-    put("python", "version", data.get("python"))
-    put("python", "implementation", data.get("python_implementation"))
-    put("system", "machine", data.get("machine"))
-    for name in ("system", "distribution", "libc", "release"):
-        put("system", name, (data.get("os") or {}).get(name))
-    cpu = data.get("cpu") or {}
-    put("cpu", "model", data.get("processor") or cpu.get("model"))
-    put("cpu", "cores", data.get("cpus"))
-    put("cpu", "cores available", cpu.get("available"))
-    put("cpu", "quota", cpu.get("quota"))
-    put("cpu", "instruction sets", cpu.get("instruction_sets"))
+    facts = _SnapshotFacts()
+    _put_machine(facts, data)
     for name, version in (data.get("distributions") or data.get("versions") or {}).items():
-        put("package", normalised(name), version)
+        facts.put("package", normalised(name), version)
     if "variables" in data:
-        domains.add("variable")
+        facts.domains.add("variable")
         for name, value in data["variables"].items():
             if is_allowed(name):
                 # Set to nothing is not the same as not set.
-                values["variable", name] = safe_text(str(value)) or "(empty)"
-    torch = data.get("torch") or {}
-    if torch and "absent" not in torch:
-        domains |= {"torch flag", "cuda"}
-        for name, value in (torch.get("flags") or {}).items():
-            put("torch flag", name, value)
-        put("cuda", CUDA, torch.get("cuda"))
-        put("cuda", "HIP of torch", torch.get("hip"))
-        put("cuda", CUDNN, _cudnn_text(torch.get("cudnn")))
-        for name in ("mkl", "onednn", "blas"):
-            put("blas", f"{name} of torch", torch.get(name))
-        put("cpu", "kernels of torch", torch.get("cpu_capability"))
-    ort = data.get("onnxruntime") or {}
-    if ort and "absent" not in ort:
-        domains.add("onnxruntime")
-        for name in ("build", "providers", "device", "cuda"):
-            put("onnxruntime", name, ort.get(name))
-    if "gpu" in data:
-        domains.add("gpu")
-        for number, device in enumerate(data["gpu"].get("devices") or ()):
-            put("gpu", f"device {number}", device.get("name"))
-        put("gpu", "driver", data["gpu"].get("driver"))
+                facts.values["variable", name] = safe_text(str(value)) or "(empty)"
+    _put_frameworks(facts, data)
     if "blas" in data:
-        domains.add("blas")
-        put("blas", "of numpy", data["blas"].get("numpy"))
+        facts.domains.add("blas")
+        facts.put("blas", "of numpy", data["blas"].get("numpy"))
     if data.get("binaries"):
-        domains.add("binary")
+        facts.domains.add("binary")
         for name, version in data["binaries"].items():
-            put("binary", name, version)
+            facts.put("binary", name, version)
     complete = "distributions" in data
     thorough = "environment_version" in data
-    return Facts(path, kind, values, domains=frozenset(domains), complete=complete, thorough=thorough)
+    return Facts(path, kind, facts.values, domains=frozenset(facts.domains), complete=complete, thorough=thorough)
+
+
+class _SnapshotFacts:
+    """Values that were found so far, and the domains that a snapshot tells all about."""
+
+    def __init__(self) -> None:
+        self.values: dict[Key, str] = {}
+        self.domains = {"package", "python", "system", "cpu"}
+
+    def put(self, domain: str, name: str, value: Any) -> None:
+        """Enters what is known."""
+        if value not in (None, "", [], {}):
+            self.values[domain, name] = _plain(value)
+
+
+def _put_machine(facts: _SnapshotFacts, data: Mapping[str, Any]) -> None:
+    """Python, the system, processor and GPUs."""
+    facts.put("python", "version", data.get("python"))
+    facts.put("python", "implementation", data.get("python_implementation"))
+    facts.put("system", "machine", data.get("machine"))
+    for name in ("system", "distribution", "libc", "release"):
+        facts.put("system", name, (data.get("os") or {}).get(name))
+    cpu = data.get("cpu") or {}
+    facts.put("cpu", "model", data.get("processor") or cpu.get("model"))
+    facts.put("cpu", "cores", data.get("cpus"))
+    facts.put("cpu", "cores available", cpu.get("available"))
+    facts.put("cpu", "quota", cpu.get("quota"))
+    facts.put("cpu", "instruction sets", cpu.get("instruction_sets"))
+    if "gpu" in data:
+        facts.domains.add("gpu")
+        for number, device in enumerate(data["gpu"].get("devices") or ()):
+            facts.put("gpu", f"device {number}", device.get("name"))
+        facts.put("gpu", "driver", data["gpu"].get("driver"))
+
+
+def _put_frameworks(facts: _SnapshotFacts, data: Mapping[str, Any]) -> None:
+    """torch and ONNX Runtime, as they were built and switched."""
+    torch = data.get("torch") or {}
+    if torch and "absent" not in torch:
+        facts.domains |= {"torch flag", "cuda"}
+        for name, value in (torch.get("flags") or {}).items():
+            facts.put("torch flag", name, value)
+        facts.put("cuda", CUDA, torch.get("cuda"))
+        facts.put("cuda", "HIP of torch", torch.get("hip"))
+        facts.put("cuda", CUDNN, _cudnn_text(torch.get("cudnn")))
+        for name in ("mkl", "onednn", "blas"):
+            facts.put("blas", f"{name} of torch", torch.get(name))
+        facts.put("cpu", "kernels of torch", torch.get("cpu_capability"))
+    ort = data.get("onnxruntime") or {}
+    if ort and "absent" not in ort:
+        facts.domains.add("onnxruntime")
+        for name in ("build", "providers", "device", "cuda"):
+            facts.put("onnxruntime", name, ort.get(name))
 
 
 def _cudnn_text(number: Any) -> str | None:

@@ -381,7 +381,7 @@ def _json(path: Path) -> dict[str, Array]:
             for number, item in enumerate(value):
                 take(f"{name}[{number}]", item)
         else:
-            scalar = np.asarray(value if isinstance(value, (bool, int, float)) else value, dtype=None)
+            scalar = np.asarray(value)
             arrays[name or "value"] = scalar if scalar.dtype.kind in "biuf" else np.asarray(value, object)
 
     take("", json.loads(path.read_text(encoding="utf-8")))

@@ -49,7 +49,6 @@ class Aligner:
         permuted: what is known of values with their axes in other orders; more is put in.
         output_names: the graph's output for each of the model's.
         narrow: the graph is in half precision.
-        is_fresh: it is an export that was made just now, to lay it beside another one.
 
     Attributes:
         missing: why the file has no value for a stage, as far as a fresh export tells, by PyTorch value.
@@ -67,7 +66,6 @@ class Aligner:
         output_names: Sequence[str | None],
         *,
         narrow: bool = False,
-        is_fresh: bool = False,
     ):
         self.case = case
         self.options = options
@@ -76,7 +74,7 @@ class Aligner:
         self.notes = notes
         self.output_names = output_names
         self.narrow = narrow
-        self.is_fresh = is_fresh
+        self.is_fresh = ready.is_fresh
         self.missing: Mapping[int, str] = {}
         self.weights_beside: WeightReport | None = None
         self.fresh_how = ""
@@ -223,9 +221,9 @@ class Aligner:
                 self.notes.append("stages could not be told by structure: no fresh export is like the ONNX file")
                 return {}
             try:
-                beside = ready_to_run(self.case, self.options, fresh.program)
+                beside = ready_to_run(self.case, self.options, fresh.program, is_fresh=True)
                 beside.runs.see_all()
-                own = Aligner(self.case, self.options, beside, self.step, [], {}, (), is_fresh=True).pairs(reference)
+                own = Aligner(self.case, self.options, beside, self.step, [], {}, ()).pairs(reference)
             except BisectError:
                 return {}
             if nameless:

@@ -24,6 +24,7 @@ class Ready:
         configs, base: the pairs to run, and the plain one.
         runs: of the graph without optimisation.
         notes: on what was done to the graph.
+        is_fresh: it is an export that was made just now, to lay it beside the job's graph.
     """
 
     program: OnnxProgram
@@ -32,9 +33,10 @@ class Ready:
     base: ConfigPair
     runs: GraphRuns
     notes: tuple[str, ...]
+    is_fresh: bool = False
 
 
-def ready_to_run(case: LoadedCase, options: Options, program: OnnxProgram) -> Ready:
+def ready_to_run(case: LoadedCase, options: Options, program: OnnxProgram, *, is_fresh: bool = False) -> Ready:
     """Binds a graph's inputs to the sample and takes apart what hides values.
 
     Raises:
@@ -48,4 +50,4 @@ def ready_to_run(case: LoadedCase, options: Options, program: OnnxProgram) -> Re
     program, unfolded = unfold(program, feeds, base.actual)
     program.assume_shapes({name: array.shape for name, array in feeds.items()})
     runs = GraphRuns(program, base.actual, feeds, options.memory_budget)
-    return Ready(program, bound, configs, base, runs, tuple(unfolded))
+    return Ready(program, bound, configs, base, runs, tuple(unfolded), is_fresh)

@@ -36,6 +36,16 @@ class _Series:
 
 
 @dataclass(frozen=True)
+class _Look:
+    """How a curve is drawn: matplotlib's words for markers and lines; ``size`` of the markers in points."""
+
+    color: str
+    marker: str
+    line: str
+    size: float
+
+
+@dataclass(frozen=True)
 class Images:
     """The plot in both of its forms."""
 
@@ -88,17 +98,9 @@ def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | 
         y = [limit or math.nan for limit in limits for _ in range(2)]
         axes.plot(x, y, color=_LIGHT.ink, linestyle="-.", linewidth=1.2, label="tolerance")
     # larger: where both are the same, the local square frames the total's dot
-    _plot(
-        axes,
-        local,
-        (low, high),
-        _LIGHT.local,
-        "s",
-        "--",
-        size * 1.6 if size > 3 else size,
-        "local: made in the stage itself",
-    )
-    _plot(axes, total, (low, high), _LIGHT.total, "o", "-", size, "total: against PyTorch's run")
+    look = _Look(_LIGHT.local, "s", "--", size * 1.6 if size > 3 else size)
+    _plot(axes, local, (low, high), look, "local: made in the stage itself")
+    _plot(axes, total, (low, high), _Look(_LIGHT.total, "o", "-", size), "total: against PyTorch's run")
     for index, label in _marked(report, rows, config).items():
         if "first" in label:
             axes.axvline(index, color=_LIGHT.first, linestyle=":", linewidth=2, zorder=1)
@@ -164,7 +166,8 @@ def _growth(axes: Axes, rows: Sequence[StageRow], config: str | None) -> None:
     series = _series([result.growth if result else None for result in results])
     low, high = _range([1.0, *series.line])
     axes.axhline(1, color=_LIGHT.ink, linewidth=1, linestyle="-.")
-    _plot(axes, series, (low, high), _LIGHT.growth, "D", "-", _marker_size(len(rows)), "growth", legend=False)
+    look = _Look(_LIGHT.growth, "D", "-", _marker_size(len(rows)))
+    _plot(axes, series, (low, high), look, "growth", legend=False)
     axes.set_ylim(low / 2, high * 2)
     axes.set_ylabel("growth\n(error out / in)")
 
@@ -173,20 +176,20 @@ def _plot(
     axes: Axes,
     series: _Series,
     ends: tuple[float, float],
-    color: str,
-    marker: str,
-    line: str,
-    size: float,
+    look: _Look,
     label: str,
     *,
     legend: bool = True,
 ) -> None:
+    """Draws a curve; ``ends``: where zeros and what is beyond the scale are marked."""
     name = label if legend else "_" + label
-    shared: dict[str, Any] = {"color": color, "markersize": size, "zorder": 3}
+    shared: dict[str, Any] = {"color": look.color, "markersize": look.size, "zorder": 3}
     if not all(map(math.isnan, series.line)):
-        axes.plot(series.places, series.line, marker=marker, linestyle=line, linewidth=1.4, label=name, **shared)
+        axes.plot(
+            series.places, series.line, marker=look.marker, linestyle=look.line, linewidth=1.4, label=name, **shared
+        )
     short = label.partition(":")[0]
-    hollow = {**shared, "markersize": size + 2, "markerfacecolor": "none", "linestyle": "none", "zorder": 4}
+    hollow = {**shared, "markersize": look.size + 2, "markerfacecolor": "none", "linestyle": "none", "zorder": 4}
     if series.zeros:
         mark = f"{short}: zero" if legend else "_zero"
         axes.plot(series.zeros, [ends[0]] * len(series.zeros), marker="v", label=mark, **hollow)

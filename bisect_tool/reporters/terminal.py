@@ -739,6 +739,22 @@ def _findings(page: Page, report: Report, config: str | None, *, in_full: bool) 
         page.line(("The verdict in full", "bold"))
         for line in verdict.summary:
             page.prose(line, label=("- ", ""), indent="  ")
+    _places(page, report, config)
+    if common.is_matrix(report):
+        _separation(page, report)
+    _causes(page, report)
+    lost = [item for item in report.alignment.unaligned if item.in_graph]
+    if lost and verdict.status == "inconclusive":
+        page.line()
+        for stage in lost[:5]:
+            page.prose(stage.reason, label=(f"not aligned {page.clean(stage.ref)}: ", "dim"))
+        if len(lost) > 5:
+            page.prose(f"and {len(lost) - 5} more")
+
+
+def _places(page: Page, report: Report, config: str | None) -> None:
+    """Where it shows first, where error is made, and which stages hand it on."""
+    verdict = report.verdict
     rows = common.rows_by_ref(report)
     here = [origin for origin in verdict.origins if origin.config == config]
     shown = {origin.ref for origin in here}
@@ -769,8 +785,11 @@ def _findings(page: Page, report: Report, config: str | None, *, in_full: bool) 
             f"{names}: diverge by error handed on from before (amplifiers where growth > 1)",
             label=("handed on: ", ""),
         )
-    if common.is_matrix(report):
-        _separation(page, report)
+
+
+def _causes(page: Page, report: Report) -> None:
+    """Why, what else was considered, and what was ruled out."""
+    verdict = report.verdict
     # What only explores has its line in the summary.
     for diagnosis in (each for each in verdict.diagnoses if each.gating):
         page.line()
@@ -786,13 +805,6 @@ def _findings(page: Page, report: Report, config: str | None, *, in_full: bool) 
         page.line()
         for item in verdict.ruled_out:
             page.prose("; ".join((item.title, *item.evidence)), label=(f"ruled out {page.clean(item.code)}: ", "dim"))
-    lost = [item for item in report.alignment.unaligned if item.in_graph]
-    if lost and verdict.status == "inconclusive":
-        page.line()
-        for stage in lost[:5]:
-            page.prose(stage.reason, label=(f"not aligned {page.clean(stage.ref)}: ", "dim"))
-        if len(lost) > 5:
-            page.prose(f"and {len(lost) - 5} more")
 
 
 def _origin(page: Page, report: Report, origin: Origin, row: StageRow | None, origins: Sequence[Origin]) -> None:

@@ -68,6 +68,7 @@ def test_every_flag_of_a_matrix_is_told() -> None:
     """Each global switch of docs/switches.md has a flag in the snapshot that moves with it."""
     from bisect_tool.backends import torch_switches
 
+    moving = 0
     for name, flag in torch_switches._FLAGS.items():
         old = flag.read()
         if not isinstance(old, bool):
@@ -80,6 +81,8 @@ def test_every_flag_of_a_matrix_is_told() -> None:
         finally:
             flag.write(old)
         assert not moved or before != after, name
+        moving += moved
+    assert moving
 
 
 @pytest.mark.parametrize("missing", ["torch", "onnxruntime"])
