@@ -20,10 +20,8 @@ from bisect_tool.records import Difference, FirstCause, Link, Reach
 Manifest = Mapping[str, Any]
 
 EVERYWHERE = ("data", "weights", "stages")
-ROUNDING = 1e-5
-"""Up to this relative error in one stage, the order of sums explains a difference in float32."""
 REDUCED = 3e-2
-"""Up to this one, TF32 or half precision do."""
+"""Up to this relative error in one stage, TF32 or half precision do."""
 
 LISTED = 12
 """Differences of one kind that a link names; the others are counted."""

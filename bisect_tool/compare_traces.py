@@ -90,14 +90,14 @@ def compare_traces(
         _with_texts(expected, comparer.sides.expected), _with_texts(actual, comparer.sides.actual), comparer.relative
     )
     stage_link = _stages_link(comparer, rows, config)
-    links = [*before, stage_link, _outputs_link(comparer, outputs)]
+    links = [*before, stage_link, _outputs_link(outputs)]
     verdict = decide(rows, [run], alignment, min_coverage, selected=bool(stages))
     apart = strangers(comparer.sides.expected, comparer.sides.actual)
     if apart:
         run = replace(run, status="skipped", skipped_reason="no stage in common")
         verdict = Verdict("inconclusive", apart, None, (), ())
     else:
-        cause = _cause(links, rows, config, outputs)
+        cause = _cause(links, rows, config)
         floors = floor_lines(rows, outputs, config)
         summary = _summary(verdict, cause, links, comparer, floors)
         verdict = replace(verdict, summary=summary, first_cause=cause)
@@ -500,7 +500,7 @@ def _stages_link(comparer: _Comparer, rows: Sequence[StageRow], config: str) -> 
     compared = [row for row in rows if config in row.results]
     apart = [row for row in compared if _differs(row.results[config])]
     found = []
-    alone = _first_alone(comparer, rows, apart)
+    alone = _first_alone(comparer, apart)
     if alone is not None:
         found.append(Difference(*alone, "any", (), "on one side only"))
     if apart:
@@ -514,9 +514,7 @@ def _stages_link(comparer: _Comparer, rows: Sequence[StageRow], config: str) -> 
     return Link("stages", status, checked, tuple(found))
 
 
-def _first_alone(
-    comparer: _Comparer, rows: Sequence[StageRow], apart: Sequence[StageRow]
-) -> tuple[str, str | None, str | None] | None:
+def _first_alone(comparer: _Comparer, apart: Sequence[StageRow]) -> tuple[str, str | None, str | None] | None:
     """Of two training scripts the first step that one of them leaves out, if it comes before all numbers that differ: a layer
     that is not in the optimiser has neither gradient nor update. What models leave out is a matter of alignment.
     """
@@ -549,7 +547,7 @@ def _stage_difference(row: StageRow, config: str, note: str) -> Difference:
     return Difference(str(row.ref), None, None, "any", (), f"{note}: {size}", None if total.problem else total.rel_l2)
 
 
-def _outputs_link(comparer: _Comparer, outputs: Sequence[OutputResult]) -> Link:
+def _outputs_link(outputs: Sequence[OutputResult]) -> Link:
     found = []
     for out in outputs:
         if out.judgement == "not compared" and not out.onnx_value:
@@ -565,9 +563,7 @@ def _outputs_link(comparer: _Comparer, outputs: Sequence[OutputResult]) -> Link:
     return Link("outputs", status, f"{count} output{'' if count == 1 else 's'}", tuple(found))
 
 
-def _cause(
-    links: Sequence[Link], rows: Sequence[StageRow], config: str, outputs: Sequence[OutputResult]
-) -> FirstCause | None:
+def _cause(links: Sequence[Link], rows: Sequence[StageRow], config: str) -> FirstCause | None:
     by_name = {link.link: link for link in links}
     for place in ("data", "weights"):
         own = [difference for difference in by_name[place].differences if difference.reach != "none"]

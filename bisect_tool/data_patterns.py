@@ -205,7 +205,7 @@ def _rounded(pair: _Pair) -> Pattern | None:
         # A few values fit some rounding by chance.
         if len(np.unique(x[changed][:1000])) < LEAST_VALUES:
             return None
-        for name, to in _ways(x):
+        for name, to in _ways():
             # The coarser side: what rounding makes of the other.
             if bool((to(x) == y).all()):
                 explained = float(np.count_nonzero(changed)) / pair.count
@@ -214,7 +214,7 @@ def _rounded(pair: _Pair) -> Pattern | None:
     return None
 
 
-def _ways(x: Array) -> Iterator[tuple[str, Callable[[Array], Array]]]:
+def _ways() -> Iterator[tuple[str, Callable[[Array], Array]]]:
     yield "with decimals cut off", np.trunc
     for digits in _DECIMALS:
         yield f"rounded to {digits} decimals", lambda v, digits=digits: _decimals(v, digits)  # type: ignore[misc]
@@ -338,7 +338,7 @@ def _of_rows(kept: Kept, differing: set[str]) -> list[Pattern]:
         return []
     order = [np.lexsort(side.T) for side in (first, second)]
     if np.array_equal(first[order[0]], second[order[1]]):
-        return [_sorted_otherwise(kept, names, cells)]
+        return [_sorted_otherwise(kept, names)]
     shifted = _shifted(first, second, [name in differing for name in names])
     if shifted is None:
         return []
@@ -365,7 +365,7 @@ def _codes(firsts: Sequence[Array], seconds: Sequence[Array]) -> tuple[Array, Ar
     return np.stack(one, 1), np.stack(other, 1)
 
 
-def _sorted_otherwise(kept: Kept, names: Sequence[str], cells: int) -> Pattern:
+def _sorted_otherwise(kept: Kept, names: Sequence[str]) -> Pattern:
     texts = []
     for side, columns in enumerate((kept.expected, kept.actual)):
         sorted_by = [n for n in names if _ascending(columns[n])]

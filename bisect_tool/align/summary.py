@@ -47,7 +47,7 @@ def summarize(
         if match is not None:
             aligned += 1
         else:
-            left = _reason(stage, trace, scopes, taken, torch_signatures, chained)
+            left = _reason(stage, scopes, taken, torch_signatures, chained)
             if (
                 left.in_graph
                 and "#" in stage.ref.stage
@@ -69,7 +69,6 @@ def summarize(
 
 def _reason(
     stage: Stage,
-    trace: TorchTrace,
     scopes: Scopes,
     taken: set[str],
     signatures: Mapping[int, Signature],

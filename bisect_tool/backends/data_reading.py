@@ -51,12 +51,6 @@ def suffix_of(path: Path) -> str:
     return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
 
 
-def is_data_file(path: Path) -> bool:
-    """Whether the name is one of those that can be read here."""
-    suffix = suffix_of(path)
-    return suffix in TABLES or suffix in IMAGES or suffix in ARRAYS
-
-
 def read_data(path: Path, *, separator: str | None = None) -> Content:
     """Opens a data file.
 

@@ -80,7 +80,7 @@ def find_cause(
     values = {**opened.feeds, **{name: array for name, array in made.items() if array is not None}}
     calls, statics = _calls(around, opened, stage, parameters, values)
     bench = _Bench(around, opened, config, part, statics)
-    nodes = _nodes(around, opened, bench.model, values, bench.opset)
+    nodes = _nodes(around, bench.model, values, bench.opset)
     first = [node for node in nodes if node.name in set(suspects)]
     actual = _in_shape(values.get(opened.output), opened)
     facts = Facts(first, nodes, calls, opened.expected, actual, bench.twice, bench.rounded)
@@ -373,9 +373,7 @@ def _folded(calls: Sequence[Call], statics: Mapping[int, Static]) -> list[Static
 # -- the graph's side -------------------------------------------------------------------------------------------------
 
 
-def _nodes(
-    around: Surroundings, opened: Opened, model: onnx.ModelProto, values: Mapping[str, Array], opset: int
-) -> list[Node]:
+def _nodes(around: Surroundings, model: onnx.ModelProto, values: Mapping[str, Array], opset: int) -> list[Node]:
     """The stage's nodes, in topological order."""
     program = around.program
     names = {name: node.name for node in program.graph.nodes for name in node.outputs if name}

@@ -92,7 +92,7 @@ def _changed_nodes(
     for node in nodes:
         for trial in _replaced(node, calls, opset):
             if isinstance(trial.edit, Edit) and _is_part(node, trial.edit, stage):
-                doubtful.append(_in_doubt(node, trial))
+                doubtful.append(_in_doubt(trial))
             else:
                 yield trial
     yield from _other_numbers(nodes, calls, known, stage)
@@ -432,7 +432,7 @@ _FUNCTIONS = frozenset(
 """Functions of one number that one may stand where another belongs."""
 
 
-def _in_doubt(node: Node, trial: Trial) -> Trial:
+def _in_doubt(trial: Trial) -> Trial:
     """The whole of an operator in the place of a part: a way to mend it that does not say what is wrong."""
     text = (
         f"not certain: {trial.text}, but it may be one of several nodes that compute it, and another of them be wrong"

@@ -30,8 +30,8 @@ def _lines(report: Report) -> Iterator[str]:
     # The first line is all that a summary of many tests has room for: it names the stage.
     if stages:
         yield f"{head}, first differing stage {stages[0].name} at {stages[0].place}"
-        yield from _first(report, stages[0])
-        yield from _others(report, stages)
+        yield from _first(stages[0])
+        yield from _others(stages)
     elif outputs:
         run, out = outputs[0]
         yield f"{head}, output {out.output} differs: {failing.why_output(out, report)} ({run.name})"
@@ -56,7 +56,7 @@ def _summary(report: Report) -> str:
     return report.verdict.summary[0] if report.verdict.summary else report.verdict.status
 
 
-def _first(report: Report, stage: failing.FailingStage) -> Iterator[str]:
+def _first(stage: failing.FailingStage) -> Iterator[str]:
     """The stage that a reader looks at first: what is over its limit, where in the tensor, and whether it made the error."""
     result = stage.row.results[stage.config]
     yield f"  {stage.why}   ({stage.config})"
@@ -69,7 +69,7 @@ def _first(report: Report, stage: failing.FailingStage) -> Iterator[str]:
             yield f"  ONNX nodes: {', '.join(nodes)}"
 
 
-def _others(report: Report, stages: list[failing.FailingStage]) -> Iterator[str]:
+def _others(stages: list[failing.FailingStage]) -> Iterator[str]:
     rest = stages[1:]
     made = [stage for stage in rest if stage.origin is not None]
     for stage in made[:MOST_STAGES]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bisect_tool.records import Comparison, Report, StageRef, StageRow
+from bisect_tool.records import Comparison, Report, StageRef
 from bisect_tool.reporters import causes, common, error_plot, module_tree, neighbourhood, pairs, tensor_pictures
 
 if TYPE_CHECKING:
@@ -233,11 +233,11 @@ def _table(report: Report, main: str | None, configs: Sequence[str]) -> Iterator
                 "problem": result.total.problem if result else None,
                 "first": bool(config) and row.ref == common.first_ref(report, config),
                 "origin": bool(config) and row.ref in common.origin_refs(report, config),
-                "numbers": _numbers(row, result),
+                "numbers": _numbers(result),
             }
 
 
-def _numbers(row: StageRow, result: Comparison | None) -> list[tuple[str, str]]:
+def _numbers(result: Comparison | None) -> list[tuple[str, str]]:
     """The cells with a number: what is shown, and what sorting reads."""
     total = result.total if result else None
     whole = None if total is None or common.is_estimate(total) else total
@@ -250,7 +250,7 @@ def _numbers(row: StageRow, result: Comparison | None) -> list[tuple[str, str]]:
         (result.amplification if result else None, common.ratio),
         (result.share if result else None, common.share_text),
         (result.noise_ratio if result else None, common.ratio),
-        (total.sqnr_db if total else None, lambda value: common.ratio(value)),
+        (total.sqnr_db if total else None, common.ratio),
         (total.max_ulp if total else None, common.ratio),
     )
     return [(word(value), _sort_key(value)) for value, word in values]

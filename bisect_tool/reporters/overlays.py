@@ -183,15 +183,13 @@ def _clean(text: object) -> str:
 # Node data for Model Explorer
 
 
-def node_data(
-    report: Report, marks: Marks, names: GraphNames, config: str, quantity: Quantity
-) -> dict[str, Any] | None:
+def node_data(marks: Marks, names: GraphNames, config: str, quantity: Quantity) -> dict[str, Any] | None:
     """Model Explorer's node data for one graph: a number for each node that makes a stage's value.
 
     Nodes inside bodies have no place there. NaN and infinite errors, which JSON has no numbers for, are text.
 
     Args:
-        report, marks, names: of the graph.
+        marks, names: of the graph.
         config: name of the configuration.
         quantity: ``total``, or ``local`` for the error that the stage itself makes.
 
@@ -233,7 +231,7 @@ def node_data_files(report: Report, marks: Marks, names: GraphNames) -> dict[str
             stem += "_"
         taken.add(stem.lower())
         for quantity in quantities:
-            data = node_data(report, marks, names, run.name, quantity)
+            data = node_data(marks, names, run.name, quantity)
             if data is not None:
                 files[f"{stem}.{quantity}.json"] = json.dumps(data, indent=1, allow_nan=False) + "\n"
     return files

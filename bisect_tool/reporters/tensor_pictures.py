@@ -123,7 +123,7 @@ def _view(row: StageRow, config: str, result: Comparison, picture: ErrorPicture,
         bar_width=WIDTH / pictures.CELLS,
         ticks=tuple(_ticks(picture)),
         limit=_limit(limit, picture),
-        counts=_counts_text(row, picture),
+        counts=_counts_text(picture),
         text=f"Map of the error {of} in {where}: from {ends[0]} to {ends[1]}, {_place_text(error)}.",
     )
 
@@ -153,7 +153,7 @@ def _axes_text(row: StageRow, picture: ErrorPicture) -> str:
     return f"{text} of {common.shape_text(row.shape)}" + (f"; {', and '.join(parts)}" if parts else "")
 
 
-def _counts_text(row: StageRow, picture: ErrorPicture) -> str:
+def _counts_text(picture: ErrorPicture) -> str:
     total = sum(picture.histogram) + picture.equal + picture.nonfinite
     text = f"{total} elements, {picture.equal} of them equal"
     return text + (f", {picture.nonfinite} not finite on one side (pink)" if picture.nonfinite else "")
