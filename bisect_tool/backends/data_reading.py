@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.data_records import PIECE, Content, FileFacts, FileKind
+from bisect_tool.data.records import PIECE, Content, FileFacts, FileKind
 from bisect_tool.errors import BisectError
 
 Array = NDArray[Any]

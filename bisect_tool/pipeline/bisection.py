@@ -38,7 +38,7 @@ from bisect_tool.backends.runners import WholeRun, untouched_run
 from bisect_tool.backends.stream import Lane
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
-from bisect_tool.calibrated import (
+from bisect_tool.calibration.calibrated import (
     judge_outputs,
     judge_rows,
     refuse_other_stages,
@@ -51,7 +51,7 @@ from bisect_tool.diagnose.findings import (
     placement,
 )
 from bisect_tool.diagnose.unexplained import with_what_is_known
-from bisect_tool.environment import peak_rss_mb
+from bisect_tool.environments.snapshot import peak_rss_mb
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.inspection import BoundOutput, Inspection, evidence_counts, level_counts
 from bisect_tool.judging import growth_lines, is_explained, judge_by_noise

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bisect_tool.backends.case import LoadedCase
 from bisect_tool.backends.exporting import ExportSettings
-from bisect_tool.calibrated import TableInForce
+from bisect_tool.calibration.calibrated import TableInForce
 from bisect_tool.records import ConfigPair, Tolerance
 
 Array = NDArray[Any]

@@ -7,7 +7,7 @@ from typing import IO
 
 from rich.console import Console
 
-from bisect_tool.data_records import Cell, DataComparison, ItemResult, Limits, SideStats
+from bisect_tool.data.records import Cell, DataComparison, ItemResult, Limits, SideStats
 from bisect_tool.reporters import common
 from bisect_tool.reporters.layout import Column, Page, Row, Span
 from bisect_tool.reporters.terminal import PipedConsole

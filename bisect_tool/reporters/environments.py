@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from bisect_tool.environment_diff import Difference, EnvironmentDiff
+from bisect_tool.environments.diff import Difference, EnvironmentDiff
 from bisect_tool.reporters import common
 from bisect_tool.reporters.layout import Page
 from bisect_tool.reporters.terminal import PipedConsole

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bisect_tool.calibrated import limit_text
+from bisect_tool.calibration.calibrated import limit_text
 from bisect_tool.judging import makes_error
 from bisect_tool.metrics import kind_of_name, relative_limit
 from bisect_tool.records import (

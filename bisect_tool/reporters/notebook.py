@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from bisect_tool.recordings.traces import Trace
 from bisect_tool.records import Report, StageRow
 from bisect_tool.reporters import common, csv_table
-from bisect_tool.traces import Trace
 
 if TYPE_CHECKING:
     from pandas import DataFrame

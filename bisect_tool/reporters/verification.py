@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import IO
 
-from bisect_tool.calibrated import limit_text
+from bisect_tool.calibration.calibrated import limit_text
 from bisect_tool.records import LimitUse, Report, StageRow
 from bisect_tool.reporters import common, failing
 from bisect_tool.reporters.layout import Column, Page, Row, Span

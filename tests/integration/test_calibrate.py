@@ -30,14 +30,14 @@ from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.torch_runner import TorchRun
 from bisect_tool.calibrate import Calibrated, How, Plan, calibrate, inputs_digest, sample_errors
+from bisect_tool.calibration.table_judging import judge_outputs_by_table, over_limits
+from bisect_tool.calibration.tolerance_table import Fingerprint, ToleranceTable, differences, read_table, stages_of_rows
 from bisect_tool.cli.main import execute
 from bisect_tool.cli.tool import tool
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.matrix import read_matrix
 from bisect_tool.pipeline import LoadedCase, Options, bisect
 from bisect_tool.records import StageRef, StageRow
-from bisect_tool.table_judging import judge_outputs_by_table, over_limits
-from bisect_tool.tolerance_table import Fingerprint, ToleranceTable, differences, read_table, stages_of_rows
 from bisect_tool.tolerances import make_tolerance
 
 BUDGET = 1 << 30

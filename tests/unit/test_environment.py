@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import platform
 import subprocess
@@ -13,14 +12,13 @@ import jsonschema
 import pytest
 import torch
 
+import bisect_tool
 from bisect_tool.backends import environment_facts
-from bisect_tool.environment import normalised
+from bisect_tool.environments import snapshot as environment
+from bisect_tool.environments.snapshot import normalised
 from bisect_tool.errors import BisectError
 
-environment = importlib.import_module("bisect_tool.environment")
-"""The file: the package's own name `environment` is the function."""
-
-SCHEMA = json.loads((Path(environment.__file__).parent / "environment.schema.json").read_text("utf-8"))
+SCHEMA = json.loads((Path(bisect_tool.__file__).parent / "environment.schema.json").read_text("utf-8"))
 
 
 def check(data: object) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bisect_tool.variables import (
+from bisect_tool.environments.variables import (
     ALLOWED,
     WITHHELD,
     is_allowed,

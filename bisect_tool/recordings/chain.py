@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
-from bisect_tool.environment_diff import Difference as Ranked
-from bisect_tool.environment_diff import diff
-from bisect_tool.environment_files import of_snapshot
+from bisect_tool.environments.diff import Difference as Ranked
+from bisect_tool.environments.diff import diff
+from bisect_tool.environments.files import of_snapshot
 from bisect_tool.records import Difference, FirstCause, Link, Reach
 
 Manifest = Mapping[str, Any]

@@ -12,6 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bisect_tool.calibration.table_judging import Excess, Judge, judge_by_table, judge_outputs_by_table
+from bisect_tool.calibration.tolerance_table import (
+    Fingerprint,
+    StageLimits,
+    ToleranceTable,
+    refuse_other_model,
+    stages_of_rows,
+)
 from bisect_tool.records import (
     Comparison,
     ErrorMetrics,
@@ -22,8 +30,6 @@ from bisect_tool.records import (
     TableSource,
     Tolerance,
 )
-from bisect_tool.table_judging import Excess, Judge, judge_by_table, judge_outputs_by_table
-from bisect_tool.tolerance_table import Fingerprint, StageLimits, ToleranceTable, refuse_other_model, stages_of_rows
 
 _LOCAL = "local_"
 """Before the name of a metric: of the error that the stage makes itself."""

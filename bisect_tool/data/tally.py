@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.data_records import Cell, ItemResult, Limits, SideStats
+from bisect_tool.data.records import Cell, ItemResult, Limits, SideStats
 
 Array = NDArray[Any]
 

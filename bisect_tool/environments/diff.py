@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
-from bisect_tool.environment_files import DOMAINS, Facts, Key, version_of
-from bisect_tool.environment_rules import COUNTING, LEVELS, SETTERS, VARIANTS, Level, rule_for
-from bisect_tool.variables import WITHHELD
+from bisect_tool.environments.files import DOMAINS, Facts, Key, version_of
+from bisect_tool.environments.rules import COUNTING, LEVELS, SETTERS, VARIANTS, Level, rule_for
+from bisect_tool.environments.variables import WITHHELD
 
 ENVIRONMENT_DIFF_VERSION = 1
 

@@ -25,7 +25,7 @@ class Rule:
     """What one kind of difference does.
 
     Attributes:
-        domain: ``package``, ``variable`` ... (``environment_files.DOMAINS``).
+        domain: ``package``, ``variable`` ... (``files.DOMAINS``).
         names: globs of names.
         changes: kinds of change that it is about: ``nightly``, ``local`` (the tag behind ``+``), ``major``, ``minor``,
             ``patch``, ``variant`` (another package with the same module), ``presence``, ``pin``; empty: any.

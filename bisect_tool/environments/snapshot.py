@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bisect_tool.environments.variables import safe_text, telling_variables
 from bisect_tool.errors import BisectError
-from bisect_tool.variables import safe_text, telling_variables
 
 ENVIRONMENT_VERSION = 1
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bisect_tool.bundles import Recorded, open_bundle
 from bisect_tool.errors import BisectError
+from bisect_tool.recordings.bundles import Recorded, open_bundle
 from bisect_tool.records import OutputKey, StageRef
 from bisect_tool.views import frame_of, html_of
 

@@ -16,9 +16,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.data_files import Kept
-from bisect_tool.data_records import FileKind, ItemResult, Pattern
-from bisect_tool.data_tally import missing_of, numbers_of
+from bisect_tool.data.files import Kept
+from bisect_tool.data.records import FileKind, ItemResult, Pattern
+from bisect_tool.data.tally import missing_of, numbers_of
 
 Array = NDArray[Any]
 

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bisect_tool.calibration.table_judging import LOCAL, TOTALS
+from bisect_tool.calibration.tolerance_table import kind_of_stage
 from bisect_tool.judging import OPTIMISED_SPREAD, is_step
 from bisect_tool.metrics import kind_of_name
 from bisect_tool.noise import BEYOND, epsilon
 from bisect_tool.records import Comparison, ErrorMetrics, Report, Stage, StageRef, StageRow
-from bisect_tool.table_judging import LOCAL, TOTALS
-from bisect_tool.tolerance_table import kind_of_stage
 
 _HALF = {"float16": "fp16", "bfloat16": "bf16"}
 
@@ -29,7 +29,7 @@ class StageErrors:
     """One stage in one sample's known-good runs.
 
     Attributes:
-        kind: from :func:`~bisect_tool.tolerance_table.kind_of_stage`.
+        kind: from :func:`~bisect_tool.calibration.tolerance_table.kind_of_stage`.
         dtype: short name.
         size: root mean square of its value in PyTorch's run.
         largest: largest error by metric.

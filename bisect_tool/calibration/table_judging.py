@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bisect_tool.calibration.tolerance_table import StageLimits, ToleranceTable
 from bisect_tool.judging import is_step, makes_error
 from bisect_tool.metrics import kind_of_name
 from bisect_tool.records import Comparison, ErrorMetrics, OutputResult, StageRef, StageRow
-from bisect_tool.tolerance_table import StageLimits, ToleranceTable
 
 TOTALS = ("rel_l2", "max_abs", "mean_abs")
 LOCAL = "local_rel_l2"

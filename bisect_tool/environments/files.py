@@ -18,9 +18,9 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from bisect_tool.environment import normalised
+from bisect_tool.environments.snapshot import normalised
+from bisect_tool.environments.variables import is_allowed, safe_text, without_credentials
 from bisect_tool.errors import BisectError
-from bisect_tool.variables import is_allowed, safe_text, without_credentials
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -137,7 +137,7 @@ class Hardware:
         name: of the kind, as limits refer to it.
         samples, runs: on it.
         tail: how firmly its limits are known.
-        score: at which its limits lie (:class:`bisect_tool.limits.Limits`).
+        score: at which its limits lie (:class:`bisect_tool.calibration.limits.Limits`).
     """
 
     name: str

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from bisect_tool.bundles import PROJECTED, Bundle, Recorded, open_bundle
-from bisect_tool.cause_help import remedy_of
-from bisect_tool.chain import NUMERIC, first_cause, provenance_links
-from bisect_tool.comparable import comparable, strangers
 from bisect_tool.compare import input_error
-from bisect_tool.environment import peak_rss_mb
+from bisect_tool.environments.snapshot import peak_rss_mb
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.globs import matches
 from bisect_tool.metrics import judge, kind_of_name, relative_limit
 from bisect_tool.pictures import Camera, with_few
+from bisect_tool.recordings.bundles import PROJECTED, Bundle, Recorded, open_bundle
+from bisect_tool.recordings.cause_help import remedy_of
+from bisect_tool.recordings.chain import NUMERIC, first_cause, provenance_links
+from bisect_tool.recordings.comparable import comparable, strangers
+from bisect_tool.recordings.trace_floors import floor_lines, floor_of, judged_by_floor, ratio_of, rounding_limit
 from bisect_tool.records import (
     Alignment,
     Comparison,
@@ -45,7 +46,6 @@ from bisect_tool.records import (
 )
 from bisect_tool.spread import spread_of
 from bisect_tool.tolerances import DEFAULT_REL_L2, make_tolerance
-from bisect_tool.trace_floors import floor_lines, floor_of, judged_by_floor, ratio_of, rounding_limit
 from bisect_tool.verdicts import decide
 
 STEP = 30.0

@@ -1,7 +1,7 @@
 """Two data files side by side: their structure, then their values, piece by piece; and what comes of it.
 
 Tables and arrays are read in pieces (``backends/data_reading.py``), so that nothing here holds a whole file. A piece of
-a column, or of a flat array, goes into a :class:`~bisect_tool.data_tally.Tally`; each column has one, and each array.
+a column, or of a flat array, goes into a :class:`~bisect_tool.data.tally.Tally`; each column has one, and each array.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.data_records import (
+from bisect_tool.data.records import (
     PIECE,
     Cell,
     Content,
@@ -28,7 +28,7 @@ from bisect_tool.data_records import (
     SideStats,
     Structure,
 )
-from bisect_tool.data_tally import Tally
+from bisect_tool.data.tally import Tally
 from bisect_tool.errors import BisectError
 
 Array = NDArray[Any]

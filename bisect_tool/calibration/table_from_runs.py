@@ -9,13 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.errors import InconclusiveError
-from bisect_tool.known_good import SampleErrors, StageErrors
-from bisect_tool.limits import FEW, Limits, limits_of
-from bisect_tool.noise import epsilon
-from bisect_tool.records import StageRef
-from bisect_tool.summaries import Gathered
-from bisect_tool.tolerance_table import (
+from bisect_tool.calibration.known_good import SampleErrors, StageErrors
+from bisect_tool.calibration.limits import FEW, Limits, limits_of
+from bisect_tool.calibration.tolerance_table import (
     METRICS,
     Calibration,
     Fingerprint,
@@ -26,6 +22,10 @@ from bisect_tool.tolerance_table import (
     ToleranceTable,
     round_up,
 )
+from bisect_tool.errors import InconclusiveError
+from bisect_tool.noise import epsilon
+from bisect_tool.records import StageRef
+from bisect_tool.summaries import Gathered
 
 Array = NDArray[np.float64]
 

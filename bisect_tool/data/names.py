@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bisect_tool.data_records import Content
+from bisect_tool.data.records import Content
 
 Array = NDArray[Any]
 
