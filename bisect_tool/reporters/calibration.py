@@ -12,8 +12,7 @@ from bisect_tool.calibration.limits import CONFIDENCE, samples_needed
 from bisect_tool.calibration.table_from_runs import Made
 from bisect_tool.calibration.tolerance_table import StageLimits, ToleranceTable
 from bisect_tool.reporters import common
-from bisect_tool.reporters.layout import Column, Page, Row, Span
-from bisect_tool.reporters.terminal import PipedConsole
+from bisect_tool.reporters.layout import Column, Page, PipedConsole, Row, Span
 
 WIDEST = 8
 """Stages that are shown."""

@@ -9,8 +9,7 @@ from rich.console import Console
 
 from bisect_tool.data.records import Cell, DataComparison, ItemResult, Limits, SideStats
 from bisect_tool.reporters import common
-from bisect_tool.reporters.layout import Column, Page, Row, Span
-from bisect_tool.reporters.terminal import PipedConsole
+from bisect_tool.reporters.layout import Column, Page, PipedConsole, Row, Span
 
 ITEMS = 12
 """Columns or arrays in the table; those that differ come first."""

@@ -9,8 +9,7 @@ from rich.console import Console
 
 from bisect_tool.environments.diff import Difference, EnvironmentDiff
 from bisect_tool.reporters import common
-from bisect_tool.reporters.layout import Page
-from bisect_tool.reporters.terminal import PipedConsole
+from bisect_tool.reporters.layout import Page, PipedConsole
 
 LABEL = 12
 OTHERS = 8

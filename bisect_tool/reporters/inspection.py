@@ -10,8 +10,7 @@ from rich.console import Console
 from bisect_tool.inspection import GraphFacts, Inspection, evidence_text
 from bisect_tool.records import Pair, StageRef, StageRow, Unaligned
 from bisect_tool.reporters import common
-from bisect_tool.reporters.layout import Column, Page, Row, Span, fit_text
-from bisect_tool.reporters.terminal import PipedConsole
+from bisect_tool.reporters.layout import Column, Page, PipedConsole, Row, Span, fit_text
 
 OPERATORS = 8
 """Types of operators that are counted one by one."""

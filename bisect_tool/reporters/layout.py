@@ -22,6 +22,13 @@ LABEL_WIDTH = 14
 """Lines after a longer label are indented a little only, not under the text's beginning."""
 
 
+class PipedConsole(Console):
+    """rich exits with 1 on a closed pipe, which would read as "divergence"; the command line knows a better code."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table.

@@ -8,8 +8,7 @@ from rich.console import Console
 
 from bisect_tool.releases import Release, ReleaseReport, limit_for
 from bisect_tool.reporters import common
-from bisect_tool.reporters.layout import Column, Page, Row
-from bisect_tool.reporters.terminal import PipedConsole
+from bisect_tool.reporters.layout import Column, Page, PipedConsole, Row
 
 
 def print_releases(report: ReleaseReport, *, file: IO[str] | None = None, width: int | None = None) -> None:

@@ -9,8 +9,7 @@ from typing import IO
 from bisect_tool.calibration.calibrated import limit_text
 from bisect_tool.records import LimitUse, Report, StageRow
 from bisect_tool.reporters import common, failing
-from bisect_tool.reporters.layout import Column, Page, Row, Span
-from bisect_tool.reporters.terminal import PipedConsole
+from bisect_tool.reporters.layout import Column, Page, PipedConsole, Row, Span
 from bisect_tool.verification import metric_line
 
 MOST_STAGES = 10
