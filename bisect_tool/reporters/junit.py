@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from bisect_tool.errors import EXIT_INCONCLUSIVE, BisectError
 from bisect_tool.records import ConfigRun, Origin, Report
-from bisect_tool.reporters import common, failing
+from bisect_tool.reporters import failing, wording
 from bisect_tool.verification import metric_line
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -193,7 +193,7 @@ def _made(origin: Origin | None, report: Report) -> Iterator[str]:
     """That error is made here, and why, where that is known."""
     if origin is None:
         return
-    yield f"error is made here: {common.noise_text(origin.noise_ratio, origin.side)}"
+    yield f"error is made here: {wording.noise_text(origin.noise_ratio, origin.side)}"
     for each in report.verdict.diagnoses:
         if each.origin == origin.ref:
             yield f"{each.code} {each.title}: {each.remedy}"

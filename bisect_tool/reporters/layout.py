@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from bisect_tool.reporters.common import printable, shorten_middle
+from bisect_tool.reporters.wording import printable, shorten_middle
 
 GAP = 2
 PROSE_WIDTH = 100

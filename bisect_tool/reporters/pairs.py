@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bisect_tool.records import ConfigRun, Hypothesis, NumericConfig, Report
-from bisect_tool.reporters.common import effective_sides, plural, sci
+from bisect_tool.reporters.wording import effective_sides, plural, sci
 from bisect_tool.switches import ONNXRUNTIME, TORCH
 
 _PREFIXES = ("session.", "optimization.", "mlas.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bisect_tool.records import Report, StageRow
-from bisect_tool.reporters import common
+from bisect_tool.reporters import selecting, wording
 from bisect_tool.reporters.plot_style import LABEL_WIDTH as LABEL_WIDTH
 from bisect_tool.reporters.plot_style import LIGHT as _LIGHT
 from bisect_tool.reporters.plot_style import bare, save, stage_name
@@ -66,13 +66,13 @@ def draw(report: Report) -> Figure:
     """Draw total and local error above, growth below, for the configuration that the terminal shows as well."""
     from matplotlib.figure import Figure
 
-    config = common.main_config(report)
-    rows = common.stage_rows(report) or common.group_rows(report)
+    config = selecting.main_config(report)
+    rows = selecting.stage_rows(report) or selecting.group_rows(report)
     figure = Figure(
         figsize=(min(10 + max(len(rows) - 40, 0) / 40, 16), 7), layout="constrained", facecolor=_LIGHT.paper
     )
     errors, growth = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
-    title = f"{report.case.get('name') or 'model'}: {common.STATUSES[report.verdict.status]}"
+    title = f"{report.case.get('name') or 'model'}: {wording.STATUSES[report.verdict.status]}"
     figure.suptitle(_text(f"{title}, {config}" if config else title, 90), color=_LIGHT.ink, parse_math=False)
     _errors(errors, report, rows, config)
     _growth(growth, rows, config)
@@ -87,9 +87,11 @@ def draw(report: Report) -> Figure:
 def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | None) -> None:
     results = [row.results.get(config or "") for row in rows]
     total = _series([result.total.rel_l2 if result else None for result in results])
-    local = _series([common.local_rel(result) if result else None for result in results])
-    dtypes = [common.dtypes_under(report, config, [row]) for row in rows]
-    limits = [max((common.rel_limit(report.tolerance, dtype) or 0.0 for dtype in names), default=0) for names in dtypes]
+    local = _series([wording.local_rel(result) if result else None for result in results])
+    dtypes = [selecting.dtypes_under(report, config, [row]) for row in rows]
+    limits = [
+        max((wording.rel_limit(report.tolerance, dtype) or 0.0 for dtype in names), default=0) for names in dtypes
+    ]
     low, high = _range([*total.line, *local.line, *(limit for limit in limits if limit)])
     size = _marker_size(len(rows))
     if any(limits):
@@ -143,7 +145,7 @@ def _origins(
     x, y = [], []
     for index, label in _marked(report, rows, config).items():
         result = rows[index].results.get(config or "")
-        value = common.local_rel(result) if result else None
+        value = wording.local_rel(result) if result else None
         if "origin" in label:
             x.append(index)
             y.append(_clamp(value if value is not None else math.nan, ends))
@@ -235,7 +237,7 @@ def _clamp(value: float, ends: tuple[float, float]) -> float:
 
 def _marked(report: Report, rows: Sequence[StageRow], config: str | None) -> dict[int, str]:
     """Numbers of the rows that the eye should find."""
-    first, origins = common.first_ref(report, config), common.origin_refs(report, config)
+    first, origins = selecting.first_ref(report, config), selecting.origin_refs(report, config)
     words = {
         index: ("first " if row.ref == first else "") + ("origin" if row.ref in origins else "")
         for index, row in enumerate(rows)

@@ -10,7 +10,7 @@ import pytest
 from bisect_tool.cli.settings import KEYS, read_case_file
 from bisect_tool.errors import EXIT_USAGE, BisectError
 from bisect_tool.globs import matches
-from bisect_tool.reporters.common import tolerance_text
+from bisect_tool.reporters.wording import tolerance_text
 from bisect_tool.sizes import parse_size
 from bisect_tool.tolerances import DEFAULT_REL_L2, make_tolerance
 

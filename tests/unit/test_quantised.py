@@ -29,7 +29,7 @@ from bisect_tool.quantised import (
     summary_lines,
 )
 from bisect_tool.records import NumericConfig, OnnxGraph, OnnxNode, QuantisedStage, Stage, StageRef
-from bisect_tool.reporters.common import tolerance_text
+from bisect_tool.reporters.wording import tolerance_text
 from bisect_tool.tolerances import make_tolerance, sqnr_tolerance
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bisect_tool.records import Diagnosis, Origin, Report, StageRef, StageRow
-from bisect_tool.reporters import causes, common, pairs
+from bisect_tool.reporters import causes, pairs, selecting, wording
 from bisect_tool.reporters.layout import Column, Page, Row
 
 ORIGINS_IN_DETAIL = 3
@@ -21,7 +21,7 @@ def findings(page: Page, report: Report, config: str | None, *, in_full: bool) -
         for line in verdict.summary:
             page.prose(line, label=("- ", ""), indent="  ")
     _places(page, report, config)
-    if common.is_matrix(report):
+    if selecting.is_matrix(report):
         _separation(page, report)
     _causes(page, report)
     lost = [item for item in report.alignment.unaligned if item.in_graph]
@@ -36,14 +36,14 @@ def findings(page: Page, report: Report, config: str | None, *, in_full: bool) -
 def _places(page: Page, report: Report, config: str | None) -> None:
     """Where it shows first, where error is made, and which stages hand it on."""
     verdict = report.verdict
-    rows = common.rows_by_ref(report)
+    rows = selecting.rows_by_ref(report)
     here = [origin for origin in verdict.origins if origin.config == config]
     shown = {origin.ref for origin in here}
     first = verdict.first_over_tolerance
     if first is not None and first.ref not in shown:
         page.line()
         _place(page, "first diverging stage", first.ref, rows.get(first.ref), first.config)
-    strongest = common.strongest(here)
+    strongest = selecting.strongest(here)
     detailed = [*here[:ORIGINS_IN_DETAIL], *(origin for origin in here[ORIGINS_IN_DETAIL:] if origin is strongest)]
     for origin in detailed:
         page.line()
@@ -51,17 +51,17 @@ def _places(page: Page, report: Report, config: str | None) -> None:
     rest = [origin for origin in here if origin not in detailed]
     if rest:
         page.line()
-        page.prose(common.names_text([origin.ref for origin in rest]), label=("further origins: ", ""))
+        page.prose(wording.names_text([origin.ref for origin in rest]), label=("further origins: ", ""))
     for other in dict.fromkeys(origin.config for origin in verdict.origins if origin.config != config):
         refs = [origin.ref for origin in verdict.origins if origin.config == other]
         page.line()
-        page.prose(common.names_text(refs), label=(f"origins under {page.clean(other)}: ", ""))
+        page.prose(wording.names_text(refs), label=(f"origins under {page.clean(other)}: ", ""))
     if verdict.hand_over is not None:
         page.line()
-        page.prose(common.hand_over_text(verdict.hand_over), label=("second witness: ", ""))
+        page.prose(wording.hand_over_text(verdict.hand_over), label=("second witness: ", ""))
     if verdict.amplifiers:
         page.line()
-        names = common.names_text(verdict.amplifiers)
+        names = wording.names_text(verdict.amplifiers)
         page.prose(
             f"{names}: diverge by error handed on from before (amplifiers where growth > 1)",
             label=("handed on: ", ""),
@@ -75,7 +75,7 @@ def _causes(page: Page, report: Report) -> None:
     for diagnosis in (each for each in verdict.diagnoses if each.gating):
         page.line()
         _diagnosis(page, diagnosis)
-    for diagnosis in (each for each in verdict.diagnoses if common.is_emulation(each) and not each.gating):
+    for diagnosis in (each for each in verdict.diagnoses if selecting.is_emulation(each) and not each.gating):
         page.line()
         _lines_for_a_gpu(page, diagnosis)
     _ledger(page, report)
@@ -89,17 +89,17 @@ def _causes(page: Page, report: Report) -> None:
 
 
 def _origin(page: Page, report: Report, origin: Origin, row: StageRow | None, origins: Sequence[Origin]) -> None:
-    runner = common.runner_text(report, origin.config)
+    runner = wording.runner_text(report, origin.config)
     _place(page, "origin", origin.ref, row, origin.config, source=origin.source, kind=origin.type)
     if origin.part is not None:
         file = next((part.onnx for part in report.parts if part.part == origin.part), "-")
         page.prose(f"{origin.part} ({file})", label=("part: ", ""), indent="  ")
-    page.prose(", ".join(common.node_texts(origin, NODES_IN_DETAIL)) or "no node", label=("onnx: ", ""), indent="  ")
+    page.prose(", ".join(wording.node_texts(origin, NODES_IN_DETAIL)) or "no node", label=("onnx: ", ""), indent="  ")
     page.line("  value: ", origin.onnx_value)
     if origin.onnx_weights:
-        names = common.names_text(common.weight_texts(origin, origins))
+        names = wording.names_text(wording.weight_texts(origin, origins))
         page.prose(names, label=("weights: ", ""), indent="  ")
-    for text in common.detail_texts(origin):
+    for text in wording.detail_texts(origin):
         page.prose(text, indent="  ", style="dim")
     if origin.operation:
         page.line("  PyTorch's operation: ", origin.operation)
@@ -112,12 +112,12 @@ def _origin(page: Page, report: Report, origin: Origin, row: StageRow | None, or
     if result is not None and result.quantised is not None:
         quality = result.quantised
         wanted = f"at least {quality.limit_db:g} dB are wanted"
-        page.prose(f"made here: SQNR {common.decibels(quality.local_sqnr_db)} dB by itself, {wanted}", indent="  ")
+        page.prose(f"made here: SQNR {wording.decibels(quality.local_sqnr_db)} dB by itself, {wanted}", indent="  ")
         return
-    noise = common.noise_text(origin.noise_ratio, origin.side, runner)
-    page.prose(f"made here: relative L2 {common.sci(origin.local_rel_l2)}, {noise}", indent="  ")
+    noise = wording.noise_text(origin.noise_ratio, origin.side, runner)
+    page.prose(f"made here: relative L2 {wording.sci(origin.local_rel_l2)}, {noise}", indent="  ")
     if origin.witness is not None:
-        page.prose(common.witness_text(origin.witness, runner), label=("third witness: ", ""), indent="  ")
+        page.prose(wording.witness_text(origin.witness, runner), label=("third witness: ", ""), indent="  ")
 
 
 def _place(
@@ -138,13 +138,13 @@ def _place(
     result = row.results.get(config) if row else None
     # A stage that passes while it is looked at has nothing to show: its optimised run is wrong when nobody does.
     if result is not None and (result.local is not None or result.judgement != "pass"):
-        for line in common.worst_element_lines(result.total, result.spread):
+        for line in wording.worst_element_lines(result.total, result.spread):
             page.prose(line, indent="  ")
 
 
 def _separation(page: Page, report: Report) -> None:
     """The head over the diagnoses of a matrix, or why there are none."""
-    text = common.separation_text(report)
+    text = selecting.separation_text(report)
     if text or any(each.gating for each in report.verdict.diagnoses) or report.verdict.ruled_out:
         page.line()
         page.line(("What separates failing from passing pairs", "bold"))
@@ -189,10 +189,10 @@ def _ledger(page: Page, report: Report) -> None:
     styles = {"cause": "bold red", "contributes": "yellow"}
     for trials in causes.trials(report)[:ORIGINS_IN_DETAIL]:
         page.line()
-        page.line(("Tried", "bold"), f" in {trials.where}, error {common.sci(trials.before)} before")
+        page.line(("Tried", "bold"), f" in {trials.where}, error {wording.sci(trials.before)} before")
         rows = [
             Row(
-                (row.code, causes.title(row.code), causes.count_text(row), common.sci(row.best), row.conclusion),
+                (row.code, causes.title(row.code), causes.count_text(row), wording.sci(row.best), row.conclusion),
                 ((4, styles[row.conclusion]),) if row.conclusion in styles else (),
             )
             for row in trials.hypotheses
@@ -204,7 +204,7 @@ def _lines_for_a_gpu(page: Page, diagnosis: Diagnosis) -> None:
     """What keeps a GPU from doing what was emulated, though nothing here counts."""
     text = f"on a GPU these lines keep both libraries from it ({diagnosis.title}; not tried):"
     page.prose(text, label=("help: ", "bold green"))
-    for line in common.remedy_code(diagnosis) or ():
+    for line in selecting.remedy_code(diagnosis) or ():
         page.line("      ", line)
 
 
@@ -212,8 +212,8 @@ def _diagnosis(page: Page, diagnosis: Diagnosis) -> None:
     page.line((diagnosis.code, "bold"), f" {diagnosis.title}")
     for number, line in enumerate(diagnosis.evidence):
         page.prose(line, label=("evidence: " if number == 0 else "          ", ""), indent="  ")
-    tried = f" ({common.tried_text(diagnosis)})"
-    code = common.remedy_code(diagnosis)
+    tried = f" ({selecting.tried_text(diagnosis)})"
+    code = selecting.remedy_code(diagnosis)
     if code is None:
         page.prose(diagnosis.remedy + tried, label=("help: ", "bold green"), indent="  ")
     else:

@@ -11,7 +11,7 @@ from typing import IO
 from rich.console import Console
 
 from bisect_tool.records import Diagnosis, Origin, Report
-from bisect_tool.reporters import causes, common, next_steps
+from bisect_tool.reporters import causes, next_steps, selecting, wording
 from bisect_tool.reporters.layout import Column, Page, PipedConsole, Row, Span
 from bisect_tool.reporters.terminal.findings import findings
 from bisect_tool.reporters.terminal.stages import legend, stage_table
@@ -55,16 +55,16 @@ def render(
         report_dir: the report's folder, named in the last line.
     """
     page = Page(console)
-    config = common.main_config(report)
+    config = selecting.main_config(report)
     cut = _headline(page, report, config)
     page.line()
     if report.samples:
         _samples(page, report)
     if report.chain:
         _chain(page, report)
-    page.prose(common.alignment_text(report.alignment, common.looked_in(report)))
+    page.prose(wording.alignment_text(report.alignment, wording.looked_in(report)))
     page.line()
-    if common.is_matrix(report):
+    if selecting.is_matrix(report):
         matrix_table(page, report, all_stages)
     else:
         config_table(page, report)
@@ -75,12 +75,12 @@ def render(
         page.prose(note, label=("note: ", "bold yellow"))
     _preflight(page, report)
     columns: list[str] = []
-    for title, rows in (("Stage groups", common.group_rows(report)), ("Stages", common.stage_rows(report))):
+    for title, rows in (("Stage groups", selecting.group_rows(report)), ("Stages", selecting.stage_rows(report))):
         if rows:
             page.line()
             columns = stage_table(page, report, config, title, rows, all_stages)
-    exploratory = common.exploratory_config(report)
-    few = common.group_rows(report) or common.stage_rows(report)
+    exploratory = selecting.exploratory_config(report)
+    few = selecting.group_rows(report) or selecting.stage_rows(report)
     if exploratory is not None and exploratory != config and len(few) <= MOST_EXPLORED:
         page.line()
         columns = stage_table(page, report, exploratory, "Explored: stages", few, all_stages)
@@ -99,7 +99,7 @@ def render(
 def _headline(page: Page, report: Report, config: str | None) -> bool:
     """What somebody reads who reads no further: verdict, place, cause, remedy. Returns whether the wording was cut."""
     verdict = report.verdict
-    label = (common.STATUSES[verdict.status] + "  ", STATUS_STYLES[verdict.status])
+    label = (wording.STATUSES[verdict.status] + "  ", STATUS_STYLES[verdict.status])
     lines = verdict.summary or ("no reason was recorded",)
     cut = page.prose(lines[0], label=label, most=3)
     for line in lines[1:HEAD_LINES]:
@@ -108,7 +108,7 @@ def _headline(page: Page, report: Report, config: str | None) -> bool:
     causes_found = [each for each in verdict.diagnoses if each.gating]
     origin = _first_origin(report, config, causes_found[0] if causes_found else None)
     if origin is not None:
-        nodes = ", ".join(common.node_texts(origin, 1))
+        nodes = ", ".join(wording.node_texts(origin, 1))
         where = f"{origin.source}  " if origin.source else ""
         text = f"{where}{origin.ref} ({origin.type})" + (f"; onnx: {nodes}" if nodes else "")
         page.prose(text, label=("  --> ", "bold blue"), most=2)
@@ -119,7 +119,7 @@ def _headline(page: Page, report: Report, config: str | None) -> bool:
         if not any((other.remedy, other.remedy_verified) == (each.remedy, each.remedy_verified) for other in following):
             _remedy_in_short(page, each)
     if len(causes_found) > HEAD_CAUSES:
-        page.prose(f"and {common.plural(len(causes_found) - HEAD_CAUSES, 'more cause')}, below", style="dim")
+        page.prose(f"and {wording.plural(len(causes_found) - HEAD_CAUSES, 'more cause')}, below", style="dim")
     if not causes_found:
         step = next_steps.next_step(report)
         if step is not None:
@@ -140,8 +140,8 @@ def _cause_in_short(page: Page, diagnosis: Diagnosis, *, several: bool) -> None:
 
 
 def _remedy_in_short(page: Page, diagnosis: Diagnosis) -> None:
-    tried = f" ({common.tried_text(diagnosis)})"
-    code = common.remedy_code(diagnosis)
+    tried = f" ({selecting.tried_text(diagnosis)})"
+    code = selecting.remedy_code(diagnosis)
     if code is None:
         page.prose(diagnosis.remedy + tried, label=("help: ", "bold green"), indent="  ", most=3)
         return
@@ -149,13 +149,13 @@ def _remedy_in_short(page: Page, diagnosis: Diagnosis) -> None:
     for line in code[:3]:  # never broken, so that they can be copied
         page.line("      ", line)
     if len(code) > 3:
-        page.line((f"      ... {common.plural(len(code) - 3, 'more line')} below", "dim"))
+        page.line((f"      ... {wording.plural(len(code) - 3, 'more line')} below", "dim"))
 
 
 def _once_more(page: Page, report: Report) -> None:
     """The verdict in two lines at the end of a long page."""
     verdict = report.verdict
-    label = (common.STATUSES[verdict.status] + "  ", STATUS_STYLES[verdict.status])
+    label = (wording.STATUSES[verdict.status] + "  ", STATUS_STYLES[verdict.status])
     lines = verdict.summary or ("no reason was recorded",)
     page.prose(lines[0], label=label, most=2)
     cause = next((each for each in verdict.diagnoses if each.gating), None)
@@ -167,7 +167,7 @@ def _once_more(page: Page, report: Report) -> None:
             page.prose(step, label=("help: ", "bold green"), indent=" " * len(label[0]))
         return
     page.prose(cause.title, label=(f"{cause.code} ", "bold"), indent=" " * len(label[0]), most=1)
-    code = common.remedy_code(cause)
+    code = selecting.remedy_code(cause)
     if code is None:
         page.prose(cause.remedy, label=("help: ", "bold green"), indent=" " * len(label[0]), most=2)
         return
@@ -191,7 +191,7 @@ def _preflight(page: Page, report: Report) -> None:
 
 def _samples(page: Page, report: Report) -> None:
     """What became of each sample; everything below is about the worst one."""
-    worst, marked = common.shown_sample(report), common.marks_shown(report)
+    worst, marked = selecting.shown_sample(report), selecting.marks_shown(report)
     columns = (
         Column("  "),
         Column("#", right=True),
@@ -209,16 +209,16 @@ def _samples(page: Page, report: Report) -> None:
             "> " if marked and sample is worst else "  ",
             str(sample.index),
             os.path.basename(sample.source) or sample.source,
-            common.STATUSES[sample.status],
-            common.sci(sample.worst_output),
-            common.ratio(sample.over_limit),
-            common.ratio(sample.noise_ratio),
+            wording.STATUSES[sample.status],
+            wording.sci(sample.worst_output),
+            wording.ratio(sample.over_limit),
+            wording.ratio(sample.noise_ratio),
             str(first.ref) if first is not None else "-",
         )
         rows.append(Row(cells, ((3, STATUS_STYLES[sample.status]),)))
     page.line(("Samples", "bold"))
     page.table(columns, rows)
-    what = common.deciding_text(report.tolerance)
+    what = selecting.deciding_text(report.tolerance)
     page.prose(
         f"output: {what} of the worst final output; of limit: in units of its limit; noise: the worst origin, in units "
         "of its noise floor",
@@ -230,7 +230,7 @@ def _samples(page: Page, report: Report) -> None:
             page.prose(sample.reason, label=(f"sample {sample.index}: ", "dim"), indent="  ")
     page.line()
     if worst is not None:
-        why = common.shown_text(report)
+        why = selecting.shown_text(report)
         page.prose(f"{worst.source} (sample {worst.index}), {why}", label=("Shown below: ", "bold"))
 
 
@@ -239,7 +239,7 @@ def _chain(page: Page, report: Report) -> None:
     styles = {"same": "green", "DIFFERS": "bold red", "harmless": "dim", "unknown": "dim"}
     entries: list[Row | Span] = []
     for link in report.chain:
-        for name, status, text in common.chain_cells(link):
+        for name, status, text in wording.chain_cells(link):
             if name:
                 # A row is one line; what it has no room for gets lines of its own.
                 text, _, rest = text.partition("; ")

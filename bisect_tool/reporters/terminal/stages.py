@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bisect_tool.records import Comparison, Report, StageRef, StageRow
-from bisect_tool.reporters import common
+from bisect_tool.reporters import selecting, wording
 from bisect_tool.reporters.layout import Column, Page, Row, Span
 
 FULL_TABLE = 24
@@ -26,10 +26,10 @@ _JUDGEMENT_STYLES = {"pass": "green", "fail": "bold red", "not compared": "dim"}
 def stage_table(
     page: Page, report: Report, config: str | None, title: str, rows: Sequence[StageRow], all_stages: bool
 ) -> list[str]:
-    first = common.first_ref(report, config)
-    origins = common.origin_refs(report, config)
-    dtypes = common.dtypes_under(report, config, rows)
-    tolerance = common.tolerance_text(report.tolerance, dtypes, floors=common.has_floors(report))
+    first = selecting.first_ref(report, config)
+    origins = selecting.origin_refs(report, config)
+    dtypes = selecting.dtypes_under(report, config, rows)
+    tolerance = wording.tolerance_text(report.tolerance, dtypes, floors=wording.has_floors(report))
     page.line((f"{title} under {config}" if config is not None else title, "bold"))
     by = "tolerance:" if report.tolerance.source == "user" else "judged by"
     page.prose(f"{by} {tolerance}", style="dim")
@@ -47,8 +47,8 @@ def stage_table(
     keep = range(len(rows)) if all_stages else _interesting(rows, config, first, origins_shown, full)
     with_noise = any(r.noise_ratio is not None for row in rows if (r := _result(row, config)))
     with_sqnr = any(r.quantised is not None for row in rows if (r := _result(row, config)))
-    with_share = with_sqnr or (page.width >= SHARES_FROM and common.shows_shares(report, config))
-    with_amplification = common.is_matrix(report) and any(
+    with_share = with_sqnr or (page.width >= SHARES_FROM and selecting.shows_shares(report, config))
+    with_amplification = selecting.is_matrix(report) and any(
         result.amplification is not None for row in rows if (result := _result(row, config))
     )
     columns = (
@@ -108,7 +108,7 @@ def _interesting(
         return list(range(count))
     edge = EDGE if full >= FULL_TABLE else 1
     keep = {*range(edge), *range(count - edge, count)}
-    worst = common.worst_row(rows, config)
+    worst = selecting.worst_row(rows, config)
     for number, row in enumerate(rows):
         if row.ref == first or row.ref in origins:
             keep.update(range(max(0, number - NEIGHBOURS), min(count, number + NEIGHBOURS + 1)))
@@ -136,7 +136,7 @@ def _entries(
                 yield Span(_left_out_text(left_out, config), fold=True)
                 left_out = []
             part, group = row.part, ""
-            yield Span(f"  part {common.printable(part)}, on PyTorch's inputs", "")
+            yield Span(f"  part {wording.printable(part)}, on PyTorch's inputs", "")
         if number not in keep:
             left_out.append(row)
             continue
@@ -146,7 +146,7 @@ def _entries(
         if row.group != group:
             group = row.group
             if group:  # rows of the model itself stand where sub-headers do, and need none
-                yield Span(f"    {common.printable(group)}")
+                yield Span(f"    {wording.printable(group)}")
         yield _stage_row(row, _result(row, config), first, origins, extra)
     if left_out:
         yield Span(_left_out_text(left_out, config), fold=True)
@@ -156,8 +156,8 @@ def _decibels(result: Comparison | None) -> tuple[str, str]:
     """A quantised stage in dB: in the graph's own run, and by itself."""
     quality = result.quantised if result else None
     return (
-        common.decibels(result.total.sqnr_db if result else None),
-        common.decibels(quality.local_sqnr_db if quality else None),
+        wording.decibels(result.total.sqnr_db if result else None),
+        wording.decibels(quality.local_sqnr_db if quality else None),
     )
 
 
@@ -165,11 +165,11 @@ def _left_out_text(rows: Sequence[StageRow], config: str | None) -> str:
     results = [_result(row, config) for row in rows]
     counts = {
         name: sum((result.judgement if result else "not compared") == name for result in results)
-        for name in common.JUDGEMENTS
+        for name in wording.JUDGEMENTS
     }
-    parts = [f"{count} {common.JUDGEMENTS[name]}" for name, count in counts.items() if count]
+    parts = [f"{count} {wording.JUDGEMENTS[name]}" for name, count in counts.items() if count]
     what = ", ".join(parts) if len(parts) > 1 else "all " + parts[0].partition(" ")[2]
-    return f"    ... {common.plural(len(rows), 'stage')} left out, {what}; --all-stages shows them"
+    return f"    ... {wording.plural(len(rows), 'stage')} left out, {what}; --all-stages shows them"
 
 
 def _stage_row(
@@ -182,22 +182,29 @@ def _stage_row(
     judgement: Literal["pass", "fail", "not compared"] = result.judgement if result else "not compared"
     mark = (">" if row.ref == first else "") + ("*" if row.ref in origins else "")
     total = result.total if result else None
-    whole = None if total is None or common.is_estimate(total) else total
+    whole = None if total is None or wording.is_estimate(total) else total
     numbers = [
-        common.sci(whole.max_abs if whole else None),
-        common.sci(whole.mean_abs if whole else None),
+        wording.sci(whole.max_abs if whole else None),
+        wording.sci(whole.mean_abs if whole else None),
         *(_decibels(result) if extra.sqnr else ()),
-        common.sci(total.rel_l2 if total else None),
-        *((common.sci(common.local_rel(result) if result else None),) if extra.local else ()),
-        *((common.share_text(result.share if result else None),) if extra.share else ()),
-        common.ratio(result.growth if result else None),
-        *((common.ratio(result.amplification if result else None),) if extra.amplification else ()),
+        wording.sci(total.rel_l2 if total else None),
+        *((wording.sci(wording.local_rel(result) if result else None),) if extra.local else ()),
+        *((wording.share_text(result.share if result else None),) if extra.share else ()),
+        wording.ratio(result.growth if result else None),
+        *((wording.ratio(result.amplification if result else None),) if extra.amplification else ()),
     ]
     if extra.noise:
-        numbers.append(common.ratio(result.noise_ratio if result else None))
+        numbers.append(wording.ratio(result.noise_ratio if result else None))
     indent = "  " if row.group else ""
-    cells = (mark, indent + _label(row), row.type, common.shape_text(row.shape), *numbers, common.JUDGEMENTS[judgement])
-    note = f"{common.JUDGEMENTS[judgement]}: {total.problem}" if total and total.problem else None
+    cells = (
+        mark,
+        indent + _label(row),
+        row.type,
+        wording.shape_text(row.shape),
+        *numbers,
+        wording.JUDGEMENTS[judgement],
+    )
+    note = f"{wording.JUDGEMENTS[judgement]}: {total.problem}" if total and total.problem else None
     last = len(cells) - 1
     number_style = "dim" if judgement == "not compared" else ""
     styles = [(0, "bold red"), (last, _JUDGEMENT_STYLES[judgement])]
@@ -223,9 +230,9 @@ def legend(page: Page, report: Report, config: str | None, columns: Sequence[str
     refs = {row.ref for row in report.stages}
     results = [_result(row, config) for row in report.stages]
     marks = []
-    if common.first_ref(report, config) in refs:
+    if selecting.first_ref(report, config) in refs:
         marks.append("> first diverging stage")
-    if common.origin_refs(report, config) & refs:
+    if selecting.origin_refs(report, config) & refs:
         marks.append("* the error is made here")
     without = [result is None or result.judgement == "not compared" for result in results]
     if all(without) or (all_stages and any(without)):

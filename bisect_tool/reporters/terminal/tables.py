@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from bisect_tool.records import ConfigRun, Report
-from bisect_tool.reporters import common, pairs
+from bisect_tool.reporters import pairs, selecting, wording
 from bisect_tool.reporters.layout import Column, Page, Row, Span, column_widths
 
 TRIALS_IN_TABLE = 8
@@ -49,7 +49,7 @@ def config_table(page: Page, report: Report) -> None:
     page.table(columns, [_config_row(report, config) for config in report.configs])
     if not report.configs:
         page.line(("  no configuration was run", "dim"))
-    explanation = common.judged_by_outputs(report)
+    explanation = selecting.judged_by_outputs(report)
     if explanation:
         page.prose(explanation, indent="  ", style="dim")
     for config in report.configs:
@@ -60,28 +60,28 @@ def config_table(page: Page, report: Report) -> None:
     if report.configs:
         legend = "Relative L2 of the worst stage, the final outputs, and the probes' effect."
         if report.tolerance.rel_l2 is None:
-            what = common.deciding_text(report.tolerance)
+            what = selecting.deciding_text(report.tolerance)
             legend = f"{what.capitalize()} of the worst stage and the final outputs; relative L2 of the probes' effect."
         page.prose(legend, indent="  ", style="dim")
 
 
 def _config_row(report: Report, config: ConfigRun) -> Row:
     tolerance = report.tolerance
-    worst = common.worst_row(common.stage_rows(report), config.name, tolerance)
-    output = common.worst_output(config, tolerance)
+    worst = selecting.worst_row(selecting.stage_rows(report), config.name, tolerance)
+    output = selecting.worst_output(config, tolerance)
     cells = (
         config.name + ("" if config.gating else " *"),
-        common.sci(common.deciding(worst.results[config.name].total, tolerance) if worst else None),
-        common.sci(common.deciding(output.total, tolerance) if output else None),
-        common.sci(config.observer_effect),
-        common.STATUSES[config.status],
-        common.effective_text(config.effective),
+        wording.sci(selecting.deciding(worst.results[config.name].total, tolerance) if worst else None),
+        wording.sci(selecting.deciding(output.total, tolerance) if output else None),
+        wording.sci(config.observer_effect),
+        wording.STATUSES[config.status],
+        wording.effective_text(config.effective),
     )
     return Row(cells, ((4, STATUS_STYLES[config.status]), (5, "dim")))
 
 
 def part_table(page: Page, report: Report) -> None:
-    config = common.main_config(report)
+    config = selecting.main_config(report)
     page.line((f"Parts under {config}" if config is not None else "Parts", "bold"))
     columns = (
         Column("part", minimum=16),
@@ -95,36 +95,36 @@ def part_table(page: Page, report: Report) -> None:
     entries: list[Row | Span] = []
     first = [stage for stage in report.glue if stage.after is None]
     if first:
-        entries.append(Span(f"  PyTorch: {common.glue_text(first)}", fold=True))
-    for line in common.part_lines(report, config):
+        entries.append(Span(f"  PyTorch: {selecting.glue_text(first)}", fold=True))
+    for line in selecting.part_lines(report, config):
         part = line.part
         cells = (
             line.name,
             os.path.basename(part.onnx),
             f"{part.aligned} of {part.stages}",
-            common.sci(line.entering),
-            common.sci(line.made),
-            common.sci(line.out),
-            common.STATUSES[line.status],
+            wording.sci(line.entering),
+            wording.sci(line.made),
+            wording.sci(line.out),
+            wording.STATUSES[line.status],
         )
         entries.append(Row(cells, ((6, STATUS_STYLES[line.status]),)))
         if line.glue:
-            entries.append(Span(f"  PyTorch: {common.glue_text(line.glue)}", fold=True))
+            entries.append(Span(f"  PyTorch: {selecting.glue_text(line.glue)}", fold=True))
     page.table(columns, entries)
-    page.prose(common.PARTS_LEGEND, indent="  ", style="dim")
+    page.prose(selecting.PARTS_LEGEND, indent="  ", style="dim")
 
 
 def matrix_table(page: Page, report: Report, all_pairs: bool) -> None:
-    page.prose(common.matrix_text(report))
-    shown = [run for run in report.configs if common.has_results(run, report)]
+    page.prose(selecting.matrix_text(report))
+    shown = [run for run in report.configs if selecting.has_results(run, report)]
     columns: list[str] = []
     if shown:
         page.line()
         columns = _pair_table(page, report, shown, all_pairs)
-    explanation = common.judged_by_outputs(report)
+    explanation = selecting.judged_by_outputs(report)
     if explanation:
         page.prose(explanation, indent="  ", style="dim")
-    missing = common.no_answers(report)
+    missing = selecting.no_answers(report)
     if missing:
         page.line()
     for group in missing:
@@ -144,8 +144,8 @@ def matrix_table(page: Page, report: Report, all_pairs: bool) -> None:
 
 def _pair_table(page: Page, report: Report, shown: Sequence[ConfigRun], all_pairs: bool) -> list[str]:
     requested = pairs.requested_texts(report)
-    trials = [run for run in shown if common.is_trial(run, report)]
-    own = [run for run in shown if not common.is_trial(run, report)]
+    trials = [run for run in shown if selecting.is_trial(run, report)]
+    own = [run for run in shown if not selecting.is_trial(run, report)]
     counted = [] if all_pairs or len(trials) <= TRIALS_IN_TABLE else trials
     listed = own if counted else [*own, *trials]
     rows = [_pair_row(report, run, requested[run.name]) for run in listed]
@@ -162,24 +162,24 @@ def _pair_table(page: Page, report: Report, shown: Sequence[ConfigRun], all_pair
         details = _details(report, run, None if one_line else requested[run.name])
         entries += [row, *(Span(f"    {line}", style, fold=True) for line, style in details)]
     if counted:
-        text = f"{common.plural(len(counted), 'trial')} left out, {common.results_text(counted)}"
+        text = f"{wording.plural(len(counted), 'trial')} left out, {selecting.results_text(counted)}"
         entries.append(Span(f"... {text}; --all-stages shows them", fold=True))
     return page.table(columns, entries)
 
 
 def _pair_row(report: Report, run: ConfigRun, requested: str) -> Row:
-    worst = common.worst_row(common.stage_rows(report), run.name)
-    output = common.worst_output(run)
+    worst = selecting.worst_row(selecting.stage_rows(report), run.name)
+    output = selecting.worst_output(run)
     cells = {
         "pair": run.name + ("" if run.gating else " *"),
         "requested": requested,
         "really in effect": pairs.in_effect_text(run),
-        "rel-L2": common.sci(worst.results[run.name].total.rel_l2 if worst else None),
+        "rel-L2": wording.sci(worst.results[run.name].total.rel_l2 if worst else None),
         "worst stage": str(worst.ref) if worst else "-",
-        "output": common.sci(output.total.rel_l2 if output else None),
-        "first divergence": common.first_divergence(report, run) or "-",
-        "verdict": common.STATUSES[run.status],
-        "time": common.run_time_text(run),
+        "output": wording.sci(output.total.rel_l2 if output else None),
+        "first divergence": selecting.first_divergence(report, run) or "-",
+        "verdict": wording.STATUSES[run.status],
+        "time": wording.run_time_text(run),
         "memory": f"{run.peak_rss_mb:.0f} MB",
     }
     style = "bold" if run.status == "diverges" else ""
@@ -193,19 +193,19 @@ def _only(row: Row, keep: Sequence[int]) -> Row:
 
 def _details(report: Report, run: ConfigRun, requested: str | None) -> Iterator[tuple[str, str]]:
     """Lines under a pair, each with its style; ``requested`` is ``None`` where the columns have it."""
-    first = common.first_divergence(report, run)
+    first = selecting.first_divergence(report, run)
     parts = [f"first divergence: {first}"] if first is not None and requested is not None else []
-    made = common.made_most(report, run.name) if run.status == "diverges" else ()
+    made = selecting.made_most(report, run.name) if run.status == "diverges" else ()
     if made:
-        parts.append(common.made_text(made))
+        parts.append(wording.made_text(made))
     if parts:
         yield "; ".join(parts), ""
     if requested is not None:
         yield f"requested: {requested}; in effect: {pairs.in_effect_text(run)}", "dim"
 
 
-def _no_answer(page: Page, group: common.NoAnswer) -> None:
-    label = (f"{common.STATUSES[group.status]}  ", STATUS_STYLES[group.status])
+def _no_answer(page: Page, group: selecting.NoAnswer) -> None:
+    label = (f"{wording.STATUSES[group.status]}  ", STATUS_STYLES[group.status])
     names = [run.name + ("" if run.gating else "*") for run in group.runs]
     if len(names) == 1:
         page.prose(f"{names[0]}: {group.reason}", label=label)
