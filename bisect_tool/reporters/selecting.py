@@ -190,6 +190,9 @@ def shows_shares(report: Report, config: str | None) -> bool:
     return any(result.share is not None for result in results)
 
 
+# Parts
+
+
 @dataclass(frozen=True)
 class PartLine:
     """A part in one call, under the configuration that is shown; errors are relative L2, of the worst output.
