@@ -331,7 +331,8 @@ class Bisection:
         other_precision = self._other_precision(aligned)
         verdict = self._verdict(aligned, rows, runs, plain, other_precision)
         if self.options.explain:
-            verdict, runs = self._explainer(aligned, rows, plain).explained(verdict, runs, other_precision)
+            explainer = self._explainer(aligned, rows, plain)
+            verdict, runs = explainer.explained(verdict, runs, other_precision=bool(other_precision))
         verdict = replace(verdict, diagnoses=with_work((*verdict.diagnoses, *placement(self.misplaced))))
         verdict = with_odd_inputs(verdict, preflight)
         # Of a pair of a matrix the whole matrix says more.

@@ -163,11 +163,11 @@ class Explainer:
     again: Callable[[OnValue], tuple[Trace, Outputs]]
 
     def explained(
-        self, verdict: Verdict, runs: tuple[ConfigRun, ...], other_precision: Sequence[str]
+        self, verdict: Verdict, runs: tuple[ConfigRun, ...], *, other_precision: bool
     ) -> tuple[Verdict, tuple[ConfigRun, ...]]:
         """The verdict with causes and with what was ruled out; the runs, which fail where PyTorch does not repeat itself.
 
-        ``other_precision``: what was told of a graph in another precision.
+        ``other_precision``: the graph is in another one than the model.
         """
         rows = self.rows
         if verdict.origins:
