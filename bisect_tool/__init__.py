@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         verify,
     )
     from bisect_tool.backends.exporting import ExportSettings
-    from bisect_tool.compare_traces import compare_recordings
+    from bisect_tool.calibration.tolerance_table import read_table, write_table
     from bisect_tool.errors import BisectError, InconclusiveError
     from bisect_tool.experiments import run_matrix
     from bisect_tool.matrix import read_matrix
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from bisect_tool.parts import bisect_parts
     from bisect_tool.pipeline import LoadedCase, Options, inspect_case
     from bisect_tool.recorder import Recorder
+    from bisect_tool.recordings.compare_traces import compare_recordings
+    from bisect_tool.recordings.traces import Trace, read_trace
     from bisect_tool.records import Report
     from bisect_tool.store import read_report
     from bisect_tool.taps import tap
-    from bisect_tool.tolerance_table import read_table, write_table
     from bisect_tool.tolerances import make_tolerance
-    from bisect_tool.traces import Trace, read_trace
 
 _HOMES = {
     "bisect": "bisect_tool.api",
@@ -60,14 +60,14 @@ _HOMES = {
     "measure": "bisect_tool.metrics",
     "make_tolerance": "bisect_tool.tolerances",
     "read_matrix": "bisect_tool.matrix",
-    "read_table": "bisect_tool.tolerance_table",
-    "write_table": "bisect_tool.tolerance_table",
+    "read_table": "bisect_tool.calibration.tolerance_table",
+    "write_table": "bisect_tool.calibration.tolerance_table",
     "run_matrix": "bisect_tool.experiments",
-    "compare_recordings": "bisect_tool.compare_traces",
+    "compare_recordings": "bisect_tool.recordings.compare_traces",
     "tap": "bisect_tool.taps",
     "read_report": "bisect_tool.store",
-    "read_trace": "bisect_tool.traces",
-    "Trace": "bisect_tool.traces",
+    "read_trace": "bisect_tool.recordings.traces",
+    "Trace": "bisect_tool.recordings.traces",
 }
 
 __version__ = "0.1.0"

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import TypedDict, Unpack
 
-    from bisect_tool.data_records import DataComparison
+    from bisect_tool.calibration.tolerance_table import ToleranceTable
+    from bisect_tool.data.records import DataComparison
     from bisect_tool.determinism import Determinism
-    from bisect_tool.environment_diff import EnvironmentDiff
+    from bisect_tool.environments.diff import EnvironmentDiff
     from bisect_tool.inspection import Inspection
     from bisect_tool.pipeline import LoadedCase, Options
     from bisect_tool.records import Report
-    from bisect_tool.tolerance_table import ToleranceTable
     from bisect_tool.verification import Function
 
     Model = torch.nn.Module | str | os.PathLike[str]
@@ -184,7 +184,7 @@ def verify(
         BisectError: as for :func:`bisect`; or the metric raises, gives no number, or a limit has no number.
         InconclusiveError: nothing could be compared.
     """
-    from bisect_tool.tolerance_table import read_table
+    from bisect_tool.calibration.tolerance_table import read_table
     from bisect_tool.verification import limit_texts, make_questions, with_table
     from bisect_tool.verifying import verify_case
 
@@ -285,8 +285,8 @@ def calibrate(
     """
     from bisect_tool.calibrate import Plan
     from bisect_tool.calibrate import calibrate as run
+    from bisect_tool.calibration.tolerance_table import check_place, write_table
     from bisect_tool.cases import Case, loaded_cases
-    from bisect_tool.tolerance_table import check_place, write_table
 
     target = None if output is None else Path(output)
     if target is not None:
@@ -407,7 +407,7 @@ def compare(
         BisectError: a file can't be read, or the two are of different kinds.
         InconclusiveError: recordings with nothing in common.
     """
-    from bisect_tool.bundles import is_bundle
+    from bisect_tool.recordings.bundles import is_bundle
 
     paths = Path(expected), Path(actual)
     bundles = [is_bundle(path) for path in paths]
@@ -415,14 +415,14 @@ def compare(
         recording, other = paths if bundles[0] else reversed(paths)
         raise BisectError(f"{recording} is a recording, {other} is none", hint="compare two of the same kind")
     if bundles[0]:
-        from bisect_tool.compare_traces import compare_recordings
+        from bisect_tool.recordings.compare_traces import compare_recordings
         from bisect_tool.tolerances import make_tolerance
 
         tolerance = make_tolerance(max_abs, atol, rtol)
         return compare_recordings(*paths, tolerance, level=level, stages=stages, min_coverage=min_coverage)
     from bisect_tool.backends.data_reading import read_data
-    from bisect_tool.data_files import compare_contents, conclude, make_limits
-    from bisect_tool.data_patterns import find_patterns
+    from bisect_tool.data.files import compare_contents, conclude, make_limits
+    from bisect_tool.data.patterns import find_patterns
 
     limits = make_limits(max_abs, atol, rtol)
     one, other_ = (read_data(path, separator=separator) for path in paths)
@@ -533,8 +533,8 @@ def env_diff(expected: PathLike | Mapping[str, Any], actual: PathLike | Mapping[
     Raises:
         BisectError: a file can't be read, or tells nothing of an environment.
     """
-    from bisect_tool.environment_diff import diff
-    from bisect_tool.environment_files import of_snapshot, read_facts
+    from bisect_tool.environments.diff import diff
+    from bisect_tool.environments.files import of_snapshot, read_facts
 
     sides = [
         of_snapshot(side, "snapshot", given) if isinstance(given, Mapping) else read_facts(Path(given))
@@ -661,9 +661,9 @@ def _texts(given: str | Sequence[str]) -> tuple[str, ...]:
 def _table(given: Any, case: LoadedCase) -> Any:
     """Calibrated limits for the model at hand."""
     from bisect_tool.backends.architecture import modules_of
-    from bisect_tool.calibrated import in_force
+    from bisect_tool.calibration.calibrated import in_force
+    from bisect_tool.calibration.tolerance_table import read_table
     from bisect_tool.hardware import this_hardware
-    from bisect_tool.tolerance_table import read_table
 
     is_path = isinstance(given, (str, os.PathLike))
     path, table = (os.fspath(given), read_table(Path(given))) if is_path else ("the table", given)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bisect_tool.align import family
+from bisect_tool.align.families import family
 from bisect_tool.diagnose.causes import CONSTANT as CONSTANT_CODE
 from bisect_tool.diagnose.causes import EXTRA, MISSING, OPERANDS, OPERATOR, UNKNOWN
 from bisect_tool.records import Diagnosis, Operation, StageRef

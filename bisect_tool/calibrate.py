@@ -30,14 +30,14 @@ from bisect_tool.backends.ort_runner import keep_sessions
 from bisect_tool.backends.reproducing import numbers_digest
 from bisect_tool.backends.structures import bytes_of_weights, form_of
 from bisect_tool.backends.torch_runner import to_numpy
+from bisect_tool.calibration.known_good import SampleErrors, add_report, with_copy
+from bisect_tool.calibration.table_from_runs import Known, Made, table_of
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.executors import LOCAL, check_executor, run_tasks
-from bisect_tool.known_good import SampleErrors, add_report, with_copy
 from bisect_tool.matrix import Matrix
 from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, export_case, keep_file
 from bisect_tool.recorder import flatten_tensors
 from bisect_tool.several import check_given_graph
-from bisect_tool.table_from_runs import Known, Made, table_of
 from bisect_tool.tasks import Result, Task, task_key
 from bisect_tool.tolerances import make_tolerance
 

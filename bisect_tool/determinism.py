@@ -18,8 +18,8 @@ import torch
 
 from bisect_tool.backends.case import LoadedCase, export_case
 from bisect_tool.backends.isolation import InternalError, run_isolated
-from bisect_tool.compare_traces import compare_recordings
 from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.recordings.compare_traces import compare_recordings
 from bisect_tool.records import NumericConfig, Report
 
 Load = Callable[[], LoadedCase]

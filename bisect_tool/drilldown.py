@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bisect_tool.align import family
+from bisect_tool.align.families import family
 from bisect_tool.metrics import kind_of
 from bisect_tool.records import OnnxNode, Origin
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bisect_tool.environment import hardware
+from bisect_tool.environments.snapshot import hardware
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,10 +271,9 @@ def total_error(call: PartCall) -> float | None:
 
 
 def merged_verdict(
+    verdict: Verdict,
     reports: Sequence[CallReport],
-    rows: Sequence[StageRow],
     runs: Sequence[ConfigRun],
-    alignment: Alignment,
     parts: Sequence[PartResult],
     chains: Mapping[str, Chain],
     rename: Rename,
@@ -282,8 +281,7 @@ def merged_verdict(
     *,
     selected: bool,
 ) -> Verdict:
-    """What all parts and the chain say together."""
-    verdict = decide(rows, runs, alignment, min_coverage, selected=selected)
+    """What all parts and the chain say together; ``verdict``: what all rows and configurations say."""
     drilled = merged_origins(reports, rename)
     origins = tuple(drilled.get((o.ref, o.config), o) for o in verdict.origins)
     # What the optimiser does inside a part shows in no row.

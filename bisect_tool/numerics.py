@@ -249,13 +249,6 @@ def environment(pair: ConfigPair) -> dict[str, str]:
     return found
 
 
-def sticky_switches(pair: ConfigPair) -> tuple[str, ...]:
-    """Names of the pair's switches that need a process of their own."""
-    both = (pair.expected, pair.actual)
-    names = [name for config in both for name in config.switches if lookup(config.backend, name).sticky]
-    return tuple(dict.fromkeys(names))
-
-
 # Suspects
 
 _FINEST = 100

@@ -48,6 +48,7 @@ from bisect_tool.pipeline import Options, Progress, bisect
 from bisect_tool.recorder import flatten_tensors
 from bisect_tool.records import ConfigRun, ErrorMetrics, Finding, NumericConfig, OutputKey, OutputResult, Report
 from bisect_tool.ticks import Labelled
+from bisect_tool.verdicts import decide
 
 Array = NDArray[Any]
 
@@ -149,17 +150,9 @@ class _Parts:
         runs = tuple(merged_config(run.name, reports, chains[run.name]) for run in first.configs)
         names = {name: str(file.path) for name, file in self.files.items()}
         parts = part_results(reports, names, self.captured.counts, chains)
-        verdict = merged_verdict(
-            reports,
-            rows,
-            runs,
-            alignment,
-            parts,
-            chains,
-            rename,
-            self.options.min_coverage,
-            selected=bool(self.options.stages),
-        )
+        least, selected = self.options.min_coverage, bool(self.options.stages)
+        verdict = decide(rows, runs, alignment, least, selected=selected)
+        verdict = merged_verdict(verdict, reports, runs, parts, chains, rename, least, selected=selected)
         return Report(
             case={"name": self.case.name, **self.case.description, "parts": names},
             verdict=verdict,

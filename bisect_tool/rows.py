@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 
-from bisect_tool.align import Match
+from bisect_tool.align.matches import Match
 from bisect_tool.compare import MAIN_LAYER, Ledger, compare_stage, hands_on, lane_name, stage_inputs
 from bisect_tool.records import Role, Stage, StageRef, StageRow, TorchTrace
 from bisect_tool.selection import Cut, Selection

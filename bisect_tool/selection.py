@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from bisect_tool.align import Match
+from bisect_tool.align.matches import Match
 from bisect_tool.compare import MAIN_LAYER, stage_inputs
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.globs import matches as glob_matches

@@ -1,6 +1,6 @@
 """Reports on disk: ``Report`` to and from JSON, and the folder that holds it.
 
-The layout of ``report.json`` is the layout of the dataclasses in ``records.py``: every key is a field name. The one
+The layout of ``report.json`` is the layout of the dataclasses in ``records``: every key is a field name. The one
 exception is a field called ``ref``, whose three keys ``stage``, ``call`` and ``output`` stand in its place.
 
 Strict JSON knows neither NaN nor infinities; they are written as the strings ``"nan"``, ``"inf"`` and ``"-inf"`` and

@@ -51,16 +51,3 @@ def sqnr_tolerance(decibels: float, source: Literal["user", "quantised"]) -> Tol
     limit = 10.0 ** (-decibels / 20.0)
     names = ("float32", "float64", "float16", "bfloat16", "complex64")
     return Tolerance(source, rel_l2=dict.fromkeys(names, limit), min_sqnr=decibels)
-
-
-def describe_tolerance(tolerance: Tolerance) -> str:
-    """One line for people: ``max abs 0.01``."""
-    if tolerance.min_sqnr is not None:
-        return f"SQNR {tolerance.min_sqnr:g} dB"
-    if tolerance.max_abs is not None:
-        return f"max abs {tolerance.max_abs:g}"
-    if tolerance.atol is not None:
-        return f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}"
-    if tolerance.rel_l2 is not None and tolerance.rel_l2["float32"] > DEFAULT_REL_L2["float32"]:
-        return f"relative L2 {tolerance.rel_l2['float32']:.0e} (the graph is in half precision)"
-    return "relative L2 1e-4 (float32), 2e-2 (half precision)"

@@ -1,6 +1,6 @@
 """How records show themselves in notebooks: by name, so that they need not know what draws them.
 
-``records.py`` and ``traces.py`` may know no reporter, but it is they whom a notebook asks. What they call here loads
+``records`` and ``traces.py`` may know no reporter, but it is they whom a notebook asks. What they call here loads
 :mod:`bisect_tool.reporters.notebook`, with pandas, only when a notebook asks.
 """
 

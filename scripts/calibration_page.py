@@ -8,8 +8,8 @@ from typing import Any
 
 from corpus_run import machine
 
+from bisect_tool.calibration.limits import binomial_at_most
 from bisect_tool.judging import OPTIMISED_SPREAD
-from bisect_tool.limits import binomial_at_most
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 

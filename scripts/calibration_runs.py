@@ -26,10 +26,10 @@ from faults import KINDS, Graph, faults  # noqa: E402
 from judging import base_of  # noqa: E402
 
 from bisect_tool.calibrate import How, Plan, calibrate  # noqa: E402
+from bisect_tool.calibration.table_judging import judge_outputs_by_table, over_limits  # noqa: E402
+from bisect_tool.calibration.tolerance_table import ToleranceTable, write_table  # noqa: E402
 from bisect_tool.pipeline import LoadedCase, Options, bisect  # noqa: E402
 from bisect_tool.records import Report  # noqa: E402
-from bisect_tool.table_judging import judge_outputs_by_table, over_limits  # noqa: E402
-from bisect_tool.tolerance_table import ToleranceTable, write_table  # noqa: E402
 from bisect_tool.tolerances import make_tolerance  # noqa: E402
 
 RATES = (0.05, 0.01)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matrix_runs import EXAMPLES, ROOT, Judged, example, judge, table
 
-from bisect_tool.environment import snapshot
+from bisect_tool.environments.snapshot import snapshot
 from bisect_tool.records import ConfigRun
 from bisect_tool.remedies import CODE
 

@@ -36,7 +36,7 @@ from test_recordings import TRAIN  # noqa: E402
 from bisect_tool.backends import environment_facts, recorded_floors, torch_runner  # noqa: E402, F401
 from bisect_tool.cli.main import execute  # noqa: E402
 from bisect_tool.cli.tool import tool  # noqa: E402
-from bisect_tool.compare_traces import compare_recordings  # noqa: E402
+from bisect_tool.recordings.compare_traces import compare_recordings  # noqa: E402
 from bisect_tool.records import Report  # noqa: E402
 
 TOOL = "from bisect_tool.cli.main import bisect_tool; bisect_tool()"

@@ -15,8 +15,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "zoo")]
 from families import FAMILIES  # noqa: E402
 from test_summaries import _changed, _firsts  # noqa: E402
 
-from bisect_tool.compare_traces import compare_recordings  # noqa: E402
 from bisect_tool.recorder import record  # noqa: E402
+from bisect_tool.recordings.compare_traces import compare_recordings  # noqa: E402
 
 SIZES = (1e-6, 1e-4, 3e-2)
 """Of the change of one weight, in its standard deviation."""

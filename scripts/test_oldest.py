@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from bisect_tool.compare_traces import compare_recordings
+from bisect_tool.recordings.compare_traces import compare_recordings
 from bisect_tool.records import Report
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.ort_options import dtype_in_effect
 from bisect_tool.precision import quantized_nodes
-from bisect_tool.records import StageRow
-from bisect_tool.tolerance_table import Fingerprint, stages_of_rows
 
 
 def modules_of(module: torch.nn.Module) -> dict[str, str]:
@@ -56,14 +54,3 @@ def graph_of(program: OnnxProgram) -> dict[str, str]:
         "outputs": str(len(graph.outputs)),
         "precision": "quantised" if quantized_nodes(graph) else str(dtype_in_effect(graph) or "unknown"),
     }
-
-
-def fingerprint_of(module: torch.nn.Module, rows: Iterable[StageRow], graph: Mapping[str, str]) -> Fingerprint:
-    """The fingerprint of what was compared.
-
-    Args:
-        module: the model.
-        rows: of the report.
-        graph: from :func:`graph_of`; empty: none is at hand.
-    """
-    return Fingerprint(modules_of(module), stages_of_rows(rows), graph)

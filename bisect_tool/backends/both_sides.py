@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bisect_tool.align import Match, is_narrow, value_limit
+from bisect_tool.align.matches import Match, is_narrow, value_limit
 from bisect_tool.backends.abreast import LEAST_ROOM, Abreast, stretch
 from bisect_tool.backends.activations import ActivationStore, GoneError
 from bisect_tool.backends.onnx_program import OnnxProgram

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from bisect_tool.align import VALUE_LIMIT, Match
+from bisect_tool.align.matches import VALUE_LIMIT, Match
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.torch_runner import to_numpy
 from bisect_tool.metrics import kind_of, relative_difference

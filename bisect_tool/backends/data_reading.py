@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.data_records import PIECE, Content, FileFacts, FileKind
+from bisect_tool.data.records import PIECE, Content, FileFacts, FileKind
 from bisect_tool.errors import BisectError
 
 Array = NDArray[Any]
@@ -49,12 +49,6 @@ def suffix_of(path: Path) -> str:
     """``.csv``, and the same for ``a.csv.gz``."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
-
-
-def is_data_file(path: Path) -> bool:
-    """Whether the name is one of those that can be read here."""
-    suffix = suffix_of(path)
-    return suffix in TABLES or suffix in IMAGES or suffix in ARRAYS
 
 
 def read_data(path: Path, *, separator: str | None = None) -> Content:
@@ -381,7 +375,7 @@ def _json(path: Path) -> dict[str, Array]:
             for number, item in enumerate(value):
                 take(f"{name}[{number}]", item)
         else:
-            scalar = np.asarray(value if isinstance(value, (bool, int, float)) else value, dtype=None)
+            scalar = np.asarray(value)
             arrays[name or "value"] = scalar if scalar.dtype.kind in "biuf" else np.asarray(value, object)
 
     take("", json.loads(path.read_text(encoding="utf-8")))

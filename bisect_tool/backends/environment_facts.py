@@ -13,9 +13,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bisect_tool.environment import binary_versions
-from bisect_tool.environment import snapshot as plain_snapshot
-from bisect_tool.variables import safe_text
+from bisect_tool.environments.snapshot import binary_versions
+from bisect_tool.environments.snapshot import snapshot as plain_snapshot
+from bisect_tool.environments.variables import safe_text
 
 _MATMUL = "torch.backends.cuda.matmul"
 TORCH_ATTRIBUTES = (

@@ -12,11 +12,11 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from bisect_tool.align.counterparts import Outline, constant_values, likeness
 from bisect_tool.backends.exporting import Exporter, ExportSettings, export_onnx
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.ort_runner import make_session
-from bisect_tool.counterparts import Outline, constant_values, likeness
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.metrics import kind_of
 from bisect_tool.records import NumericConfig
@@ -98,7 +98,7 @@ def most_alike(
 
 
 def outline(program: OnnxProgram, run: Callable[[str], Signature | None]) -> Outline:
-    """A graph as :mod:`bisect_tool.counterparts` wants it; ``run`` has the signatures of what it computes."""
+    """A graph as :mod:`bisect_tool.align.counterparts` wants it; ``run`` has the signatures of what it computes."""
     known: dict[str, Signature | None] = {}
 
     def signature(name: str) -> Signature | None:

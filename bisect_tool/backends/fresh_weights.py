@@ -8,9 +8,9 @@ import math
 import numpy as np
 import torch
 
+from bisect_tool.align.weight_places import WeightUse, pair_by_place
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.weights import owners_of
-from bisect_tool.weight_places import WeightUse, pair_by_place
 from bisect_tool.weights import WeightPair, WeightReport, compare_weights
 
 

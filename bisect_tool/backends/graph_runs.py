@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bisect_tool.align import Match, SecondDraw
+from bisect_tool.align.matches import Match, SecondDraw
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.case import LoadedCase, copies_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bisect_tool.align import Match
+from bisect_tool.align.matches import Match
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.inner import inner_values
 from bisect_tool.backends.onnx_program import OnnxProgram, ValueType

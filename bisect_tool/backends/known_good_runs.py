@@ -39,10 +39,10 @@ from bisect_tool.backends.replay import (
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, to_numpy
 from bisect_tool.backends.torch_switches import applied, placed, require_device
+from bisect_tool.calibration.known_good import SampleErrors, StageErrors, kinds, turned_over, within_rounding
 from bisect_tool.compare import MAIN_LAYER, hands_on, stage_inputs
 from bisect_tool.errors import BisectError
 from bisect_tool.judging import is_step
-from bisect_tool.known_good import SampleErrors, StageErrors, kinds, turned_over, within_rounding
 from bisect_tool.matrix import Matrix
 from bisect_tool.metrics import kind_of_name, measure
 from bisect_tool.noise import BEYOND, assess, epsilon, is_settled

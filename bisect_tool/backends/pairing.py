@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bisect_tool.align.fingerprints import weight_owners
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.torch_runner import to_numpy
 from bisect_tool.backends.weights import foldings_of, tensors_of
 from bisect_tool.diagnose.weight_forms import GATES, in_gate_order
-from bisect_tool.fingerprints import weight_owners
 from bisect_tool.metrics import relative_error
 from bisect_tool.records import OnnxNode, Place, StageRow
 from bisect_tool.weights import WeightPair, WeightReport, compare_weights, pair_weights

@@ -86,7 +86,7 @@ def explain_optimised(
     search = search_passes(level, lower, changing, before, attempt, Budget(MOST_RUNS, MOST_SECONDS))
     spots: list[Spot] = []
     if before is not None:
-        spots = _Watch(program, runs, level, plain, feeds, judge, search, whole, rows).spots(deployed)
+        spots = _Watch(program, runs, plain, feeds, judge, search, whole, rows).spots(deployed)
     without = runs.look(level, search.found) if search.found else None
     remedy, fixed = _remedy(runs, search)
     return OptimiserFinding(
@@ -150,7 +150,6 @@ class _Watch:
         self,
         program: OnnxProgram,
         runs: OptimisedRuns,
-        level: str,
         plain: NumericConfig,
         feeds: Mapping[str, Array],
         judge: Judge,
@@ -158,7 +157,7 @@ class _Watch:
         whole: Optimised | None,
         rows: Sequence[StageRow],
     ):
-        self._program, self._runs, self._level, self._judge = program, runs, level, judge
+        self._program, self._runs, self._level, self._judge = program, runs, search.level, judge
         self._before, self._first_level, self._rows = search.before, search.first_level, rows
         self._plain = OptimisedRuns(program, plain, feeds)
         self._limit = _limit(search)

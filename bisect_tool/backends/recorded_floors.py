@@ -21,9 +21,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bisect_tool.backends.floors import strict_products
-from bisect_tool.backends.replay import EXACT, STRICT, Arithmetic, CannotReplayError, replay_values, rounded, work_of
+from bisect_tool.backends.replay import (
+    EXACT,
+    STRICT,
+    Arithmetic,
+    CannotReplayError,
+    replay_values,
+    rounded,
+    slice_of_all,
+    work_of,
+)
 from bisect_tool.noise import epsilon
-from bisect_tool.recorder import FACTORY_OPS, Op, Recorder, Trace, encode, stages_of, summarize
+from bisect_tool.recorder import Op, Recorder, Trace, encode, stages_of, summarize
 
 MOST_WORK = 4e9
 """Multiplications up to which floors are measured without being asked for: a few seconds."""
@@ -52,7 +61,7 @@ def run_floors(recorder: Recorder, *, every_op: bool = False, most: float | None
     wanted = {entry.value for entry in stages_of(trace, every_op)} | {value for _, value in trace.outputs}
     wanted = {v for v in wanted if trace.values[v].producer >= 0 and epsilon(trace.values[v].dtype)}
     try:
-        ops = _ops_of(trace, wanted)
+        ops = slice_of_all(trace, wanted, set())
         if most is not None and (work := work_of(trace, ops)) > most:
             return Floors({}, f"the run has {work:.1e} multiplications; --floor measures them all the same")
     except CannotReplayError as error:
@@ -116,22 +125,6 @@ def _floor(exact: _Projected, others: Sequence[_Projected | None], dtype: str) -
     apart = [float(np.linalg.norm(other.projection - exact.projection)) for other in others if other is not None]
     floor = max(max(apart) / exact.norm, epsilon(dtype), epsilon("float32"))
     return floor if math.isfinite(floor) else None
-
-
-def _ops_of(trace: Trace, wanted: set[int]) -> list[Op]:
-    """All operations that the wanted values come from, in order."""
-    found: dict[int, Op] = {}
-    stack = list(wanted)
-    while stack:
-        producer = trace.values[stack.pop()].producer
-        if producer < 0 or producer in found:
-            continue
-        op = found[producer] = trace.ops[producer]
-        if op.call is None:
-            raise CannotReplayError(f"{op.name} was not recorded")
-        if op.name not in FACTORY_OPS:
-            stack.extend(op.inputs)
-    return [found[index] for index in sorted(found)]
 
 
 def put_floors(recording: Any, recorder: Recorder, found: Floors, *, every_op: bool = False) -> None:

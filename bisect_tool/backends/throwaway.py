@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bisect_tool.environment import normalised
+from bisect_tool.environments.snapshot import normalised
+from bisect_tool.environments.variables import WITHHELD, is_secret, without_credentials
 from bisect_tool.errors import BisectError
-from bisect_tool.variables import WITHHELD, is_secret, without_credentials
 
 INSTALL_SECONDS = 1800
 

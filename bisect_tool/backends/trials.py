@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from bisect_tool.backends.costs import run_cost
 from bisect_tool.backends.inside import Opened, Surroundings
 from bisect_tool.backends.lower_precision import reduced
-from bisect_tool.backends.onnx_program import type_of_array
+from bisect_tool.backends.onnx_program import Segment, type_of_array
 from bisect_tool.backends.ort_runner import PartRuns
 from bisect_tool.backends.otherwise import find_otherwise
 from bisect_tool.backends.replay import AS_RUN, CannotReplayError, replay_values, slice_of
@@ -79,81 +79,25 @@ def find_cause(
     # In topological order: of several values that are the same the first one is meant.
     values = {**opened.feeds, **{name: array for name, array in made.items() if array is not None}}
     calls, statics = _calls(around, opened, stage, parameters, values)
-    built = program.build(part, [opened.output], {n: type_of_array(a.dtype, a.shape) for n, a in opened.feeds.items()})
-    model = onnx.load_model_from_string(built.model)
-    opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 17)
-    folder = str(program.weights_folder)
-    feeds = {name: opened.feeds[value] for name, value in built.feeds.items()}
-    rounded = {
-        name: around.rounded[value]
-        for name, value in built.feeds.items()
-        if value in around.rounded and value not in opened.cuts
-    }
-
-    def loaded(edit: Edit | Widened | None) -> _Loaded:
-        if isinstance(edit, Widened):
-            edited = widened(model, edit.narrow, program.weight, [static.array for static in statics])
-            given = _wide_feeds(edit.narrow)
-        else:
-            edited = model if edit is None else _edited(model, edit)
-            more = {} if edit is None else _new_inputs(around, opened, edited, edit)
-            for name, array in more.items():
-                kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-                edited.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
-            given = {**feeds, **more}
-        graph = runner_of(config).load(edited.SerializeToString(), config, folder)
-        return _Loaded(lambda: graph.run([opened.output], given)[0], _weight_bytes(edited))
-
-    def run(edit: Edit | Widened | None) -> Array | None:
-        # An edit may be one that no runtime takes; that is an answer too.
-        with contextlib.suppress(InconclusiveError, ValueError, TypeError):
-            return loaded(edit).run()
-        return None
-
-    def _wide_feeds(narrow: str) -> dict[str, Array]:
-        given = {}
-        for name, array in feeds.items():
-            if array.dtype.name == narrow:
-                match = opened.cuts.get(built.feeds[name])
-                own = rounded.get(name) if match is None else around.activations.fetch(match.value)
-                own = (
-                    own
-                    if own is None or match is None or match.permutation is None
-                    else own.transpose(match.permutation)
-                )
-                array = np.ascontiguousarray(array if own is None else own, dtype=np.float32)
-            given[name] = array
-        return given
-
-    def twice() -> tuple[Array, Array] | None:
-        # In one session: each new one may start its random numbers alike.
-        with contextlib.suppress(InconclusiveError):
-            loaded = runner_of(config).load(built.model, config, folder)
-            one, two = (loaded.run([opened.output], feeds)[0] for _ in range(2))
-            return None if one is None or two is None or one.size != two.size else (one, two)
-        return None
-
-    nodes = _nodes(around, opened, model, values, opset)
+    bench = _Bench(around, opened, config, part, statics)
+    nodes = _nodes(around, bench.model, values, bench.opset)
     first = [node for node in nodes if node.name in set(suspects)]
-    facts = Facts(first, nodes, calls, opened.expected, _in_shape(values.get(opened.output), opened), twice, rounded)
+    actual = _in_shape(values.get(opened.output), opened)
+    facts = Facts(first, nodes, calls, opened.expected, actual, bench.twice, bench.rounded)
     seen = list(answers(facts))
     clues = tuple(each for each in seen if isinstance(each, Clue))
     proposals: list[Trial | Fit] = [each for each in seen if isinstance(each, Trial)]
     named = frozenset(parameters.values())
-    proposals += propose(first, calls, statics, opset, nodes, named)
+    proposals += propose(first, calls, statics, bench.opset, nodes, named)
     if len(nodes) <= _FEW and len(first) < len(nodes):
-        proposals += propose([node for node in nodes if node not in first], calls, statics, opset, nodes, named)
-
-    def right(made: Array) -> bool:
-        if opened.expected.dtype.kind in "fcV":
-            return opened.close(opened.expected, made)
-        return bool(np.array_equal(opened.expected, made))
+        others = [node for node in nodes if node not in first]
+        proposals += propose(others, calls, statics, bench.opset, nodes, named)
 
     began = time.perf_counter()
-    outcome = try_all(proposals, run, opened.expected, right, seconds)
+    outcome = try_all(proposals, bench.run, opened.expected, bench.is_right, seconds)
     otherwise = None
-    if outcome.cause is None and facts.actual is not None:
-        off = facts.actual
+    if outcome.cause is None and actual is not None:
+        off = actual
         match = around.matches[stage.value]
         if match.permutation is not None:
             off = off.transpose(np.argsort(match.permutation))
@@ -161,13 +105,101 @@ def find_cause(
         clues += () if rounds is None else (rounds,)
         left = max(seconds - (time.perf_counter() - began), seconds / 4)
         with contextlib.suppress(CannotReplayError):
-            otherwise = find_otherwise(around, opened, stage, facts.actual, left)
+            otherwise = find_otherwise(around, opened, stage, actual, left)
     keys = frozenset(call.key for call in calls if call.key is not None)
     cost = None
     if outcome.cause is not None:
         with contextlib.suppress(InconclusiveError, ValueError, TypeError):
-            cost = stage_cost(*_costs(loaded(None), loaded(outcome.cause.trial.edit)))
+            cost = stage_cost(*_costs(bench.loaded(None), bench.loaded(outcome.cause.trial.edit)))
     return replace(outcome, clues=clues, calls=keys, otherwise=otherwise, cost=cost)
+
+
+class _Bench:
+    """A stage as a model of its own, which runs as it is and with edits.
+
+    Args:
+        around, opened: the run and the stage.
+        config: of ONNX Runtime's side.
+        part: the stage's nodes.
+        statics: PyTorch's tensors of the stage that do not depend on the inputs.
+
+    Attributes:
+        model: the stage alone; its weights lie in the graph's folder.
+        opset: of the graph.
+        rounded: inputs that the graph takes in a narrower type, as the sample has them, by the model's input.
+    """
+
+    def __init__(
+        self, around: Surroundings, opened: Opened, config: NumericConfig, part: Segment, statics: Sequence[Static]
+    ):
+        program = around.program
+        types = {name: type_of_array(array.dtype, array.shape) for name, array in opened.feeds.items()}
+        self._built = program.build(part, [opened.output], types)
+        self.model = onnx.load_model_from_string(self._built.model)
+        self.opset = next((each.version for each in self.model.opset_import if each.domain in ("", "ai.onnx")), 17)
+        self.rounded = {
+            name: around.rounded[value]
+            for name, value in self._built.feeds.items()
+            if value in around.rounded and value not in opened.cuts
+        }
+        self._around, self._opened, self._config, self._statics = around, opened, config, statics
+        self._folder = str(program.weights_folder)
+        self._feeds = {name: opened.feeds[value] for name, value in self._built.feeds.items()}
+
+    def loaded(self, edit: Edit | Widened | None) -> _Loaded:
+        """The stage with an edit, or as it is.
+
+        Raises:
+            InconclusiveError, ValueError, TypeError: no runtime takes it.
+        """
+        if isinstance(edit, Widened):
+            arrays = [static.array for static in self._statics]
+            edited = widened(self.model, edit.narrow, self._around.program.weight, arrays)
+            given = self._wide_feeds(edit.narrow)
+        else:
+            edited = self.model if edit is None else _edited(self.model, edit)
+            more = {} if edit is None else _new_inputs(self._around, self._opened, edited, edit)
+            for name, array in more.items():
+                kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+                edited.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
+            given = {**self._feeds, **more}
+        graph = runner_of(self._config).load(edited.SerializeToString(), self._config, self._folder)
+        return _Loaded(lambda: graph.run([self._opened.output], given)[0], _weight_bytes(edited))
+
+    def run(self, edit: Edit | Widened | None) -> Array | None:
+        """The stage's value; ``None`` where no runtime takes the edit: that is an answer too."""
+        with contextlib.suppress(InconclusiveError, ValueError, TypeError):
+            return self.loaded(edit).run()
+        return None
+
+    def twice(self) -> tuple[Array, Array] | None:
+        """Two runs of the stage as it is. In one session: each new one may start its random numbers alike."""
+        with contextlib.suppress(InconclusiveError):
+            loaded = runner_of(self._config).load(self._built.model, self._config, self._folder)
+            one, two = (loaded.run([self._opened.output], self._feeds)[0] for _ in range(2))
+            return None if one is None or two is None or one.size != two.size else (one, two)
+        return None
+
+    def is_right(self, made: Array) -> bool:
+        """Whether a value is PyTorch's but for rounding."""
+        expected = self._opened.expected
+        if expected.dtype.kind in "fcV":
+            return self._opened.close(expected, made)
+        return bool(np.array_equal(expected, made))
+
+    def _wide_feeds(self, narrow: str) -> dict[str, Array]:
+        """The inputs in float32, as PyTorch has them, in place of those of a narrow type."""
+        given = {}
+        for name, have in self._feeds.items():
+            array = have
+            if have.dtype.name == narrow:
+                match = self._opened.cuts.get(self._built.feeds[name])
+                own = self.rounded.get(name) if match is None else self._around.activations.fetch(match.value)
+                if own is not None and match is not None and match.permutation is not None:
+                    own = own.transpose(match.permutation)
+                array = np.ascontiguousarray(have if own is None else own, dtype=np.float32)
+            given[name] = array
+        return given
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,9 +373,7 @@ def _folded(calls: Sequence[Call], statics: Mapping[int, Static]) -> list[Static
 # -- the graph's side -------------------------------------------------------------------------------------------------
 
 
-def _nodes(
-    around: Surroundings, opened: Opened, model: onnx.ModelProto, values: Mapping[str, Array], opset: int
-) -> list[Node]:
+def _nodes(around: Surroundings, model: onnx.ModelProto, values: Mapping[str, Array], opset: int) -> list[Node]:
     """The stage's nodes, in topological order."""
     program = around.program
     names = {name: node.name for node in program.graph.nodes for name in node.outputs if name}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bisect_tool.align.fingerprints import places_by_weights, weight_owners
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.torch_runner import to_numpy
-from bisect_tool.fingerprints import places_by_weights, weight_owners
 from bisect_tool.weights import Folding, folding
 
 

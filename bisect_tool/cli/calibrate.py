@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bisect_tool.calibration.tolerance_table import check_place, read_table, write_table
 from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import Loaded, load, make_case
@@ -20,7 +21,6 @@ from bisect_tool.cli.run import cases, check_kept_file, settings_of
 from bisect_tool.errors import EXIT_AGREES, BisectError
 from bisect_tool.executors import check_executor
 from bisect_tool.matrix import read_matrix
-from bisect_tool.tolerance_table import check_place, read_table, write_table
 
 if TYPE_CHECKING:
     from bisect_tool.pipeline import LoadedCase

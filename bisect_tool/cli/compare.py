@@ -52,7 +52,7 @@ def compare(
     Data files: .csv .tsv .npy .npz .pt .safetensors .json and images. Without a tolerance they must be equal. Exit
     codes: 0 equal, 1 different, 2 bad usage or unreadable input, 3 inconclusive (recordings only).
     """
-    from bisect_tool.bundles import is_bundle
+    from bisect_tool.recordings.bundles import is_bundle
 
     paths = Path(expected), Path(actual)
     bundles = [is_bundle(path) for path in paths]
@@ -89,9 +89,9 @@ def _recordings(expected: Path, actual: Path, form: str, given: dict[str, Any], 
 
 def _data_files(expected: Path, actual: Path, form: str, given: dict[str, Any], say: Progress) -> int:
     from bisect_tool.backends.data_reading import read_data
-    from bisect_tool.data_files import compare_contents, conclude, make_limits
-    from bisect_tool.data_names import under_common_names
-    from bisect_tool.data_patterns import find_patterns
+    from bisect_tool.data.files import compare_contents, conclude, make_limits
+    from bisect_tool.data.names import under_common_names
+    from bisect_tool.data.patterns import find_patterns
 
     limits = make_limits(given["max_abs"], given["atol"], given["rtol"])
     one, other = (read_data(path, separator=given["separator"]) for path in (expected, actual))

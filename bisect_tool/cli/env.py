@@ -72,8 +72,8 @@ def diff(expected: str, actual: str, output: str | None, force: bool, everything
     files (poetry, uv, pdm, Pipfile, pylock), environment.yml, conda list. Exit codes: 0 nothing that can change numbers
     differs, 1 something does, 2 bad usage or unreadable input.
     """
-    from bisect_tool.environment_diff import diff as diff_facts
-    from bisect_tool.environment_files import read_facts
+    from bisect_tool.environments.diff import diff as diff_facts
+    from bisect_tool.environments.files import read_facts
 
     folder = None if output is None else Path(output)
     if folder is not None:

@@ -42,7 +42,7 @@ def _print_rendered(text: str) -> None:
     """As rich shows Markdown, no wider than is read with ease."""
     from rich.markdown import Markdown
 
-    from bisect_tool.reporters.terminal import PipedConsole
+    from bisect_tool.reporters.layout import PipedConsole
 
     console = PipedConsole()
     console.print(Markdown(text), width=min(console.width, MOST_COLUMNS))

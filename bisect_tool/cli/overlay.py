@@ -150,7 +150,7 @@ def _write_texts(texts: dict[Path, str]) -> None:
 
 def tell(written: Sequence[Written]) -> None:
     """Says what lies where, and how it is looked at."""
-    from bisect_tool.reporters.common import names_text, plural
+    from bisect_tool.reporters.wording import names_text, plural
 
     for each in written:
         click.echo(f"annotated   {each.annotated}")
@@ -200,6 +200,6 @@ def overlays_of_run(settings: Mapping[str, Any], report: Report, folder: Path, f
 
 
 def _shown(report: Report) -> SampleResult | None:
-    from bisect_tool.reporters.common import shown_sample
+    from bisect_tool.reporters.selecting import shown_sample
 
     return shown_sample(report)

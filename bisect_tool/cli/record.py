@@ -15,7 +15,7 @@ import click
 
 from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
-from bisect_tool.cli.loading import Loaded, case_name, load, make_case
+from bisect_tool.cli.loading import case_name, load, make_case
 from bisect_tool.cli.process import load_libraries
 from bisect_tool.cli.progress import progress
 from bisect_tool.cli.run import settings_of
@@ -77,12 +77,12 @@ def record(
     own = {name: given.pop(name) for name in ("device", "mode", "seed", "optimization", "level", "floor")}
     globs = given.pop("stages")
     say = progress(quiet)
-    _check_place(output, folder, force)
+    _check_place(output, force)
     script, steps = given.pop("script"), given.pop("steps")
     rest = [*(given[name] for name in ("model", "checkpoint") if given[name]), *context.args]
     if not script and context.args:
         raise BisectError(f"unexpected argument {context.args[0]!r}", hint="MODEL and CHECKPOINT are all there is")
-    settings = {**given, "model": None} if script else _settings(given, own)
+    settings = {**given, "model": None} if script else _settings(given)
     say("loading libraries")
     load_libraries()
     interrupts.work_begins()
@@ -147,7 +147,7 @@ def _told() -> Iterator[None]:
         raise BisectError(error.message, hint=error.hint) from error
 
 
-def _check_place(output: str, folder: bool, force: bool) -> None:
+def _check_place(output: str, force: bool) -> None:
     """Before the model is loaded, which may take long; and without torch, which takes long too."""
     place = Path(output)
     if place.exists() and not force:
@@ -158,7 +158,7 @@ def _check_place(output: str, folder: bool, force: bool) -> None:
         raise BisectError(f"{output}: there is no folder {place.parent}", hint="make it first")
 
 
-def _settings(given: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
     if given["onnx"] and not given["model"] and not given["config"]:
         if not given["inputs"] or given["preprocess"]:
             raise BisectError("no sample given", hint="--input sample.npz: the tensors that the graph is fed with")
@@ -208,7 +208,7 @@ def _record_model(
     }
     module: Any = case.module
     if settings["onnx"]:
-        configuration = _run_onnx(recording, settings, own, loaded, case, say)
+        configuration = _run_onnx(recording, settings, own, case, say)
         configuration.update(chosen)
     else:
         set_mode(module, own["mode"])
@@ -229,7 +229,6 @@ def _run_onnx(
     recording: Any,
     settings: Mapping[str, Any],
     own: Mapping[str, Any],
-    loaded: Loaded,
     case: Any,
     say: Callable[[str], None],
 ) -> dict[str, Any]:

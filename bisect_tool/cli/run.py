@@ -29,7 +29,7 @@ from bisect_tool.sizes import parse_size
 from bisect_tool.tolerances import make_tolerance
 
 if TYPE_CHECKING:
-    from bisect_tool.calibrated import TableInForce
+    from bisect_tool.calibration.calibrated import TableInForce
     from bisect_tool.experiments import MatrixGraphs
     from bisect_tool.pipeline import LoadedCase, Options
     from bisect_tool.records import Report
@@ -217,7 +217,7 @@ def _take_table(settings: dict[str, Any], level: str | None) -> None:
     Raises:
         BisectError: the table can't be read, or something else excludes it.
     """
-    from bisect_tool.tolerance_table import read_table
+    from bisect_tool.calibration.tolerance_table import read_table
 
     path = settings["tolerances"]
     others = [f"--{name.replace('_', '-')}" for name in _LIMITS if settings[name] is not None]
@@ -555,7 +555,7 @@ def _table_in_force(settings: Mapping[str, Any], module: Any) -> TableInForce | 
     if table is None:
         return None
     from bisect_tool.backends.architecture import modules_of
-    from bisect_tool.calibrated import in_force
+    from bisect_tool.calibration.calibrated import in_force
     from bisect_tool.hardware import this_hardware
 
     return in_force(str(settings["tolerances"]), table, modules_of(module), this_hardware().name)

@@ -42,9 +42,9 @@ def compare_recordings(
     Raises:
         BisectError: a recording can't be read, or an option does not fit.
     """
-    from bisect_tool.bundles import open_bundle
-    from bisect_tool.compare_traces import compare_traces
     from bisect_tool.picture_formats import read_formats
+    from bisect_tool.recordings.bundles import open_bundle
+    from bisect_tool.recordings.compare_traces import compare_traces
     from bisect_tool.store import check_report_folder, report_text
 
     formats = read_formats(plots)

@@ -165,20 +165,10 @@ def _expected(node: Described) -> Iterator[tuple[str, Any]]:
         yield "alpha", float(given["alpha"])
     elif (node.op, kind) == ("Gelu", "GELU"):
         yield "approximate", given["approximate"]
-    elif node.op == "AveragePool" and kind.startswith("AvgPool"):
-        yield "ceil_mode", int(given["ceil_mode"])
-        # Without padding there is nothing to count.
-        if any(_numbers(given["padding"])):
-            yield "count_include_pad", int(given["count_include_pad"])
-        yield from _window(node, given)
-    elif node.op == "MaxPool" and kind.startswith("MaxPool"):
-        yield "ceil_mode", int(given["ceil_mode"])
-        yield from _window(node, given)
+    elif (node.op, kind[:7]) in (("AveragePool", "AvgPool"), ("MaxPool", "MaxPool")):
+        yield from _pool(node, given)
     elif node.op in _WINDOWS and kind.startswith(("Conv", "ConvTranspose")):
-        yield "group", int(given["groups"])
-        for name, own in (("strides", "stride"), ("dilations", "dilation")):
-            if name in node.attributes and len(_numbers(node.attributes[name])) == len(_numbers(given[own])):
-                yield name, _numbers(given[own])
+        yield from _steps(node, given)
     elif (node.op, kind) == ("DepthToSpace", "PixelShuffle"):
         yield "blocksize", int(given["upscale_factor"])
         yield "mode", "CRD"
@@ -191,6 +181,14 @@ def _expected(node: Described) -> Iterator[tuple[str, Any]]:
         yield "linear_before_reset", 1
 
 
+def _pool(node: Described, given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield "ceil_mode", int(given["ceil_mode"])
+    # Without padding there is nothing to count, and a maximum counts nothing.
+    if node.op == "AveragePool" and any(_numbers(given["padding"])):
+        yield "count_include_pad", int(given["count_include_pad"])
+    yield from _window(node, given)
+
+
 def _window(node: Described, given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Size and step of a pool."""
     size = _numbers(given.get("kernel_size"))
@@ -198,6 +196,14 @@ def _window(node: Described, given: Mapping[str, Any]) -> Iterator[tuple[str, An
         have = _numbers(node.attributes.get(name))
         if have and own:
             yield name, own * len(have) if len(own) == 1 else own
+
+
+def _steps(node: Described, given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Groups, strides and dilations of a convolution."""
+    yield "group", int(given["groups"])
+    for name, own in (("strides", "stride"), ("dilations", "dilation")):
+        if name in node.attributes and len(_numbers(node.attributes[name])) == len(_numbers(given[own])):
+            yield name, _numbers(given[own])
 
 
 def _upsample(node: Described, given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

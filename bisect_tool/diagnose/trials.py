@@ -6,14 +6,14 @@ Nothing here runs anything: trials are proposed as edits of nodes, in the order 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.align import family
+from bisect_tool.align.families import family
 from bisect_tool.diagnose.attention import masks
 from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
 from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, EXTRA, MISSING, OPERANDS, OPERATOR, PRECISION, WEIGHT
@@ -62,11 +62,21 @@ def propose(
     for node in nodes:
         yield from recurrence(node, statics)
     yield from _all_weights(nodes, statics)
+    yield from _changed_nodes(nodes, calls, opset, stage or nodes)
+    for node in nodes:
+        yield from _in_front(node, calls, opset)
+    for node in nodes:
+        yield from _inserted(node, calls, opset)
+
+
+def _changed_nodes(
+    nodes: Sequence[Node], calls: Sequence[Call], opset: int, stage: Sequence[Node]
+) -> Iterator[Trial | Fit]:
+    """Nodes left out, exchanged or set otherwise; the arguments are those of :func:`propose`."""
     # An exchange of operands can come to the same as what follows: ``Less`` for ``Greater``, a ``Not`` before ``Where``.
-    left_out = _left_out(nodes, calls, stage or nodes, opset)
+    left_out = _left_out(nodes, calls, stage, opset)
     yield from (trial for surplus, trial in left_out if surplus)
     known = {form.op for call in calls for form in forms(call, opset)}
-    parts = {part for call in calls for listed in written_out(call).values() for part in listed}
     for node in nodes:
         if node.op in _COMPARING and node.op not in known:
             yield from _replaced(node, calls, opset)
@@ -76,17 +86,26 @@ def propose(
         yield from _towards_calls(node, calls, opset)
     for node in nodes:
         yield from pieces(node, calls, opset)
-    yield from masks(nodes, stage or nodes, calls)
+    yield from masks(nodes, stage, calls)
     yield from (trial for surplus, trial in left_out if not surplus)
     doubtful: list[Trial] = []
     for node in nodes:
         for trial in _replaced(node, calls, opset):
-            if isinstance(trial.edit, Edit) and _is_part(node, trial.edit, stage or nodes):
-                doubtful.append(_in_doubt(node, trial))
+            if isinstance(trial.edit, Edit) and _is_part(node, trial.edit, stage):
+                doubtful.append(_in_doubt(trial))
             else:
                 yield trial
+    yield from _other_numbers(nodes, calls, known, stage)
+    yield from doubtful
+
+
+def _other_numbers(
+    nodes: Sequence[Node], calls: Sequence[Call], known: Set[str], stage: Sequence[Node]
+) -> Iterator[Trial | Fit]:
+    """Constants fitted, and settings that PyTorch's calls do not name. ``known``: operators that write them out."""
+    parts = {part for call in calls for listed in written_out(call).values() for part in listed}
     for node in nodes:
-        yield from _other_part(node, calls, stage or nodes)
+        yield from _other_part(node, calls, stage)
     for node in nodes:
         yield from _fitted(node, calls)
     for node in nodes:
@@ -96,11 +115,6 @@ def propose(
     for node in nodes:
         yield from _other_settings(node)
         yield from _other_windows(node)
-    yield from doubtful
-    for node in nodes:
-        yield from _in_front(node, calls, opset)
-    for node in nodes:
-        yield from _inserted(node, calls, opset)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -418,7 +432,7 @@ _FUNCTIONS = frozenset(
 """Functions of one number that one may stand where another belongs."""
 
 
-def _in_doubt(node: Node, trial: Trial) -> Trial:
+def _in_doubt(trial: Trial) -> Trial:
     """The whole of an operator in the place of a part: a way to mend it that does not say what is wrong."""
     text = (
         f"not certain: {trial.text}, but it may be one of several nodes that compute it, and another of them be wrong"

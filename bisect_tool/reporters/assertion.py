@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bisect_tool.records import Report
-from bisect_tool.reporters import common, failing
+from bisect_tool.reporters import failing, wording
 from bisect_tool.verification import metric_line
 
 MOST_STAGES = 5
@@ -30,8 +30,8 @@ def _lines(report: Report) -> Iterator[str]:
     # The first line is all that a summary of many tests has room for: it names the stage.
     if stages:
         yield f"{head}, first differing stage {stages[0].name} at {stages[0].place}"
-        yield from _first(report, stages[0])
-        yield from _others(report, stages)
+        yield from _first(stages[0])
+        yield from _others(stages)
     elif outputs:
         run, out = outputs[0]
         yield f"{head}, output {out.output} differs: {failing.why_output(out, report)} ({run.name})"
@@ -56,33 +56,33 @@ def _summary(report: Report) -> str:
     return report.verdict.summary[0] if report.verdict.summary else report.verdict.status
 
 
-def _first(report: Report, stage: failing.FailingStage) -> Iterator[str]:
+def _first(stage: failing.FailingStage) -> Iterator[str]:
     """The stage that a reader looks at first: what is over its limit, where in the tensor, and whether it made the error."""
     result = stage.row.results[stage.config]
     yield f"  {stage.why}   ({stage.config})"
-    for line in common.worst_element_lines(result.total, result.spread):
+    for line in wording.worst_element_lines(result.total, result.spread):
         yield f"  {line}"
     if stage.origin is not None:
-        yield f"  error is made here: {common.noise_text(stage.origin.noise_ratio, stage.origin.side)}"
-        nodes = [common.printable(name) for name in stage.origin.onnx_nodes[:3]]
+        yield f"  error is made here: {wording.noise_text(stage.origin.noise_ratio, stage.origin.side)}"
+        nodes = [wording.printable(name) for name in stage.origin.onnx_nodes[:3]]
         if nodes:
             yield f"  ONNX nodes: {', '.join(nodes)}"
 
 
-def _others(report: Report, stages: list[failing.FailingStage]) -> Iterator[str]:
+def _others(stages: list[failing.FailingStage]) -> Iterator[str]:
     rest = stages[1:]
     made = [stage for stage in rest if stage.origin is not None]
     for stage in made[:MOST_STAGES]:
         yield f"  error is made in {stage.name} too, at {stage.place}: {stage.why}"
     if rest:
         names = ", ".join(stage.name for stage in rest[:MOST_STAGES]) + (" ..." if len(rest) > MOST_STAGES else "")
-        yield f"  {common.plural(len(rest), 'later stage')} over their limits: {names}"
+        yield f"  {wording.plural(len(rest), 'later stage')} over their limits: {names}"
 
 
 def _outputs(report: Report) -> Iterator[str]:
     shown = [(run, out) for run in failing.counting_runs(report) for out in run.outputs]
     for run, out in shown[:MOST_OUTPUTS]:
         failed = out.judgement == "fail"
-        words = failing.why_output(out, report) if failed else f"relative L2 {common.sci(out.total.rel_l2)}"
+        words = failing.why_output(out, report) if failed else f"relative L2 {wording.sci(out.total.rel_l2)}"
         agreed = f"; {failing.agreement_text(out.agreement)}" if out.agreement is not None else ""
-        yield f"  output {common.printable(out.output)} ({run.name}): {words}{agreed}"
+        yield f"  output {wording.printable(out.output)} ({run.name}): {words}{agreed}"

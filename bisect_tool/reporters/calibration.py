@@ -8,12 +8,11 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from bisect_tool.limits import CONFIDENCE, samples_needed
-from bisect_tool.reporters import common
-from bisect_tool.reporters.layout import Column, Page, Row, Span
-from bisect_tool.reporters.terminal import PipedConsole
-from bisect_tool.table_from_runs import Made
-from bisect_tool.tolerance_table import StageLimits, ToleranceTable
+from bisect_tool.calibration.limits import CONFIDENCE, samples_needed
+from bisect_tool.calibration.table_from_runs import Made
+from bisect_tool.calibration.tolerance_table import StageLimits, ToleranceTable
+from bisect_tool.reporters import wording
+from bisect_tool.reporters.layout import Column, Page, PipedConsole, Row, Span
 
 WIDEST = 8
 """Stages that are shown."""
@@ -48,14 +47,14 @@ def render(made: Made, written: Sequence[str], failed: Mapping[str, str], consol
     limited = [stage for stage in table.stages if stage.metrics]
     page.line((written[0] if written else "tolerances", "bold"))
     page.prose(
-        f"limits for {common.plural(len(limited), 'stage')} from {common.plural(known.samples, 'sample')}, "
+        f"limits for {wording.plural(len(limited), 'stage')} from {wording.plural(known.samples, 'sample')}, "
         f"{known.runs} known-good runs",
         indent="  ",
     )
     for line in tail_lines(table):
         page.prose(line, indent="  ")
     for machine in table.hardware if len(table.hardware) > 1 else ():
-        page.prose(f"{machine.name}: {common.plural(machine.samples, 'sample')}, tail {machine.tail}", indent="  ")
+        page.prose(f"{machine.name}: {wording.plural(machine.samples, 'sample')}, tail {machine.tail}", indent="  ")
     page.line()
     _widest(page, limited)
     page.line()
@@ -86,7 +85,7 @@ def tail_lines(table: ToleranceTable) -> list[str]:
         if known.tail == "too few"
         else "the tail is extrapolated, and the limits are wider for it"
     )
-    had = common.plural(known.samples, "sample")
+    had = wording.plural(known.samples, "sample")
     return [f"meant for {rate} false alarms a run; {had} cannot show that, {needed} could: {why}"]
 
 
@@ -109,18 +108,18 @@ def _widest(page: Page, stages: Sequence[StageLimits]) -> None:
                 (
                     str(stage.ref),
                     str(stage.n),
-                    common.sci(total.p50 if total else None),
-                    common.sci(total.max if total else None),
-                    common.sci(total.limit if total else None),
-                    common.sci(own.p50 if own else None),
-                    common.sci(own.limit if own else None),
+                    wording.sci(total.p50 if total else None),
+                    wording.sci(total.max if total else None),
+                    wording.sci(total.limit if total else None),
+                    wording.sci(own.p50 if own else None),
+                    wording.sci(own.limit if own else None),
                 )
             )
         )
     if len(order) > WIDEST:
         narrow = order[-1]
         rows.append(
-            Span(f"and {len(order) - WIDEST} more, down to {common.sci(_limit(narrow, 'rel_l2'))} at {narrow.ref}")
+            Span(f"and {len(order) - WIDEST} more, down to {wording.sci(_limit(narrow, 'rel_l2'))} at {narrow.ref}")
         )
     page.table(columns, rows)
     page.prose("relative L2 of the total error, and of the error that a stage makes itself", style="dim")

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bisect_tool.calibration.table_from_runs import Made, smallest_caught
+from bisect_tool.calibration.tolerance_table import MetricLimit
 from bisect_tool.records import StageRef
 from bisect_tool.reporters.plot_style import LABEL_WIDTH, LIGHT, save, stage_name, text
 from bisect_tool.reporters.plots import LABELS, _dress
-from bisect_tool.table_from_runs import Made, smallest_caught
-from bisect_tool.tolerance_table import MetricLimit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bisect_tool.diagnose.causes import UNKNOWN
 from bisect_tool.diagnose.explain import codes
 from bisect_tool.records import Finding, LedgerEntry, Report
-from bisect_tool.reporters import common
+from bisect_tool.reporters import selecting, wording
 
 _RANK = {"cause": 0, "contributes": 1, "explored only": 2, "no answer": 3, "ruled out": 4}
 
@@ -69,7 +69,7 @@ def _hypotheses(code: str, entries: Sequence[LedgerEntry]) -> Hypotheses:
 
 def count_text(row: Hypotheses) -> str:
     """``3 changes``; of what was only looked at, what was seen."""
-    return common.plural(row.count, "change") if row.count else "seen"
+    return wording.plural(row.count, "change") if row.count else "seen"
 
 
 def findings(report: Report) -> list[Finding]:
@@ -146,7 +146,7 @@ def _diagnosed(report: Report) -> list[Considered]:
             each.code,
             each.title,
             str(each.origin) if each.origin is not None else "",
-            common.tried_text(each),
+            selecting.tried_text(each),
             each.error_before,
             each.error_after,
         )

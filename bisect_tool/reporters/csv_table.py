@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bisect_tool.records import Comparison, Report, StageRow
-from bisect_tool.reporters.common import shape_text
+from bisect_tool.reporters.wording import shape_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -7,10 +7,9 @@ from typing import IO
 
 from rich.console import Console
 
-from bisect_tool.data_records import Cell, DataComparison, ItemResult, Limits, SideStats
-from bisect_tool.reporters import common
-from bisect_tool.reporters.layout import Column, Page, Row, Span
-from bisect_tool.reporters.terminal import PipedConsole
+from bisect_tool.data.records import Cell, DataComparison, ItemResult, Limits, SideStats
+from bisect_tool.reporters import wording
+from bisect_tool.reporters.layout import Column, Page, PipedConsole, Row, Span
 
 ITEMS = 12
 """Columns or arrays in the table; those that differ come first."""
@@ -29,8 +28,8 @@ def render(found: DataComparison, console: Console, *, all_items: bool = False) 
     """Print a comparison; the console's width decides which columns there is room for."""
     page = Page(console)
     for name, side in (("first", found.expected), ("second", found.actual)):
-        rows = f", {common.plural(side.rows, 'row')}" if side.rows is not None else ""
-        size = f" ({side.format}, {common.plural(side.items, _WHAT[found.kind])}{rows}, sha256 {side.sha256[:12]})"
+        rows = f", {wording.plural(side.rows, 'row')}" if side.rows is not None else ""
+        size = f" ({side.format}, {wording.plural(side.items, _WHAT[found.kind])}{rows}, sha256 {side.sha256[:12]})"
         page.prose(side.path + size, label=(f"{name:<8}", "bold"))
     for note in found.notes:
         page.prose(note, label=("note: ", "bold yellow"))
@@ -46,8 +45,8 @@ def render(found: DataComparison, console: Console, *, all_items: bool = False) 
         page.line()
         page.line(("What it looks like", "bold"))
         for pattern in found.patterns:
-            names = common.names_text(pattern.items, 6)
-            share = f"explains {common.percent(round(pattern.explains * 1000), 1000)} of the differing cells there"
+            names = wording.names_text(pattern.items, 6)
+            share = f"explains {wording.percent(round(pattern.explains * 1000), 1000)} of the differing cells there"
             page.prose(f"{pattern.text} ({names}); {share}", label=("- ", ""), indent="  ")
     page.line()
     _items(page, found, all_items)
@@ -60,7 +59,7 @@ def _verdict(page: Page, found: DataComparison) -> None:
             text = "the files are the same, byte for byte"
         elif differing:
             verb = "differs," if differing == 1 else "differ, all"
-            text = f"{common.plural(differing, 'cell')} {verb} within {limits_text(found.limits)}"
+            text = f"{wording.plural(differing, 'cell')} {verb} within {limits_text(found.limits)}"
         else:
             text = (
                 "all values are equal; the files' bytes are not (how numbers are written, order of keys, metadata ...)"
@@ -71,9 +70,11 @@ def _verdict(page: Page, found: DataComparison) -> None:
     compared = sum(item.compared for item in found.items)
     if beyond:
         items = sum(item.beyond > 0 for item in found.items)
-        where = common.plural(items, _WHAT[found.kind])
+        where = wording.plural(items, _WHAT[found.kind])
         verb = "differs" if beyond == 1 else "differ"
-        text = f"{beyond} of {common.plural(compared, 'cell')} {verb} ({common.percent(beyond, compared)}), in {where}"
+        text = (
+            f"{beyond} of {wording.plural(compared, 'cell')} {verb} ({wording.percent(beyond, compared)}), in {where}"
+        )
         if not found.limits.exact:
             text += f", by more than {limits_text(found.limits)}"
         text += size_text(found.items)
@@ -90,10 +91,10 @@ def size_text(items: Sequence[ItemResult]) -> str:
     if not measured:
         return ""
     worst = max(measured, key=lambda item: item.max_abs or 0.0)
-    text = f"; greatest difference {common.ratio(worst.max_abs)}"
+    text = f"; greatest difference {wording.ratio(worst.max_abs)}"
     relative = max(item.max_rel or 0.0 for item in measured)
     steps = [item.max_ulp for item in measured if item.max_ulp is not None]
-    text += f", {common.sci(relative)} relative to the larger value"
+    text += f", {wording.sci(relative)} relative to the larger value"
     if steps and max(steps) < 1e5:
         text += f" ({max(steps):.3g} ulp)"
     return text
@@ -110,7 +111,7 @@ def first_text(cell: Cell, table: bool) -> str:
     """Where the first difference is, and both values."""
     values = f"{cell.expected} against {cell.actual}"
     if not table:
-        return f"{cell.item} at {common.index_text(cell.index)}: {values}"
+        return f"{cell.item} at {wording.index_text(cell.index)}: {values}"
     line = f" (line {cell.line} of the file)" if cell.line is not None else ""
     # Columns without a name are called by their number.
     column = cell.item if cell.item.startswith("column ") else f"column {cell.item}"
@@ -123,7 +124,7 @@ def _shares(page: Page, found: DataComparison) -> None:
         if not any(counts):
             continue
         texts = [
-            f"{count} ({common.percent(count, cells)})" if count else "none"
+            f"{count} ({wording.percent(count, cells)})" if count else "none"
             for count, cells in zip(counts, (one.cells, other.cells), strict=True)
         ]
         page.prose(f"{texts[0]} against {texts[1]} of all cells", label=(f"{label:<10}", "bold"), indent="  ")

@@ -7,10 +7,9 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from bisect_tool.environment_diff import Difference, EnvironmentDiff
-from bisect_tool.reporters import common
-from bisect_tool.reporters.layout import Page
-from bisect_tool.reporters.terminal import PipedConsole
+from bisect_tool.environments.diff import Difference, EnvironmentDiff
+from bisect_tool.reporters import wording
+from bisect_tool.reporters.layout import Page, PipedConsole
 
 LABEL = 12
 OTHERS = 8
@@ -127,7 +126,7 @@ def render_diff(found: EnvironmentDiff, console: Console, *, all_differences: bo
     else:
         parts = [f"{len(counts[level])} {level}" for level in ("likely", "possible", "unlikely") if counts[level]]
         parts += (
-            [f"{common.plural(len(counts['unknown']), 'package')} nothing is known of"] if counts["unknown"] else []
+            [f"{wording.plural(len(counts['unknown']), 'package')} nothing is known of"] if counts["unknown"] else []
         )
         page.prose(f"differences that can change numbers: {', '.join(parts)}", label=("DIFFERENT  ", "bold red"))
     for level, head in _HEADS.items():
@@ -137,7 +136,7 @@ def render_diff(found: EnvironmentDiff, console: Console, *, all_differences: bo
     if found.one_sided:
         page.line()
         page.line(("Named by one file only, and not counted", "bold"))
-        page.prose(common.names_text(found.one_sided, 200 if all_differences else OTHERS), indent="  ", style="dim")
+        page.prose(wording.names_text(found.one_sided, 200 if all_differences else OTHERS), indent="  ", style="dim")
     _checklist(page, found)
     if found.status != "same":
         _remedy(page, found)
@@ -201,7 +200,7 @@ def _checklist(page: Page, found: EnvironmentDiff) -> None:
     page.line(("Equal already", "bold"))
     for item in found.equal:
         label = _DOMAINS.get(item.domain, item.domain)
-        examples = ", ".join(common.shorten_middle(text, 52) for text in item.examples)
+        examples = ", ".join(wording.shorten_middle(text, 52) for text in item.examples)
         more = " ..." if item.count > len(item.examples) else ""
         page.prose(f"{label}, {item.count}: {examples}{more}", label=("[x] ", "green"), indent="  ")
     if not found.equal:

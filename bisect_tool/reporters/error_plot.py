@@ -10,7 +10,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from bisect_tool.records import Comparison, Report, StageRef, StageRow
-from bisect_tool.reporters import common
+from bisect_tool.reporters import selecting, wording
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Beyond these a value counts as zero, or as off the scale."""
@@ -105,7 +105,7 @@ def propagated(result: Comparison) -> float | None:
 
 def error_plot(report: Report, config: str | None) -> ErrorPlot | None:
     """The drawing for one configuration; ``None`` where no stage was compared under it."""
-    rows = common.stage_rows(report) or common.group_rows(report)
+    rows = selecting.stage_rows(report) or selecting.group_rows(report)
     found = [(row, row.results[config]) for row in rows if config in row.results] if config is not None else []
     if not found or config is None:
         return None
@@ -115,7 +115,7 @@ def error_plot(report: Report, config: str | None) -> ErrorPlot | None:
     # In the order in which they are drawn: what is judged lies on top.
     kinds = {
         "propagated": [propagated(result) if result else None for result in results],
-        "local": [common.local_rel(result) if result else None for result in results],
+        "local": [wording.local_rel(result) if result else None for result in results],
         "total": [result.total.rel_l2 if result else None for result in results],
     }
     scale = _Scale.of([value for values in (*kinds.values(), limits, floors) for value in values])
@@ -132,9 +132,9 @@ def error_plot(report: Report, config: str | None) -> ErrorPlot | None:
         for name, values in kinds.items()
         if any(value is not None for value in values)
     )
-    first, origins = common.first_ref(report, config), common.origin_refs(report, config)
+    first, origins = selecting.first_ref(report, config), selecting.origin_refs(report, config)
     marked = {index for index, row in enumerate(rows) if row.ref == first or row.ref in origins}
-    worst = common.worst_row(rows, config)
+    worst = selecting.worst_row(rows, config)
     worst_index = next((index for index, row in enumerate(rows) if row is worst), 0)
     stops = marked or {worst_index}
     spots = tuple(
@@ -198,8 +198,8 @@ class _Scale:
 
 
 def _limit(report: Report, config: str, row: StageRow) -> float | None:
-    names = common.dtypes_under(report, config, [row])
-    return max((common.rel_limit(report.tolerance, name) or 0.0 for name in names), default=0.0) or None
+    names = selecting.dtypes_under(report, config, [row])
+    return max((wording.rel_limit(report.tolerance, name) or 0.0 for name in names), default=0.0) or None
 
 
 def _curve(name: str, label: str, middles: Sequence[float], values: Sequence[float | None], scale: _Scale) -> Curve:
@@ -242,17 +242,17 @@ def _words(row: StageRow, first: StageRef | None, origins: Set[StageRef]) -> lis
 def _spot(
     row: StageRow, result: Comparison | None, words: Sequence[str], left: float, step: float, width: float, stop: bool
 ) -> Spot:
-    name = common.printable(row.ref)
+    name = wording.printable(row.ref)
     about = ", ".join(
         [
             *words,
             row.type,
             *([row.source] if row.source else []),
-            common.JUDGEMENTS[result.judgement] if result else "n/c",
+            wording.JUDGEMENTS[result.judgement] if result else "n/c",
         ]
     )
     numbers = [] if result is None else _numbers(result)
-    lines = [common.shorten_middle(name, 70), common.shorten_middle(common.printable(about), 84), *numbers]
+    lines = [wording.shorten_middle(name, 70), wording.shorten_middle(wording.printable(about), 84), *numbers]
     x = left + step / 2
     box = min(max(map(len, lines)) * _CHARACTER + 20, width - 8)
     tip = min(max(x - box / 2, 4), width - box - 4)
@@ -261,21 +261,21 @@ def _spot(
 
 def _numbers(result: Comparison) -> list[str]:
     if result.total.problem is not None:
-        return [common.shorten_middle(common.printable(result.total.problem), 84)]
-    own, handed = common.local_rel(result), propagated(result)
-    first = [f"total {common.sci(result.total.rel_l2)}"]
-    first += [] if own is None else [f"local {common.sci(own)}"]
-    first += [] if handed is None else [f"propagated {common.sci(handed)}"]
+        return [wording.shorten_middle(wording.printable(result.total.problem), 84)]
+    own, handed = wording.local_rel(result), propagated(result)
+    first = [f"total {wording.sci(result.total.rel_l2)}"]
+    first += [] if own is None else [f"local {wording.sci(own)}"]
+    first += [] if handed is None else [f"propagated {wording.sci(handed)}"]
     second = [
         f"{word} {text}"
         for word, value, text in (
-            ("growth", result.growth, common.ratio(result.growth)),
-            ("noise ratio", result.noise_ratio, common.ratio(result.noise_ratio)),
-            ("of the final error", result.share, common.share_text(result.share)),
+            ("growth", result.growth, wording.ratio(result.growth)),
+            ("noise ratio", result.noise_ratio, wording.ratio(result.noise_ratio)),
+            ("of the final error", result.share, wording.share_text(result.share)),
         )
         if value is not None
     ]
-    third = [f"largest difference {common.sci(result.total.max_abs)}"] if not math.isnan(result.total.max_abs) else []
+    third = [f"largest difference {wording.sci(result.total.max_abs)}"] if not math.isnan(result.total.max_abs) else []
     return [", ".join(part) for part in (first, second, third) if part]
 
 
@@ -288,8 +288,8 @@ def _names(
     for index in (*marked, *(index for index, known in enumerate(compared) if known)):
         if all(abs(index - other) >= apart for other in chosen):
             chosen.append(index)
-    short = {index: common.initials(common.printable(rows[index].ref), _LABEL) for index in sorted(chosen)}
-    return [(middles[index], common.shorten_middle(name, _LABEL)) for index, name in short.items()]
+    short = {index: wording.initials(wording.printable(rows[index].ref), _LABEL) for index in sorted(chosen)}
+    return [(middles[index], wording.shorten_middle(name, _LABEL)) for index, name in short.items()]
 
 
 def tip_height(spot: Spot) -> float:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bisect_tool.calibrated import limit_text
+from bisect_tool.calibration.calibrated import limit_text
 from bisect_tool.judging import makes_error
 from bisect_tool.metrics import kind_of_name, relative_limit
 from bisect_tool.records import (
@@ -21,7 +21,7 @@ from bisect_tool.records import (
     Tolerance,
     UserMetric,
 )
-from bisect_tool.reporters import common
+from bisect_tool.reporters import wording
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +94,10 @@ def why_stage(row: StageRow, result: Comparison, tolerance: Tolerance) -> str:
     if result.limit is not None:
         return _broken(result.total) or limit_text(result.limit)
     if tolerance.source in ("default", "calibrated") and result.local is not None and makes_error(row, result):
-        own = _broken(result.local) or f"own error {common.sci(result.local.rel_l2)}"
+        own = _broken(result.local) or f"own error {wording.sci(result.local.rel_l2)}"
         if result.noise_ratio is None:
             return f"{own}, more than rounding"
-        return f"{own} ({common.ratio(result.noise_ratio)} x noise floor)"
+        return f"{own} ({wording.ratio(result.noise_ratio)} x noise floor)"
     return why_metrics(result.total, row.dtype, tolerance)
 
 
@@ -115,16 +115,16 @@ def why_metrics(total: ErrorMetrics, dtype: str, tolerance: Tolerance) -> str:
     if broken:
         return broken
     if tolerance.max_abs is not None:
-        return f"max abs {common.sci(total.max_abs)}, limit {common.sci(tolerance.max_abs)}"
+        return f"max abs {wording.sci(total.max_abs)}, limit {wording.sci(tolerance.max_abs)}"
     if tolerance.atol is not None:
-        limits = f"atol {common.sci(tolerance.atol)}, rtol {common.sci(tolerance.rtol)}"
-        return f"max abs {common.sci(total.max_abs)} at {total.worst_index}, beyond {limits}"
+        limits = f"atol {wording.sci(tolerance.atol)}, rtol {wording.sci(tolerance.rtol)}"
+        return f"max abs {wording.sci(total.max_abs)} at {total.worst_index}, beyond {limits}"
     if tolerance.min_sqnr is not None:
         return f"SQNR {total.sqnr_db:.1f} dB, least {tolerance.min_sqnr:g} dB"
     if kind_of_name(dtype) == "integer":
         return f"{total.differing} of {total.count} whole numbers differ"
-    text = f"relative L2 {common.sci(total.rel_l2)}"
-    return text if tolerance.rel_l2 is None else f"{text}, limit {common.sci(relative_limit(dtype, tolerance))}"
+    text = f"relative L2 {wording.sci(total.rel_l2)}"
+    return text if tolerance.rel_l2 is None else f"{text}, limit {wording.sci(relative_limit(dtype, tolerance))}"
 
 
 def _broken(metrics: ErrorMetrics) -> str | None:
@@ -141,19 +141,19 @@ def agreement_text(found: Agreement) -> str:
     same = round(found.argmax * found.positions)
     if found.axis is None:
         return f"{same} of {found.positions} whole numbers the same"
-    positions = common.plural(found.positions, "position")
+    positions = wording.plural(found.positions, "position")
     text = f"same class at {same} of {positions} (axis {found.axis}, {found.classes} classes)"
     if found.top_k is not None:
-        text += f", top {found.k} {common.share_text(found.top_k)} in common"
+        text += f", top {found.k} {wording.share_text(found.top_k)} in common"
     if same < found.positions and found.widest_lead is not None:
-        text += f", lead of a lost class at most {common.sci(found.widest_lead)}"
+        text += f", lead of a lost class at most {wording.sci(found.widest_lead)}"
     return text
 
 
 def judged_by(report: Report) -> str:
     """The tolerance in words, for the dtypes that occur."""
     dtypes = sorted({row.dtype for row in report.stages if row.results})
-    return common.tolerance_text(report.tolerance, dtypes, floors=not report.chain)
+    return wording.tolerance_text(report.tolerance, dtypes, floors=not report.chain)
 
 
 def graph_name(report: Report) -> str:

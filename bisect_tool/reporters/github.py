@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bisect_tool.errors import BisectError
 from bisect_tool.records import Report
-from bisect_tool.reporters import common, failing
+from bisect_tool.reporters import failing, wording
 from bisect_tool.verification import metric_line
 
 MOST = 10
@@ -60,7 +60,7 @@ def _all(report: Report, root: Path) -> Iterator[str]:
 def _line(message: str, title: str, source: str | None, root: Path) -> str:
     properties = {**_place(source, root), "title": title}
     given = ",".join(f"{key}={_escaped(value, property=True)}" for key, value in properties.items())
-    return f"::error {given}::{_escaped(common.printable(message))}"
+    return f"::error {given}::{_escaped(wording.printable(message))}"
 
 
 def _place(source: str | None, root: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bisect_tool.records import ConfigRun, Report, StageRow
-from bisect_tool.reporters import common
+from bisect_tool.reporters import selecting, wording
 from bisect_tool.reporters.plot_style import LIGHT, bare, stage_name, text
 
 if TYPE_CHECKING:
@@ -33,23 +33,23 @@ LETTER = 0.072
 
 def applies(report: Report) -> bool:
     """Whether the report is that of a matrix, with stages under more than one configuration."""
-    return common.is_matrix(report) and len(columns(report)) > 1
+    return selecting.is_matrix(report) and len(columns(report)) > 1
 
 
 def columns(report: Report) -> list[ConfigRun]:
     """Configurations with results, those that were only tried to explain others left out."""
-    rows = common.stage_rows(report)
+    rows = selecting.stage_rows(report)
     return [
         run
         for run in report.configs
-        if not common.is_trial(run, report) and any(run.name in row.results for row in rows)
+        if not selecting.is_trial(run, report) and any(run.name in row.results for row in rows)
     ]
 
 
 def rows_of(report: Report) -> list[StageRow]:
     """Stages that any of the columns compares."""
     names = {run.name for run in columns(report)}
-    return [row for row in common.stage_rows(report) if names & row.results.keys()]
+    return [row for row in selecting.stage_rows(report) if names & row.results.keys()]
 
 
 def draw(report: Report) -> Figure:
@@ -63,7 +63,7 @@ def draw(report: Report) -> Figure:
     runs, rows = columns(report), rows_of(report)
     ticks = _ticks(report, rows)
     names = [stage_name(rows[index].ref) for index in ticks]
-    heads = [f"{text(run.name, 26)}{'' if run.gating else ' *'}: {common.STATUSES[run.status]}" for run in runs]
+    heads = [f"{text(run.name, 26)}{'' if run.gating else ' *'}: {wording.STATUSES[run.status]}" for run in runs]
     # Room for names, in inches: measured by matplotlib itself it takes longer than all the rest.
     left, top = 0.4 + LETTER * max(map(len, names)), 0.7 + 0.9 * LETTER * max(map(len, heads))
     right, bottom = max(1.3, 0.5 * LETTER * max(map(len, heads))), 0.5
@@ -131,7 +131,7 @@ def _marks(axes: Axes, rows: Sequence[StageRow], runs: Sequence[ConfigRun], leve
             color = LIGHT.paper if levels[y, x] > (LOWEST + HIGHEST) / 2 else LIGHT.ink
             fails = result.judgement == "fail"
             if numbers:
-                words = ("× " if fails else "") + common.sci(result.total.rel_l2)
+                words = ("× " if fails else "") + wording.sci(result.total.rel_l2)
                 axes.text(x, y, words, ha="center", va="center", fontsize=7, color=color)
             elif fails and len(rows) <= NAMED_ROWS:
                 axes.plot(x, y, marker="x", markersize=4, color=color)

@@ -15,8 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bisect_tool.records import Comparison, Report, StageRef, StageRow
-from bisect_tool.reporters import causes, common, error_plot, module_tree, neighbourhood, pairs, tensor_pictures
+from bisect_tool.records import Comparison, Report, StageRef
+from bisect_tool.reporters import (
+    causes,
+    error_plot,
+    module_tree,
+    neighbourhood,
+    pairs,
+    selecting,
+    tensor_pictures,
+    wording,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -35,7 +44,7 @@ the heat table has all of them."""
 def html_text(report: Report) -> str:
     """The content of ``index.html``."""
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    config = common.main_config(report)
+    config = selecting.main_config(report)
     names = _table_configs(report, config)
     considered = causes.considered(report)
     views = tensor_pictures.views(report, config)
@@ -48,35 +57,35 @@ def html_text(report: Report) -> str:
         plot=error_plot.error_plot(report, config),
         tip_height=error_plot.tip_height,
         plot_text=_plot_text(report, config),
-        statuses=common.STATUSES,
-        judgements=common.JUDGEMENTS,
+        statuses=wording.STATUSES,
+        judgements=wording.JUDGEMENTS,
         main_config=config,
-        alignment_text=common.alignment_text(report.alignment, common.looked_in(report)),
-        chain=[row for link in report.chain for row in common.chain_cells(link)],
-        judged_by_outputs=common.judged_by_outputs(report),
-        tolerance_text=common.tolerance_text(report.tolerance, floors=common.has_floors(report)),
-        command=common.command_text(report.case.get("command")),
+        alignment_text=wording.alignment_text(report.alignment, wording.looked_in(report)),
+        chain=[row for link in report.chain for row in wording.chain_cells(link)],
+        judged_by_outputs=selecting.judged_by_outputs(report),
+        tolerance_text=wording.tolerance_text(report.tolerance, floors=wording.has_floors(report)),
+        command=wording.command_text(report.case.get("command")),
         configs=[
             {
                 "run": run,
-                "worst": common.worst_row(common.stage_rows(report), run.name, report.tolerance),
-                "output": common.worst_output(run, report.tolerance),
+                "worst": selecting.worst_row(selecting.stage_rows(report), run.name, report.tolerance),
+                "output": selecting.worst_output(run, report.tolerance),
                 "effective": list(flat(run.effective)),
             }
             for run in report.configs
         ],
-        shown_sample=common.shown_sample(report),
-        shown_text=common.shown_text(report),
-        part_lines=common.part_lines(report, config),
+        shown_sample=selecting.shown_sample(report),
+        shown_text=selecting.shown_text(report),
+        part_lines=selecting.part_lines(report, config),
         first_glue=[stage for stage in report.glue if stage.after is None],
-        glue_text=common.glue_text,
-        parts_legend=common.PARTS_LEGEND,
-        matrix=_matrix(report) if common.is_matrix(report) else None,
-        remedy_code=common.remedy_code,
+        glue_text=selecting.glue_text,
+        parts_legend=selecting.PARTS_LEGEND,
+        matrix=_matrix(report) if selecting.is_matrix(report) else None,
+        remedy_code=selecting.remedy_code,
         hypothesis_cells=pairs.hypothesis_cells,
         hypothesis_columns=pairs.HYPOTHESIS_COLUMNS,
         sort_key=_sort_key,
-        rows=common.rows_by_ref(report),
+        rows=selecting.rows_by_ref(report),
         table=list(_table(report, config, names)),
         table_configs=names,
         left_out=[run.name for run in report.configs if run.name not in names],
@@ -90,16 +99,16 @@ def html_text(report: Report) -> str:
         considered=considered,
         considered_text=causes.counts_text(considered),
         marks={"cause": "●", "contributes": "◐", "explored only": "○", "no answer": "?", "ruled out": "✕"},
-        worst_element_lines=common.worst_element_lines,
-        deciding=common.deciding,
-        deciding_text=common.deciding_text(report.tolerance),
-        node_texts=common.node_texts,
-        weight_texts=common.weight_texts,
-        detail_texts=common.detail_texts,
-        tried_text=common.tried_text,
-        hand_over_text=common.hand_over_text,
-        runner_text=common.runner_text,
-        witness_text=common.witness_text,
+        worst_element_lines=wording.worst_element_lines,
+        deciding=selecting.deciding,
+        deciding_text=selecting.deciding_text(report.tolerance),
+        node_texts=wording.node_texts,
+        weight_texts=wording.weight_texts,
+        detail_texts=wording.detail_texts,
+        tried_text=selecting.tried_text,
+        hand_over_text=wording.hand_over_text,
+        runner_text=wording.runner_text,
+        witness_text=wording.witness_text,
         case=list(flat(report.case)),
         environment=list(flat(report.environment)),
         absent=[item for item in report.alignment.unaligned if not item.in_graph],
@@ -139,7 +148,7 @@ def _template() -> Template:
         "decibels",
         "printable",
     )
-    environment.filters.update({name: getattr(common, name) for name in helpers})
+    environment.filters.update({name: getattr(wording, name) for name in helpers})
     return environment.get_template("report.html.j2")
 
 
@@ -149,9 +158,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
         elif key == "command":
-            yield f"{prefix}{key}", common.command_text(value)
+            yield f"{prefix}{key}", wording.command_text(value)
         else:
-            yield f"{prefix}{key}", common.source_text(value)
+            yield f"{prefix}{key}", wording.source_text(value)
 
 
 def _worst_view(
@@ -161,39 +170,39 @@ def _worst_view(
     first = report.verdict.first_over_tolerance
     shown = {(origin.ref, origin.config) for origin in report.verdict.origins}
     shown |= {(first.ref, first.config)} if first is not None else set()
-    rows = common.rows_by_ref(report)
+    rows = selecting.rows_by_ref(report)
     left = [rows[ref] for ref, name in views if name == config and (ref, name) not in shown and ref in rows]
-    worst = common.worst_row(left, config)
+    worst = selecting.worst_row(left, config)
     return views[worst.ref, config] if worst is not None and config is not None else None
 
 
 def _matrix(report: Report) -> dict[str, Any]:
     """What only the report of a matrix has: words for its pairs, and the heat table."""
     requested = pairs.requested_texts(report)
-    names = [run.name for run in report.configs if not common.is_trial(run, report)]
+    names = [run.name for run in report.configs if not selecting.is_trial(run, report)]
     seen = {name for row in report.stages for name in row.results}
     columns = [name for name in names if name in seen]
     return {
-        "text": common.matrix_text(report),
-        "separation": common.separation_text(report),
-        "no_answers": common.no_answers(report),
+        "text": selecting.matrix_text(report),
+        "separation": selecting.separation_text(report),
+        "no_answers": selecting.no_answers(report),
         "pairs": {
             run.name: {
                 "requested": requested[run.name],
                 "in_effect": pairs.in_effect_text(run),
-                "first": common.first_divergence(report, run),
-                "made": common.made_most(report, run.name) if run.status == "diverges" else (),
-                "trial": common.is_trial(run, report),
+                "first": selecting.first_divergence(report, run),
+                "made": selecting.made_most(report, run.name) if run.status == "diverges" else (),
+                "trial": selecting.is_trial(run, report),
             }
             for run in report.configs
         },
         "heat_columns": columns,
         "heat": [
             {"row": row, "cells": [_heat(row.results.get(name)) for name in columns]}
-            for row in common.stage_rows(report)
+            for row in selecting.stage_rows(report)
             if any(name in row.results for name in columns)
         ],
-        "heat_levels": range(common.HEAT_LEVELS + 1),
+        "heat_levels": range(selecting.HEAT_LEVELS + 1),
     }
 
 
@@ -203,13 +212,13 @@ def _heat(result: Comparison | None) -> dict[str, Any]:
         return {"text": "", "level": None, "fails": False}
     error = result.total.rel_l2
     fails = result.judgement == "fail"
-    return {"text": common.sci(error), "level": common.heat_level(error), "fails": fails}
+    return {"text": wording.sci(error), "level": selecting.heat_level(error), "fails": fails}
 
 
 def _table_configs(report: Report, main: str | None) -> list[str]:
     """Configurations whose rows are in the stage table, in the report's order: as many as there is room for."""
     compared = Counter(name for row in report.stages for name in row.results)
-    chosen, left = set(), ROWS // 2 if common.is_matrix(report) else ROWS
+    chosen, left = set(), ROWS // 2 if selecting.is_matrix(report) else ROWS
     for name in sorted((run.name for run in report.configs), key=lambda name: name != main):
         if name == main or compared[name] <= left:
             chosen.add(name)
@@ -231,27 +240,27 @@ def _table(report: Report, main: str | None, configs: Sequence[str]) -> Iterator
                 "config": config,
                 "judgement": result.judgement if result else "not compared",
                 "problem": result.total.problem if result else None,
-                "first": bool(config) and row.ref == common.first_ref(report, config),
-                "origin": bool(config) and row.ref in common.origin_refs(report, config),
-                "numbers": _numbers(row, result),
+                "first": bool(config) and row.ref == selecting.first_ref(report, config),
+                "origin": bool(config) and row.ref in selecting.origin_refs(report, config),
+                "numbers": _numbers(result),
             }
 
 
-def _numbers(row: StageRow, result: Comparison | None) -> list[tuple[str, str]]:
+def _numbers(result: Comparison | None) -> list[tuple[str, str]]:
     """The cells with a number: what is shown, and what sorting reads."""
     total = result.total if result else None
-    whole = None if total is None or common.is_estimate(total) else total
+    whole = None if total is None or wording.is_estimate(total) else total
     values = (
-        (whole.max_abs if whole else None, common.sci),
-        (whole.mean_abs if whole else None, common.sci),
-        (total.rel_l2 if total else None, common.sci),
-        (common.local_rel(result) if result else None, common.sci),
-        (result.growth if result else None, common.ratio),
-        (result.amplification if result else None, common.ratio),
-        (result.share if result else None, common.share_text),
-        (result.noise_ratio if result else None, common.ratio),
-        (total.sqnr_db if total else None, lambda value: common.ratio(value)),
-        (total.max_ulp if total else None, common.ratio),
+        (whole.max_abs if whole else None, wording.sci),
+        (whole.mean_abs if whole else None, wording.sci),
+        (total.rel_l2 if total else None, wording.sci),
+        (wording.local_rel(result) if result else None, wording.sci),
+        (result.growth if result else None, wording.ratio),
+        (result.amplification if result else None, wording.ratio),
+        (result.share if result else None, wording.share_text),
+        (result.noise_ratio if result else None, wording.ratio),
+        (total.sqnr_db if total else None, wording.ratio),
+        (total.max_ulp if total else None, wording.ratio),
     )
     return [(word(value), _sort_key(value)) for value, word in values]
 
@@ -265,12 +274,12 @@ def _sort_key(value: float | None) -> str:
 
 def _plot_text(report: Report, config: str | None) -> str:
     """The plot in words, for those who do not see it."""
-    worst = common.worst_row(common.stage_rows(report) or common.group_rows(report), config)
+    worst = selecting.worst_row(selecting.stage_rows(report) or selecting.group_rows(report), config)
     if worst is None or config is None:
         return "Plot of the error by stage; no stage was compared."
-    largest = common.sci(worst.results[config].total.rel_l2)
+    largest = wording.sci(worst.results[config].total.rel_l2)
     text = f"Plot of the error by stage under {config}: relative L2 error is largest at {worst.ref}, {largest}."
-    first = common.first_ref(report, config)
+    first = selecting.first_ref(report, config)
     return text + (f" The first diverging stage is {first}." if first else " No stage is marked as first.")
 
 

@@ -9,9 +9,8 @@ from rich.console import Console
 
 from bisect_tool.inspection import GraphFacts, Inspection, evidence_text
 from bisect_tool.records import Pair, StageRef, StageRow, Unaligned
-from bisect_tool.reporters import common
-from bisect_tool.reporters.layout import Column, Page, Row, Span, fit_text
-from bisect_tool.reporters.terminal import PipedConsole
+from bisect_tool.reporters import wording
+from bisect_tool.reporters.layout import Column, Page, PipedConsole, Row, Span, fit_text
 
 OPERATORS = 8
 """Types of operators that are counted one by one."""
@@ -57,7 +56,7 @@ def graph_lines(graph: GraphFacts) -> Iterator[tuple[str, str]]:
     made = f"written by {graph.exporter}" + (f" ({graph.producer})" if graph.producer else "")
     yield "graph", f"{graph.file or 'exported'}, {made}"
     opsets = ", ".join(f"{domain} {version}" for domain, version in graph.opsets.items())
-    functions = f", {common.plural(graph.functions, 'local function')}" if graph.functions else ""
+    functions = f", {wording.plural(graph.functions, 'local function')}" if graph.functions else ""
     yield "opset", f"{opsets}; IR version {graph.ir_version}{functions}"
     most = list(graph.operators.items())
     kinds = ", ".join(f"{count} {kind}" for kind, count in most[:OPERATORS])
@@ -66,8 +65,8 @@ def graph_lines(graph: GraphFacts) -> Iterator[tuple[str, str]]:
     bodies = ", ".join(graph.operators_with_bodies)
     yield "bodies", f"in {bodies}" if bodies else "none (no If, Loop or Scan)"
     size = size_text(graph.weight_bytes)
-    yield "weights", f"{common.plural(graph.weights, 'initialiser')}, {size}, {graph.dtype or 'none floating'}"
-    quantised = f"yes: {common.plural(graph.quantized, 'node')}" if graph.quantized else "no"
+    yield "weights", f"{wording.plural(graph.weights, 'initialiser')}, {size}, {graph.dtype or 'none floating'}"
+    quantised = f"yes: {wording.plural(graph.quantized, 'node')}" if graph.quantized else "no"
     yield "quantised", quantised
 
 
@@ -83,7 +82,7 @@ def _inputs(inspection: Inspection) -> Iterator[str]:
     for item in inspection.inputs:
         shape = "x".join(item.shape) or "scalar"
         cast = f", converted from {item.cast_from}" if item.cast_from else ""
-        given = common.shape_text(item.fed_shape)
+        given = wording.shape_text(item.fed_shape)
         size = f" {given}" if given != shape else ""
         yield f"{item.onnx_input} ({item.dtype or '?'} {shape}) <- sample's {item.fed_by}{size}{cast}"
 
@@ -112,14 +111,14 @@ def _entries(
 ) -> Iterator[Row | Span]:
     for row in rows:
         level = row.level if row.role == "judged" else row.role
-        cells = (str(row.ref), level, row.type, common.shape_text(row.shape), _place(row.source))
+        cells = (str(row.ref), level, row.type, wording.shape_text(row.shape), _place(row.source))
         pair = pairs.get(row.ref)
         yield Row(cells, style="" if pair else "dim")
         if pair is not None:
             turned = f"; axes {' '.join(map(str, pair.permutation))}" if pair.permutation else ""
             found = f"  by {evidence_text(pair)}{turned}"
             # Of the two it is the name that may be shortened.
-            name = fit_text(common.printable(pair.onnx_value), max(width - len(found) - 6, 8))
+            name = fit_text(wording.printable(pair.onnx_value), max(width - len(found) - 6, 8))
             yield Span(f"    = {name}{found}")
         elif row.ref in reasons:
             absent = "no value" if not reasons[row.ref].in_graph else "not found"
@@ -138,7 +137,7 @@ def _coverage(inspection: Inspection) -> str:
     lost = sum(item.in_graph for item in alignment.unaligned)
     absent = len(alignment.unaligned) - lost
     if alignment.coverage is None:
-        return f"none of {common.plural(alignment.stages, 'stage')} has a value in the graph"
+        return f"none of {wording.plural(alignment.stages, 'stage')} has a value in the graph"
     text = (
         f"{100 * alignment.coverage:.1f} %: {alignment.aligned} of {alignment.aligned + lost} stages that have a value"
     )
@@ -158,13 +157,13 @@ def _left_over(page: Page, inspection: Inspection) -> None:
         page.line(("Without a value", "bold"))
     for (in_graph, reason), refs in sorted(groups.items(), key=lambda group: not group[0][0]):
         what = "counts against coverage" if in_graph else "does not count"
-        page.prose(f"{common.plural(len(refs), 'stage')} ({what}): {reason}", indent="  ")
-        page.prose(common.names_text(refs, NAMES), indent="      ", style="dim")
+        page.prose(f"{wording.plural(len(refs), 'stage')} ({what}): {reason}", indent="  ")
+        page.prose(wording.names_text(refs, NAMES), indent="      ", style="dim")
     unmatched = inspection.alignment.unmatched_onnx
     if unmatched:
         verb = "stands" if len(unmatched) == 1 else "stand"
-        text = f"{common.plural(len(unmatched), 'value')} of the graph {verb} for no stage"
-        page.prose(f"{text}: {common.names_text(unmatched, NAMES)}", indent="  ", style="dim")
+        text = f"{wording.plural(len(unmatched), 'value')} of the graph {verb} for no stage"
+        page.prose(f"{text}: {wording.names_text(unmatched, NAMES)}", indent="  ", style="dim")
 
 
 def _general(reason: str, names: Set[str]) -> str:

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from bisect_tool.errors import EXIT_INCONCLUSIVE, BisectError
 from bisect_tool.records import ConfigRun, Origin, Report
-from bisect_tool.reporters import common, failing
+from bisect_tool.reporters import failing, wording
 from bisect_tool.verification import metric_line
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -33,6 +33,20 @@ class _Case:
     details: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Suite:
+    """What one report comes to; ``out`` and ``err`` are shown beside its cases."""
+
+    number: int
+    name: str
+    package: str
+    cases: Sequence[_Case]
+    seconds: float = 0.0
+    properties: Sequence[tuple[str, str]] = ()
+    out: str = ""
+    err: str = ""
+
+
 def junit_text(reports: Sequence[tuple[str, Report]], now: datetime | None = None) -> str:
     """The content of a JUnit file: one suite for each sample.
 
@@ -42,18 +56,17 @@ def junit_text(reports: Sequence[tuple[str, Report]], now: datetime | None = Non
     """
     root = ElementTree.Element("testsuites")
     for number, (name, report) in enumerate(reports):
-        _add(
-            root,
+        suite = _Suite(
             number,
             name,
             str(report.case.get("name") or "model"),
             [*_cases(report)],
-            _stamp(now),
             seconds=sum(report.timings.values()),
             properties=[*_properties(report)],
             out="\n".join(report.verdict.summary),
             err="\n".join(report.notes),
         )
+        _add(root, suite, _stamp(now))
     return _as_text(root)
 
 
@@ -68,7 +81,8 @@ def failure_text(name: str, error: BisectError, now: datetime | None = None) -> 
     root = ElementTree.Element("testsuites")
     kind = "inconclusive" if error.exit_code == EXIT_INCONCLUSIVE else "error"
     text = f"{error.message}\n{error.hint}" if error.hint else error.message
-    _add(root, 0, name, name, [_Case(name, "verdict", kind, error.message.splitlines()[0], text)], _stamp(now))
+    case = _Case(name, "verdict", kind, error.message.splitlines()[0], text)
+    _add(root, _Suite(0, name, name, [case]), _stamp(now))
     return _as_text(root)
 
 
@@ -81,43 +95,31 @@ def _as_text(root: ElementTree.Element) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _add(
-    root: ElementTree.Element,
-    number: int,
-    name: str,
-    package: str,
-    cases: Sequence[_Case],
-    stamp: str,
-    *,
-    seconds: float = 0.0,
-    properties: Sequence[tuple[str, str]] = (),
-    out: str = "",
-    err: str = "",
-) -> None:
+def _add(root: ElementTree.Element, suite: _Suite, stamp: str) -> None:
     """One suite, with all that either schema requires."""
-    suite = ElementTree.SubElement(
+    element = ElementTree.SubElement(
         root,
         "testsuite",
         {
-            "id": str(number),
-            "name": _clean(name),
-            "package": _clean(package),
+            "id": str(suite.number),
+            "name": _clean(suite.name),
+            "package": _clean(suite.package),
             "timestamp": stamp,
             "hostname": "localhost",
-            "tests": str(len(cases)),
-            "failures": str(sum(case.outcome not in (None, "skipped") for case in cases)),
+            "tests": str(len(suite.cases)),
+            "failures": str(sum(case.outcome not in (None, "skipped") for case in suite.cases)),
             "errors": "0",
-            "skipped": str(sum(case.outcome == "skipped" for case in cases)),
-            "time": f"{seconds:.3f}",
+            "skipped": str(sum(case.outcome == "skipped" for case in suite.cases)),
+            "time": f"{suite.seconds:.3f}",
         },
     )
-    listed = ElementTree.SubElement(suite, "properties")
-    for key, value in properties:
+    listed = ElementTree.SubElement(element, "properties")
+    for key, value in suite.properties:
         ElementTree.SubElement(listed, "property", {"name": key, "value": _clean(value)})
-    for case in cases:
-        _write(suite, case)
-    ElementTree.SubElement(suite, "system-out").text = _clean(out)
-    ElementTree.SubElement(suite, "system-err").text = _clean(err)
+    for case in suite.cases:
+        _write(element, case)
+    ElementTree.SubElement(element, "system-out").text = _clean(suite.out)
+    ElementTree.SubElement(element, "system-err").text = _clean(suite.err)
 
 
 def _write(suite: ElementTree.Element, case: _Case) -> None:
@@ -191,7 +193,7 @@ def _made(origin: Origin | None, report: Report) -> Iterator[str]:
     """That error is made here, and why, where that is known."""
     if origin is None:
         return
-    yield f"error is made here: {common.noise_text(origin.noise_ratio, origin.side)}"
+    yield f"error is made here: {wording.noise_text(origin.noise_ratio, origin.side)}"
     for each in report.verdict.diagnoses:
         if each.origin == origin.ref:
             yield f"{each.code} {each.title}: {each.remedy}"

@@ -14,12 +14,19 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from bisect_tool.reporters.common import printable, shorten_middle
+from bisect_tool.reporters.wording import printable, shorten_middle
 
 GAP = 2
 PROSE_WIDTH = 100
 LABEL_WIDTH = 14
 """Lines after a longer label are indented a little only, not under the text's beginning."""
+
+
+class PipedConsole(Console):
+    """rich exits with 1 on a closed pipe, which would read as "divergence"; the command line knows a better code."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from bisect_tool.records import Comparison, Report, StageRow
-from bisect_tool.reporters import common
+from bisect_tool.reporters import selecting, wording
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class _Node:
 
 def module_tree(report: Report, config: str | None) -> tuple[Branch, ...]:
     """The branches below the model, in the order of execution; () where no stage was compared under the configuration."""
-    rows = common.stage_rows(report) or common.group_rows(report)
+    rows = selecting.stage_rows(report) or selecting.group_rows(report)
     if config is None or not any(config in row.results for row in rows):
         return ()
     root = _Node()
@@ -53,7 +53,7 @@ def module_tree(report: Report, config: str | None) -> tuple[Branch, ...]:
         for part in _parts(row):
             node = node.inner.setdefault(part, _Node())
         node.rows.append(row)
-    first, origins = common.first_ref(report, config), common.origin_refs(report, config)
+    first, origins = selecting.first_ref(report, config), selecting.origin_refs(report, config)
 
     def words(row: StageRow) -> tuple[str, ...]:
         return (("first diverging stage",) if row.ref == first else ()) + (("origin",) if row.ref in origins else ())
@@ -92,8 +92,8 @@ def _stage(name: str, row: StageRow, result: Comparison | None, words: tuple[str
         name=name,
         type=row.type,
         error=error,
-        made=common.local_rel(result) if result is not None else None,
-        level=common.heat_level(error) if error is not None else None,
+        made=wording.local_rel(result) if result is not None else None,
+        level=selecting.heat_level(error) if error is not None else None,
         failing=int(result is not None and result.judgement == "fail"),
         stages=1,
         words=words,
@@ -102,13 +102,13 @@ def _stage(name: str, row: StageRow, result: Comparison | None, words: tuple[str
 
 
 def _module(name: str, below: Sequence[Branch]) -> Branch:
-    error = max((one.error for one in below if one.error is not None), key=common.badness, default=None)
+    error = max((one.error for one in below if one.error is not None), key=selecting.badness, default=None)
     return Branch(
         name=name,
         type="",
         error=error,
-        made=max((one.made for one in below if one.made is not None), key=common.badness, default=None),
-        level=common.heat_level(error) if error is not None else None,
+        made=max((one.made for one in below if one.made is not None), key=selecting.badness, default=None),
+        level=selecting.heat_level(error) if error is not None else None,
         failing=sum(one.failing for one in below),
         stages=sum(one.stages for one in below),
         words=tuple(dict.fromkeys(word for one in below for word in one.words)),

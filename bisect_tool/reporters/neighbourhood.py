@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bisect_tool.records import NodeDetail, Origin, Report, StageRow
-from bisect_tool.reporters import common
+from bisect_tool.reporters import selecting, wording
 
 WIDTH, GAP_X, GAP_Y = 244.0, 28.0, 34.0
 LINE, PADDING = 17.0, 9.0
@@ -64,12 +64,12 @@ class _Item:
 
 def neighbourhood(report: Report, origin: Origin) -> Neighbourhood | None:
     """The graph around an origin; ``None`` where the report has no row for it."""
-    row = next((row for row in common.stage_rows(report) if row.ref == origin.ref), None)
+    row = next((row for row in selecting.stage_rows(report) if row.ref == origin.ref), None)
     if row is None:
         return None
     by_index = {other.index: other for other in report.stages}
     before = [by_index[index] for index in row.inputs if index in by_index]
-    behind = [other for other in common.stage_rows(report) if row.index in other.inputs]
+    behind = [other for other in selecting.stage_rows(report) if row.index in other.inputs]
     nodes = list(origin.onnx_details)
     depths = _depths(nodes)
     layers: list[list[_Item]] = [_stages(before, origin.config, "the model's inputs")]
@@ -87,7 +87,7 @@ def neighbourhood(report: Report, origin: Origin) -> Neighbourhood | None:
         layers.append([_Item("node", ("ONNX",), "ONNX: no nodes are known", None, 1.0)])
     left = len(origin.onnx_nodes) - len(nodes)
     if left > 0 and nodes:
-        layers.append([_item("node", [common.plural(left, "more node")], None, 1.0)])
+        layers.append([_item("node", [wording.plural(left, "more node")], None, 1.0)])
     module = _torch(row, origin)
     layers[first_node].append(module)
     torch_place = (first_node, len(layers[first_node]) - 1)
@@ -145,8 +145,8 @@ def _depths(nodes: Sequence[NodeDetail]) -> list[int]:
 
 
 def _item(kind: str, lines: Sequence[str], anchor: str | None, column: float) -> _Item:
-    plain = [common.printable(line) for line in lines]
-    return _Item(kind, tuple(common.shorten_middle(line, _TEXT) for line in plain), "; ".join(plain), anchor, column)
+    plain = [wording.printable(line) for line in lines]
+    return _Item(kind, tuple(wording.shorten_middle(line, _TEXT) for line in plain), "; ".join(plain), anchor, column)
 
 
 def _stages(rows: Sequence[StageRow], config: str, nothing: str) -> list[_Item]:
@@ -157,12 +157,12 @@ def _stages(rows: Sequence[StageRow], config: str, nothing: str) -> list[_Item]:
     found = []
     for row in shown:
         result = row.results.get(config)
-        error = f"total {common.sci(result.total.rel_l2)}" if result is not None else "not compared"
+        error = f"total {wording.sci(result.total.rel_l2)}" if result is not None else "not compared"
         found.append(_item("stage", [str(row.ref), row.type, error], f"r{row.index}", 0.0))
     if len(shown) < len(rows):
         rest = rows[len(shown) :]
-        item = _item("stage", [common.plural(len(rest), "more stage")], None, 0.0)
-        names = ", ".join(common.printable(row.ref) for row in rest[:12])
+        item = _item("stage", [wording.plural(len(rest), "more stage")], None, 0.0)
+        names = ", ".join(wording.printable(row.ref) for row in rest[:12])
         found.append(_Item(item.kind, item.lines, f"{item.text}: {names}", None, 0.0))
     return found
 
@@ -170,25 +170,25 @@ def _stages(rows: Sequence[StageRow], config: str, nothing: str) -> list[_Item]:
 def _node(node: NodeDetail, row: StageRow, column: float) -> _Item:
     attributes = [f"{name}={value}" for name, value in node.attributes.items()]
     shown = attributes if len(attributes) <= _ATTRIBUTES else attributes[: _ATTRIBUTES - 1]
-    more = [common.plural(len(attributes) - len(shown), "more attribute")] if len(shown) < len(attributes) else []
+    more = [wording.plural(len(attributes) - len(shown), "more attribute")] if len(shown) < len(attributes) else []
     weights = [f"reads {name}" for name in node.inputs if name in row.onnx_weights]
     item = _item("node", [f"ONNX {node.op_type}", node.name, *shown, *more, *weights[:3]], None, column)
     full = [f"ONNX {node.op_type}", node.name, *attributes, *weights, *([node.source] if node.source else [])]
-    return _Item(item.kind, item.lines, "; ".join(map(common.printable, full)), None, column)
+    return _Item(item.kind, item.lines, "; ".join(map(wording.printable, full)), None, column)
 
 
 def _torch(row: StageRow, origin: Origin) -> _Item:
     lines = [f"PyTorch {row.type}", str(row.ref), *([row.source] if row.source else [])]
     lines += [f"in it: {origin.operation}"] if origin.operation else []
-    lines += [f"{common.shape_text(row.shape)} {row.dtype}"]
+    lines += [f"{wording.shape_text(row.shape)} {row.dtype}"]
     return _item("torch", lines, f"r{row.index}", 0.0)
 
 
 def _check(origin: Origin, row: StageRow) -> _Item:
     result = row.results.get(origin.config)
-    lines = ["the same inputs, compared", f"local error {common.sci(origin.local_rel_l2)}"]
-    lines += [f"noise ratio {common.ratio(origin.noise_ratio)}"] if origin.noise_ratio is not None else []
-    lines += [f"total error {common.sci(result.total.rel_l2)}"] if result is not None else []
+    lines = ["the same inputs, compared", f"local error {wording.sci(origin.local_rel_l2)}"]
+    lines += [f"noise ratio {wording.ratio(origin.noise_ratio)}"] if origin.noise_ratio is not None else []
+    lines += [f"total error {wording.sci(result.total.rel_l2)}"] if result is not None else []
     return _item("check", lines, None, 0.5)
 
 
@@ -242,10 +242,10 @@ def _in_words(
     row: StageRow, origin: Origin, before: Sequence[StageRow], behind: Sequence[StageRow], nodes: Sequence[NodeDetail]
 ) -> str:
     def named(rows: Sequence[StageRow]) -> str:
-        return common.names_text([row.ref for row in rows]) or "nothing else"
+        return wording.names_text([row.ref for row in rows]) or "nothing else"
 
-    ops = ", ".join(common.printable(node.op_type) for node in nodes) or "unknown nodes"
+    ops = ", ".join(wording.printable(node.op_type) for node in nodes) or "unknown nodes"
     return (
-        f"Graph around {common.printable(origin.ref)}: it reads {named(before) if before else 'the inputs of the model'}; "
-        f"PyTorch computes {common.printable(row.type)}, ONNX {ops}; read by {named(behind)}."
+        f"Graph around {wording.printable(origin.ref)}: it reads {named(before) if before else 'the inputs of the model'}; "
+        f"PyTorch computes {wording.printable(row.type)}, ONNX {ops}; read by {named(behind)}."
     )

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from bisect_tool.recordings.traces import Trace
 from bisect_tool.records import Report, StageRow
-from bisect_tool.reporters import common, csv_table
-from bisect_tool.traces import Trace
+from bisect_tool.reporters import csv_table, selecting, wording
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -47,7 +47,7 @@ def trace_frame(trace: Trace) -> DataFrame:
                 "level": stage.level,
                 "type": stage.type,
                 "source": stage.source,
-                "shape": common.shape_text(stage.tensor.shape),
+                "shape": wording.shape_text(stage.tensor.shape),
                 "dtype": stage.tensor.dtype,
                 **{name: numbers.get(name) for name in ("nan", "minimum", "maximum", "mean", "norm")},
                 "kept": stage.tensor.member is not None,
@@ -60,21 +60,21 @@ def trace_frame(trace: Trace) -> DataFrame:
 def report_html(report: Report) -> str:
     """The verdict, its causes with their remedies, the configurations, and the stages that matter."""
     verdict = report.verdict
-    parts = [f"<p><strong>{_text(common.STATUSES[verdict.status])}</strong> {_text(report.case.get('name') or '')}"]
+    parts = [f"<p><strong>{_text(wording.STATUSES[verdict.status])}</strong> {_text(report.case.get('name') or '')}"]
     parts += [f"<br>{_text(line)}" for line in verdict.summary]
     parts.append("</p>")
     for each in [each for each in verdict.diagnoses if each.gating][:3]:
-        tried = common.tried_text(each)
+        tried = selecting.tried_text(each)
         parts.append(
             f"<p><strong>{_text(each.code)}</strong> {_text(each.title)}<br>help: {_text(each.remedy)} ({_text(tried)})</p>"
         )
-    parts.append(f"<p>{_text(common.alignment_text(report.alignment, common.looked_in(report)))}</p>")
+    parts.append(f"<p>{_text(wording.alignment_text(report.alignment, wording.looked_in(report)))}</p>")
     heads = ("config", "worst stage", "output", "status")
     parts.append(_table("configurations", heads, [_config_cells(report, run.name) for run in report.configs]))
-    config = common.main_config(report)
-    rows = common.stage_rows(report)
+    config = selecting.main_config(report)
+    rows = selecting.stage_rows(report)
     shown = _telling(report, rows, config)
-    title = f"{len(shown)} of {common.plural(len(rows), 'stage')}, under {config}"
+    title = f"{len(shown)} of {wording.plural(len(rows), 'stage')}, under {config}"
     body = _stage_table(shown, config, title)
     parts.append(
         f"<details{' open' if verdict.status == 'diverges' else ''}><summary>{_text(title)}</summary>{body}</details>"
@@ -87,7 +87,7 @@ def stages_html(stages: Sequence[StageRow]) -> str:
     config = next((name for row in stages for name in row.results), None)
     shown = list(stages[:MOST_ROWS])
     more = f", {len(stages) - len(shown)} more; .to_frame() has all" if len(stages) > len(shown) else ""
-    title = f"{common.plural(len(stages), 'stage')}{f', under {config}' if config else ''}{more}"
+    title = f"{wording.plural(len(stages), 'stage')}{f', under {config}' if config else ''}{more}"
     return f"<div><p>{_text(title)}</p>{_stage_table(shown, config, title)}</div>"
 
 
@@ -115,34 +115,34 @@ def trace_html(trace: Trace) -> str:
             (
                 str(stage.ref),
                 stage.type,
-                common.shape_text(stage.tensor.shape),
+                wording.shape_text(stage.tensor.shape),
                 stage.tensor.dtype,
-                common.sci(norm) if isinstance(norm, (int, float)) else "-",
+                wording.sci(norm) if isinstance(norm, (int, float)) else "-",
             )
         )
     more = f"; the first {len(shown)}" if len(shown) < len(trace.stages) else ""
     table = _table("stages", ("stage", "type", "shape", "dtype", "norm"), rows)
-    title = f"{common.plural(len(trace.stages), 'stage')}{more}"
+    title = f"{wording.plural(len(trace.stages), 'stage')}{more}"
     return f"<div>{_table('facts', (), known)}<details><summary>{_text(title)}</summary>{table}</details></div>"
 
 
 def _config_cells(report: Report, name: str) -> tuple[str, ...]:
     run = next(run for run in report.configs if run.name == name)
-    worst = common.worst_row(common.stage_rows(report), name, report.tolerance)
-    output = common.worst_output(run, report.tolerance)
+    worst = selecting.worst_row(selecting.stage_rows(report), name, report.tolerance)
+    output = selecting.worst_output(run, report.tolerance)
     return (
         name + ("" if run.gating else " *"),
-        common.sci(common.deciding(worst.results[name].total, report.tolerance) if worst else None),
-        common.sci(common.deciding(output.total, report.tolerance) if output else None),
-        common.STATUSES[run.status],
+        wording.sci(selecting.deciding(worst.results[name].total, report.tolerance) if worst else None),
+        wording.sci(selecting.deciding(output.total, report.tolerance) if output else None),
+        wording.STATUSES[run.status],
     )
 
 
 def _telling(report: Report, rows: Sequence[StageRow], config: str | None) -> list[StageRow]:
     """Stages to look at first: origins and the first that fails, then the worst ones, in the order of the run."""
-    refs = {*common.origin_refs(report, config), common.first_ref(report, config)}
+    refs = {*selecting.origin_refs(report, config), selecting.first_ref(report, config)}
     compared = [row for row in rows if config in row.results]
-    by_error = sorted(compared, key=lambda row: -common.badness(row.results[config or ""].total.rel_l2))
+    by_error = sorted(compared, key=lambda row: -selecting.badness(row.results[config or ""].total.rel_l2))
     first = [row for row in compared if row.ref in refs]
     chosen = list(dict.fromkeys(row.index for row in [*first, *by_error]))[:MOST_ROWS]
     return [row for row in rows if row.index in set(chosen)]
@@ -157,12 +157,12 @@ def _stage_table(rows: Sequence[StageRow], config: str | None, caption: str) -> 
             (
                 str(row.ref),
                 row.type,
-                common.shape_text(row.shape),
-                common.sci(total.max_abs if total else None),
-                common.sci(total.rel_l2 if total else None),
-                common.sci(common.local_rel(result) if result else None),
-                common.ratio(result.growth if result else None),
-                common.JUDGEMENTS[result.judgement if result else "not compared"],
+                wording.shape_text(row.shape),
+                wording.sci(total.max_abs if total else None),
+                wording.sci(total.rel_l2 if total else None),
+                wording.sci(wording.local_rel(result) if result else None),
+                wording.ratio(result.growth if result else None),
+                wording.JUDGEMENTS[result.judgement if result else "not compared"],
             )
         )
     heads = ("stage", "type", "shape", "max abs", "rel-L2", "local", "growth", "")
@@ -179,4 +179,4 @@ def _table(label: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> s
 
 def _text(value: Any) -> str:
     # Lone surrogates (undecodable file names) have no UTF-8 form.
-    return escape(common.printable(value).encode("utf-8", "backslashreplace").decode())
+    return escape(wording.printable(value).encode("utf-8", "backslashreplace").decode())

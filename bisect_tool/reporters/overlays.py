@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from bisect_tool.graph_names import GraphNames
 from bisect_tool.records import Comparison, ConfigRun, Diagnosis, Origin, Report, StageRow
-from bisect_tool.reporters import common
+from bisect_tool.reporters import selecting, wording
 
 Quantity = Literal["total", "local"]
 
@@ -58,7 +58,7 @@ def configs_of(report: Report) -> list[ConfigRun]:
     runs = [run for run in report.configs if run.name in seen and run.name != KEPT_APART]
     if report.case.get("onnx"):
         return [run for run in runs if run.effective.get("graph") != "exported afresh"]
-    main = next((run for run in runs if run.name == common.main_config(report)), None)
+    main = next((run for run in runs if run.name == selecting.main_config(report)), None)
     return [run for run in runs if main is not None and _export(run) == _export(main)]
 
 
@@ -130,7 +130,7 @@ def node_notes(report: Report, marks: Marks) -> dict[str, dict[str, str]]:
                 if name in row.results:
                     own[f"{_clean(name)}{behind}"] = _clean(result_text(row.results[name]))
     for key, rows in marks.inside.items():
-        names = common.names_text([str(row.ref) for row in rows])
+        names = wording.names_text([str(row.ref) for row in rows])
         notes.setdefault(key, {})["inside"] = f"a node of {names}; its own value was not compared"
     return notes
 
@@ -138,7 +138,7 @@ def node_notes(report: Report, marks: Marks) -> dict[str, dict[str, str]]:
 def model_notes(report: Report) -> dict[str, str]:
     """Metadata of the model: the verdict."""
     found = {
-        "verdict": common.STATUSES[report.verdict.status],
+        "verdict": wording.STATUSES[report.verdict.status],
         "summary": _clean("; ".join(report.verdict.summary)),
         "case": _clean(report.case.get("name") or "model"),
     }
@@ -149,19 +149,19 @@ def model_notes(report: Report) -> dict[str, str]:
 
 def result_text(result: Comparison) -> str:
     """A comparison in one line: ``FAIL: total 1.3e-02, local 1.3e-02, max abs 7.0e-01, growth 1.7e+04``."""
-    judgement = common.JUDGEMENTS[result.judgement]
+    judgement = wording.JUDGEMENTS[result.judgement]
     if result.total.problem is not None:
         return f"{judgement}: {result.total.problem}"
-    parts = [f"total {common.sci(result.total.rel_l2)}"]
+    parts = [f"total {wording.sci(result.total.rel_l2)}"]
     if result.local is not None:
-        parts.append(f"local {common.sci(result.local.rel_l2)}")
+        parts.append(f"local {wording.sci(result.local.rel_l2)}")
     if not math.isnan(result.total.max_abs):
-        parts.append(f"max abs {common.sci(result.total.max_abs)}")
+        parts.append(f"max abs {wording.sci(result.total.max_abs)}")
     for name, value in (("growth", result.growth), ("noise", result.noise_ratio)):
         if value is not None:
-            parts.append(f"{name} {common.ratio(value)}")
+            parts.append(f"{name} {wording.ratio(value)}")
     if result.share:
-        parts.append(f"makes {common.share_text(result.share)} of the final error")
+        parts.append(f"makes {wording.share_text(result.share)} of the final error")
     return f"{judgement}: {', '.join(parts)}"
 
 
@@ -170,28 +170,26 @@ def _stage_text(row: StageRow) -> str:
 
 
 def _origin_text(origin: Origin, diagnoses: Sequence[Diagnosis]) -> str:
-    text = f"the error is made here: {origin.ref} under {origin.config}, local {common.sci(origin.local_rel_l2)}"
+    text = f"the error is made here: {origin.ref} under {origin.config}, local {wording.sci(origin.local_rel_l2)}"
     why = next((each for each in diagnoses if each.origin == origin.ref), None)
     return f"{text}; {why.code} {why.title}" if why is not None else text
 
 
 def _clean(text: object) -> str:
     """Without what steers a terminal, and without what UTF-8 cannot write."""
-    return common.printable(text).encode("utf-8", "backslashreplace").decode()
+    return wording.printable(text).encode("utf-8", "backslashreplace").decode()
 
 
 # Node data for Model Explorer
 
 
-def node_data(
-    report: Report, marks: Marks, names: GraphNames, config: str, quantity: Quantity
-) -> dict[str, Any] | None:
+def node_data(marks: Marks, names: GraphNames, config: str, quantity: Quantity) -> dict[str, Any] | None:
     """Model Explorer's node data for one graph: a number for each node that makes a stage's value.
 
     Nodes inside bodies have no place there. NaN and infinite errors, which JSON has no numbers for, are text.
 
     Args:
-        report, marks, names: of the graph.
+        marks, names: of the graph.
         config: name of the configuration.
         quantity: ``total``, or ``local`` for the error that the stage itself makes.
 
@@ -204,7 +202,7 @@ def node_data(
         values = [value for row in rows if (value := _value(row.results.get(config), quantity)) is not None]
         if name is None or not values:
             continue
-        worst = max(values, key=common.badness)
+        worst = max(values, key=selecting.badness)
         entry: dict[str, Any] = {"value": worst if math.isfinite(worst) else str(worst)}
         if not math.isfinite(worst):
             entry["bgColor"], entry["textColor"] = THRESHOLDS[-1][1:]
@@ -233,7 +231,7 @@ def node_data_files(report: Report, marks: Marks, names: GraphNames) -> dict[str
             stem += "_"
         taken.add(stem.lower())
         for quantity in quantities:
-            data = node_data(report, marks, names, run.name, quantity)
+            data = node_data(marks, names, run.name, quantity)
             if data is not None:
                 files[f"{stem}.{quantity}.json"] = json.dumps(data, indent=1, allow_nan=False) + "\n"
     return files

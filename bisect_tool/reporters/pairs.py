@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bisect_tool.records import ConfigRun, Hypothesis, NumericConfig, Report
-from bisect_tool.reporters.common import effective_sides, plural, sci
+from bisect_tool.reporters.wording import effective_sides, plural, sci
 from bisect_tool.switches import ONNXRUNTIME, TORCH
 
 _PREFIXES = ("session.", "optimization.", "mlas.")
@@ -94,7 +94,7 @@ def in_effect_text(run: ConfigRun) -> str:
     words = [
         *([str(run.effective["graph"])] if "graph" in run.effective else []),
         *_switches_in_effect(run, expected, actual),
-        *_torch_in_effect(run, expected),
+        *_torch_in_effect(expected),
         *_dtype_in_effect(run, actual),
         *_nodes_text(actual),
     ]
@@ -117,7 +117,7 @@ def _devices(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str
     return [f"PyTorch {torch}", f"ONNX Runtime {ort}"]
 
 
-def _torch_in_effect(run: ConfigRun, expected: Mapping[str, Any]) -> list[str]:
+def _torch_in_effect(expected: Mapping[str, Any]) -> list[str]:
     words = []
     if expected.get("emulate"):
         counts = [sum(_counts(expected.get(f"emulate_{kind}")).values()) for kind in ("rounded", "unreached")]

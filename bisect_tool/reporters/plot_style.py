@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bisect_tool.reporters import common
+from bisect_tool.reporters import wording
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,12 +57,12 @@ def save(figure: Figure, kind: str, title: str) -> bytes:
 
 def text(words: str, width: int) -> str:
     """A name that is safe to draw, cut in its middle."""
-    return common.shorten_middle(common.printable(words), width)
+    return wording.shorten_middle(wording.printable(words), width)
 
 
 def stage_name(ref: object) -> str:
     """A stage's name, short enough for an axis."""
-    return text(common.initials(str(ref), LABEL_WIDTH), LABEL_WIDTH)
+    return text(wording.initials(str(ref), LABEL_WIDTH), LABEL_WIDTH)
 
 
 def bare(axes: Axes) -> None:

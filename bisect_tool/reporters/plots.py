@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bisect_tool.records import Report, StageRow
-from bisect_tool.reporters import common
+from bisect_tool.reporters import selecting, wording
 from bisect_tool.reporters.plot_style import LABEL_WIDTH as LABEL_WIDTH
 from bisect_tool.reporters.plot_style import LIGHT as _LIGHT
 from bisect_tool.reporters.plot_style import bare, save, stage_name
@@ -36,6 +36,16 @@ class _Series:
 
 
 @dataclass(frozen=True)
+class _Look:
+    """How a curve is drawn: matplotlib's words for markers and lines; ``size`` of the markers in points."""
+
+    color: str
+    marker: str
+    line: str
+    size: float
+
+
+@dataclass(frozen=True)
 class Images:
     """The plot in both of its forms."""
 
@@ -56,13 +66,13 @@ def draw(report: Report) -> Figure:
     """Draw total and local error above, growth below, for the configuration that the terminal shows as well."""
     from matplotlib.figure import Figure
 
-    config = common.main_config(report)
-    rows = common.stage_rows(report) or common.group_rows(report)
+    config = selecting.main_config(report)
+    rows = selecting.stage_rows(report) or selecting.group_rows(report)
     figure = Figure(
         figsize=(min(10 + max(len(rows) - 40, 0) / 40, 16), 7), layout="constrained", facecolor=_LIGHT.paper
     )
     errors, growth = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
-    title = f"{report.case.get('name') or 'model'}: {common.STATUSES[report.verdict.status]}"
+    title = f"{report.case.get('name') or 'model'}: {wording.STATUSES[report.verdict.status]}"
     figure.suptitle(_text(f"{title}, {config}" if config else title, 90), color=_LIGHT.ink, parse_math=False)
     _errors(errors, report, rows, config)
     _growth(growth, rows, config)
@@ -77,9 +87,11 @@ def draw(report: Report) -> Figure:
 def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | None) -> None:
     results = [row.results.get(config or "") for row in rows]
     total = _series([result.total.rel_l2 if result else None for result in results])
-    local = _series([common.local_rel(result) if result else None for result in results])
-    dtypes = [common.dtypes_under(report, config, [row]) for row in rows]
-    limits = [max((common.rel_limit(report.tolerance, dtype) or 0.0 for dtype in names), default=0) for names in dtypes]
+    local = _series([wording.local_rel(result) if result else None for result in results])
+    dtypes = [selecting.dtypes_under(report, config, [row]) for row in rows]
+    limits = [
+        max((wording.rel_limit(report.tolerance, dtype) or 0.0 for dtype in names), default=0) for names in dtypes
+    ]
     low, high = _range([*total.line, *local.line, *(limit for limit in limits if limit)])
     size = _marker_size(len(rows))
     if any(limits):
@@ -88,17 +100,9 @@ def _errors(axes: Axes, report: Report, rows: Sequence[StageRow], config: str | 
         y = [limit or math.nan for limit in limits for _ in range(2)]
         axes.plot(x, y, color=_LIGHT.ink, linestyle="-.", linewidth=1.2, label="tolerance")
     # larger: where both are the same, the local square frames the total's dot
-    _plot(
-        axes,
-        local,
-        (low, high),
-        _LIGHT.local,
-        "s",
-        "--",
-        size * 1.6 if size > 3 else size,
-        "local: made in the stage itself",
-    )
-    _plot(axes, total, (low, high), _LIGHT.total, "o", "-", size, "total: against PyTorch's run")
+    look = _Look(_LIGHT.local, "s", "--", size * 1.6 if size > 3 else size)
+    _plot(axes, local, (low, high), look, "local: made in the stage itself")
+    _plot(axes, total, (low, high), _Look(_LIGHT.total, "o", "-", size), "total: against PyTorch's run")
     for index, label in _marked(report, rows, config).items():
         if "first" in label:
             axes.axvline(index, color=_LIGHT.first, linestyle=":", linewidth=2, zorder=1)
@@ -141,7 +145,7 @@ def _origins(
     x, y = [], []
     for index, label in _marked(report, rows, config).items():
         result = rows[index].results.get(config or "")
-        value = common.local_rel(result) if result else None
+        value = wording.local_rel(result) if result else None
         if "origin" in label:
             x.append(index)
             y.append(_clamp(value if value is not None else math.nan, ends))
@@ -164,7 +168,8 @@ def _growth(axes: Axes, rows: Sequence[StageRow], config: str | None) -> None:
     series = _series([result.growth if result else None for result in results])
     low, high = _range([1.0, *series.line])
     axes.axhline(1, color=_LIGHT.ink, linewidth=1, linestyle="-.")
-    _plot(axes, series, (low, high), _LIGHT.growth, "D", "-", _marker_size(len(rows)), "growth", legend=False)
+    look = _Look(_LIGHT.growth, "D", "-", _marker_size(len(rows)))
+    _plot(axes, series, (low, high), look, "growth", legend=False)
     axes.set_ylim(low / 2, high * 2)
     axes.set_ylabel("growth\n(error out / in)")
 
@@ -173,20 +178,20 @@ def _plot(
     axes: Axes,
     series: _Series,
     ends: tuple[float, float],
-    color: str,
-    marker: str,
-    line: str,
-    size: float,
+    look: _Look,
     label: str,
     *,
     legend: bool = True,
 ) -> None:
+    """Draws a curve; ``ends``: where zeros and what is beyond the scale are marked."""
     name = label if legend else "_" + label
-    shared: dict[str, Any] = {"color": color, "markersize": size, "zorder": 3}
+    shared: dict[str, Any] = {"color": look.color, "markersize": look.size, "zorder": 3}
     if not all(map(math.isnan, series.line)):
-        axes.plot(series.places, series.line, marker=marker, linestyle=line, linewidth=1.4, label=name, **shared)
+        axes.plot(
+            series.places, series.line, marker=look.marker, linestyle=look.line, linewidth=1.4, label=name, **shared
+        )
     short = label.partition(":")[0]
-    hollow = {**shared, "markersize": size + 2, "markerfacecolor": "none", "linestyle": "none", "zorder": 4}
+    hollow = {**shared, "markersize": look.size + 2, "markerfacecolor": "none", "linestyle": "none", "zorder": 4}
     if series.zeros:
         mark = f"{short}: zero" if legend else "_zero"
         axes.plot(series.zeros, [ends[0]] * len(series.zeros), marker="v", label=mark, **hollow)
@@ -232,7 +237,7 @@ def _clamp(value: float, ends: tuple[float, float]) -> float:
 
 def _marked(report: Report, rows: Sequence[StageRow], config: str | None) -> dict[int, str]:
     """Numbers of the rows that the eye should find."""
-    first, origins = common.first_ref(report, config), common.origin_refs(report, config)
+    first, origins = selecting.first_ref(report, config), selecting.origin_refs(report, config)
     words = {
         index: ("first " if row.ref == first else "") + ("origin" if row.ref in origins else "")
         for index, row in enumerate(rows)

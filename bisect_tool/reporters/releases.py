@@ -7,9 +7,8 @@ from typing import IO
 from rich.console import Console
 
 from bisect_tool.releases import Release, ReleaseReport, limit_for
-from bisect_tool.reporters import common
-from bisect_tool.reporters.layout import Column, Page, Row
-from bisect_tool.reporters.terminal import PipedConsole
+from bisect_tool.reporters import wording
+from bisect_tool.reporters.layout import Column, Page, PipedConsole, Row
 
 
 def print_releases(report: ReleaseReport, *, file: IO[str] | None = None, width: int | None = None) -> None:
@@ -29,11 +28,11 @@ def render(report: ReleaseReport, console: Console) -> None:
     page.table(columns, [_row(release) for release in report.releases if release.state != "not tried"])
     untried = [release.version for release in report.releases if release.state == "not tried"]
     if untried:
-        page.prose(f"not tried: {common.names_text(untried, 8)}", style="dim", indent="  ")
+        page.prose(f"not tried: {wording.names_text(untried, 8)}", style="dim", indent="  ")
     what = "the same ONNX file each time" if report.what == "graph" else "the model in PyTorch"
-    floor = "the noise floor is not known" if report.floor is None else f"noise floor {common.sci(report.floor)}"
+    floor = "the noise floor is not known" if report.floor is None else f"noise floor {wording.sci(report.floor)}"
     page.prose(
-        f"against the outputs of {report.change.reference or 'none'}; {what}; {floor}, limit {common.sci(report.limit)}",
+        f"against the outputs of {report.change.reference or 'none'}; {what}; {floor}, limit {wording.sci(report.limit)}",
         style="dim",
         indent="  ",
     )
@@ -44,7 +43,7 @@ def render(report: ReleaseReport, console: Console) -> None:
 def _row(release: Release) -> Row:
     word = {"changed": "CHANGED", "failed": "could not be tried"}.get(release.state, release.state)
     note = f"{word}{' (of an earlier run)' if release.cached else ''}{': ' + release.why if release.why else ''}"
-    return Row((release.version, common.sci(release.rel_l2), common.sci(release.max_abs), note))
+    return Row((release.version, wording.sci(release.rel_l2), wording.sci(release.max_abs), note))
 
 
 def _verdict(page: Page, report: ReleaseReport) -> None:
@@ -59,7 +58,7 @@ def _verdict(page: Page, report: ReleaseReport) -> None:
         text = f"{report.package} {change.first_changed} gives other numbers than {change.last_same}"
         first = next(release for release in report.releases if release.version == change.first_changed)
         if first.rel_l2 is not None and report.floor is not None and first.rel_l2 <= limit_for(report.floor):
-            text += f"; relative L2 {common.sci(first.rel_l2)} is of the size of rounding"
+            text += f"; relative L2 {wording.sci(first.rel_l2)} is of the size of rounding"
         if change.between:
             text += f"; between them, could not be tried: {', '.join(change.between)}"
         page.prose(text, label=("CHANGED  ", "bold red"))

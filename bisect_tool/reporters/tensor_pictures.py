@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bisect_tool import pictures
 from bisect_tool.records import Comparison, ErrorPicture, Report, StageRef, StageRow
-from bisect_tool.reporters import common
+from bisect_tool.reporters import wording
 
 # Light values grow steadily along it, so that it reads in grey and to the colour-blind.
 _STOPS = (
@@ -104,8 +104,8 @@ def _view(row: StageRow, config: str, result: Comparison, picture: ErrorPicture,
     low = max(1, min(low, pictures.TOP - _LEAST_SPAN))
     width, height = _size(row, picture)
     of = "made in the stage itself" if picture.of == "local" else "of the whole run"
-    ends = (common.sci(pictures.error_at(low, picture.high)), common.sci(picture.high))
-    where = f"{common.printable(row.ref)} under {common.printable(config)}"
+    ends = (wording.sci(pictures.error_at(low, picture.high)), wording.sci(picture.high))
+    where = f"{wording.printable(row.ref)} under {wording.printable(config)}"
     limit = result.spread.limit if result.spread is not None and picture.of == "total" else None
     return View(
         where=where,
@@ -116,14 +116,14 @@ def _view(row: StageRow, config: str, result: Comparison, picture: ErrorPicture,
         bar=_uri(_png(np.linspace(low, pictures.TOP, 128).astype(np.uint8)[None], _palette(low))),
         width=width,
         height=height,
-        range_text=(common.sci(picture.expected_low), common.sci(picture.expected_high)),
+        range_text=(wording.sci(picture.expected_low), wording.sci(picture.expected_high)),
         error_range=ends,
         axes=_axes_text(row, picture),
         bars=tuple(_bars(picture)),
         bar_width=WIDTH / pictures.CELLS,
         ticks=tuple(_ticks(picture)),
         limit=_limit(limit, picture),
-        counts=_counts_text(row, picture),
+        counts=_counts_text(picture),
         text=f"Map of the error {of} in {where}: from {ends[0]} to {ends[1]}, {_place_text(error)}.",
     )
 
@@ -150,10 +150,10 @@ def _axes_text(row: StageRow, picture: ErrorPicture) -> str:
         *(["a cell is a block of them"] if block else []),
         *(["the largest over all other axes"] if others else []),
     ]
-    return f"{text} of {common.shape_text(row.shape)}" + (f"; {', and '.join(parts)}" if parts else "")
+    return f"{text} of {wording.shape_text(row.shape)}" + (f"; {', and '.join(parts)}" if parts else "")
 
 
-def _counts_text(row: StageRow, picture: ErrorPicture) -> str:
+def _counts_text(picture: ErrorPicture) -> str:
     total = sum(picture.histogram) + picture.equal + picture.nonfinite
     text = f"{total} elements, {picture.equal} of them equal"
     return text + (f", {picture.nonfinite} not finite on one side (pink)" if picture.nonfinite else "")
@@ -163,7 +163,7 @@ def _place_text(error: NDArray[np.uint8]) -> str:
     """Where the largest errors lie, for those who do not see the map."""
     rows, columns = error.shape
     strong = error >= max(int(error.max()) - 32, 1)  # within a power of ten of the largest
-    share = common.percent(int(strong.sum()), error.size)
+    share = wording.percent(int(strong.sum()), error.size)
     if min(rows, columns) > 2:
         inner = strong[1:-1, 1:-1]
         if strong.any() and not inner.any():
@@ -187,7 +187,7 @@ def _ticks(picture: ErrorPicture) -> list[tuple[float, str]]:
     """Every two powers of ten from the largest difference down."""
     step = pictures.CELLS // 4
     return [
-        (number * WIDTH / pictures.CELLS, common.sci(pictures.bin_edge(number, picture.high)))
+        (number * WIDTH / pictures.CELLS, wording.sci(pictures.bin_edge(number, picture.high)))
         for number in range(0, pictures.CELLS + 1, step)
     ]
 

@@ -6,11 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import IO
 
-from bisect_tool.calibrated import limit_text
+from bisect_tool.calibration.calibrated import limit_text
 from bisect_tool.records import LimitUse, Report, StageRow
-from bisect_tool.reporters import common, failing
-from bisect_tool.reporters.layout import Column, Page, Row, Span
-from bisect_tool.reporters.terminal import PipedConsole
+from bisect_tool.reporters import failing, wording
+from bisect_tool.reporters.layout import Column, Page, PipedConsole, Row, Span
 from bisect_tool.verification import metric_line
 
 MOST_STAGES = 10
@@ -41,7 +40,7 @@ def print_verification(
     page = Page(PipedConsole(file=file, width=width))
     status = report.verdict.status
     name = str(report.case.get("name") or "the model")
-    page.line((common.STATUSES[status], _STYLES[status]), f"  {name} against {failing.graph_name(report)}")
+    page.line((wording.STATUSES[status], _STYLES[status]), f"  {name} against {failing.graph_name(report)}")
     _samples(page, report)
     page.prose(failing.judged_by(report), label=("judged by: ", ""))
     stages = failing.failing_stages(report)
@@ -73,13 +72,13 @@ def _samples(page: Page, report: Report) -> None:
         where = f", first at {sample.first_over_tolerance.ref}" if sample.first_over_tolerance is not None else ""
         reason = f": {sample.reason}" if sample.reason else ""
         source = os.path.basename(sample.source) or sample.source
-        page.prose(f"sample {sample.index} ({source}) {common.STATUSES[sample.status]}{where}{reason}", indent="  ")
+        page.prose(f"sample {sample.index} ({source}) {wording.STATUSES[sample.status]}{where}{reason}", indent="  ")
 
 
 def _stages(page: Page, report: Report, stages: Sequence[failing.FailingStage]) -> None:
     judged = {row.index for run in failing.counting_runs(report) for row, _ in failing.counting_rows(report, run)}
     page.line()
-    page.line((f"{len(stages)} of {common.plural(len(judged), 'stage')} over their limits", "bold"))
+    page.line((f"{len(stages)} of {wording.plural(len(judged), 'stage')} over their limits", "bold"))
     # Where error is made says most; stages behind it only hand it on.
     first = [stage for stage in stages if stage.origin is not None][:MOST_STAGES]
     room = min(MOST_STAGES - len(first), MOST_BEHIND) if first else MOST_STAGES
@@ -109,7 +108,7 @@ def _within(report: Report) -> str:
     rows = {row.index for run in runs for row, _ in failing.counting_rows(report, run)}
     outputs = {out.output for run in runs for out in run.outputs}
     names = ", ".join(run.name for run in runs)
-    text = f"{common.plural(len(rows), 'stage')} and {common.plural(len(outputs), 'output')} within limits ({names})"
+    text = f"{wording.plural(len(rows), 'stage')} and {wording.plural(len(outputs), 'output')} within limits ({names})"
     nearest = _nearest(report)
     if nearest is None:
         return text
@@ -133,12 +132,12 @@ def _outputs(page: Page, report: Report) -> None:
     shown = [(run, out) for run in failing.counting_runs(report) for out in run.outputs]
     for run, out in shown[:MOST_OUTPUTS]:
         failed = out.judgement == "fail"
-        words = failing.why_output(out, report) if failed else f"relative L2 {common.sci(out.total.rel_l2)}"
+        words = failing.why_output(out, report) if failed else f"relative L2 {wording.sci(out.total.rel_l2)}"
         if out.judgement == "not compared":
             words = "not compared"
         if out.agreement is not None:
             words += f"; {failing.agreement_text(out.agreement)}"
-        label = f"output {common.printable(out.output)} ({run.name}): "
+        label = f"output {wording.printable(out.output)} ({run.name}): "
         page.prose(words, label=(("FAIL " if failed else "") + label, "bold red" if failed else ""))
     if len(shown) > MOST_OUTPUTS:
         page.prose(f"and {len(shown) - MOST_OUTPUTS} more outputs, in the report", style="dim")

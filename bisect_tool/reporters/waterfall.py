@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bisect_tool.records import Report, StageRow
-from bisect_tool.reporters import common
+from bisect_tool.reporters import selecting, wording
 from bisect_tool.reporters.plot_style import LIGHT, bare, stage_name, text
 
 if TYPE_CHECKING:
@@ -43,17 +43,17 @@ class Bar:
 
 def applies(report: Report) -> bool:
     """Whether something diverges, and it was measured where its error is made."""
-    config = common.main_config(report)
-    return common.shows_shares(report, config) and bool(bars(report, config))
+    config = selecting.main_config(report)
+    return selecting.shows_shares(report, config) and bool(bars(report, config))
 
 
 def bars(report: Report, config: str | None) -> list[Bar]:
     """The bars from top to bottom; () where no stage makes a share of the error."""
-    rows = [row for row in common.stage_rows(report) if config is not None and config in row.results]
+    rows = [row for row in selecting.stage_rows(report) if config is not None and config in row.results]
     shares = [row.results[config].share or 0.0 if config is not None else 0.0 for row in rows]
     if not any(shares):
         return []
-    origins = common.origin_refs(report, config)
+    origins = selecting.origin_refs(report, config)
     own = _own(rows, shares, [row.ref in origins for row in rows])
     found: list[Bar] = []
     start = 0.0
@@ -62,7 +62,7 @@ def bars(report: Report, config: str | None) -> list[Bar]:
     def pile() -> None:
         nonlocal start
         if sum(waiting) >= SEEN:
-            found.append(Bar(f"{common.plural(len(waiting), 'stage')} more", start, sum(waiting), len(waiting), False))
+            found.append(Bar(f"{wording.plural(len(waiting), 'stage')} more", start, sum(waiting), len(waiting), False))
         start += sum(waiting)
         waiting.clear()
 
@@ -88,7 +88,7 @@ def draw(report: Report) -> Figure:
     """Draw the bars of the configuration that the terminal shows as well; there must be some."""
     from matplotlib.figure import Figure
 
-    config = common.main_config(report)
+    config = selecting.main_config(report)
     found = bars(report, config)
     height = 1.7 + 0.32 * len(found)
     figure = Figure(figsize=(10, height), facecolor=LIGHT.paper)
@@ -124,7 +124,7 @@ def draw(report: Report) -> Figure:
         axes.text(
             at,
             place,
-            common.percent(bar.share, 1),
+            wording.percent(bar.share, 1),
             ha=side,
             va="center",
             fontsize=9,

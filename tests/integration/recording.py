@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bisect_tool.compare_traces import compare_recordings
 from bisect_tool.recorder import manifest_digest
+from bisect_tool.recordings.compare_traces import compare_recordings
 from bisect_tool.records import Report
 
 FILES = {

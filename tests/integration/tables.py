@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bisect_tool.backends.architecture import modules_of
-from bisect_tool.hardware import this_hardware
-from bisect_tool.records import Report
-from bisect_tool.tolerance_table import (
+from bisect_tool.calibration.tolerance_table import (
     Calibration,
     Fingerprint,
     Hardware,
@@ -17,6 +15,8 @@ from bisect_tool.tolerance_table import (
     kind_of_stage,
     stages_of_rows,
 )
+from bisect_tool.hardware import this_hardware
+from bisect_tool.records import Report
 
 
 def table_of(report: Report, module: Any, factor: float, least: float = 1e-6) -> ToleranceTable:

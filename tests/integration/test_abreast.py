@@ -20,7 +20,7 @@ from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.ort_runner import SegmentedRun
 from bisect_tool.errors import InconclusiveError
-from bisect_tool.pipeline import _Bisection
+from bisect_tool.pipeline.bisection import Bisection
 from bisect_tool.recorder import Recorder
 from bisect_tool.records import Report
 from bisect_tool.store import report_to_json
@@ -63,7 +63,7 @@ def _model() -> tuple[Net, tuple[Tensor, ...]]:
 
 def _judge(path: Path, monkeypatch: pytest.MonkeyPatch, *, together: bool, **options: Any) -> tuple[Report, Net]:
     if not together:
-        monkeypatch.setattr(_Bisection, "_can_go_abreast", lambda self: False)
+        monkeypatch.setattr(Bisection, "_can_go_abreast", lambda self: False)
     model, args = _model()
     given = {"forced": False, "observe": False, "optimizations": ("off",), "threads": 1, **options}
     report = bisect(LoadedCase("net", model, args, {}), Options(make_tolerance(None, None, None), onnx=path, **given))

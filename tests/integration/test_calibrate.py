@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from bisect_tool.backends import known_good_runs
-from bisect_tool.backends.architecture import fingerprint_of, graph_of, modules_of
+from bisect_tool.backends.architecture import graph_of, modules_of
 from bisect_tool.backends.emulation import Emulation
 from bisect_tool.backends.known_good_runs import (
     Sample,
@@ -30,14 +30,14 @@ from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.torch_runner import TorchRun
 from bisect_tool.calibrate import Calibrated, How, Plan, calibrate, inputs_digest, sample_errors
+from bisect_tool.calibration.table_judging import judge_outputs_by_table, over_limits
+from bisect_tool.calibration.tolerance_table import Fingerprint, ToleranceTable, differences, read_table, stages_of_rows
 from bisect_tool.cli.main import execute
 from bisect_tool.cli.tool import tool
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.matrix import read_matrix
 from bisect_tool.pipeline import LoadedCase, Options, bisect
-from bisect_tool.records import StageRef
-from bisect_tool.table_judging import judge_outputs_by_table, over_limits
-from bisect_tool.tolerance_table import ToleranceTable, differences, read_table
+from bisect_tool.records import StageRef, StageRow
 from bisect_tool.tolerances import make_tolerance
 
 BUDGET = 1 << 30
@@ -193,6 +193,10 @@ def test_pytorch_alone_makes_a_table_that_onnx_runtime_passes(
 # Which model it is for
 
 
+def _fingerprint(module: nn.Module, rows: Sequence[StageRow], graph: Mapping[str, str]) -> Fingerprint:
+    return Fingerprint(modules_of(module), stages_of_rows(rows), graph)
+
+
 def test_the_fingerprint_of_a_comparison_is_that_of_the_table(
     calibrated: Calibrated, net: nn.Module, healthy_file: Path
 ) -> None:
@@ -200,18 +204,18 @@ def test_the_fingerprint_of_a_comparison_is_that_of_the_table(
     report = bisect(LoadedCase("net", net, sample(7), {}), Options(make_tolerance(None, None, None), onnx=healthy_file))
     graph = graph_of(OnnxProgram(load_onnx(healthy_file), healthy_file))
     table = calibrated.made.table
-    assert [] == differences(table, fingerprint_of(net, report.stages, graph))
-    assert [] == differences(table, fingerprint_of(Net(), report.stages, graph))
+    assert [] == differences(table, _fingerprint(net, report.stages, graph))
+    assert [] == differences(table, _fingerprint(Net(), report.stages, graph))
     other = Net()
     other.fc2 = nn.Linear(16, 6)
-    (line,) = differences(table, fingerprint_of(other, report.stages, graph))
+    (line,) = differences(table, _fingerprint(other, report.stages, graph))
     assert "module fc2: Linear(weight float32[5, 16], bias float32[5]) in the table" in line
     fewer = [row for row in report.stages if row.stage != "norm"]
     assert ["stage norm: LayerNorm float32 2-d is only in the table"] == differences(
-        table, fingerprint_of(net, fewer, graph)
+        table, _fingerprint(net, fewer, graph)
     )
     assert ["precision of the graph: float32 in the table, float16 here"] == differences(
-        table, fingerprint_of(net, report.stages, {**graph, "precision": "float16"})
+        table, _fingerprint(net, report.stages, {**graph, "precision": "float16"})
     )
 
 

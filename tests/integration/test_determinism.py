@@ -172,7 +172,7 @@ def test_recording_a_script(tmp_path: Path) -> None:
     )
     assert 0 == code, err
     assert f"recorded {target}\n" == out and 1 == err.count("a step")
-    from bisect_tool.bundles import open_bundle
+    from bisect_tool.recordings.bundles import open_bundle
 
     with open_bundle(target) as bundle:
         stages = [entry["stage"] for entry in bundle.manifest["stages"]]

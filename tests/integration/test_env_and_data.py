@@ -91,7 +91,7 @@ def test_a_report_has_the_whole_environment_and_can_be_compared(tmp_path: Path) 
     jsonschema.validate(environment, SCHEMA, jsonschema.Draft202012Validator)
     assert 0 == outcome.code
     tool("env", "-o", tmp_path / "here.json")
-    code, out, _ = tool("env", "diff", tmp_path / "report", tmp_path / "here.json", "--format", "json")
+    _, out, _ = tool("env", "diff", tmp_path / "report", tmp_path / "here.json", "--format", "json")
     # The flags of one process may have been set by another test; packages cannot.
     assert {"package"}.isdisjoint(item["domain"] for item in json.loads(out)["differences"])
 

@@ -40,7 +40,10 @@ def test_coverage_is_complete(run: Healthy) -> None:
 
 def test_folded_stages_are_listed_with_a_reason(run: Healthy) -> None:
     """Each stage without a pair is said to have no value in the graph, and why."""
-    for entry in run.outcome.report["alignment"]["unaligned"]:
+    entries = run.outcome.report["alignment"]["unaligned"]
+    # Both have BatchNorms behind convolutions.
+    assert entries or run.example not in ("mobile", "centerpoint")
+    for entry in entries:
         assert entry["in_graph"] is False, entry
         assert entry["reason"].strip(), entry
 

@@ -55,7 +55,7 @@ def test_the_alignment_is_that_of_a_run(mobile: Healthy, tmp_path: Path, monkeyp
     # Sources are told as one would type them in the folder where the command ran.
     rows, own = ([{**row, "results": {}, "source": None} for row in each["stages"]] for each in (report, found))
     assert rows == own
-    assert ("torchscript", None) == (found["graph"]["exporter"], None if found["graph"]["quantized"] else None)
+    assert ("torchscript", 0) == (found["graph"]["exporter"], found["graph"]["quantized"])
     model = onnx.load(mobile.onnx, load_external_data=False)
     assert (len(model.graph.node), len(model.graph.initializer)) == (found["graph"]["nodes"], found["graph"]["weights"])
     assert [{"output": 0, "onnx_output": model.graph.output[0].name}] == found["outputs"]

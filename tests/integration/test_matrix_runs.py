@@ -920,6 +920,7 @@ def test_origins_are_named_as_in_the_graph_of_their_pair(
         if function is not experiments.export_graph:
             return run_isolated(function, *arguments, **options)
         onnx.save(named, str(arguments[2]))
+        return None
 
     monkeypatch.setattr(experiments, "run_isolated", other)
     scope: dict[str, Any] = {}
@@ -994,6 +995,7 @@ def test_broken_model_is_no_switch(run: Run, scaled: Path, monkeypatch: pytest.M
         if function is not experiments.export_graph:
             return run_isolated(function, *arguments, **options)
         shutil.copyfile(scaled, arguments[2])
+        return None
 
     monkeypatch.setattr(experiments, "run_isolated", broken)
     outcome = run("Convolved", BROKEN_EXPORT)

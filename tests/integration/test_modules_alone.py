@@ -27,7 +27,7 @@ JOINING = (
     "bisect_tool.verifying",
     "bisect_tool.calibrate",
 )
-NEED_TORCH = [m for m in MODULES if m.startswith("bisect_tool.backends.") or m in JOINING]
+NEED_TORCH = [m for m in MODULES if m.startswith(("bisect_tool.backends.", "bisect_tool.pipeline.")) or m in JOINING]
 LIGHT = [m for m in MODULES if m not in NEED_TORCH]
 
 # Forgets every module of the package before each import, so that each one has to bring in what it needs itself;

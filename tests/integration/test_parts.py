@@ -284,6 +284,7 @@ def test_optimised_run_of_the_faulty_part_diverges(detector: Case, tmp_path: Pat
     module, inputs, healthy = detector
     faulty = scaled(healthy["head"], tmp_path / "head.onnx", "box.weight", 0)
     report = judge(module, inputs, {**healthy, "head": faulty})
+    assert 2 == len(report.configs)
     for run in report.configs:
         assert "diverges" == run.status
         assert {"score": "pass", "box": "fail"} == {out.output: out.judgement for out in run.outputs}

@@ -119,7 +119,7 @@ def test_in_a_project(pytester: pytest.Pytester, loaded: list[str]) -> None:
         ]
     )
     # Nobody wants to read the tool's own frames.
-    assert "pipeline.py" not in text and "pytest_plugin.py:" not in text
+    assert "bisect_tool/pipeline/" not in text and "pytest_plugin.py:" not in text
 
 
 def test_pytest_finds_it() -> None:

@@ -72,7 +72,7 @@ def test_functions_are_documented_and_typed() -> None:
 
 def test_names_survive_the_files_of_the_same_name() -> None:
     """``compare.py`` and its like do not take the place of the functions once somebody imports them."""
-    for name in ("compare", "determinism", "environment", "calibrate"):
+    for name in ("compare", "determinism", "calibrate"):
         module = importlib.import_module(f"bisect_tool.{name}")
         assert isinstance(module, types.ModuleType) and stdlib_inspect.isfunction(getattr(bisect_tool, name))
     from bisect_tool import compare

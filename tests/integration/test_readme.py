@@ -56,6 +56,16 @@ def test_python_blocks_of_readme_are_run() -> None:
         assert f"python {block.splitlines()[0].removeprefix('# ')}" in lines
 
 
+def test_every_module_is_on_the_map() -> None:
+    """README's code map or docs/architecture.md names each module of the package's top, and each folder."""
+    package = ROOT / "bisect_tool"
+    told = README.partition("## Code map")[2] + (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = [path.name for path in package.glob("*.py") if path.name != "__init__.py"]
+    rooms = [path.parent.name for path in package.glob("*/__init__.py")]
+    assert {"pipeline", "align"} <= {*rooms}
+    assert [] == [name for name in sorted([*modules, *rooms]) if f"bisect_tool/{name}" not in told]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """Links to files and headings of the repository exist."""

@@ -20,10 +20,10 @@ from jsonschema import Draft202012Validator
 from torch import nn
 
 from bisect_tool import recorder
-from bisect_tool.bundles import open_bundle
 from bisect_tool.cli.main import execute
 from bisect_tool.cli.tool import tool
-from bisect_tool.compare_traces import compare_recordings
+from bisect_tool.recordings.bundles import open_bundle
+from bisect_tool.recordings.compare_traces import compare_recordings
 from bisect_tool.records import Report
 from bisect_tool.store import report_from_json
 from bisect_tool.tolerances import make_tolerance

@@ -58,7 +58,7 @@ def test_nothing_changed(first: Path, other: Project) -> None:
 
 
 def _steps(path: Path) -> list[str]:
-    from bisect_tool.bundles import open_bundle
+    from bisect_tool.recordings.bundles import open_bundle
 
     with open_bundle(path) as bundle:
         return [f"step {entry['name']}" for entry in bundle.manifest["data"]["taps"]]

@@ -41,8 +41,7 @@ def judged(*runs: ConfigRun, code: int = 0, diagnoses: tuple[Diagnosis, ...] = (
 
 def cells(lines: list[str], start: str) -> list[list[str]]:
     """Cells of the table's lines that begin with a word."""
-    found = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith(f"| {start}")]
-    return found
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith(f"| {start}")]
 
 
 # scripts/gpu-check

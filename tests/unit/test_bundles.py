@@ -22,10 +22,10 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file
 
 from bisect_tool import recorder
-from bisect_tool.bundles import PROJECTED, open_bundle
-from bisect_tool.compare_traces import estimate
 from bisect_tool.errors import BisectError
 from bisect_tool.recorder import BundleWriter, RecordError, Recording, manifest_digest, record
+from bisect_tool.recordings.bundles import PROJECTED, open_bundle
+from bisect_tool.recordings.compare_traces import estimate
 
 EMPTY: dict[str, Any] = {
     "kind": "trace",
@@ -554,7 +554,7 @@ def test_ml_dtypes_arrays(tmp_path: Path) -> None:
 
 def test_both_programs_tell_of_the_same_variables() -> None:
     """The carried file has the package's list, and tells neither secrets nor places."""
-    from bisect_tool.variables import ALLOWED, is_allowed
+    from bisect_tool.environments.variables import ALLOWED, is_allowed
 
     assert sorted(ALLOWED) == sorted(recorder.VARIABLES)
     names = [

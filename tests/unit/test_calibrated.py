@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from report_samples import comparison, healthy, metrics, row
 
-from bisect_tool.calibrated import (
+from bisect_tool.calibration.calibrated import (
     TableInForce,
     in_force,
     judge_outputs,
@@ -19,9 +19,7 @@ from bisect_tool.calibrated import (
     table_lines,
     with_table,
 )
-from bisect_tool.errors import EXIT_USAGE, BisectError
-from bisect_tool.records import FirstOverTolerance, LimitUse, OutputResult, StageRow
-from bisect_tool.tolerance_table import (
+from bisect_tool.calibration.tolerance_table import (
     Calibration,
     Fingerprint,
     Hardware,
@@ -31,6 +29,8 @@ from bisect_tool.tolerance_table import (
     ToleranceTable,
     stages_of_rows,
 )
+from bisect_tool.errors import EXIT_USAGE, BisectError
+from bisect_tool.records import FirstOverTolerance, LimitUse, OutputResult, StageRow
 
 CONFIG = "ort-off"
 MODULES = {"": "Net", "a": "Linear(weight float32[2, 2])", "b": "ReLU"}

@@ -9,7 +9,7 @@ import pytest
 from report_samples import diverging
 from rich.console import Console
 
-from bisect_tool.pipeline import REPLAY_NAME
+from bisect_tool.pipeline.explaining import REPLAY_NAME
 from bisect_tool.records import Finding, LedgerEntry, Report, StageRef, TrialConclusion
 from bisect_tool.reporters import causes, html, terminal
 from bisect_tool.store import report_from_json, report_to_json

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bisect_tool.compare_traces import compare_recordings
 from bisect_tool.recorder import Recording, record, record_script
+from bisect_tool.recordings.compare_traces import compare_recordings
 from bisect_tool.records import Report
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bisect_tool.counterparts import Laid, Outline, constant_values, counterparts, likeness
+from bisect_tool.align.counterparts import Laid, Outline, constant_values, counterparts, likeness
 from bisect_tool.records import OnnxGraph, OnnxNode
 from bisect_tool.signatures import Signature, signature_of
 

@@ -22,12 +22,12 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
-from bisect_tool import data_files
 from bisect_tool.backends.data_reading import read_data
-from bisect_tool.data_files import compare_contents, conclude, make_limits
-from bisect_tool.data_patterns import find_patterns
-from bisect_tool.data_records import DataComparison, Limits
-from bisect_tool.data_tally import Tally
+from bisect_tool.data import files as data_files
+from bisect_tool.data.files import compare_contents, conclude, make_limits
+from bisect_tool.data.patterns import find_patterns
+from bisect_tool.data.records import DataComparison, Limits
+from bisect_tool.data.tally import Tally
 from bisect_tool.errors import BisectError
 from bisect_tool.reporters.data_files import render
 from bisect_tool.store import record_to_json

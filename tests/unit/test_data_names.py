@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bisect_tool.backends.data_reading import read_data
-from bisect_tool.data_files import compare_contents, conclude, make_limits
-from bisect_tool.data_names import under_common_names
-from bisect_tool.data_records import DataComparison
+from bisect_tool.data.files import compare_contents, conclude, make_limits
+from bisect_tool.data.names import under_common_names
+from bisect_tool.data.records import DataComparison
 
 STATE = {"conv.weight": torch.arange(6.0).reshape(2, 3), "conv.bias": torch.ones(2), "head.weight": torch.eye(3)}
 

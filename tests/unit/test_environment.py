@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import platform
 import subprocess
@@ -13,14 +12,13 @@ import jsonschema
 import pytest
 import torch
 
+import bisect_tool
 from bisect_tool.backends import environment_facts
-from bisect_tool.environment import normalised
+from bisect_tool.environments import snapshot as environment
+from bisect_tool.environments.snapshot import normalised
 from bisect_tool.errors import BisectError
 
-environment = importlib.import_module("bisect_tool.environment")
-"""The file: the package's own name `environment` is the function."""
-
-SCHEMA = json.loads((Path(environment.__file__).parent / "environment.schema.json").read_text("utf-8"))
+SCHEMA = json.loads((Path(bisect_tool.__file__).parent / "environment.schema.json").read_text("utf-8"))
 
 
 def check(data: object) -> None:
@@ -68,6 +66,7 @@ def test_every_flag_of_a_matrix_is_told() -> None:
     """Each global switch of docs/switches.md has a flag in the snapshot that moves with it."""
     from bisect_tool.backends import torch_switches
 
+    moving = 0
     for name, flag in torch_switches._FLAGS.items():
         old = flag.read()
         if not isinstance(old, bool):
@@ -80,6 +79,8 @@ def test_every_flag_of_a_matrix_is_told() -> None:
         finally:
             flag.write(old)
         assert not moved or before != after, name
+        moving += moved
+    assert moving
 
 
 @pytest.mark.parametrize("missing", ["torch", "onnxruntime"])

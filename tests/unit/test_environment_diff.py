@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bisect_tool.environment_diff import EnvironmentDiff, diff, kinds_of_change, script_block
-from bisect_tool.environment_files import DOMAINS, Facts, of_snapshot, read_facts
-from bisect_tool.environment_rules import COUNTING, LEVELS, RULES, rule_for
+from bisect_tool.environments.diff import EnvironmentDiff, diff, kinds_of_change, script_block
+from bisect_tool.environments.files import DOMAINS, Facts, of_snapshot, read_facts
+from bisect_tool.environments.rules import COUNTING, LEVELS, RULES, rule_for
 from bisect_tool.reporters.environments import render_diff
 
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bisect_tool.environment_files import Facts, read_facts
+from bisect_tool.environments.files import Facts, read_facts
 from bisect_tool.errors import BisectError
 
 FREEZE = """\

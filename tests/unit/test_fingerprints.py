@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bisect_tool.fingerprints import places_by_weights, weight_owners
+from bisect_tool.align.fingerprints import places_by_weights, weight_owners
 
 Array = NDArray[Any]
 RANDOM = np.random.default_rng(0)

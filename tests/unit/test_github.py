@@ -53,7 +53,9 @@ def test_no_more_than_github_shows(workspace: dict[str, str]) -> None:
 
 def test_names_are_no_commands(workspace: dict[str, str]) -> None:
     """Whatever a model calls its stages, each annotation is one line with one command."""
-    for line in github.marks(hostile(), workspace):
+    lines = github.marks(hostile(), workspace)
+    assert lines
+    for line in lines:
         assert "\n" not in line and "\r" not in line and line.startswith("::error ")
         properties = line[len("::error ") :].partition("::")[0]
         assert {"file", "line", "title"} >= {item.partition("=")[0] for item in properties.split(",")}

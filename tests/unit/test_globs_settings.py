@@ -10,8 +10,9 @@ import pytest
 from bisect_tool.cli.settings import KEYS, read_case_file
 from bisect_tool.errors import EXIT_USAGE, BisectError
 from bisect_tool.globs import matches
+from bisect_tool.reporters.wording import tolerance_text
 from bisect_tool.sizes import parse_size
-from bisect_tool.tolerances import DEFAULT_REL_L2, describe_tolerance, make_tolerance
+from bisect_tool.tolerances import DEFAULT_REL_L2, make_tolerance
 
 # -- globs ------------------------------------------------------------------------------------------------------------
 
@@ -220,13 +221,13 @@ def test_the_three_forms_of_tolerance() -> None:
     """Default, max_abs alone, atol and rtol together; each says what it is."""
     default = make_tolerance(None, None, None)
     assert (default.source, default.rel_l2, default.max_abs, default.atol) == ("default", DEFAULT_REL_L2, None, None)
-    assert "1e-4" in describe_tolerance(default)
+    assert "1.0e-04 (float32)" in tolerance_text(default)
     single = make_tolerance(0.01, None, None)
     assert (single.source, single.max_abs, single.rel_l2, single.atol) == ("user", 0.01, None, None)
-    assert describe_tolerance(single) == "max abs 0.01"
+    assert "max abs 1.0e-02, given by the user" == tolerance_text(single)
     both = make_tolerance(None, 1e-5, 0.0)
     assert (both.source, both.atol, both.rtol, both.max_abs) == ("user", 1e-5, 0.0, None)
-    assert describe_tolerance(both) == "atol 1e-05, rtol 0"
+    assert tolerance_text(both).startswith("atol 1.0e-05 + rtol 0")
 
 
 def test_zero_is_a_tolerance() -> None:

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from test_align import noise, stage
 
-from bisect_tool.in_parts import with_parts
+from bisect_tool.align.in_parts import with_parts
 from bisect_tool.records import Alignment, TorchTrace, Unaligned
 from bisect_tool.signatures import signature_of
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from report_samples import config_run, healthy
 
-from bisect_tool.errors import InconclusiveError
-from bisect_tool.known_good import (
+from bisect_tool.calibration.known_good import (
     SampleErrors,
     StageErrors,
     add_report,
@@ -19,10 +18,11 @@ from bisect_tool.known_good import (
     with_copy,
     within_rounding,
 )
+from bisect_tool.calibration.table_from_runs import Known, smallest_caught, table_of
+from bisect_tool.calibration.tolerance_table import kind_of_stage
+from bisect_tool.errors import InconclusiveError
 from bisect_tool.metrics import measure
 from bisect_tool.records import Comparison, Noise, NumericConfig, OutputResult, Report, StageRef, StageRow
-from bisect_tool.table_from_runs import Known, smallest_caught, table_of
-from bisect_tool.tolerance_table import kind_of_stage
 
 ABOUT = {"level": "leaf", "created": "", "tool": "", "accepted": ()}
 SETTLED = Noise(settled=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bisect_tool.limits import (
+from bisect_tool.calibration.limits import (
     FEW,
     _farthest,
     _usual,

@@ -24,6 +24,7 @@ from bisect_tool.merging import (
 from bisect_tool.records import GlueStage, OutputResult, Report, StageRef, Verdict
 from bisect_tool.reporters.html import html_text
 from bisect_tool.reporters.terminal import print_report
+from bisect_tool.verdicts import decide
 
 FILES = {"a": "files/a.onnx", "b": "files/b.onnx"}
 
@@ -53,7 +54,8 @@ def merged(reports: list[CallReport], chain: Chain) -> Report:
     rows, both, chains = merged_rows(reports, rename), merged_alignment(reports, rename), {"ort-off": chain}
     runs = (merged_config("ort-off", reports, chain),)
     parts = part_results(reports, FILES, {"a": 1, "b": 1}, chains)
-    verdict = merged_verdict(reports, rows, runs, both, parts, chains, rename, 0.9, selected=False)
+    verdict = decide(rows, runs, both, 0.9, selected=False)
+    verdict = merged_verdict(verdict, reports, runs, parts, chains, rename, 0.9, selected=False)
     glue = (GlueStage(StageRef("scatter", 0, 0), "Scatter", "model.py:7", "a"),)
     return Report({}, verdict, TOLERANCE, both, runs, tuple(rows), {}, {}, parts=parts, glue=glue)
 

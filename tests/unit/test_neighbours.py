@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bisect_tool import neighbours
-from bisect_tool.align import Sides, match_values
-from bisect_tool.neighbours import LookAlikes, Neighbours, components
+from bisect_tool.align import board, by_axes, by_output, by_scope, neighbours, surroundings
+from bisect_tool.align.matches import Sides
+from bisect_tool.align.matching import match_values
+from bisect_tool.align.neighbours import LookAlikes, Neighbours, components
 from bisect_tool.records import OnnxGraph, OnnxNode, Stage, StageRef, TorchTrace
 from bisect_tool.signatures import Signature, distance, signature_of
 
@@ -75,8 +76,8 @@ def _work(count: int, numbers: Mapping[str, Any], monkeypatch: pytest.MonkeyPatc
         calls += 1
         return distance(one, other)
 
-    monkeypatch.setattr(neighbours, "distance", counted)
-    monkeypatch.setattr("bisect_tool.align.distance", counted)
+    for module in (board, by_axes, by_output, by_scope, neighbours, surroundings):
+        monkeypatch.setattr(module, "distance", counted)
     random = np.random.default_rng(0)
     torch_side, onnx_side, stages, nodes = {}, {}, [], []
     for number in range(1, count + 1):

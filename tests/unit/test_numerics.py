@@ -21,7 +21,6 @@ from bisect_tool.numerics import (
     lookup,
     nearest,
     steps,
-    sticky_switches,
     switches_markdown,
     take,
     text_of,
@@ -260,14 +259,6 @@ def test_environment_of_a_pair() -> None:
     check_pair(both)
     with pytest.raises(BisectError, match="NVIDIA_TF32_OVERRIDE is 0 on one side and 1 on the other"):
         check_pair(pair(expected, ort_side("cuda", NVIDIA_TF32_OVERRIDE="1")))
-
-
-def test_sticky_switches_are_named() -> None:
-    """Variables, and what the first session of a process decides for good."""
-    expected = torch_side("cuda", cudnn_benchmark=True, NVIDIA_TF32_OVERRIDE="0")
-    actual = NumericConfig("onnxruntime", switches={"session.set_denormal_as_zero": True})
-    assert ("NVIDIA_TF32_OVERRIDE", "session.set_denormal_as_zero") == sticky_switches(pair(expected, actual))
-    assert () == sticky_switches(pair(torch_side(mkldnn=False), ort_side()))
 
 
 # Suspects

@@ -264,7 +264,7 @@ def test_parts_have_files_of_their_own(file: Path, tmp_path: Path) -> None:
     ]
     part = PartResult("head", str(file), 1, 1, "diverges", None, 4, 4, 1.0, ())
     write_report_folder(replace(report, stages=tuple(rows), parts=(part,)), tmp_path / "report")
-    code, out, err = command(tmp_path / "report")
+    code, _, err = command(tmp_path / "report")
     assert 0 == code, err
     assert (tmp_path / "report" / "overlay" / "head.ort-off.total.json").is_file()
     assert (

@@ -14,13 +14,13 @@ from test_counterparts import BLOCK, outlined, with_step
 from torch import Tensor, nn
 
 from bisect_tool import LoadedCase, Options, bisect, make_tolerance
-from bisect_tool.align import AMBIGUOUS, Match
+from bisect_tool.align.counterparts import likeness
+from bisect_tool.align.matches import AMBIGUOUS, Match
+from bisect_tool.align.placing import is_certain, is_open, placed_by_structure
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.fresh import most_alike, outline
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram
-from bisect_tool.counterparts import likeness
-from bisect_tool.placing import is_certain, is_open, placed_by_structure
 from bisect_tool.records import OnnxGraph, Report, TorchTrace
 
 # -- pairs ------------------------------------------------------------------------------------------------------------

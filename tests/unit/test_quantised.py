@@ -29,7 +29,8 @@ from bisect_tool.quantised import (
     summary_lines,
 )
 from bisect_tool.records import NumericConfig, OnnxGraph, OnnxNode, QuantisedStage, Stage, StageRef
-from bisect_tool.tolerances import describe_tolerance, make_tolerance, sqnr_tolerance
+from bisect_tool.reporters.wording import tolerance_text
+from bisect_tool.tolerances import make_tolerance, sqnr_tolerance
 
 
 def node(op_type: str, inputs: str, outputs: str) -> OnnxNode:
@@ -188,7 +189,7 @@ def test_a_tolerance_in_decibels() -> None:
     """--min-sqnr is the relative L2 error in another unit, holds for whole numbers too, and excludes other tolerances."""
     tolerance = make_tolerance(None, None, None, 20.0)
     assert ("user", 20.0) == (tolerance.source, tolerance.min_sqnr)
-    assert "SQNR 20 dB" == describe_tolerance(tolerance)
+    assert "SQNR: at least 20 dB, given by the user" == tolerance_text(tolerance)
     x = np.ones(100, np.float32)
     assert ["pass", "fail"] == [judge(x, x * np.float32(f), tolerance)[1] for f in (1.09, 1.11)]
     numbers = np.full(100, 10)

@@ -18,22 +18,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import docs_commands
 
 from bisect_tool import (
-    data_records,
-    environment_rules,
     errors,
     executors,
     experiments,
     hypotheses,
     parts,
-    pipeline,
     records,
     release_search,
     releases,
     store,
-    tolerance_table,
     witnesses,
 )
 from bisect_tool.backends import branches, fresh, optimised, passes, recorded_floors, replay_folder, unfold
+from bisect_tool.calibration import tolerance_table
 from bisect_tool.cli import env
 from bisect_tool.cli.main import execute
 from bisect_tool.cli.options import NO_EFFECT
@@ -41,9 +38,12 @@ from bisect_tool.cli.releases import RUN_SECONDS
 from bisect_tool.cli.run import run
 from bisect_tool.cli.settings import KEYS, PARTS
 from bisect_tool.cli.tool import tool
+from bisect_tool.data import records as data_records
 from bisect_tool.determinism import Determinism
 from bisect_tool.diagnose import input_orders, trying
 from bisect_tool.diagnose.explain import codes
+from bisect_tool.environments import rules as environment_rules
+from bisect_tool.pipeline import aligning, explaining
 from bisect_tool.recorder import MANIFEST, PROJECTIONS
 from bisect_tool.reporters import calibration_plots
 
@@ -298,12 +298,12 @@ def test_patterns_are_those_of_the_page_on_data_files_and_of_the_code() -> None:
     page = (ROOT / "docs" / "data-files.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"^## Patterns\n(.*?)^## ", page, re.DOTALL | re.MULTILINE)
     assert codes_in(table) == listed
-    source = (PACKAGE / "data_patterns.py").read_text(encoding="utf-8")
+    source = (PACKAGE / "data" / "patterns.py").read_text(encoding="utf-8")
     written = set(re.findall(r"(?:Pattern|_shared)\(\s*\"([\w-]+)\"", source)) | set(
         re.findall(r'yield "([\w-]+)"', source)
     )
     assert {"rounding", "channel-order"} <= written <= listed
-    source = (PACKAGE / "data_files.py").read_text(encoding="utf-8")
+    source = (PACKAGE / "data" / "files.py").read_text(encoding="utf-8")
     written = set(re.findall(r"Structure\(\"(\w+)\"", source)) | set(re.findall(r'\(\w+, "\w+", "(\w+)"\)', source))
     assert written == codes_in(structure)
 
@@ -340,14 +340,14 @@ def test_options_that_do_not_go_together_are_refused(
 def test_numbers_of_how_far_it_looks_are_those_of_the_code() -> None:
     """The last table has each of these constants with its value."""
     known = {
-        "origins that are narrowed to nodes": pipeline.MAX_DRILLED,
-        "origins whose cause is looked for": pipeline.MAX_EXPLAINED,
+        "origins that are narrowed to nodes": explaining.MAX_DRILLED,
+        "origins whose cause is looked for": explaining.MAX_EXPLAINED,
         "runs for the cause of one origin": trying.MAX_TRIALS,
         "seconds for the cause of one origin": trying.MAX_SECONDS,
-        "seconds for the causes of all origins": pipeline.EXPLAIN_SECONDS,
-        "origins with a replay folder": pipeline.MAX_REPLAYS,
+        "seconds for the causes of all origins": explaining.EXPLAIN_SECONDS,
+        "origins with a replay folder": explaining.MAX_REPLAYS,
         "bytes of a replay folder's tensors": replay_folder.MAX_BYTES,
-        "rounds of alignment by forced runs": pipeline.MAX_ALIGNMENT_ROUNDS,
+        "rounds of alignment by forced runs": aligning.MAX_ALIGNMENT_ROUNDS,
         "nodes that a body may add": unfold.MAX_ADDED,
         "`If` nodes whose branches are exchanged": branches.MOST_BRANCHES,
         "orders of inputs that are tried": input_orders.MOST,

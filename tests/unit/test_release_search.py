@@ -116,7 +116,7 @@ def test_named_versions_need_no_index() -> None:
 def test_ranges_that_are_none(spec: str, message: str) -> None:
     with pytest.raises(BisectError) as caught:
         choose(spec, RELEASED)
-    assert message in caught.value.message or message.replace("1.18", "1.18") in caught.value.message
+    assert message in caught.value.message
     assert caught.value.hint
 
 

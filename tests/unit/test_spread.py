@@ -8,7 +8,7 @@ import pytest
 from bisect_tool import spread
 from bisect_tool.metrics import measure
 from bisect_tool.records import Spread, Tolerance
-from bisect_tool.reporters.common import worst_element_lines
+from bisect_tool.reporters.wording import worst_element_lines
 from bisect_tool.spread import spread_of
 from bisect_tool.tolerances import make_tolerance
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bisect_tool.calibration.table_judging import Judge, judge_by_table, judge_outputs_by_table, over_limits
+from bisect_tool.calibration.tolerance_table import Calibration, Fingerprint, MetricLimit, StageLimits, ToleranceTable
 from bisect_tool.metrics import judge, measure
 from bisect_tool.records import Comparison, Noise, OutputResult, StageRow
-from bisect_tool.table_judging import Judge, judge_by_table, judge_outputs_by_table, over_limits
-from bisect_tool.tolerance_table import Calibration, Fingerprint, MetricLimit, StageLimits, ToleranceTable
 from bisect_tool.tolerances import make_tolerance
 
 DEFAULT = make_tolerance(None, None, None)

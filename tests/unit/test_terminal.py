@@ -27,7 +27,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from bisect_tool.records import ConfigRun, FirstOverTolerance, Link, NumericConfig, Report, StageRef, Tolerance
-from bisect_tool.reporters import common, html, pairs, terminal
+from bisect_tool.reporters import html, pairs, selecting, terminal, wording
 from bisect_tool.reporters.layout import Column, column_widths, fit_text
 from bisect_tool.switches import Value
 
@@ -86,7 +86,7 @@ def test_first_and_last_screen_say_what_to_do(name: str) -> None:
     """80 columns by 24 lines: at either end of a page of any length there are the verdict, the cause and the remedy."""
     report = SAMPLES[name]()
     lines = page(report, 80, report_dir="reports/ckpt").splitlines()
-    status = common.STATUSES[report.verdict.status]
+    status = wording.STATUSES[report.verdict.status]
     causes = [each for each in report.verdict.diagnoses if each.gating]
     assert lines[0].startswith(f"{status}  ")
     for screen in (lines[:24], lines[-24:]):
@@ -330,16 +330,16 @@ def test_optimised_configs_that_agree_beside_a_divergence_say_why() -> None:
     fine = config_run("ort-all", replace(ORT_OFF, optimization="all"), 9e-5)
     words = "ort-all: judged by its final outputs, which are within the limit; stages are judged with optimisation off"
     report = replace(diverging(), configs=(diverging().configs[0], fine))
-    assert words == common.judged_by_outputs(report)
+    assert words == selecting.judged_by_outputs(report)
     assert words in " ".join(page(report).split())
     assert words in " ".join(html.html_text(report).split())
     other = replace(fine, name="ort-basic", actual=replace(ORT_OFF, optimization="basic"))
-    text = common.judged_by_outputs(replace(report, configs=(*report.configs, other)))
+    text = selecting.judged_by_outputs(replace(report, configs=(*report.configs, other)))
     assert text is not None and text.startswith("ort-all, ort-basic: judged by their final outputs")
     cuda = replace(fine, actual=replace(fine.actual, device="cuda"))
     for configs in ((report.configs[0], cuda), (report.configs[0], replace(fine, gating=False)), (fine,)):
-        assert common.judged_by_outputs(replace(report, configs=configs)) is None
-    assert common.judged_by_outputs(diverging()) is None
+        assert selecting.judged_by_outputs(replace(report, configs=configs)) is None
+    assert selecting.judged_by_outputs(diverging()) is None
 
 
 def test_skipped_configs_give_their_reason() -> None:
@@ -391,7 +391,7 @@ def test_the_tolerance_chooses_the_quantity_of_the_head_table() -> None:
     report = diverging()
     text = page(replace(report, tolerance=Tolerance("user", max_abs=0.01)), 120)
     worst = max(row.results["ort-off"].total.max_abs for row in report.stages if "ort-off" in row.results)
-    assert re.search(rf"^ort-off +{common.sci(worst)} ".replace("+0", r"\+0"), text, re.MULTILINE), text
+    assert re.search(rf"^ort-off +{wording.sci(worst)} ".replace("+0", r"\+0"), text, re.MULTILINE), text
     assert "Largest absolute difference of the worst stage" in text
     assert "Relative L2 of the worst stage" in page(report)
 
@@ -423,12 +423,12 @@ def test_the_node_that_makes_the_value_comes_first() -> None:
     """Then arithmetic, then what only computes shapes; the report keeps the graph's order."""
     nodes, ops = ("shape", "mul", "slice", "concat", "resize"), ("Shape", "Mul", "Slice", "Concat", "Resize")
     origin = replace(diverging().verdict.origins[0], onnx_nodes=nodes, onnx_ops=ops)
-    assert ["resize", "mul", "shape", "slice", "concat"] == common.telling_nodes(origin)
-    assert [] == common.telling_nodes(replace(origin, onnx_nodes=(), onnx_ops=()))
-    assert ["shape (Shape)", "mul (Mul)", "resize (Resize)", "2 more"] == common.node_texts(origin, 3)
-    assert [f"{name} ({op})" for name, op in zip(nodes, ops, strict=True)] == common.node_texts(origin)
-    assert ["shape", "mul"] == common.node_texts(replace(origin, onnx_nodes=nodes[:2], onnx_ops=()))
-    assert [] == common.node_texts(replace(origin, onnx_nodes=(), onnx_ops=()))
+    assert ["resize", "mul", "shape", "slice", "concat"] == wording.telling_nodes(origin)
+    assert [] == wording.telling_nodes(replace(origin, onnx_nodes=(), onnx_ops=()))
+    assert ["shape (Shape)", "mul (Mul)", "resize (Resize)", "2 more"] == wording.node_texts(origin, 3)
+    assert [f"{name} ({op})" for name, op in zip(nodes, ops, strict=True)] == wording.node_texts(origin)
+    assert ["shape", "mul"] == wording.node_texts(replace(origin, onnx_nodes=nodes[:2], onnx_ops=()))
+    assert [] == wording.node_texts(replace(origin, onnx_nodes=(), onnx_ops=()))
 
 
 def test_weights_of_an_origin_and_of_others_too() -> None:
@@ -520,7 +520,7 @@ def without_shares(report: Report) -> Report:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_which_reports_are_of_a_matrix(name: str) -> None:
     """Configurations that differ in ONNX Runtime's optimisation alone make no matrix."""
-    assert (name == "matrix") == common.is_matrix(SAMPLES[name]())
+    assert (name == "matrix") == selecting.is_matrix(SAMPLES[name]())
 
 
 @pytest.mark.parametrize(
@@ -534,9 +534,9 @@ def test_which_reports_are_of_a_matrix(name: str) -> None:
 )
 def test_what_makes_a_matrix(configs: tuple[ConfigRun, ...]) -> None:
     """A switch, another PyTorch side or another export; and pairs that ran one by one, whatever they are."""
-    assert common.is_matrix(replace(healthy(), configs=configs))
+    assert selecting.is_matrix(replace(healthy(), configs=configs))
     assert "requested: " in page(replace(healthy(), configs=configs))
-    assert common.is_matrix(replace(healthy(), timings={"pair ort-off": 1.0}))
+    assert selecting.is_matrix(replace(healthy(), timings={"pair ort-off": 1.0}))
 
 
 def test_pairs_are_in_the_table() -> None:
@@ -566,7 +566,7 @@ def test_skipped_pairs_do_not_count() -> None:
     """What a preset named and the machine lacks decides nothing, gating or not."""
     report = matrix()
     skipped = tuple(replace(run, gating=True) if run.status == "skipped" else run for run in report.configs)
-    assert "3 of them count for" in common.matrix_text(replace(report, configs=skipped))
+    assert "3 of them count for" in selecting.matrix_text(replace(report, configs=skipped))
 
 
 @pytest.mark.parametrize("width", [60, 72, 80, 100, 120, 200])
@@ -608,7 +608,7 @@ def test_trials_stand_apart_and_are_counted() -> None:
     assert "try-9" not in page(many)
     assert "ort-cuda-off-try-9 *" in page(many, all_stages=True)
     alone = replace(trial, name="elsewhere-try-1")
-    assert not common.is_trial(alone, matrix())
+    assert not selecting.is_trial(alone, matrix())
 
 
 def test_which_pair_of_a_matrix_is_shown() -> None:
@@ -649,8 +649,8 @@ def test_tiny_shares_are_not_named() -> None:
     result = rows[2].results["ort-cuda-off"]
     rows[2] = replace(rows[2], results={"ort-cuda-off": replace(result, share=0.0009)})
     report = replace(matrix(), stages=tuple(rows))
-    assert rows[2].ref not in [ref for ref, _ in common.made_most(report, "ort-cuda-off", 9)]
-    assert "< 0.1 %" == common.share_text(0.0009)
+    assert rows[2].ref not in [ref for ref, _ in selecting.made_most(report, "ort-cuda-off", 9)]
+    assert "< 0.1 %" == wording.share_text(0.0009)
 
 
 def test_what_was_not_forced_made_nothing() -> None:
@@ -658,7 +658,7 @@ def test_what_was_not_forced_made_nothing() -> None:
     rows = list(matrix().stages)
     rows[2] = replace(rows[2], results={"ort-cuda-off": replace(rows[2].results["ort-cuda-off"], local=None)})
     report = replace(matrix(), stages=tuple(rows))
-    assert ["stem.conv", "head.fc"] == [str(ref) for ref, _ in common.made_most(report, "ort-cuda-off", 2)]
+    assert ["stem.conv", "head.fc"] == [str(ref) for ref, _ in selecting.made_most(report, "ort-cuda-off", 2)]
 
 
 def test_remedies_are_lines_to_copy() -> None:
@@ -667,7 +667,7 @@ def test_remedies_are_lines_to_copy() -> None:
     assert "      torch.backends.cudnn.allow_tf32 = False" in lines
     assert '      providers=[("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]' in lines
     assert "  help: (tried: it removes the divergence)" in lines
-    assert common.remedy_code(diverging().verdict.diagnoses[0]) is None
+    assert selecting.remedy_code(diverging().verdict.diagnoses[0]) is None
 
 
 def test_a_matrix_without_a_cause_says_so() -> None:
@@ -691,8 +691,8 @@ def test_hostile_pairs_print_literally() -> None:
 
 def test_side_of_a_switch_is_no_measurement() -> None:
     """Without a measured floor the side is known from the switch that mends it."""
-    assert "a switch on PyTorch's side removes it" == common.noise_text(None, "expected")
-    assert "3.0 times the noise floor; ONNX Runtime is the side that is off against float64" == common.noise_text(
+    assert "a switch on PyTorch's side removes it" == wording.noise_text(None, "expected")
+    assert "3.0 times the noise floor; ONNX Runtime is the side that is off against float64" == wording.noise_text(
         3.0, "actual"
     )
 
@@ -716,7 +716,7 @@ def test_side_of_a_switch_is_no_measurement() -> None:
 )
 def test_scientific_form(value: float | None, text: str) -> None:
     """Numbers are compact, zero is plain, and what is missing is a dash."""
-    assert text == common.sci(value)
+    assert text == wording.sci(value)
 
 
 @pytest.mark.parametrize(
@@ -734,7 +734,7 @@ def test_scientific_form(value: float | None, text: str) -> None:
 )
 def test_factors(value: float, text: str) -> None:
     """Factors near one are plain numbers."""
-    assert text == common.ratio(value)
+    assert text == wording.ratio(value)
 
 
 @pytest.mark.parametrize(
@@ -751,7 +751,7 @@ def test_factors(value: float, text: str) -> None:
 )
 def test_percent_is_never_rounded_to_all_or_none(part: int, whole: int, text: str) -> None:
     """One element of a million is not 0 %, and all but one are not 100 %."""
-    assert text == common.percent(part, whole)
+    assert text == wording.percent(part, whole)
 
 
 @pytest.mark.parametrize("width", range(40))
@@ -790,14 +790,14 @@ def test_columns_share_the_width() -> None:
 )
 def test_alignment_sentence(name: str, text: str) -> None:
     """What was not compared is counted, named and told apart: not in the graph, or not found in it."""
-    assert text == common.alignment_text(SAMPLES[name]().alignment)
+    assert text == wording.alignment_text(SAMPLES[name]().alignment)
 
 
 def test_names_are_counted_beyond_three() -> None:
     """Long lists of names end in a count."""
     refs = [StageRef(name, 0, 0) for name in "abcde"]
-    assert "a, b, c and 2 more" == common.names_text(refs)
-    assert "a, b, c" == common.names_text(refs[:3])
+    assert "a, b, c and 2 more" == wording.names_text(refs)
+    assert "a, b, c" == wording.names_text(refs[:3])
 
 
 @pytest.mark.parametrize(
@@ -812,7 +812,7 @@ def test_names_are_counted_beyond_three() -> None:
 )
 def test_effective_settings_in_short(effective: dict[str, object], text: str) -> None:
     """Providers lose their suffix, scalars keep their names, and nested maps are left to the page."""
-    assert text == common.effective_text(effective)
+    assert text == wording.effective_text(effective)
 
 
 CUDA = NumericConfig("torch", "cuda", switches={"matmul_tf32": False})
@@ -941,7 +941,7 @@ def test_dtype_of_the_graph_in_words(dtype: str, read: str | None, text: str) ->
 )
 def test_shades_of_errors(error: float, level: int) -> None:
     """One shade for each factor of ten; NaN is as bad as can be."""
-    assert level == common.heat_level(error)
+    assert level == selecting.heat_level(error)
 
 
 @pytest.mark.parametrize(

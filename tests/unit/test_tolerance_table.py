@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bisect_tool.errors import EXIT_USAGE, BisectError
-from bisect_tool.records import StageRef
-from bisect_tool.tolerance_table import (
+from bisect_tool.calibration.tolerance_table import (
     Calibration,
     Fingerprint,
     Hardware,
@@ -27,6 +25,8 @@ from bisect_tool.tolerance_table import (
     table_text,
     write_table,
 )
+from bisect_tool.errors import EXIT_USAGE, BisectError
+from bisect_tool.records import StageRef
 
 HERE = "cpu x86_64 avx2"
 

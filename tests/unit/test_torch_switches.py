@@ -445,7 +445,7 @@ def test_tensors_that_stay_behind_are_named_before_the_run() -> None:
 def test_pipeline_asks_where_moved_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pair whose model does not move as a whole fails with the names, and the other one has its answer."""
     monkeypatch.setattr("bisect_tool.backends.torch_switches.require_device", lambda device: None)
-    monkeypatch.setattr("bisect_tool.pipeline.require_device", lambda device: None)
+    monkeypatch.setattr("bisect_tool.pipeline.bisection.require_device", lambda device: None)
     pairs = tuple(
         ConfigPair(device, replace(CPU, device=device), NumericConfig("onnxruntime", optimization="off"))
         for device in ("cpu", "meta")

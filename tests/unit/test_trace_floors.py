@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from bisect_tool.backends.recorded_floors import Floors, put_floors, run_floors
-from bisect_tool.compare_traces import compare_recordings
 from bisect_tool.recorder import Recording, configuration_of
+from bisect_tool.recordings.compare_traces import compare_recordings
+from bisect_tool.recordings.trace_floors import APART, floor_of
 from bisect_tool.records import Report, Tolerance
-from bisect_tool.trace_floors import APART, floor_of
 
 X = torch.linspace(-1, 1, 64).reshape(2, 32).cos()
 
@@ -61,7 +61,7 @@ def nudged(net: Net, size: float) -> Net:
 
 
 def floors_of(path: Path) -> dict[str, Any]:
-    from bisect_tool.bundles import open_bundle
+    from bisect_tool.recordings.bundles import open_bundle
 
     with open_bundle(path) as bundle:
         return {entry["stage"]: entry.get("floor") for entry in bundle.manifest["stages"]}

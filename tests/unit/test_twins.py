@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from bisect_tool.align import Match
+from bisect_tool.align.matches import Match
+from bisect_tool.align.twins import merge_twins
 from bisect_tool.records import OnnxGraph, OnnxNode, Stage, StageRef, TorchTrace
 from bisect_tool.signatures import Signature, signature_of
-from bisect_tool.twins import merge_twins
 
 
 def stage(path: str, value: int, inputs: tuple[int, ...], kind: str) -> Stage:

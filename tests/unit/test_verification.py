@@ -15,7 +15,7 @@ from report_samples import diverging, empty, healthy, metrics
 
 from bisect_tool.errors import BisectError
 from bisect_tool.records import LimitUse, OutputResult, Report, TableSource
-from bisect_tool.reporters import common
+from bisect_tool.reporters import wording
 from bisect_tool.reporters.verification import print_verification
 from bisect_tool.verification import Limit, Outputs, answered, make_questions, metric_line, parse_limit
 
@@ -248,10 +248,10 @@ def test_limit_ratio() -> None:
 def test_table_is_named_as_the_source_of_limits() -> None:
     """The words for a calibrated tolerance say from how many samples, at which rate, and whether that is firm."""
     tolerance = replace(healthy().tolerance, source="calibrated", table=TABLE)
-    text = common.tolerance_text(tolerance)
+    text = wording.tolerance_text(tolerance)
     assert "calibrated on 128 samples" in text and "one false alarm in 100 samples" in text
     weak = replace(TABLE, tail="too few", samples=3, hardware="cpu x")
-    text = common.tolerance_text(replace(tolerance, table=weak))
+    text = wording.tolerance_text(replace(tolerance, table=weak))
     assert "too few to be sure" in text and "this kind of machine" in text
 
 

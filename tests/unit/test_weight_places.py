@@ -12,9 +12,9 @@ from test_placing import without_names
 from torch import Tensor, nn
 
 from bisect_tool import LoadedCase, Options, bisect, make_tolerance
+from bisect_tool.align.weight_places import WeightUse, pair_by_place
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.records import Report
-from bisect_tool.weight_places import WeightUse, pair_by_place
 
 
 def uses(*weights: tuple[str, str, object | None]) -> list[WeightUse]:

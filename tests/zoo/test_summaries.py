@@ -9,8 +9,8 @@ import torch
 from families import FAMILIES
 from torch import nn
 
-from bisect_tool.compare_traces import compare_recordings
 from bisect_tool.recorder import record
+from bisect_tool.recordings.compare_traces import compare_recordings
 from bisect_tool.records import Report
 
 SIZES = (1e-6, 3e-2)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from bisect_tool.align import family
+from bisect_tool.align.families import family
 from bisect_tool.diagnose.calls import Call, Node, Operand
 from bisect_tool.diagnose.causes import NONFINITE
 from bisect_tool.diagnose.rules.facts import Array, Clue, Facts, place_text, result_of, value_of

@@ -1,0 +1,195 @@
+"""Pairs stages that no value fits: by a fresh export's structure, or by the scopes alone."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Set
+from dataclasses import replace
+
+from bisect_tool.align.board import Board
+from bisect_tool.align.families import family
+from bisect_tool.align.matches import STRUCTURE, Match
+from bisect_tool.align.surroundings import is_passed_by
+from bisect_tool.layouts import axis_order
+from bisect_tool.signatures import distance
+
+_BIASED = frozenset(["addmm", "baddbmm", "addmv", "linear"])
+"""Operations that add a bias: a node of its own in the graph."""
+
+
+def match_placed(board: Board, placed: Mapping[int, Match]) -> None:
+    """Stages whose place a fresh export tells, as far as no value says otherwise."""
+    for value, match in placed.items():
+        if value in board.matches or match.onnx in board.taken or not board.lies_right(value, match.onnx):
+            continue
+        agrees = match.permutation is None and board.agrees(value, match.onnx) and not board.circular(value, match.onnx)
+        evidence = (STRUCTURE, board.value_evidence) if agrees else (STRUCTURE,)
+        board.take(replace(match, evidence=evidence, confirmed=agrees))
+
+
+def match_by_scope(board: Board) -> None:
+    """Stages that no value fits: the name is all there is, so the pair stays unconfirmed."""
+    leaves: dict[str, list[int]] = defaultdict(list)
+    calls: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for value, stage in board.first_stage.items():
+        if stage.level == "container" or value in board.matches or value not in board.torch:
+            continue
+        path, separator, _ = stage.ref.stage.rpartition("/")
+        if separator and "#" in stage.ref.stage:
+            calls[path, family(stage.type)].append(value)
+        else:
+            leaves[stage.ref.stage].append(value)
+    folded = _folded_into(board, leaves)
+    # The producer's node holds the normalisation's value: nothing in its scope is the producer's own.
+    taken = {board.folded_scope(board.first_stage[value]) for value in board.matches}
+    for path, values in leaves.items():
+        if path in folded.values() or path in taken:
+            continue
+        _match_group(board, values, board.scopes.leaving(folded.get(path, path)))
+    for (path, kind), values in calls.items():
+        names = board.scopes.calls(path, kind)
+        if all(board.first_stage[value].type in _BIASED for value in values):
+            following = {family(stage.type) for v in values for stage in board.stages_after(v)}
+            names = [_with_bias(board, name, following) for name in names]
+        _match_group(board, values, names, operations=True)
+    for value, stages in board.stages_of.items():
+        if value in board.matches or value not in board.torch:
+            continue
+        # One operation of PyTorch's may be all of a module, as in attention's fast path, and many nodes.
+        for path in {s.ref.stage for s in stages if s.level == "container" and s.alias_of is not None}:
+            names = [n for n in board.scopes.leaving_tree(path) if board.lies_right(value, n)]
+            if value not in board.matches and not board.scopes.calls(path, family(board.first_stage[value].type)):
+                _match_group(board, [value], names)
+
+
+def _with_bias(board: Board, name: str, following: Set[str]) -> str:
+    """The sum behind a product: one operation in PyTorch, two nodes here, or three with a factor.
+
+    ``following``: kinds of the operations that come next in PyTorch; a node of their kind is theirs.
+    """
+    if board.graph.nodes[board.place[name]].op_type != "MatMul":
+        return name
+    at, path = name, board.scopes.path_of(name)
+    while len(readers := set(board.scopes.readers[at])) == 1 and at not in board.scopes.outputs:
+        node = board.graph.nodes[readers.pop()]
+        if node.op_type not in ("Mul", "Add", "Identity") or family(node.op_type) in following:
+            break
+        if board.scopes.path_of(node.outputs[0]) != path or node.outputs[0] in board.taken:
+            break
+        at = node.outputs[0]
+        if node.op_type == "Add":
+            return at
+    return at if board.graph.nodes[board.place[at]].op_type == "Identity" else name
+
+
+def _match_group(board: Board, values: list[int], names: list[str], *, operations: bool = False) -> None:
+    """Pairs what a scope has in PyTorch with what it has in the graph, where the numbers on both sides are equal.
+
+    A module's value is the last of its scope; ``operations`` of one kind are told apart by what they read.
+    """
+    values = sorted(values, key=lambda v: board.first_stage[v].order)
+    if operations:
+        values = [v for v in values if not _computed_otherwise(board, v)]
+    free = [n for n in names if n not in board.taken and any(board.lies_right(v, n) for v in values)]
+    sizes = {math.prod(board.first_stage[v].shape) for v in values}
+    for size in sizes:
+        members = [v for v in values if math.prod(board.first_stage[v].shape) == size]
+        read = set().union(*(_parents(board, v) for v in members)) if operations else set()
+        usable = [n for n in free if not read or read & _read_by(board, n)]
+        options = [n for n in usable if board.fits(members[0], n)]
+        # Optimisers sort graphs anew: of several operations of one kind the order alone does not tell which is which.
+        if operations and len(options) >= max(len(members), 2):
+            options = _most_alike(board, members, options)
+        if len(members) == 1 and len(options) > 1:
+            options = options[-1:]
+        if not options and len(members) == 1:
+            _match_by_axes(board, members[0], usable)
+        if len(options) != len(members):
+            continue
+        for value, name in zip(members, options, strict=True):
+            agrees = board.agrees(value, name) and not board.circular(value, name)
+            named = board.named(name)
+            evidence = (named, board.value_evidence) if agrees else (named,)
+            board.take(_follow_unconfirmed(board, Match(value, name, evidence, agrees)))
+
+
+def _most_alike(board: Board, values: list[int], names: list[str]) -> list[str]:
+    """As many names as values, in their order, if reading and numbers tell; all names otherwise."""
+    chosen: list[str] = []
+    for value in values:
+        parents = _parents(board, value)
+        reading = [n for n in names if parents <= _read_by(board, n)] if parents else []
+        near = {n: _apart(board, value, n) for n in reading or names}
+        clear = min(near.values()) * board.clearly_nearer
+        found = [n for n, apart in near.items() if apart <= clear]
+        if len(found) != 1 or found[0] in chosen:
+            return reading if len(values) == 1 and reading else names
+        chosen += found
+    return chosen
+
+
+def _computed_otherwise(board: Board, value: int) -> bool:
+    """Whether the graph gets to what is made of an operation without it, and nothing that it reads has a pair."""
+    return not _parents(board, value) and is_passed_by(
+        value, board.trace, board.children, board.matches, board.torch, board.chained
+    )
+
+
+def _parents(board: Board, value: int) -> set[str]:
+    """The graph's values of what a value is computed from, where they have a pair."""
+    return {board.matches[v].onnx for v in board.trace.parents.get(value, ()) if v in board.matches}
+
+
+def _apart(board: Board, value: int, name: str) -> float:
+    first, second = board.torch.get(value), board.onnx.get(name)
+    return distance(first, second) if first is not None and second is not None else math.inf
+
+
+def _read_by(board: Board, name: str) -> set[str]:
+    """Paired values that a node reads, itself or by way of nodes that belong to nobody."""
+    found: set[str] = set()
+    seen: set[str] = set()
+    stack = list(board.graph.nodes[board.place[name]].inputs)
+    while stack:
+        at = stack.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        if at in board.taken:
+            found.add(at)
+        elif at in board.place:
+            stack.extend(board.graph.nodes[board.place[at]].inputs)
+    return found
+
+
+def _match_by_axes(board: Board, value: int, names: list[str]) -> None:
+    shape = board.first_stage[value].shape
+    for name in reversed(names):
+        signature = board.onnx.get(name)
+        own = board.torch.get(value)
+        if signature is None or (own is not None and own.kind != signature.kind):
+            continue
+        order = axis_order(shape, signature.shape)
+        if order is not None and name not in board.taken:
+            board.take(Match(value, name, ("scope", "permuted"), False, order))
+            return
+
+
+def _follow_unconfirmed(board: Board, match: Match) -> Match:
+    """Untagged nodes behind a broken stage that hand *its* value on belong to it too."""
+    own = board.onnx.get(match.onnx)
+    return board.follow(match, own) if own is not None and own.norm else match
+
+
+def _folded_into(board: Board, leaves: Mapping[str, list[int]]) -> dict[str, str]:
+    """Normalisations that have no node while their producer has one: the exporter folded them into it.
+
+    The producer's node then holds the normalisation's value, under the producer's name.
+    """
+    result: dict[str, str] = {}
+    for path, values in leaves.items():
+        producer = board.folded_scope(board.first_stage[values[0]])
+        if producer is not None:
+            result[path] = producer
+    return result

@@ -1,0 +1,257 @@
+"""Which of the graph's values stand for which of the model's: all that is tried until no pair changes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bisect_tool.align.bodies import match_bodies
+from bisect_tool.align.matches import AMBIGUOUS, STRUCTURE, VALUE_LIMIT, Hints, Match, Sides
+from bisect_tool.align.matching import match_values, trusted
+from bisect_tool.align.other_sizes import called_so, of_other_size
+from bisect_tool.align.placing import is_open, placed_by_structure
+from bisect_tool.backends.captured import Reference
+from bisect_tool.backends.case import LoadedCase, copies_of
+from bisect_tool.backends.fresh import MOST_EXPORTED, most_alike, outline
+from bisect_tool.backends.fresh_weights import compare_beside
+from bisect_tool.backends.weights import modules_by_weights
+from bisect_tool.errors import BisectError, InconclusiveError
+from bisect_tool.metrics import kind_of
+from bisect_tool.pipeline.options import Options, Step
+from bisect_tool.pipeline.prepared import Ready, ready_to_run
+from bisect_tool.rows import first_stage_by_value
+from bisect_tool.signatures import Signature, distance, permuted_signatures, split_signatures
+from bisect_tool.weights import WeightReport
+
+MAX_ALIGNMENT_ROUNDS = 6
+"""Forced passes at most while looking for the pairs behind broken stages; each one settles at least one stage."""
+
+MOST_OTHER_SIZES = 4
+"""Times that stages are looked for whose value the graph has in another size; each may show what lies behind it."""
+
+MOST_MISSING = 5
+"""Notes on stages that a file leaves out."""
+
+PermutedKey = tuple[int, tuple[int, ...] | None]
+"""A PyTorch value, and the shape that it is to have with its axes in another order; ``None``: as many axes."""
+
+
+class Aligner:
+    """Pairs the values of one PyTorch run with those of a graph.
+
+    Args:
+        case, options: the job.
+        ready: the graph.
+        step: tells about what takes long.
+        notes: gets what was noticed.
+        permuted: what is known of values with their axes in other orders; more is put in.
+        output_names: the graph's output for each of the model's.
+        narrow: the graph is in half precision.
+
+    Attributes:
+        missing: why the file has no value for a stage, as far as a fresh export tells, by PyTorch value.
+        weights_beside: the weights beside those of the fresh export, where the file lost their names.
+    """
+
+    def __init__(
+        self,
+        case: LoadedCase,
+        options: Options,
+        ready: Ready,
+        step: Step,
+        notes: list[str],
+        permuted: dict[PermutedKey, Mapping[tuple[int, ...], Signature]],
+        output_names: Sequence[str | None],
+        *,
+        narrow: bool = False,
+    ):
+        self.case = case
+        self.options = options
+        self.program, self.runs, self.bound = ready.program, ready.runs, ready.bound
+        self.step = step
+        self.notes = notes
+        self.output_names = output_names
+        self.narrow = narrow
+        self.is_fresh = ready.is_fresh
+        self.missing: Mapping[int, str] = {}
+        self.weights_beside: WeightReport | None = None
+        self.fresh_how = ""
+        self._permuted = permuted
+
+    def pairs(self, reference: Reference) -> dict[int, Match]:
+        """Pairs the values of PyTorch's run with the graph's, whose own run is seen already.
+
+        Raises:
+            InconclusiveError: nothing could be paired.
+        """
+        trace = reference.trace
+
+        def permuted(value: int, shape: tuple[int, ...] | None) -> Mapping[tuple[int, ...], Signature]:
+            if (value, shape) not in self._permuted:
+                array = reference.activations.fetch(value)
+                kind, known = kind_of(array.dtype), reference.signatures.get(value)
+                self._permuted[value, shape] = (
+                    permuted_signatures(array, kind, known)
+                    if shape is None
+                    else split_signatures(array, kind, shape, known)
+                )
+                reference.activations.retain(())
+            return self._permuted[value, shape]
+
+        staged = {stage.value for stage in trace.stages}
+
+        def with_bodies(matches: Mapping[int, Match]) -> dict[int, Match]:
+            return match_bodies(matches, self.program.bodies(), reference.tape.bodies, staged)
+
+        sides = Sides(trace, self.program.graph, reference.signatures, self.runs.signatures, permuted)
+        matches = match_values(sides)
+        # Beyond the memory budget one more run of both sides is dear.
+        if self.runs.in_memory and any(AMBIGUOUS in match.evidence for match in matches.values()):
+            second = self.runs.second_draw(self.case, trace, every_op=self.options.level == "op")
+            if second is not None:
+                matches = match_values(sides, Hints(second=second))
+        modules: Mapping[str, str] = {}
+        if self._is_nameless() and not all(match.confirmed for match in matches.values()):
+            modules = modules_by_weights(self.case.module, self.program)
+            sure = {value: match for value, match in matches.items() if match.confirmed}
+            matches = match_values(sides, Hints(sure, modules=modules))
+        matches = with_bodies(matches)
+
+        first = matches
+        matches = self._settled(reference, sides, first, with_bodies, Hints(modules=modules))
+        placed = self._placed(reference, matches)
+        if placed:
+            # What was fed at a wrong place has told nothing.
+            known = {value: match for value, match in {**first, **placed}.items() if match.confirmed}
+            hints = Hints(known, modules=modules, placed=placed)
+            matches = with_bodies(match_values(sides, hints))
+            matches = self._settled(reference, sides, matches, with_bodies, hints)
+            told = sum(STRUCTURE in match.evidence for match in matches.values())
+            self.notes.append(
+                f"{told} stage{'' if told == 1 else 's'} found by structure: the model was exported once more "
+                f"({self.fresh_how}) and laid beside the ONNX file"
+            )
+        matches = self._with_other_sizes(reference, sides, matches, with_bodies, Hints(modules=modules, placed=placed))
+        if not matches:
+            raise InconclusiveError(
+                "no PyTorch stage could be matched with a value of the ONNX graph: nothing to compare",
+                hint="is this the ONNX file of this model?",
+            )
+        return matches
+
+    def _settled(
+        self,
+        reference: Reference,
+        sides: Sides,
+        matches: dict[int, Match],
+        with_bodies: Callable[[Mapping[int, Match]], dict[int, Match]],
+        hints: Hints,
+    ) -> dict[int, Match]:
+        """The pairs after runs in which each stage works on PyTorch's values, until no pair changes."""
+        fed: Mapping[int, Match] = {}
+        same = False
+        for _ in range(MAX_ALIGNMENT_ROUNDS):
+            if all(match.confirmed for match in matches.values()) or (same and len(fed) == len(matches)):
+                break
+            fed = matches if same else trusted(reference.trace, matches)
+            signatures = self.runs.forced_signatures(reference.activations, fed)
+            confirmed = {value: match for value, match in matches.items() if match.confirmed}
+            # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
+            merged = {**sides.onnx, **signatures}
+            now = replace(hints, known=confirmed, fed=fed, chained=sides.onnx)
+            again = with_bodies(match_values(replace(sides, onnx=merged), now))
+            same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
+            matches = again
+        return matches
+
+    def _with_other_sizes(
+        self,
+        reference: Reference,
+        sides: Sides,
+        matches: dict[int, Match],
+        with_bodies: Callable[[Mapping[int, Match]], dict[int, Match]],
+        hints: Hints,
+    ) -> dict[int, Match]:
+        """The pairs with stages whose value the graph has in another size, where the final outputs are wrong."""
+        trace, ops = reference.trace, reference.tape.ops
+        operations = {value: (op.name, number) for op in ops for number, value in enumerate(op.outputs)}
+        known: dict[int, Match] = {}
+        asked = self.options.forced and not self.is_fresh and self._outputs_are_off(reference)
+        for _ in range(MOST_OTHER_SIZES if asked else 0):
+            signatures = {
+                **self.runs.signatures,
+                **(self.runs.forced_signatures(reference.activations, matches) if known else {}),
+            }
+            others = of_other_size(trace, self.program.graph, matches, signatures, operations)
+            if not others:
+                break
+            known |= others
+            both = replace(hints, placed={**hints.placed, **known})
+            matches = self._settled(reference, sides, {**matches, **others}, with_bodies, both)
+        return called_so(matches, known)
+
+    def _outputs_are_off(self, reference: Reference) -> bool:
+        """Whether a final output of the graph is not what PyTorch puts out."""
+        for (_, value), name in zip(reference.trace.outputs, self.output_names, strict=True):
+            expected, actual = reference.signatures.get(value), self.runs.signatures.get(name or "")
+            if expected is not None and actual is not None and distance(expected, actual) > VALUE_LIMIT:
+                return True
+        return False
+
+    def _placed(self, reference: Reference, matches: Mapping[int, Match]) -> dict[int, Match]:
+        """Pairs by structure, from an export that is made for it, where values and names leave a file's stages open."""
+        nameless = self._is_nameless()
+        nodes_between = self.program.nodes_between
+        if self.options.onnx is None or not self.runs.in_memory or self.is_fresh:
+            return {}
+        if not is_open(reference.trace, matches, nodes_between, nameless=nameless):
+            return {}
+        if self.program.weight_bytes() > MOST_EXPORTED:
+            self.notes.append("too many weights to export the model once more, and so to tell stages by structure")
+            return {}
+        with (
+            tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder,
+            self.step("structure", "exporting the model once more, to find stages by structure"),
+        ):
+            copies = copies_of(self.case.args), copies_of(self.case.kwargs)
+            fresh = most_alike(self.case.module, *copies, self.program, Path(folder))
+            if fresh is None:
+                self.notes.append("stages could not be told by structure: no fresh export is like the ONNX file")
+                return {}
+            try:
+                beside = ready_to_run(self.case, self.options, fresh.program, is_fresh=True)
+                beside.runs.see_all()
+                own = Aligner(self.case, self.options, beside, self.step, [], {}, ()).pairs(reference)
+            except BisectError:
+                return {}
+            if nameless:
+                self.weights_beside = compare_beside(self.case.module, beside.program, self.program)
+            given = outline(self.program, self.runs.signatures.get)
+            there = {source: name for name, source in self.bound.sources.items()}
+            inputs = {name: there[source] for name, source in beside.bound.sources.items() if source in there}
+
+            def agrees(value: int, name: str) -> bool:
+                first, second = reference.signatures.get(value), self.runs.signatures.get(name)
+                return first is not None and second is not None and distance(first, second) <= VALUE_LIMIT
+
+            found, self.missing = placed_by_structure(
+                outline(beside.program, beside.runs.signatures.get),
+                given,
+                own,
+                matches,
+                inputs,
+                agrees,
+                narrow=self.narrow,
+            )
+        first = first_stage_by_value(reference.trace)
+        self.notes += [f"{first[value].ref}: {text}" for value, text in list(self.missing.items())[:MOST_MISSING]]
+        self.fresh_how = fresh.how
+        return found
+
+    def _is_nameless(self) -> bool:
+        """Whether most nodes that read weights carry no name of a module."""
+        weights = self.program.floating_weights().keys()
+        reading = [node for node in self.program.graph.nodes if not weights.isdisjoint(node.inputs)]
+        return 2 * sum(bool(node.scopes) or node.call is not None for node in reading) < len(reading)

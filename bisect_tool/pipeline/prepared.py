@@ -1,0 +1,53 @@
+"""A graph made ready to run on the sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bisect_tool.backends.case import LoadedCase
+from bisect_tool.backends.graph_runs import GraphRuns
+from bisect_tool.backends.inputs import BoundInputs, bind_inputs, sample_tensors
+from bisect_tool.backends.onnx_program import OnnxProgram
+from bisect_tool.backends.unfold import unfold
+from bisect_tool.pipeline.options import Options
+from bisect_tool.pipeline.pairs import base_pair, wanted_pairs
+from bisect_tool.records import ConfigPair
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A graph that can be run on the sample.
+
+    Attributes:
+        program: with the bodies taken apart that the sample runs through.
+        bound: which of the sample's tensors feeds which input.
+        configs, base: the pairs to run, and the plain one.
+        runs: of the graph without optimisation.
+        notes: on what was done to the graph.
+        is_fresh: it is an export that was made just now, to lay it beside the job's graph.
+    """
+
+    program: OnnxProgram
+    bound: BoundInputs
+    configs: list[ConfigPair]
+    base: ConfigPair
+    runs: GraphRuns
+    notes: tuple[str, ...]
+    is_fresh: bool = False
+
+
+def ready_to_run(case: LoadedCase, options: Options, program: OnnxProgram, *, is_fresh: bool = False) -> Ready:
+    """Binds a graph's inputs to the sample and takes apart what hides values.
+
+    Raises:
+        BisectError: the sample does not fit the graph.
+    """
+    graph = program.graph
+    bound = bind_inputs(graph, sample_tensors(case.module, case.args, case.kwargs))
+    configs = wanted_pairs(case, options, graph)
+    base = base_pair(configs, case, options, graph)
+    feeds = dict(bound.feeds)
+    program, unfolded = unfold(program, feeds, base.actual)
+    program.assume_shapes({name: array.shape for name, array in feeds.items()})
+    runs = GraphRuns(program, base.actual, feeds, options.memory_budget)
+    return Ready(program, bound, configs, base, runs, tuple(unfolded), is_fresh)
