@@ -196,7 +196,7 @@ def test_every_file_that_is_written_under_a_fixed_name_is_named() -> None:
 def test_every_version_key_is_named_with_its_number() -> None:
     """Each constant ``..._VERSION`` of the package belongs to a key of a file, which the page has with that number."""
     found: dict[str, int] = {}
-    for file in PACKAGE.glob("*.py"):
+    for file in PACKAGE.glob("**/*.py"):
         for name, number in re.findall(r"^([A-Z]+)_VERSION = (\d+)$", file.read_text(encoding="utf-8"), re.MULTILINE):
             key = "schema_version" if name in ("SCHEMA", "TABLE") else f"{name.lower()}_version"
             assert found.setdefault(key, int(number)) == int(number)
