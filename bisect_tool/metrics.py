@@ -264,6 +264,29 @@ def relative_error(reference: Array, other: Array) -> float:
     return apart / norm if norm else (0.0 if apart == 0 else math.inf)
 
 
+def relative_errors(references: Array, other: Array) -> Array:
+    """:func:`relative_error` of one short array against many references, all at once.
+
+    Args:
+        references: ``[n, k]``, a reference in each row.
+        other: ``[k]``.
+
+    Returns:
+        ``[n]``; the last digits may be others than that function's.
+    """
+    one, two = references.astype(np.float64), other.astype(np.float64)
+    with np.errstate(all="ignore"):
+        difference = two - one
+        # Where all is finite, what is equal differs by 0 as it is.
+        if not np.isfinite(difference).all():
+            difference = np.where((one == two) | (np.isnan(one) & np.isnan(two)), 0.0, difference)
+            one = np.where(np.isfinite(one), one, 0.0)
+        apart = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+        norm = np.sqrt(np.einsum("ij,ij->i", one, one))
+        errors = np.where(norm > 0, apart / norm, np.where(apart == 0, 0.0, math.inf))
+    return np.where(np.isfinite(apart), errors, math.inf)
+
+
 FILL = 1e4
 """Least size of a number that serves as minus infinity in masks: -1e4, -65504, -1e9, the lowest float32."""
 

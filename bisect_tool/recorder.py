@@ -711,6 +711,24 @@ def _body_runner(operator):
     return None
 
 
+def spare_compiler(handler):
+    """A mode's ``__torch_dispatch__`` that does not import torch's compiler.
+
+    Torch keeps its compiler away from such a handler, and imports it for that at the first call: a second, and 36 MB.
+    Where nobody has imported it, there is nothing to keep away. A torch that does this in another way is left to it.
+    """
+
+    def handle(*args, **kwargs):
+        if not hasattr(sys.modules.get("torch._dynamo"), "disable"):
+            return handler(*args, **kwargs)
+        del handler.__dynamo_disable
+        return torch._disable_dynamo(handler)(*args, **kwargs)
+
+    # Where torch looks for the handler without its compiler, before it makes one.
+    handler.__dynamo_disable = handle
+    return handler
+
+
 class _Mode(TorchDispatchMode or object):
     supports_higher_order_operators = True
 
@@ -719,6 +737,7 @@ class _Mode(TorchDispatchMode or object):
         self._recorder = recorder
         self.body = None
 
+    @spare_compiler
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator) and not self._recorder._busy:

@@ -59,8 +59,14 @@ def signature_of(array: NDArray[Any], kind: str) -> Signature:
 
 def sampled_norm(array: NDArray[Any]) -> float:
     """The ``norm`` that the array's signature will have, without reading or copying the rest of the array."""
-    places = np.arange(0, array.size, -(-array.size // SAMPLE) or 1)
-    return _finite_norm(array[np.unravel_index(places, array.shape)].astype(np.float64))
+    return _finite_norm(array[_spread_places(tuple(array.shape))].astype(np.float64))
+
+
+@lru_cache(maxsize=64)
+def _spread_places(shape: tuple[int, ...]) -> tuple[NDArray[np.intp], ...]:
+    """Where the elements of a signature's sample lie, an array for each axis: the same for all tensors of a shape."""
+    size = math.prod(shape)
+    return tuple(np.unravel_index(np.arange(0, size, -(-size // SAMPLE) or 1), shape))
 
 
 def _beside_filling(sample: NDArray[np.float64]) -> NDArray[np.bool_] | None:

@@ -39,8 +39,8 @@ NAMED = 5
 """Weights that the evidence names."""
 
 _BLOCK = 1 << 20
-_CACHED = 1 << 15
-"""Elements of a block that stays in the cache."""
+_CACHED = 1 << 17
+"""Elements of a block that stays in a core's level-2 cache."""
 _NARROW = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _WRAPPERS = ("module.", "model.", "_orig_mod.", "net.")
 
@@ -127,12 +127,14 @@ class WeightReport:
         differing: the pairs that differ, in the graph's order.
         telling: pairs that hold more than one number; fresh norms and biases are the same in every checkpoint.
         rounded: the pairs that differ by rounding to a narrower type alone.
+        without_nan: the graph's weights in which the comparison would have met a NaN, and has not.
     """
 
     compared: int
     differing: tuple[WeightDifference, ...]
     telling: int
     rounded: tuple[WeightDifference, ...] = ()
+    without_nan: frozenset[str] = frozenset()
 
     @property
     def is_another_checkpoint(self) -> bool:
@@ -212,14 +214,20 @@ def compare_weights(
     differing: list[WeightDifference] = []
     rounded: list[WeightDifference] = []
     telling = 0
+    without_nan = set()
     for pair in pairs:
-        actual, expected = onnx_weight(pair.onnx), parameter(pair.parameter)
-        shape = actual.shape
-        difference, constant = _compare(pair, actual, expected, foldings)
+        weight = onnx_weight(pair.onnx)
+        actual, options = _beside(weight, parameter(pair.parameter))
+        same = _fitting(actual, options, foldings)
+        if same is not None:
+            without_nan.add(pair.onnx)
+            telling += not _is_constant(same)
+            continue
+        difference, constant = _compare(pair, actual, options, foldings)
         telling += not constant or difference is not None
         if difference is not None:
-            (differing if difference.rounded is None else rounded).append(_unsqueezed(difference, shape))
-    return WeightReport(len(pairs), tuple(differing), telling, tuple(rounded))
+            (differing if difference.rounded is None else rounded).append(_unsqueezed(difference, weight.shape))
+    return WeightReport(len(pairs), tuple(differing), telling, tuple(rounded), frozenset(without_nan))
 
 
 def _unsqueezed(difference: WeightDifference, shape: tuple[int, ...]) -> WeightDifference:
@@ -230,22 +238,35 @@ def _unsqueezed(difference: WeightDifference, shape: tuple[int, ...]) -> WeightD
     return replace(difference, axis=kept[difference.axis])
 
 
-def _compare(
-    pair: WeightPair, actual: Array, expected: Array, foldings: Sequence[Folding]
-) -> tuple[WeightDifference | None, bool]:
-    """The difference if there is one, and whether the model's weight is one number all over."""
+def _beside(actual: Array, expected: Array) -> tuple[Array, list[Array]]:
+    """A graph's weight and the forms that the model's may have there, axes of length 1 left out."""
     actual = actual.reshape(_squeezed(actual.shape))
     expected = expected.reshape(_squeezed(expected.shape))
     options = [expected] if actual.shape == expected.shape else []
     if expected.ndim == 2 and actual.shape == expected.T.shape:
         options.append(expected.T)
+    return actual, options
+
+
+def _fitting(actual: Array, options: Sequence[Array], foldings: Sequence[Folding]) -> Array | None:
+    """The form of the model's weight that the graph's is, to the bit or but for a BatchNorm's factors.
+
+    Where there is one, no number on either side is NaN: nothing is equal to that.
+    """
     for option in options:
         # Nearly all weights are the same to the bit, and that is seen at a glance.
         if all((one == other).all() for one, other in _rows(actual, option, _CACHED)):
-            return None, _is_constant(option)
+            return option
     for option in options:
         if _is_scaled_by(foldings, actual, option):
-            return None, _is_constant(option)
+            return option
+    return None
+
+
+def _compare(
+    pair: WeightPair, actual: Array, options: Sequence[Array], foldings: Sequence[Folding]
+) -> tuple[WeightDifference | None, bool]:
+    """The difference if there is one, and whether the model's weight is one number all over."""
     best, sums = options[0], _sums(actual, options[0])
     for option in options[1:]:
         other = _sums(actual, option)
@@ -293,7 +314,8 @@ def _holds(scale: Array, actual: Array, expected: Array) -> bool:
             apart += float(left.dot(left))
             norm += float(one.dot(one))
             start += len(factors)
-    return apart <= FOLDED**2 * norm
+    # An infinity, which is infinitely far from what it should be, makes both sums infinite.
+    return apart <= FOLDED**2 * norm < math.inf
 
 
 def _near(one: Array, other: Array, limit: float) -> bool:
@@ -330,7 +352,8 @@ class _Sums:
 
     def is_scaled(self, axis: int, limit: float = FOLDED) -> bool:
         """Whether each index of an axis was multiplied by a number of its own."""
-        left = self.actual[axis] - self.factors(axis) * self.products[axis]
+        with np.errstate(invalid="ignore"):  # an infinite weight
+            left = self.actual[axis] - self.factors(axis) * self.products[axis]
         return bool(np.abs(left).sum() <= limit**2 * self.actual[axis].sum())
 
     def place(self) -> tuple[int | None, int | None]:

@@ -21,6 +21,7 @@ _SAME = 1e-9
 _ROUNDED = 1e-5
 _FOLDED = 1e-4
 _CHUNK = 1 << 20
+_NO_SUMS = np.full(5, np.nan)
 
 
 def weight_owners(
@@ -46,15 +47,17 @@ def weight_owners(
     for name, size in parameter_sizes.items():
         if size > 1:
             by_size[size].append(name)
-    sums: dict[tuple[str, str], Array | None] = {}
+    sums: dict[tuple[int, str], Array] = {}
     rows: dict[str, list[tuple[Array, Array]]] = {}
 
-    def sums_of(parameter: str, dtype: np.dtype[Any]) -> Array | None:
+    def sums_of(size: int, dtype: np.dtype[Any]) -> Array:
+        """Of all parameters of one size, a row each; NaN, which nothing is near to, where there are none."""
         half = dtype.name if dtype.name in _HALF else ""
-        if (parameter, half) not in sums:
-            array = parameters[parameter]()
-            sums[parameter, half] = _sums(array.astype(dtype) if half else array)
-        return sums[parameter, half]
+        if (size, half) not in sums:
+            arrays = (parameters[parameter]() for parameter in by_size[size])
+            found = [_sums(array.astype(dtype) if half else array) for array in arrays]
+            sums[size, half] = np.array([_NO_SUMS if own is None else own for own in found])
+        return sums[size, half]
 
     def rows_of(parameter: str) -> list[tuple[Array, Array]]:
         if parameter not in rows:
@@ -71,7 +74,8 @@ def weight_owners(
         if own is None:
             continue
         limit = _ROUNDED if array.dtype.name in _HALF else _SAME
-        equal = [p for p in options if _near(own, sums_of(p, array.dtype), limit)]
+        near = _near(own, sums_of(sizes[name], array.dtype), limit)
+        equal = [options[place] for place in np.flatnonzero(near)]
         if not equal and array.ndim > 1:
             shapes = _rows(array)
             limit = 1e-2 if array.dtype.name in _HALF else _FOLDED
@@ -96,9 +100,11 @@ def _sums(array: Array) -> Array | None:
     return np.array([*total, low, high])
 
 
-def _near(one: Array, other: Array | None, limit: float) -> bool:
+def _near(one: Array, others: Array, limit: float) -> Array:
+    """Which of the others, a row each, are near."""
     # The sum of numbers that cancel is only as good as the sum of their sizes.
-    return other is not None and bool((np.abs(one - other) <= limit * np.array([one[1], *np.abs(one[1:])])).all())
+    near: Array = (np.abs(one - others) <= limit * np.array([one[1], *np.abs(one[1:])])).all(axis=1)
+    return near
 
 
 def _rows(array: Array) -> list[tuple[Array, Array]]:

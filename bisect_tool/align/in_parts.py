@@ -64,7 +64,9 @@ def _parts_of(
     for axis in dict.fromkeys((array.ndim - 1, 1)):
         length = array.shape[axis]
         row = array.size // max(length, 1)
-        widths = [width for width in range(length - 1, 0, -1) if by_size.get(width * row)]
+        # The graph has few sizes, and a stage may have thousands of channels.
+        sizes = (size for size in by_size if row and size and size % row == 0)
+        widths = sorted((size // row for size in sizes if size // row < length), reverse=True)
         names: list[str] = []
         start = 0
         while widths and start < length and len(names) < MOST_PARTS:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Set
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Set
+from typing import Any, Generic, TypeVar
 
 import torch
 from numpy.typing import NDArray
 
 from bisect_tool.backends.activations import ActivationStore
+from bisect_tool.backends.ahead import Ahead
 from bisect_tool.backends.onnx_program import ValueType, type_of_array
 from bisect_tool.errors import InconclusiveError
 from bisect_tool.metrics import kind_of
@@ -61,20 +61,6 @@ def buffers_put_back(module: torch.nn.Module) -> Iterator[Callable[[], None]]:
 
     yield put_back
     kept.clear()
-
-
-class Steps(Protocol):
-    """Segments of the graph: see :class:`bisect_tool.backends.ort_runner.SegmentedRun`."""
-
-    @property
-    def done(self) -> bool: ...
-
-    @property
-    def carried(self) -> Set[str]:
-        """Values made so far that segments to come read."""
-        ...
-
-    def advance(self) -> Mapping[str, Array | None]: ...
 
 
 class _ByNorm:
@@ -121,13 +107,12 @@ class Abreast(Generic[T]):
         arrays: of the graph's values, as far as they are kept.
         types: of the graph's values.
         results: by PyTorch value and ONNX name.
-        seconds: that the graph took.
         failed: the graph did not run; whatever was found is of no use.
     """
 
     def __init__(
         self,
-        steps: Steps,
+        steps: Ahead,
         store: ActivationStore,
         compare: Callable[[Array, Array], T],
         lost: Callable[[int, Array, Signature], None],
@@ -148,7 +133,6 @@ class Abreast(Generic[T]):
         self.signatures: dict[str, Signature] = {}
         self.arrays: dict[str, Array] = {}
         self.types: dict[str, ValueType] = {}
-        self.seconds = 0.0
         self.results: dict[tuple[int, str], T] = {}
         self.failed: InconclusiveError | None = None
         self._window: dict[str, Array] = {}
@@ -185,6 +169,15 @@ class Abreast(Generic[T]):
         if (found and not self._unclaimed) or self._alone > self._patience:
             self._advance()
 
+    @property
+    def seconds(self) -> float:
+        """That the graph took."""
+        return self._steps.seconds
+
+    def close(self) -> None:
+        """Ends the graph's run; where PyTorch's ends well, ``finish`` has done that."""
+        self._steps.close()
+
     def _wait(self, value: int, tensor: torch.Tensor, array: Array, signature: Signature) -> None:
         """Keeps a value for a partner to come; those that have waited longest make room."""
         while self._own and not self._store.has_room(array.nbytes):
@@ -209,6 +202,7 @@ class Abreast(Generic[T]):
         """Runs what is left of the graph, and frees what has been compared."""
         while not self._steps.done and not self.failed:
             self._advance()
+        self.close()
         for value in list(self._at_the_edge):
             self._let_go(value)
         self._leave([*self._window])
@@ -238,14 +232,12 @@ class Abreast(Generic[T]):
         # carried values may look like them.
         waiting = self._unclaimed.intersection(self._newest) | self._steps.carried
         self._leave([name for name in self._window if name not in waiting])
-        began = time.perf_counter()
         try:
             made = self._steps.advance()
         except InconclusiveError as error:
             # The model's own code is on the stack: it must not see this.
             self.failed = error
             return False
-        self.seconds += time.perf_counter() - began
         self._newest = []
         for name, array in made.items():
             if array is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,9 @@ def look_before(module: torch.nn.Module, program: OnnxProgram) -> tuple[Finding,
         program: the graph; its weights are read where they lie.
     """
     modules = dict(module.named_modules())
-    found = [*_weights(module, program), *_not_finite(module, program), *_nodes(program, modules)]
+    without_nan: set[str] = set()
+    found = [*_weights(module, program, without_nan), *_not_finite(module, program, without_nan)]
+    found += _nodes(program, modules)
     program.release_pages()
     order = ("fault", "suspicion", "fact")
     return tuple(sorted(found, key=lambda each: order.index(each.severity)))
@@ -60,7 +62,8 @@ def look_before(module: torch.nn.Module, program: OnnxProgram) -> tuple[Finding,
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def _weights(module: torch.nn.Module, program: OnnxProgram) -> Iterator[Finding]:
+def _weights(module: torch.nn.Module, program: OnnxProgram, without_nan: set[str]) -> Iterator[Finding]:
+    """``without_nan`` gets the graph's weights that are known to hold none: big files are not read twice."""
     both = paired(module, program)
     tensors, foldings = both.tensors, foldings_of(module)
 
@@ -69,6 +72,7 @@ def _weights(module: torch.nn.Module, program: OnnxProgram) -> Iterator[Finding]
 
     report = compare_weights(both.certain, program.weight, parameter, foldings)
     likely = compare_weights(both.likely, program.weight, parameter, foldings)
+    without_nan |= report.without_nan | likely.without_nan
     yield from _differing(report, "fault", program, both, foldings)
     yield from _differing(likely, "suspicion", program, both, foldings)
     linear = {path for path, child in module.named_modules() if type(child) is torch.nn.Linear}
@@ -210,13 +214,15 @@ def _turned(
                 break
 
 
-def _not_finite(module: torch.nn.Module, program: OnnxProgram) -> Iterator[Finding]:
+def _not_finite(module: torch.nn.Module, program: OnnxProgram, without_nan: Set[str]) -> Iterator[Finding]:
     named = non_finite_weights(module)
     if named:
         text = f"the model's weights hold NaN or infinities: {some([f'{name} ({count})' for name, count in named])}"
         yield Finding(NOT_FINITE, "suspicion", text, tuple(name for name, _ in named))
     found = []
     for name in program.floating_weights():
+        if name in without_nan:
+            continue
         # Masks are constants of minus infinity on purpose; NaN never is.
         count = _count_nan(np.asarray(program.weight(name)).reshape(-1))
         if count:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from bisect_tool.align.matches import Match, is_narrow, value_limit
 from bisect_tool.backends.abreast import LEAST_ROOM, Abreast, stretch
 from bisect_tool.backends.activations import ActivationStore, GoneError
+from bisect_tool.backends.ahead import Ahead
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.ort_runner import SegmentedRun
 from bisect_tool.compare import Total, total_of
@@ -50,8 +51,10 @@ def both_sides(
     segments = program.segments(length)
     exposed = {name for segment in segments for name in segment.makes}
     narrow = is_narrow(program.graph)
+    # A segment of one big value keeps all cores busy by itself, and one more of them in memory would be seen.
+    eager = program.largest_bytes() <= length
     return Abreast(
-        SegmentedRun(program, config, segments, exposed, None, feeds),
+        Ahead(SegmentedRun(program, config, segments, exposed, None, feeds), eager=eager),
         store,
         lambda expected, actual: total_of(expected, actual, tolerance),
         lost,

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bisect_tool.recorder import spare_compiler
+
 Format = Literal["tf32", "bf16", "fp16"]
 
 # Rounding
@@ -138,6 +140,7 @@ class Emulation(TorchDispatchMode):
         self.rounded: Counter[str] = Counter()
         self.unreached: Counter[str] = Counter()
 
+    @spare_compiler  # type: ignore[untyped-decorator]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if _paused:

@@ -16,7 +16,7 @@ from bisect_tool.backends.emulation import rewritten
 from bisect_tool.backends.replay import AS_RUN, replay_values, slice_of
 from bisect_tool.backends.torch_runner import FACTORY_OPS, to_numpy
 from bisect_tool.drilldown import Inner
-from bisect_tool.recorder import Op, Trace
+from bisect_tool.recorder import Op, Trace, spare_compiler
 
 
 def inner_values(
@@ -73,6 +73,7 @@ class _Capture(TorchDispatchMode):
         super().__init__()
         self.found: list[tuple[str, Tensor]] = []
 
+    @spare_compiler  # type: ignore[untyped-decorator]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (list, tuple)) else [result]:

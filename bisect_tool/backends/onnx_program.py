@@ -107,6 +107,7 @@ class OnnxProgram:
     ):
         self.path = path
         self._pages_read = 0
+        self._mapped: dict[str, Any] = {}
         self._given = model
         self._put_in: frozenset[str] = frozenset()
         if has_integer_operators(model):
@@ -223,6 +224,7 @@ class OnnxProgram:
         if self._pages_read > _RESIDENT:
             self.release_pages()
         self._pages_read += tensor.nbytes
+        self._mapped[name] = tensor
         return tensor.numpy()
 
     def release_pages(self) -> None:
@@ -232,10 +234,12 @@ class OnnxProgram:
         """
         self._pages_read = 0
         advice = getattr(mmap, "MADV_DONTNEED", None)
-        for value in self._model.graph.initializers.values():
-            mapped = getattr(value.const_value, "raw", None)
+        # Each of them maps the whole file, so that only those that were read are gone through.
+        for tensor in self._mapped.values():
+            mapped = getattr(tensor, "raw", None)
             if advice is not None and isinstance(mapped, mmap.mmap):
                 mapped.madvise(advice)
+        self._mapped.clear()
 
     def constant(self, name: str) -> Array | None:
         """The numbers of an initialiser, or of what a Constant node makes; ``None`` for what is computed."""

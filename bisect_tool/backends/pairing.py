@@ -5,7 +5,7 @@ holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.torch_runner import to_numpy
 from bisect_tool.backends.weights import foldings_of, tensors_of
 from bisect_tool.diagnose.weight_forms import GATES, in_gate_order
-from bisect_tool.metrics import relative_error
+from bisect_tool.metrics import relative_error, relative_errors
 from bisect_tool.records import OnnxNode, Place, StageRow
 from bisect_tool.weights import WeightPair, WeightReport, compare_weights, pair_weights
 
@@ -364,13 +364,13 @@ def _by_content(
     )
     held = {parameter for parameters in owners.values() for parameter in parameters}
     left = [name for name in shapes if name not in owners]
-    # A tensor of one number all over is near to any other that is nearly one.
-    options = {name: to_numpy(tensor.detach()) for name, tensor in free.items() if name not in held}
-    options = {name: array for name, array in options.items() if _varies(array)}
+    far_from = _samples(
+        {name: to_numpy(tensor.detach()) for name, tensor in free.items() if name not in held},
+        {_bare(shapes[name]) for name in left},
+    )
     nearest: dict[str, tuple[float, str]] = {}
     for name in left:
-        have = np.asarray(program.weight(name))
-        found = sorted((far, other) for other, array in options.items() if (far := _far(have, array)) is not None)
+        found = sorted(far_from(np.asarray(program.weight(name))))
         if found and found[0][0] <= NEAR and (len(found) == 1 or found[1][0] >= CLEARLY * found[0][0]):
             nearest[name] = found[0]
     best = {other: min(each for each in nearest.values() if each[1] == other) for _, other in nearest.values()}
@@ -394,12 +394,35 @@ def _varies(array: Array) -> bool:
     return bool((flat != flat[0]).any())
 
 
-def _far(have: Array, should: Array) -> float | None:
-    """How far two weights are from each other by a sample, as they are or turned; ``None``: they have other shapes."""
-    have, should = have.reshape(_bare(have.shape)), should.reshape(_bare(should.shape))
-    options = [should] if have.shape == should.shape else []
-    options += [should.T] if should.ndim == 2 and have.shape == should.T.shape else []
-    return min((relative_error(_sample(each), _sample(have)) for each in options), default=None)
+def _samples(
+    tensors: Mapping[str, Array], wanted: Collection[tuple[int, ...]]
+) -> Callable[[Array], list[tuple[float, str]]]:
+    """What tells how far a weight is from each tensor of its shape, by a sample of the two, as they are or turned.
+
+    ``wanted``: the weights' shapes, axes of length 1 left out.
+    """
+    names: dict[tuple[int, ...], list[str]] = {}
+    rows: dict[tuple[int, ...], list[Array]] = {}
+    for name, array in tensors.items():
+        bare = array.reshape(_bare(array.shape))
+        forms = [form for form in ((bare, bare.T) if bare.ndim == 2 else (bare,)) if form.shape in wanted]
+        # A tensor of one number all over is near to any other that is nearly one.
+        for form in forms if forms and _varies(bare) else ():
+            names.setdefault(form.shape, []).append(name)
+            rows.setdefault(form.shape, []).append(_sample(form))
+    references = {shape: np.stack([row.astype(np.float64) for row in found]) for shape, found in rows.items()}
+
+    def far_from(have: Array) -> list[tuple[float, str]]:
+        have = have.reshape(_bare(have.shape))
+        if have.shape not in references:
+            return []
+        errors = relative_errors(references[have.shape], _sample(have)).tolist()
+        least: dict[str, float] = {}
+        for name, error in zip(names[have.shape], errors, strict=True):
+            least[name] = min(error, least.get(name, math.inf))
+        return [(error, name) for name, error in least.items()]
+
+    return far_from
 
 
 def _sample(array: Array) -> Array:

@@ -25,7 +25,7 @@ from bisect_tool.backends.preflight import explain_forward_error
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.backends.torch_runner import TorchRun, to_numpy
 from bisect_tool.errors import BisectError
-from bisect_tool.recorder import flatten_tensors
+from bisect_tool.recorder import flatten_tensors, spare_compiler
 from bisect_tool.records import GlueStage, OnnxGraph, OutputKey, Place, Stage
 from bisect_tool.rows import from_here
 
@@ -334,6 +334,7 @@ class _Caught(TorchDispatchMode):
         self.read: dict[str, dict[int, str]] = {part.name: {} for part in parts}
         self.busy = False
 
+    @spare_compiler  # type: ignore[untyped-decorator]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self.busy:

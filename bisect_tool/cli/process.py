@@ -31,13 +31,18 @@ def let_idle_threads_sleep() -> None:
 
 def load_libraries() -> None:
     """Imports what every run needs, and leaves it out of all later collections."""
-    if "bisect_tool.pipeline" in sys.modules:
-        # Somebody else's process: what is there may well become garbage.
+    if not is_all_of_process():
+        # What is there may well become garbage.
         return
     with no_collection():
         importlib.import_module("bisect_tool.pipeline")
         importlib.import_module("bisect_tool.backends.versions").require_shared_memory()
         gc.freeze()
+
+
+def is_all_of_process() -> bool:
+    """Whether no other work was done in this process yet; to be asked before the libraries are imported."""
+    return "bisect_tool.pipeline" not in sys.modules
 
 
 @contextmanager

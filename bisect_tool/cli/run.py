@@ -19,7 +19,7 @@ from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.loading import case_name, load, load_case, make_case
 from bisect_tool.cli.overlay import kept_for_overlays, overlays_of_run
-from bisect_tool.cli.process import load_libraries, no_collection
+from bisect_tool.cli.process import is_all_of_process, load_libraries, no_collection
 from bisect_tool.cli.progress import Progress, progress
 from bisect_tool.cli.settings import check_parts, read_case_file
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError, InconclusiveError
@@ -348,6 +348,10 @@ def run_samples(
     place of :func:`bisect_tool.pipeline.bisect`, for a command that asks more of a comparison.
     """
     matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
+    if read_formats(settings["plots"]) and is_all_of_process():
+        from bisect_tool.reporters import drawing
+
+        drawing.prepare()
     cases, sources, options = _prepare(settings, force, say, detail)
     from bisect_tool.pipeline import bisect
 

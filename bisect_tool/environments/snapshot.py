@@ -77,13 +77,27 @@ def _distributions() -> Mapping[str, str]:
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         try:
-            name, version = distribution.metadata["Name"], distribution.version
+            name, version = _name_and_version(distribution)
         except Exception:  # half-removed packages leave folders without metadata
             continue
         if name and version:
             # The first on the path is the one that is imported.
             found.setdefault(normalised(name), str(version))
     return dict(sorted(found.items()))
+
+
+def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str | None, str | None]:
+    """By the head of its metadata alone: parsing all of it takes most of a second where many packages are installed."""
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO")
+    if text is None:
+        return distribution.metadata["Name"], distribution.version
+    head = text[: found.start()] if (found := _END_OF_HEAD.search(text)) else text
+    name, version = (re.search(rf"^{field}:[ \t]*(.*?)[ \t\r]*$", head, _FLAGS) for field in ("Name", "Version"))
+    return name and name[1], version and version[1]
+
+
+_END_OF_HEAD = re.compile(r"^\r?$", re.MULTILINE)
+_FLAGS = re.MULTILINE | re.IGNORECASE
 
 
 @functools.cache

@@ -530,9 +530,12 @@ class Bisection:
                 self._finish_abreast(both)
             store.settle()
         except BaseException:
+            if both is not None:
+                both.close()
             store.close()
             raise
-        return_free_memory()
+        if not abreast:  # else that comes last
+            return_free_memory()
         return Reference(config, run.trace, run.recorder.trace, store, signatures, outputs, effective)
 
     # -- both sides abreast -------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 from bisect_tool.picture_formats import read_formats
 from bisect_tool.records import Report
-from bisect_tool.reporters import csv_table, html, plot_files
+from bisect_tool.reporters import csv_table, drawing, html
 
 
 def files_of(report: Report, replays: Mapping[str, Any] | None = None, formats: str | None = None) -> dict[str, Any]:
@@ -18,12 +18,9 @@ def files_of(report: Report, replays: Mapping[str, Any] | None = None, formats: 
         replays: folders of origins, by path, which go along.
         formats: of the plots, as for ``--plots``.
     """
-    files: dict[str, Any] = {
-        "stages.csv": csv_table.csv_text(report),
-        **plot_files.plot_files(report, read_formats(formats)),
-        "index.html": html.html_text(report),
-        **(replays or {}),
-    }
+    plots = drawing.begin(report, read_formats(formats))
+    table, page = csv_table.csv_text(report), html.html_text(report)
+    files: dict[str, Any] = {"stages.csv": table, **plots(), "index.html": page, **(replays or {})}
     if report.samples:
         files["samples.csv"] = csv_table.samples_csv_text(report)
     return files

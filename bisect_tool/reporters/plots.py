@@ -56,10 +56,7 @@ class Images:
 def images(report: Report) -> Images:
     """Draw the plot once for all its forms. The same report gives the same bytes; text in an SVG stays text."""
     figure = draw(report)
-    svg = save(figure, "svg", TITLE).decode()
-    # Finding places takes longer than drawing, and both forms can have the same.
-    figure.set_layout_engine("none")
-    return Images(save(figure, "png", TITLE), svg)
+    return Images(save(figure, "png", TITLE), save(figure, "svg", TITLE).decode())
 
 
 def draw(report: Report) -> Figure:

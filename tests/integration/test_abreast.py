@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _faulty(path: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("observe", [False, True])
-@pytest.mark.parametrize("stretch", [None, 4000, 1], ids=["whole", "several", "one node each"])
+@pytest.mark.parametrize("stretch", [None, 5000, 1], ids=["whole", "several, in a thread", "one node each"])
 def test_every_number_is_the_same(
     exported: Path, stretch: int | None, observe: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,14 +107,15 @@ def test_every_number_is_the_same(
 
 
 def test_each_side_runs_once(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A healthy graph's nodes are computed once, and so is the model."""
+    """A healthy graph's nodes are computed once, and so is the model; also with segments that run in a thread."""
     runs: list[int] = []
     advance = SegmentedRun.advance
-    monkeypatch.setattr(abreast, "LEAST_STRETCH", 4000)
+    monkeypatch.setattr(abreast, "LEAST_STRETCH", 5000)
     monkeypatch.setattr(SegmentedRun, "advance", lambda self: (runs.append(self.next), advance(self))[1])
     _, model = _judge(exported, monkeypatch, together=True)
     assert len(runs) > 3
     assert list(range(len(runs))) == runs
+    assert not any(thread.name.startswith("segments") for thread in threading.enumerate())
     assert 1 == model.calls
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import platform
 import subprocess
@@ -15,7 +16,7 @@ import torch
 import bisect_tool
 from bisect_tool.backends import environment_facts
 from bisect_tool.environments import snapshot as environment
-from bisect_tool.environments.snapshot import normalised
+from bisect_tool.environments.snapshot import _name_and_version, normalised
 from bisect_tool.errors import BisectError
 
 SCHEMA = json.loads((Path(bisect_tool.__file__).parent / "environment.schema.json").read_text("utf-8"))
@@ -139,3 +140,22 @@ def test_devices_are_those_that_the_driver_tells(tmp_path: Path, monkeypatch: py
     ]
     program.write_text("#!/bin/sh\necho broken; exit 9\n")
     assert {"devices": [], "driver": None} == environment._gpu.__wrapped__()
+
+
+@pytest.mark.parametrize("file", ["METADATA", "PKG-INFO"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_distribution_is_told_by_the_head_of_its_metadata(tmp_path: Path, file: str, ending: str) -> None:
+    """As importlib.metadata reads it; a description may hold lines that look like fields."""
+    folder = tmp_path / ("foo_bar-1.0.dist-info" if file == "METADATA" else "foo_bar.egg-info")
+    folder.mkdir()
+    lines = ["Metadata-Version: 2.1", "name: Foo.Bar ", "Version:  1.0+cpu", "", "Name: other", "Version: 2"]
+    (folder / file).write_text(ending.join(lines), encoding="utf-8", newline="")
+    distribution = importlib.metadata.PathDistribution(folder)
+    assert ("Foo.Bar", "1.0+cpu") == _name_and_version(distribution)
+    assert ("Foo.Bar", "1.0+cpu") == (distribution.metadata["Name"].strip(), distribution.version)
+
+
+def test_every_distribution_is_told_as_the_library_tells_it() -> None:
+    """Of those that are installed here."""
+    for distribution in importlib.metadata.distributions():
+        assert (distribution.metadata["Name"], distribution.version) == _name_and_version(distribution)

@@ -28,6 +28,8 @@ from bisect_tool.metrics import (
     measure,
     measure_with_norm,
     relative_difference,
+    relative_error,
+    relative_errors,
 )
 from bisect_tool.records import Tolerance
 from bisect_tool.tolerances import make_tolerance
@@ -917,3 +919,19 @@ def test_without_anything_hidden_everything_counts(expected: list[float], actual
     first, second = np.array(expected, np.float32), np.array(actual, np.float32)
     assert list(hidden_groups(first, second, float(np.linalg.norm(first)))) == []
     assert largest_difference(first, second) == relative_difference(first, second)
+
+
+def test_errors_against_many_references_are_those_against_each() -> None:
+    """Also where numbers are not finite, or all zero."""
+    random = np.random.default_rng(0)
+    references = random.standard_normal((8, 100)).astype(np.float32)
+    other = references[0].copy()
+    references[1] = 0.0
+    references[2, 3], references[3, 4], references[4, 5] = np.nan, np.inf, -np.inf
+    for odd in (None, np.nan, np.inf, 0.0):
+        if odd is not None:
+            other[[3, 4]] = odd
+        expected = [relative_error(row, other) for row in references]
+        assert expected == pytest.approx(relative_errors(references, other).tolist(), rel=1e-12)
+    zeros = np.zeros((2, 4))
+    assert [0.0, 0.0] == relative_errors(zeros, zeros[0]).tolist()

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules import module as torch_module
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from bisect_tool import recorder as recorder_file
 from bisect_tool.backends.torch_runner import TorchRun, to_numpy
-from bisect_tool.recorder import Recorder, Value, dtype_name, flatten_tensors
+from bisect_tool.recorder import Recorder, Value, dtype_name, flatten_tensors, spare_compiler
 from bisect_tool.records import Stage, StageRef, TorchTrace
 
 
@@ -766,3 +766,28 @@ def test_a_root_of_torchs_own_has_no_line() -> None:
     with recorder:
         recorder.run(torch.ones(1, 2))
     assert [None, None] == [frame.source for frame in recorder.trace.frames if frame.path]
+
+
+def test_recording_does_not_import_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch would, at the first operation that a mode sees; where it is there already, handlers stay away from it."""
+
+    class Seen(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        @spare_compiler
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.names.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch._dynamo", None)  # importing it raises
+        with Seen() as without:
+            torch.ones(2) + 1
+    importlib.import_module("torch._dynamo")
+
+    with Seen() as beside:
+        torch.ones(2) + 1
+    assert ["ones.default", "add.Tensor"] == without.names == beside.names
+    assert Seen.__torch_dispatch__.__wrapped__.__dynamo_disable.__module__.startswith("torch._dynamo")  # type: ignore[attr-defined]

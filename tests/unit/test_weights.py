@@ -50,6 +50,32 @@ def test_what_exporters_do_is_no_difference(actual: NDArray[Any], expected: NDAr
     assert (1, (), ()) == (report.compared, report.differing, report.rounded)
 
 
+def test_an_infinity_is_no_factor_of_a_batch_norm() -> None:
+    """It makes the difference infinite, and the norm too."""
+    broken = KERNEL * FOLDING.scale.astype(np.float32)[:, None, None, None]
+    broken[3, 1, 0, 0] = np.inf
+    (found,) = compared(broken, KERNEL, FOLDING).differing
+    assert np.inf == found.max_abs
+
+
+@pytest.mark.parametrize(
+    ("actual", "known"),
+    [
+        (KERNEL, True),
+        (KERNEL * FOLDING.scale.astype(np.float32)[:, None, None, None], True),
+        (np.where(KERNEL == KERNEL[0, 0, 0, 0], np.nan, KERNEL), False),
+        (KERNEL * 1.5, False),
+    ],
+    ids=["same", "folded", "NaN", "differing"],
+)
+def test_what_compares_equal_holds_no_nan(actual: NDArray[Any], known: bool) -> None:
+    """So that nobody has to read it again; of anything else that is left open, even where both sides hold the same NaN."""
+    actual = actual.astype(np.float32)
+    assert known == ("w" in compared(actual, KERNEL, FOLDING).without_nan)
+    if np.isnan(actual).any():
+        assert not compared(actual, actual, FOLDING).without_nan
+
+
 def test_a_square_matrix_may_have_its_axes_swapped() -> None:
     """Its shape says nothing; its values do."""
     square = RANDOM.standard_normal((5, 5)).astype(np.float32)

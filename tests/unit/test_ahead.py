@@ -1,0 +1,82 @@
+"""``ahead``: segments in a thread, one ahead of whoever takes them, look like segments that run when they are asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Set
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bisect_tool.backends.ahead import Ahead
+from bisect_tool.errors import InconclusiveError
+
+
+class Three:
+    """Three segments; each hands one value to the next, but for the last."""
+
+    def __init__(self, fails_at: int = -1):
+        self.begun = [threading.Event() for _ in range(3)]
+        self.threads: list[str] = []
+        self.carried: Set[str] = {"input"}
+        self.next = 0
+        self._fails_at = fails_at
+
+    @property
+    def done(self) -> bool:
+        return self.next == 3
+
+    def advance(self) -> dict[str, NDArray[np.float64] | None]:
+        number, self.next = self.next, self.next + 1
+        self.begun[number].set()
+        self.threads.append(threading.current_thread().name)
+        if number == self._fails_at:
+            raise InconclusiveError("no kernel")
+        self.carried = set() if self.done else {f"v{number}"}
+        return {f"v{number}": np.full(2, float(number))}
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_what_is_seen_is_what_was_taken(eager: bool) -> None:
+    """Also while a later segment has run already: its values, and what it hands on, are not there yet."""
+    steps = Three()
+    ahead = Ahead(steps, eager=eager)
+    seen = [(ahead.done, set(ahead.carried))]
+    for number in range(3):
+        assert not eager or steps.begun[number].wait(10)
+        assert [f"v{number}"] == list(ahead.advance())
+        assert not eager or number == 2 or steps.begun[number + 1].wait(10)
+        seen.append((ahead.done, set(ahead.carried)))
+    ahead.close()
+    assert [(False, {"input"}), (False, {"v0"}), (False, {"v1"}), (True, set())] == seen
+    assert ahead.seconds > 0
+    assert eager == all(name.startswith("segments") for name in steps.threads)
+
+
+def test_never_more_than_one_ahead() -> None:
+    """Each of them is memory."""
+    steps = Three()
+    ahead = Ahead(steps, eager=True)
+    ahead.advance()
+    assert steps.begun[1].wait(10)
+    assert not steps.begun[2].wait(0.05)
+    ahead.close()
+    assert not steps.begun[2].is_set()
+
+
+def test_an_error_is_told_to_whoever_asks_for_the_segment() -> None:
+    """And not before: the values of the one before it are good."""
+    ahead = Ahead(Three(fails_at=1), eager=True)
+    assert ["v0"] == list(ahead.advance())
+    with pytest.raises(InconclusiveError, match="no kernel"):
+        ahead.advance()
+    ahead.close()
+
+
+def test_no_thread_is_left() -> None:
+    """Also where nobody takes the rest."""
+    before = threading.active_count()
+    ahead = Ahead(Three(), eager=True)
+    ahead.close()
+    assert before == threading.active_count()
