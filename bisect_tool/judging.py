@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bisect_tool.metrics import kind_of_name
-from bisect_tool.noise import BEYOND, side_of
+from bisect_tool.noise import BEYOND, epsilon, side_of
 from bisect_tool.quantised import fails
-from bisect_tool.records import Comparison, ErrorMetrics, Side, Stage, StageRow, Tolerance
+from bisect_tool.records import Comparison, ErrorMetrics, OutputResult, Side, Stage, StageRow, Tolerance
 from bisect_tool.tolerances import DEFAULT_REL_L2
 
 OPTIMISED_SPREAD = 10.0
@@ -51,6 +51,27 @@ def makes_error(row: StageRow, result: Comparison) -> bool:
     if kind_of_name(row.dtype) == "integer":
         return local.differing > 0
     return not local.rel_l2 <= _default_limit(row, result)
+
+
+def is_perturbed(outputs: Sequence[OutputResult], rows: Sequence[StageRow], config: str, effect: float | None) -> bool:
+    """Whether stages fail only because they were looked at: then the run has no answer.
+
+    The final outputs are right as long as nobody asks for inner values, asking moves them by more than rounding does, and no
+    stage makes error on PyTorch's own inputs. A stage that does is an answer, however the outputs come out.
+
+    Args:
+        outputs: of the untouched run, judged.
+        rows: the stage table.
+        config: of the run, which fails.
+        effect: relative L2 of the final outputs with and without inner values; ``None``: not measured.
+    """
+    if not outputs or effect is None or any(out.judgement != "pass" for out in outputs):
+        return False
+    results = [(row, row.results[config]) for row in rows if row.role != "group" and config in row.results]
+    names = {out.onnx_value for out in outputs}
+    floors = [result.floor for row, result in results if row.onnx_value in names and result.floor is not None]
+    rounding = max([epsilon(row.dtype) for row, _ in results if row.onnx_value in names] + floors, default=0.0)
+    return effect > BEYOND * rounding and not any(makes_error(row, result) for row, result in results)
 
 
 def _default_limit(row: StageRow, result: Comparison) -> float:

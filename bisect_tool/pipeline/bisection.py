@@ -54,7 +54,7 @@ from bisect_tool.diagnose.unexplained import with_what_is_known
 from bisect_tool.environments.snapshot import peak_rss_mb
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.inspection import BoundOutput, Inspection, evidence_counts, level_counts
-from bisect_tool.judging import growth_lines, is_explained, judge_by_noise
+from bisect_tool.judging import growth_lines, is_explained, is_perturbed, judge_by_noise
 from bisect_tool.localize import with_shares
 from bisect_tool.metrics import kind_of, relative_difference
 from bisect_tool.pictures import KEPT, with_few
@@ -870,6 +870,13 @@ class Bisection:
             # That it agrees says nothing about the device that was asked for.
             reason = self.misplaced.get(pair.name)
         status = "failed" if reason is not None else "diverges" if failing else "agrees"
+        effect = self.observer.get(pair.name)
+        if status == "diverges" and is_perturbed(outputs, rows, pair.name, effect):
+            status = "perturbed"
+            reason = (
+                f"its outputs are right as long as no inner value is asked for; asking moves them by {effect:.1e}, and no stage "
+                "makes error on PyTorch's inputs"
+            )
         return ConfigRun(
             name=pair.name,
             expected=pair.expected,
@@ -880,7 +887,7 @@ class Bisection:
             },
             gating=pair.gating,
             status=status,
-            observer_effect=self.observer.get(pair.name),
+            observer_effect=effect,
             outputs=outputs,
             seconds=self.seconds.get(pair.name, 0.0),
             peak_rss_mb=peak_rss_mb(),

@@ -8,9 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bisect_tool.judging import floor_summary, growth_lines, is_explained, judge_by_noise, makes_error, side_off
+from bisect_tool.judging import (
+    floor_summary,
+    growth_lines,
+    is_explained,
+    is_perturbed,
+    judge_by_noise,
+    makes_error,
+    side_off,
+)
 from bisect_tool.metrics import judge, measure
-from bisect_tool.records import Comparison, Noise, StageRow
+from bisect_tool.records import Comparison, Judgement, Noise, OutputResult, StageRow
 from bisect_tool.tolerances import make_tolerance
 
 DEFAULT = make_tolerance(None, None, None)
@@ -117,3 +125,31 @@ def test_steps_are_named() -> None:
 def test_floors_are_counted() -> None:
     rows = [row(0, 0.0), row(1, 0.0, noise=NOISY), row(2, 0.0, noise=Noise(unknown="x")), row(3, 0.0, noise=None)]
     assert floor_summary(rows, "off") == {"settled": 1, "measured": 1, "unknown": 1}
+
+
+def outputs_of(*judgement: Judgement) -> list[OutputResult]:
+    metrics = measure(np.ones(4), np.ones(4))
+    return [OutputResult(number, "v1", metrics, each) for number, each in enumerate(judgement)]
+
+
+@pytest.mark.parametrize(
+    ("judgement", "noise", "effect", "expected"),
+    [
+        (("pass",), CLEAN, 1e-3, True),
+        (("pass", "pass"), NOISY, 1e-1, True),
+        # Rounding alone moves the outputs so far.
+        (("pass",), CLEAN, 1e-7, False),
+        (("pass",), NOISY, 2e-3, False),
+        # The outputs fail, looked at or not; or were not compared.
+        (("pass", "fail"), CLEAN, 1e-3, False),
+        ((), CLEAN, 1e-3, False),
+        (("pass",), CLEAN, None, False),
+        # A stage makes error on PyTorch's own inputs: that is an answer.
+        (("pass",), OFF, 1e-1, False),
+    ],
+)
+def test_a_run_that_only_fails_when_it_is_looked_at(
+    judgement: tuple[Judgement, ...], noise: Noise, effect: float | None, expected: bool
+) -> None:
+    rows = [row(0, 1e-8), row(1, 0.5, noise=noise)]
+    assert expected == is_perturbed(outputs_of(*judgement), rows, "off", effect)
