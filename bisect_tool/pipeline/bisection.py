@@ -874,8 +874,8 @@ class Bisection:
         if status == "diverges" and is_perturbed(outputs, rows, pair.name, effect):
             status = "perturbed"
             reason = (
-                f"its outputs are right as long as no inner value is asked for; asking moves them by {effect:.1e}, and no stage "
-                "makes error on PyTorch's inputs"
+                f"its outputs are right as long as no inner value is asked for; asking moves them by {effect:.1e}, and "
+                "no stage makes error on PyTorch's inputs"
             )
         return ConfigRun(
             name=pair.name,
