@@ -32,9 +32,10 @@ from bisect_tool.align import (
 )
 from bisect_tool.backends.abreast import buffers_put_back
 from bisect_tool.backends.activations import ActivationStore, GoneError
+from bisect_tool.backends.ahead import Ahead
 from bisect_tool.backends.architecture import graph_of
 from bisect_tool.backends.before import look_before
-from bisect_tool.backends.both_sides import BothSides, both_sides, finished, has_room, measured
+from bisect_tool.backends.both_sides import BothSides, both_sides, finished, graph_ahead, has_room, measured
 from bisect_tool.backends.branches import exchanged_branches
 from bisect_tool.backends.captured import OnValue, Outputs, Reference, output_error, repeats_not, same_stages, within
 from bisect_tool.backends.case import LoadedCase, check_forward, check_opset, copies_of, export_case, keep_file
@@ -440,6 +441,7 @@ class _Bisection:
         self.onnx = GraphRuns(program, self.base.actual, self.feeds, options.memory_budget)
         self.in_memory, self.buffers = self.onnx.in_memory, self.onnx.buffers
         self.abreast: BothSides | None = None
+        self.ahead: Ahead | None = None
         if not self.in_memory and not self._can_go_abreast():
             map_big_blocks()
         self.reference: Reference | None = None
@@ -470,6 +472,8 @@ class _Bisection:
 
     def release(self) -> None:
         """Frees the tensors now; a traceback or a cycle may keep this object alive for longer."""
+        if self.ahead is not None:
+            self.ahead.close()
         if self.reference is not None:
             self.reference.activations.close()
         self.chained.clear()
@@ -478,6 +482,8 @@ class _Bisection:
 
     def release_run(self) -> None:
         """Frees what both sides' run has left, to run them anew."""
+        if self.ahead is not None:
+            self.ahead.close()
         if self.reference is not None:
             self.reference.activations.close()
         self.reference = self.abreast = None
@@ -629,6 +635,9 @@ class _Bisection:
         return found
 
     def report(self, timings: dict[str, float]) -> Report:
+        if self._can_go_abreast():
+            # Beside the preflight, which keeps one core busy.
+            self.ahead = graph_ahead(self.program, self.base.actual, self.feeds, self.options.memory_budget)
         preflight = self._look_before()
         aligned = self._aligned()
         reference, matches, selection, cuts = aligned.reference, aligned.matches, aligned.selection, aligned.cuts
@@ -819,8 +828,6 @@ class _Bisection:
                 self._finish_abreast(both)
             store.settle()
         except BaseException:
-            if both is not None:
-                both.close()
             store.close()
             raise
         if not abreast:  # else that comes last
@@ -840,8 +847,9 @@ class _Bisection:
             # Alignment may still ask for it with its axes in another order.
             self.permuted[value, None] = permuted_signatures(array, kind_of(array.dtype), signature)
 
-        tolerance, config = self.options.tolerance, self.base.actual
-        self.abreast = both_sides(self.program, config, self.feeds, store, tolerance, lost, keep_rest=self.in_memory)
+        budget, tolerance = self.options.memory_budget, self.options.tolerance
+        self.ahead = self.ahead or graph_ahead(self.program, self.base.actual, self.feeds, budget)
+        self.abreast = both_sides(self.ahead, self.program, store, tolerance, lost, keep_rest=self.in_memory)
         return self.abreast
 
     def _finish_abreast(self, both: BothSides) -> None:
