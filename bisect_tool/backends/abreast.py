@@ -174,10 +174,6 @@ class Abreast(Generic[T]):
         """That the graph took."""
         return self._steps.seconds
 
-    def close(self) -> None:
-        """Ends the graph's run; where PyTorch's ends well, ``finish`` has done that."""
-        self._steps.close()
-
     def _wait(self, value: int, tensor: torch.Tensor, array: Array, signature: Signature) -> None:
         """Keeps a value for a partner to come; those that have waited longest make room."""
         while self._own and not self._store.has_room(array.nbytes):
@@ -202,7 +198,7 @@ class Abreast(Generic[T]):
         """Runs what is left of the graph, and frees what has been compared."""
         while not self._steps.done and not self.failed:
             self._advance()
-        self.close()
+        self._steps.close()
         for value in list(self._at_the_edge):
             self._let_go(value)
         self._leave([*self._window])

@@ -1,4 +1,4 @@
-"""Segments of a graph that run in a thread, one ahead of whoever takes what they make.
+"""Segments of a graph that run in a thread, ahead of whoever takes what they make.
 
 The graph's own run needs nothing of PyTorch's. Its segments are computed outside of the interpreter's lock, while PyTorch's
 side is recorded inside of it, so that the two share the cores instead of waiting for each other.
@@ -7,6 +7,7 @@ side is recorded inside of it, so that the two share the cores instead of waitin
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ class Ahead:
 
     Args:
         steps: the segments; nobody else runs them from now on.
-        eager: run them in a thread, each while the one before it is looked at; else each is run when it is asked for,
-            and there are never two of them in memory.
+        most: so many of them run in a thread before they are asked for; 0: each is run when it is, and there are never two
+            in memory.
 
     Attributes:
         done: the last segment was taken.
@@ -53,14 +54,16 @@ class Ahead:
         seconds: that the segments which were taken have run.
     """
 
-    def __init__(self, steps: Steps, *, eager: bool):
+    def __init__(self, steps: Steps, *, most: int):
         self._steps = steps
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="segments") if eager else None
-        self._coming: Future[_Made] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="segments") if most else None
+        self._coming: deque[Future[_Made | None]] = deque()
+        self._failed = False
         self.done = steps.done
         self.carried: Set[str] = frozenset(steps.carried)
         self.seconds = 0.0
-        self._start()
+        for _ in range(most):
+            self._start()
 
     def advance(self) -> Mapping[str, Array | None]:
         """What the next segment has made.
@@ -68,25 +71,30 @@ class Ahead:
         Raises:
             InconclusiveError: it did not run. No other one will.
         """
-        coming, self._coming = self._coming, None
-        made = self._run() if coming is None else coming.result()
+        made = self._coming.popleft().result() if self._coming else self._run()
+        assert made is not None
         self.done, self.carried = made.last, made.carried
         self.seconds += made.seconds
         self._start()
         return made.values
 
     def close(self) -> None:
-        """Ends the thread, when what it is at is finished."""
-        self._coming = None
+        """Ends the thread, when the segment that it is at is finished."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+        self._coming.clear()
 
     def _start(self) -> None:
         if self._pool is not None and not self.done:
-            self._coming = self._pool.submit(self._run)
+            self._coming.append(self._pool.submit(self._run))
 
-    def _run(self) -> _Made:
+    def _run(self) -> _Made | None:
+        """Runs the next segment, if there is one."""
+        if self._failed or self._steps.done:
+            return None
         began = time.perf_counter()
+        self._failed = True
         values = self._steps.advance()
+        self._failed = False
         # What is carried changes with the next segment, which runs before these are looked at.
         return _Made(values, frozenset(self._steps.carried), self._steps.done, time.perf_counter() - began)

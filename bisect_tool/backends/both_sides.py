@@ -21,6 +21,9 @@ from bisect_tool.signatures import Signature
 Array = NDArray[Any]
 BothSides = Abreast[Total]
 
+_MOST_AHEAD = 4
+"""Segments that run before they are asked for: small graphs are through by the time that PyTorch begins."""
+
 
 def has_room(program: OnnxProgram, budget: int) -> bool:
     """Whether both sides fit abreast into a memory budget, of a graph whose values can be judged as they come.
@@ -30,10 +33,24 @@ def has_room(program: OnnxProgram, budget: int) -> bool:
     return not quantised_counts(program.graph) and LEAST_ROOM * program.largest_bytes() <= budget
 
 
+def graph_ahead(program: OnnxProgram, config: NumericConfig, feeds: Mapping[str, Array], budget: int) -> Ahead:
+    """The graph's run, which needs nothing of PyTorch's: its first segments begin at once.
+
+    Args:
+        program, config, feeds: of the run.
+        budget: bytes of activations that may be kept at once.
+    """
+    length = stretch(program.largest_bytes())
+    segments = program.segments(length)
+    exposed = {name for segment in segments for name in segment.makes}
+    # A segment of one big value keeps all cores busy by itself, and one more of them in memory would be seen.
+    most = 0 if program.largest_bytes() > length else min(max(budget // (LEAST_ROOM * length), 1), _MOST_AHEAD)
+    return Ahead(SegmentedRun(program, config, segments, exposed, None, feeds), most=most)
+
+
 def both_sides(
+    graph: Ahead,
     program: OnnxProgram,
-    config: NumericConfig,
-    feeds: Mapping[str, Array],
     store: ActivationStore,
     tolerance: Tolerance,
     lost: Callable[[int, Array, Signature], None],
@@ -43,23 +60,19 @@ def both_sides(
     """The graph beside PyTorch's run, ready to be told PyTorch's values.
 
     Args:
-        program, config, feeds: of the graph's run.
+        graph: from :func:`graph_ahead`.
+        program: its graph.
         store, lost, keep_rest: as for :class:`bisect_tool.backends.abreast.Abreast`.
         tolerance: that pairs are judged by.
     """
-    length = stretch(program.largest_bytes())
-    segments = program.segments(length)
-    exposed = {name for segment in segments for name in segment.makes}
     narrow = is_narrow(program.graph)
-    # A segment of one big value keeps all cores busy by itself, and one more of them in memory would be seen.
-    eager = program.largest_bytes() <= length
     return Abreast(
-        Ahead(SegmentedRun(program, config, segments, exposed, None, feeds), eager=eager),
+        graph,
         store,
         lambda expected, actual: total_of(expected, actual, tolerance),
         lost,
         lambda dtype: value_limit(dtype, narrow=narrow),
-        length,
+        stretch(program.largest_bytes()),
         keep_rest=keep_rest,
         outputs=set(program.graph.outputs),
     )

@@ -20,9 +20,10 @@ from bisect_tool.align.summary import ambiguity_lines, summarize
 from bisect_tool.align.twins import merge_twins
 from bisect_tool.backends.abreast import buffers_put_back
 from bisect_tool.backends.activations import ActivationStore, GoneError
+from bisect_tool.backends.ahead import Ahead
 from bisect_tool.backends.architecture import graph_of
 from bisect_tool.backends.before import look_before
-from bisect_tool.backends.both_sides import BothSides, both_sides, finished, has_room, measured
+from bisect_tool.backends.both_sides import BothSides, both_sides, finished, graph_ahead, has_room, measured
 from bisect_tool.backends.captured import OnValue, Outputs, Reference, same_stages, within
 from bisect_tool.backends.case import LoadedCase, check_forward, copies_of
 from bisect_tool.backends.costs import ort_cost, torch_cost
@@ -149,6 +150,7 @@ class Bisection:
         self.notes = [*case.notes, *ready.bound.notes, *ready.notes]
         self.in_memory, self.buffers = self.onnx.in_memory, self.onnx.buffers
         self.abreast: BothSides | None = None
+        self.ahead: Ahead | None = None
         if not self.in_memory and not self._can_go_abreast():
             map_big_blocks()
         self.reference: Reference | None = None
@@ -177,6 +179,8 @@ class Bisection:
 
     def release(self) -> None:
         """Frees the tensors now; a traceback or a cycle may keep this object alive for longer."""
+        if self.ahead is not None:
+            self.ahead.close()
         if self.reference is not None:
             self.reference.activations.close()
         self.chained.clear()
@@ -185,6 +189,8 @@ class Bisection:
 
     def release_run(self) -> None:
         """Frees what both sides' run has left, to run them anew."""
+        if self.ahead is not None:
+            self.ahead.close()
         if self.reference is not None:
             self.reference.activations.close()
         self.reference = self.abreast = None
@@ -316,6 +322,9 @@ class Bisection:
             BisectError: unusable input.
             InconclusiveError: nothing could be compared.
         """
+        if self._can_go_abreast():
+            # Beside the preflight, which keeps one core busy.
+            self.ahead = graph_ahead(self.program, self.base.actual, self.feeds, self.options.memory_budget)
         preflight = self._look_before()
         aligned = self._aligned()
         with self.step("compare", "comparing stage by stage"):
@@ -530,8 +539,6 @@ class Bisection:
                 self._finish_abreast(both)
             store.settle()
         except BaseException:
-            if both is not None:
-                both.close()
             store.close()
             raise
         if not abreast:  # else that comes last
@@ -551,8 +558,9 @@ class Bisection:
             # Alignment may still ask for it with its axes in another order.
             self.permuted[value, None] = permuted_signatures(array, kind_of(array.dtype), signature)
 
-        tolerance, config = self.options.tolerance, self.base.actual
-        self.abreast = both_sides(self.program, config, self.feeds, store, tolerance, lost, keep_rest=self.in_memory)
+        budget, tolerance = self.options.memory_budget, self.options.tolerance
+        self.ahead = self.ahead or graph_ahead(self.program, self.base.actual, self.feeds, budget)
+        self.abreast = both_sides(self.ahead, self.program, store, tolerance, lost, keep_rest=self.in_memory)
         return self.abreast
 
     def _finish_abreast(self, both: BothSides) -> None:

@@ -1,4 +1,4 @@
-"""``ahead``: segments in a thread, one ahead of whoever takes them, look like segments that run when they are asked for."""
+"""``ahead``: segments in a thread, ahead of whoever takes them, look like segments that run when they are asked for."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Three:
 def test_what_is_seen_is_what_was_taken(eager: bool) -> None:
     """Also while a later segment has run already: its values, and what it hands on, are not there yet."""
     steps = Three()
-    ahead = Ahead(steps, eager=eager)
+    ahead = Ahead(steps, most=1 if eager else 0)
     seen = [(ahead.done, set(ahead.carried))]
     for number in range(3):
         assert not eager or steps.begun[number].wait(10)
@@ -54,29 +54,42 @@ def test_what_is_seen_is_what_was_taken(eager: bool) -> None:
     assert eager == all(name.startswith("segments") for name in steps.threads)
 
 
-def test_never_more_than_one_ahead() -> None:
+@pytest.mark.parametrize("most", [1, 2])
+def test_never_more_ahead_than_was_said(most: int) -> None:
     """Each of them is memory."""
     steps = Three()
-    ahead = Ahead(steps, eager=True)
-    ahead.advance()
-    assert steps.begun[1].wait(10)
-    assert not steps.begun[2].wait(0.05)
+    ahead = Ahead(steps, most=most)
+    assert steps.begun[most - 1].wait(10)
+    assert not steps.begun[most].wait(0.05)
     ahead.close()
-    assert not steps.begun[2].is_set()
+    assert not steps.begun[most].is_set()
+
+
+def test_all_may_run_before_the_first_is_taken() -> None:
+    """And more may be allowed than there are; they come one by one all the same."""
+    steps = Three()
+    ahead = Ahead(steps, most=5)
+    assert steps.begun[2].wait(10)
+    assert (False, {"input"}) == (ahead.done, set(ahead.carried))
+    assert ["v0", "v1", "v2"] == [name for _ in range(3) for name in ahead.advance()]
+    assert ahead.done
+    ahead.close()
 
 
 def test_an_error_is_told_to_whoever_asks_for_the_segment() -> None:
-    """And not before: the values of the one before it are good."""
-    ahead = Ahead(Three(fails_at=1), eager=True)
+    """And not before: the values of the one before it are good. Those behind it do not run."""
+    steps = Three(fails_at=1)
+    ahead = Ahead(steps, most=3)
     assert ["v0"] == list(ahead.advance())
     with pytest.raises(InconclusiveError, match="no kernel"):
         ahead.advance()
     ahead.close()
+    assert not steps.begun[2].is_set()
 
 
 def test_no_thread_is_left() -> None:
     """Also where nobody takes the rest."""
     before = threading.active_count()
-    ahead = Ahead(Three(), eager=True)
+    ahead = Ahead(Three(), most=1)
     ahead.close()
     assert before == threading.active_count()
