@@ -16,7 +16,7 @@ def named_in(file: Path) -> set[str]:
     """What a file defines or imports at its top, for types alone too, and members of its classes as ``Class.member``."""
     found: set[str] = set()
     top = ast.parse(file.read_text(encoding="utf-8")).body
-    for node in [*top, *(inner for node in top if isinstance(node, ast.If) for inner in node.body)]:
+    for node in [*top, *(inner for outer in top if isinstance(outer, ast.If) for inner in outer.body)]:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             found |= {alias.asname or alias.name for alias in node.names}
         for name in names_of(node):
