@@ -42,7 +42,7 @@ def this_hardware() -> Hardware:
 
 
 def hardware_of(facts: Mapping[str, Any]) -> Hardware:
-    """A kind by its facts, as :func:`bisect_tool.environment.hardware` gives them or a file kept them."""
+    """A kind by its facts, as :func:`bisect_tool.environments.snapshot.hardware` gives them or a file kept them."""
     plain: dict[str, Any] = {
         "machine": str(facts["machine"]),
         "processor": str(facts["processor"]),

@@ -139,7 +139,10 @@ def _axis(text: str) -> tuple[str, int | None]:
 
 @dataclass(slots=True)
 class Outputs:
-    """Final outputs of both sides by configuration, while a comparison runs: ``keep`` is :class:`Options`' hook."""
+    """Final outputs of both sides by configuration, while a comparison runs.
+
+    ``keep`` is the hook of :class:`bisect_tool.pipeline.options.Options`.
+    """
 
     by_config: dict[str, tuple[dict[str, Array], dict[str, Array]]] = field(default_factory=dict)
 

@@ -30,7 +30,7 @@ def with_parts(
     """The alignment with the parts of stages that the graph has no single value for, in their reasons.
 
     Args:
-        alignment: from :func:`bisect_tool.align.summarize`.
+        alignment: from :func:`bisect_tool.align.summary.summarize`.
         trace: of PyTorch's run.
         signatures: of the graph's values, by name, of a run on the same inputs.
         fetch: a PyTorch value's tensor.

@@ -4,7 +4,8 @@ Nothing is known yet about which value stands for which, so whatever looks alike
 results later. Segments of the graph run while the model is paused in the recorder's callback, just ahead of it, so that
 of both sides only a small stretch is in memory at a time: fresh memory is dear, and a disk dearer.
 
-That serves runs that compare each value once. What turns out to be needed again is gone: :class:`GoneError`.
+That serves runs that compare each value once. What turns out to be needed again is gone:
+:class:`bisect_tool.backends.activations.GoneError`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Known-good samples → a tolerance table: one score for each sample, and all limits at one score (:mod:`.limits`)."""
+"""Known-good samples → a tolerance table: one score for each sample, and all limits at one score (``limits``)."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ class TableSource:
 class LimitUse:
     """Of the calibrated limits of a stage the one that its errors come nearest to, or are furthest over.
 
-    ``metric``: a field of :class:`ErrorMetrics` of the total error, with ``local_`` before it of the local one.
+    ``metric``: a field of :class:`bisect_tool.records.measured.ErrorMetrics` of the total error, with ``local_`` before
+    it of the local one.
     """
 
     metric: str

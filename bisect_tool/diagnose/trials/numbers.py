@@ -1,0 +1,183 @@
+"""Trials with operands in another order, fitted numbers, and settings that no call names."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bisect_tool.diagnose.calls import Call, Edit, Node, Operand, Step
+from bisect_tool.diagnose.causes import ATTRIBUTE, CONSTANT, OPERANDS
+from bisect_tool.diagnose.trial import Fit, Trial
+from bisect_tool.diagnose.trials.editing import are_equal, value_text, with_changes
+
+Array = NDArray[Any]
+
+_MAX_ORDERS = 6
+
+_ORDERED = {"Sub", "Div", "Pow", "Concat", "MatMul", "Where", "Mod", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
+
+
+def reordered_inputs(node: Node) -> Iterator[Trial]:
+    if node.op not in _ORDERED or len(node.inputs) < 2:
+        return
+    first = 1 if node.op == "Where" else 0
+    places = list(range(first, min(len(node.inputs), 2 if node.op in ("Gemm", "PRelu") else 5)))
+    for order in itertools.islice(itertools.permutations(places), 1, 1 + 4 * _MAX_ORDERS):
+        inputs = list(node.inputs)
+        for place, taken in zip(places, order, strict=True):
+            inputs[place] = node.inputs[taken]
+        text = f"{node.op} {node.name} reads its inputs in the wrong order, not as {', '.join(inputs[first:])}"
+        step = Step(node.op, tuple(name or None for name in inputs), node.attributes)
+        yield Trial(OPERANDS, node.name, text, "put its inputs into that order", Edit(node.output, (step,)))
+
+
+def fitted_numbers(node: Node, calls: Sequence[Call]) -> Iterator[Fit]:
+    hints = _hints(calls)
+    for place, array in node.constants.items():
+        if array.size == 1 and array.dtype.kind == "f":
+            yield Fit(float(array.reshape(())), _constant_trial(node, place, array), hints)
+    for name, value in node.attributes.items():
+        if isinstance(value, float):
+            yield Fit(value, _attribute_trial(node, name, value), hints)
+
+
+def _constant_trial(node: Node, place: int, array: Array) -> Callable[[float, str | None], Trial]:
+    def trial(value: float, hint: str | None) -> Trial:
+        made = np.full(array.shape, value, array.dtype)
+        text = f"{node.op} {node.name}: the constant {node.inputs[place]} is {value_text(array)}, not {value:.7g}"
+        return Trial(
+            CONSTANT,
+            node.name,
+            text + (f"; PyTorch's {hint}" if hint else ""),
+            f"set {node.inputs[place]} to {value:.7g}",
+            with_changes(node, inputs={place: made}),
+        )
+
+    return trial
+
+
+def _attribute_trial(node: Node, name: str, value: float) -> Callable[[float, str | None], Trial]:
+    def trial(other: float, hint: str | None) -> Trial:
+        text = f"{node.op} {node.name}: {name} is {value:.7g}, not {other:.7g}"
+        return Trial(
+            ATTRIBUTE,
+            node.name,
+            text + (f"; PyTorch's {hint}" if hint else ""),
+            f"set {name} to {other:.7g}",
+            with_changes(node, {name: other}),
+            thing=f"{node.name} {[name]}",
+        )
+
+    return trial
+
+
+def _hints(calls: Sequence[Call]) -> tuple[tuple[str, float], ...]:
+    found: dict[float, str] = {}
+    for call in calls:
+        for name, number in call.numbers().items():
+            found.setdefault(number, f"{call.name} has {name} {number:.7g}")
+    for call in calls:
+        for value in call.arguments.values():
+            if isinstance(value, Operand) and value.array.size == 1 and value.array.dtype.kind == "f":
+                number = float(value.array.reshape(()))
+                found.setdefault(number, f"{call.name} has {number:.7g}")
+    return tuple((text, number) for number, text in found.items())
+
+
+_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "approximate": ("none", "tanh"),
+    "coordinate_transformation_mode": (
+        *("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric"),
+    ),
+    "nearest_mode": ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil"),
+    "padding_mode": ("zeros", "border", "reflection"),
+    "reduction": ("none", "add", "mul", "max", "min"),
+    "auto_pad": ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"),
+    "direction": ("forward", "reverse", "bidirectional"),
+}
+
+_MODES: Mapping[str, tuple[str, ...]] = {
+    "Pad": ("constant", "reflect", "edge", "wrap"),
+    "Resize": ("nearest", "linear", "cubic"),
+    "GridSample": ("linear", "nearest", "cubic", "bilinear", "bicubic"),
+    "DepthToSpace": ("DCR", "CRD"),
+}
+
+_FLAGS = {
+    *("align_corners", "ceil_mode", "count_include_pad", "exclude_outside", "exclusive", "keepdims", "largest"),
+    *("linear_before_reset", "reverse", "sorted", "transA", "transB", "transBatchA", "unidirectional", "upper"),
+    *("antialias", "is_causal", "select_last_index", "fmod", "training_mode"),
+}
+
+
+def other_settings(node: Node) -> Iterator[Trial]:
+    """The other values of attributes that have few; axes and permutations of the same shape."""
+    for name, value in node.attributes.items():
+        for other in _choices(node, name, value):
+            text = f"{node.op} {node.name}: {name} is {value_text(value)}, not {value_text(other)}"
+            remedy = f"set {name} to {value_text(other)}"
+            yield Trial(
+                ATTRIBUTE, node.name, text, remedy, with_changes(node, {name: other}), thing=f"{node.name} {[name]}"
+            )
+
+
+MAX_WINDOWS = 16
+"""Other places that a slice or an index is moved to, the nearest first."""
+
+
+def other_windows(node: Node) -> Iterator[Trial]:
+    """A slice of the same length, or an index, at another place of its axis."""
+    shape = node.shapes.get(node.inputs[0]) if node.inputs else None
+    if shape is None:
+        return
+    if node.op == "Slice" and {1, 2, 3} <= node.constants.keys() and node.constants[1].size == 1:
+        size = shape[int(node.constants[3].item())]
+        start, end = (min(max(int(node.constants[i].item()), -size), size) for i in (1, 2))
+        start, end = start % size if start < 0 else start, end % size if end < 0 else end
+        length = end - start
+        for other in _nearest_places(start, size - length + 1):
+            constants = {
+                1: np.full_like(node.constants[1], other),
+                2: np.full_like(node.constants[2], other + length),
+            }
+            text = f"Slice {node.name} begins at {start}, not at {other}"
+            yield Trial(CONSTANT, node.name, text, f"let it begin at {other}", with_changes(node, inputs=constants))
+    elif node.op == "Gather" and 1 in node.constants and node.constants[1].size == 1:
+        size = shape[int(node.attributes.get("axis", 0))]
+        index = int(node.constants[1].item()) % size
+        for other in _nearest_places(index, size):
+            text = f"Gather {node.name} takes index {index}, not {other}"
+            constants = {1: np.full_like(node.constants[1], other)}
+            yield Trial(CONSTANT, node.name, text, f"take index {other}", with_changes(node, inputs=constants))
+
+
+def _nearest_places(start: int, count: int) -> list[int]:
+    return sorted((n for n in range(count) if n != start), key=lambda n: abs(n - start))[:MAX_WINDOWS]
+
+
+def _choices(node: Node, name: str, value: Any) -> Sequence[Any]:
+    rank = next((len(node.shapes[each]) for each in node.inputs if each in node.shapes), 0)
+    options: Sequence[Any] = ()
+    if name in _CHOICES:
+        options = _CHOICES[name]
+    elif name == "mode":
+        options = _MODES.get(node.op, ())
+    elif name in _FLAGS and value in (0, 1):
+        options = (1 - value,)
+    elif name == "axis" and rank:
+        options = [axis for axis in range(rank) if axis != int(value) % rank]
+    elif name == "perm" and 1 < len(value) <= 5:
+        shape = node.shapes.get(node.inputs[0], ())
+        wanted = [shape[axis] for axis in value] if len(shape) == len(value) else []
+        orders = itertools.permutations(range(len(value)))
+        options = [list(order) for order in orders if wanted and [shape[axis] for axis in order] == wanted][:24]
+    elif name == "pads" and value:
+        half = len(value) // 2
+        ends = [(value[i], value[i + half]) for i in range(half)]
+        swaps = itertools.product(*[{(a, b), (b, a), ((a + b) // 2, (a + b) - (a + b) // 2)} for a, b in ends])
+        options = [[*(a for a, _ in each), *(b for _, b in each)] for each in itertools.islice(swaps, 24)]
+    return [other for other in options if not are_equal(other, value)]
