@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import re
 import runpy
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,11 +98,16 @@ def execute_line(line: str) -> tuple[int, str]:
             with pytest.MonkeyPatch.context() as patch:
                 # A script reads its own arguments, not those of the tests, and imports what lies beside it.
                 patch.setattr("sys.argv", arguments)
-                patch.syspath_prepend(str(Path(arguments[0]).resolve().parent))
+                beside = str(Path(arguments[0]).resolve().parent)
+                sys.path.insert(0, beside)
+                importlib.invalidate_caches()
                 try:
                     runpy.run_path(arguments[0], run_name="__main__")
                 except SystemExit as ended:
                     return int(ended.code or 0), out.getvalue()
+                finally:
+                    # What libraries have put there meanwhile stays: they import from it later.
+                    sys.path.remove(beside)
             return 0, out.getvalue()
         command = {"bisect-divergence": run, "bisect-tool": tool}[program]
         return execute(command, program, arguments), out.getvalue()

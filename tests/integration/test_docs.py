@@ -168,7 +168,7 @@ def test_commands_without_output_run(
     for made in re.findall(r"(?<= -o )\S+", line):
         # Nothing that is there is overwritten, nor a table's plots beside it.
         for stale in (Path(made), *tmp_path.glob(f"{Path(made).stem}.*.[ps][nv]g")):
-            stale.unlink(missing_ok=True)
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
     code, out = execute_line(line)
     if target:
         Path(target).write_text(out, encoding="utf-8")
