@@ -73,7 +73,12 @@ def no_traces() -> Iterator[None]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if shown(page) and page not in ELSEWHERE])
+def in_its_time(page: str) -> Any:
+    """A page as a parameter; the tutorial takes a minute and a half."""
+    return pytest.param(page, marks=pytest.mark.slow) if page == "tutorial.md" else page
+
+
+@pytest.mark.parametrize("page", [in_its_time(page) for page in PAGES if shown(page) and page not in ELSEWHERE])
 @pytest.mark.usefixtures("example_data", "no_traces")
 def test_commands_do_what_is_shown(
     page: str, tmp_path: Path, small_root: Path, monkeypatch: pytest.MonkeyPatch
