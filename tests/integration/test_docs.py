@@ -73,9 +73,18 @@ def no_traces() -> Iterator[None]:
             del sys.modules[name]
 
 
+LONG = (
+    "tutorial.md",
+    "how-to/agrees-on-cpu-not-on-cuda.md",
+    "how-to/not-the-same-twice.md",
+    "how-to/only-when-optimised.md",
+)
+"""Pages that start many processes, or calibrate; other tests run the like."""
+
+
 def in_its_time(page: str) -> Any:
-    """A page as a parameter; the tutorial takes a minute and a half."""
-    return pytest.param(page, marks=pytest.mark.slow) if page == "tutorial.md" else page
+    """A page as a parameter, marked as slow if it is."""
+    return pytest.param(page, marks=pytest.mark.slow) if page in LONG else page
 
 
 @pytest.mark.parametrize("page", [in_its_time(page) for page in PAGES if shown(page) and page not in ELSEWHERE])

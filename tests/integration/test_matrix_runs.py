@@ -234,6 +234,7 @@ opset = 20
 """
 
 
+@pytest.mark.slow
 def test_switch_without_effect_is_told(run: Run) -> None:
     """The session has the key as it was set, and the GELU of opset 20 does not answer to it."""
     outcome = run("Activated", NEWER_GELU)

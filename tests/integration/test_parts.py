@@ -894,6 +894,7 @@ def test_centerpoint_in_two_files(centerpoint: Path, tmp_path: Path) -> None:
     assert 12 == len(report["configs"][0]["outputs"])
 
 
+@pytest.mark.slow
 def test_centerpoint_with_a_fault_in_the_encoder(centerpoint: Path, tmp_path: Path) -> None:
     """It is found there; the other file is not blamed for what comes in through the scatter."""
     model = onnx.load(centerpoint / "encoder.onnx")

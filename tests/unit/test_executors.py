@@ -188,7 +188,7 @@ def test_failed_tasks_run_again(tmp_path: Path) -> None:
     assert 4 == len(path.read_text().splitlines())
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ctrl_c_and_resume(tmp_path: Path, jobs: int) -> None:
     """The whole process group gets the signal, as from a terminal; the command started again does the rest."""
     path, runs = tmp_path / "journal", tmp_path / "runs"

@@ -221,7 +221,7 @@ def test_pytorch_in_tf32_is_the_side_that_is_off(exporter: str) -> None:
         ("mixer", "torchscript", "constant: 2 %"),
         ("mixer", "torchscript", "reduction: another"),
         ("vit", "dynamo", "residual: dropped"),
-        ("decoder", "dynamo", "residual: dropped"),
+        pytest.param("decoder", "dynamo", "residual: dropped", marks=pytest.mark.slow),
         ("convnext", "torchscript", "order: axes"),
         ("mixer", "torchscript", "weight: int8"),
     ],
@@ -303,6 +303,7 @@ def test_the_page_names_the_call_that_makes_it() -> None:
     assert "scripts/zoo --per-kind 4 --faults 'weight: *'" == zoo_run.command(given)
 
 
+@pytest.mark.slow
 def test_script_writes_results_and_page(tmp_path: Path) -> None:
     """Each case has a line, the page counts them, and a second run with --resume has nothing left to do."""
     results, page = tmp_path / "results.jsonl", tmp_path / "accuracy.md"
