@@ -24,6 +24,7 @@ from bisect_tool.records import (
     Tolerance,
     Witness,
 )
+from bisect_tool.tolerances import DEFAULT_REL_L2
 
 JUDGEMENTS = {"pass": "pass", "fail": "FAIL", "not compared": "n/c"}
 STATUSES = {
@@ -61,6 +62,9 @@ def tolerance_text(tolerance: Tolerance, dtypes: Sequence[str] = (), *, floors: 
         limits = {name: limit for name, limit in tolerance.rel_l2.items() if not dtypes or name in dtypes}
         text = "relative L2 " + (", ".join(f"{sci(limit)} ({name})" for name, limit in limits.items()) or "-")
         if tolerance.source == "default":
+            if any(limit > DEFAULT_REL_L2.get(name, math.inf) for name, limit in limits.items()):
+                # Raised by precision.tolerance_for, for every dtype alike: it is not that of PyTorch's own.
+                text = f"relative L2 {sci(max(limits.values()))} (half precision, as in the graph)"
             # A stage under this limit fails all the same if it makes more error than rounding does.
             return f"the noise floor, and {text}, the defaults" if floors else f"{text}, the default"
     elif tolerance.max_abs is not None:

@@ -15,6 +15,7 @@ from bisect_tool.precision import (
     tolerance_for,
 )
 from bisect_tool.records import OnnxGraph, OnnxNode, Stage, StageRef
+from bisect_tool.reporters.wording import tolerance_text
 from bisect_tool.tolerances import make_tolerance
 
 
@@ -119,6 +120,8 @@ def test_limits_are_those_of_half_precision() -> None:
     """For all dtypes, and only where the user has none of their own."""
     half = tolerance_for(make_tolerance(None, None, None), "float16")
     assert half.rel_l2 is not None and {2e-2} == set(half.rel_l2.values())
+    assert "relative L2 2.0e-02 (half precision, as in the graph)" in tolerance_text(half, ["float32"])
+    assert "2.0e-02 (float16)" in tolerance_text(make_tolerance(None, None, None), ["float16"])
     own = make_tolerance(0.1, None, None)
     assert own is tolerance_for(own, "float16")
 

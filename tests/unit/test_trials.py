@@ -61,6 +61,7 @@ def first(nodes: list[Node], calls: list[Call], code: str) -> Trial:
 def test_attribute_is_set_as_the_call_has_it() -> None:
     found = first([node("LeakyRelu", attributes={"alpha": 0.2})], [call("leaky_relu", negative_slope=0.01)], ATTRIBUTE)
     assert 0.01 == found.edit.steps[0].attributes["alpha"]
+    assert "set alpha to 0.01, as PyTorch's leaky_relu has it" == found.remedy
     assert "alpha is 0.2; PyTorch's leaky_relu has alpha 0.01" in found.text
 
 

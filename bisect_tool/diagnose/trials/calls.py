@@ -68,7 +68,9 @@ def towards_calls(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tri
             else:
                 continue
             thing = f"{node.name} {sorted(attributes)}" if attributes and not constants else ""
-            remedy = f"set it as PyTorch's {call.name} has it"
+            # The first screen shows the remedy and not the evidence: which attribute, and to what, belongs into it.
+            to = ", ".join(f"{name} to {value_text(value)}" for name, value in attributes.items())
+            remedy = f"set {to + ',' if to else 'it'} as PyTorch's {call.name} has it"
             yield Trial(code, node.name, text, remedy, with_changes(node, attributes, constants), thing=thing)
 
 
