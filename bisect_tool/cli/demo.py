@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -37,7 +40,8 @@ def demo(output: str, quiet: bool) -> int:
     broken = ["--onnx", str(folder / "broken.onnx"), "-o", str(folder / "report")]
     right = ["--onnx", str(folder / "right.onnx"), "-o", str(folder / "report-right")]
     click.echo(f"$ bisect-divergence {shlex.join([*command, *broken])}\n")
-    with run.make_context("bisect-divergence", [*command, *broken, *(["-q"] if quiet else [])]) as context:
+    arguments = [*command, *broken, *(["-q"] if quiet else [])]
+    with as_command("bisect-divergence", arguments), run.make_context("bisect-divergence", arguments) as context:
         code = run.invoke(context)
     click.echo(
         "\nPlanted was: output channel 5 of blocks.2.pointwise.weight, times 1.1.\n"
@@ -46,6 +50,17 @@ def demo(output: str, quiet: bool) -> int:
         f"  bisect-divergence {shlex.join([*command, *right])}"
     )
     return EXIT_AGREES if code == EXIT_DIVERGES else int(code)
+
+
+@contextlib.contextmanager
+def as_command(program: str, arguments: Sequence[str]) -> Iterator[None]:
+    """As if the process had been started so: a report says which command repeats it, and this one refuses its own folder."""
+    before = sys.argv
+    sys.argv = [program, *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def write_files(folder: Path) -> None:

@@ -20,6 +20,9 @@ def test_demo_finds_what_it_planted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (origin,) = report["verdict"]["origins"]
     assert ("blocks.2.pointwise", "actual") == (origin["stage"], origin["side"])
     assert ["BD202"] == [each["code"] for each in report["verdict"]["diagnoses"]]
+    # The command that the report gives to repeat it does so: not the demo, which leaves its folder alone.
+    code, again = execute_line(f"{report['case']['command']} --force")
+    assert (1, "DIVERGES") == (code, again[:8])
     first, right = (line.strip().removeprefix("$ ") for line in out.splitlines() if "bisect-divergence bisect" in line)
     assert "bisect-demo/broken.onnx" in shlex.split(first)
     code, out = execute_line(f"{right} -q")
