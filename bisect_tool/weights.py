@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -39,7 +39,7 @@ NAMED = 5
 """Weights that the evidence names."""
 
 _BLOCK = 1 << 20
-_CACHED = 1 << 17
+_CACHED = 1 << 16
 """Elements of a block that stays in a core's level-2 cache."""
 _NARROW = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _WRAPPERS = ("module.", "model.", "_orig_mod.", "net.")
@@ -128,6 +128,7 @@ class WeightReport:
         telling: pairs that hold more than one number; fresh norms and biases are the same in every checkpoint.
         rounded: the pairs that differ by rounding to a narrower type alone.
         without_nan: the graph's weights in which the comparison would have met a NaN, and has not.
+        finite: the model's weights in which it would have met a NaN or an infinity, and has not.
     """
 
     compared: int
@@ -135,6 +136,7 @@ class WeightReport:
     telling: int
     rounded: tuple[WeightDifference, ...] = ()
     without_nan: frozenset[str] = frozenset()
+    finite: frozenset[str] = frozenset()
 
     @property
     def is_another_checkpoint(self) -> bool:
@@ -214,20 +216,24 @@ def compare_weights(
     differing: list[WeightDifference] = []
     rounded: list[WeightDifference] = []
     telling = 0
-    without_nan = set()
+    without_nan, finite = set(), set()
     for pair in pairs:
         weight = onnx_weight(pair.onnx)
         actual, options = _beside(weight, parameter(pair.parameter))
-        same = _fitting(actual, options, foldings)
-        if same is not None:
+        fitting = _fitting(actual, options, foldings)
+        if fitting is not None:
             without_nan.add(pair.onnx)
-            telling += not _is_constant(same)
+            if fitting.finite:
+                finite.add(pair.parameter)
+            telling += not _is_constant(fitting.form)
             continue
         difference, constant = _compare(pair, actual, options, foldings)
         telling += not constant or difference is not None
         if difference is not None:
             (differing if difference.rounded is None else rounded).append(_unsqueezed(difference, weight.shape))
-    return WeightReport(len(pairs), tuple(differing), telling, tuple(rounded), frozenset(without_nan))
+    return WeightReport(
+        len(pairs), tuple(differing), telling, tuple(rounded), frozenset(without_nan), frozenset(finite)
+    )
 
 
 def _unsqueezed(difference: WeightDifference, shape: tuple[int, ...]) -> WeightDifference:
@@ -248,19 +254,40 @@ def _beside(actual: Array, expected: Array) -> tuple[Array, list[Array]]:
     return actual, options
 
 
-def _fitting(actual: Array, options: Sequence[Array], foldings: Sequence[Folding]) -> Array | None:
+class _Fitting(NamedTuple):
+    """The form of the model's weight that the graph's is, and whether all of it is known to be finite."""
+
+    form: Array
+    finite: bool
+
+
+def _fitting(actual: Array, options: Sequence[Array], foldings: Sequence[Folding]) -> _Fitting | None:
     """The form of the model's weight that the graph's is, to the bit or but for a BatchNorm's factors.
 
     Where there is one, no number on either side is NaN: nothing is equal to that.
     """
     for option in options:
-        # Nearly all weights are the same to the bit, and that is seen at a glance.
-        if all((one == other).all() for one, other in _rows(actual, option, _CACHED)):
-            return option
+        # Nearly all weights are the same to the bit, and that is seen at a glance; that they are not, at a shorter one.
+        if (actual[:1] == option[:1]).all() if actual.ndim else True:
+            finite = _equal(actual, option)
+            if finite is not None:
+                return _Fitting(option, finite)
     for option in options:
         if _is_scaled_by(foldings, actual, option):
-            return option
+            return _Fitting(option, finite=True)
     return None
+
+
+def _equal(actual: Array, expected: Array) -> bool | None:
+    """Whether two weights that are the same to the bit are known to be finite; ``None``: they are not the same."""
+    finite = actual.dtype in (np.float32, np.float64) and actual.flags.c_contiguous
+    for one, other in _rows(actual, expected, _CACHED):
+        if not (one == other).all():
+            return None
+        if finite:
+            flat = one.reshape(-1)
+            finite = math.isfinite(flat.dot(flat))
+    return finite
 
 
 def _compare(
@@ -306,10 +333,15 @@ def _is_scaled_by(foldings: Sequence[Folding], actual: Array, expected: Array) -
 
 def _holds(scale: Array, actual: Array, expected: Array) -> bool:
     apart, norm, start = 0.0, 0.0, 0
+    space: Array = np.empty(0, np.float32)
     with np.errstate(all="ignore"):
         for one, other in _rows(actual, expected, _CACHED):
             factors = scale[start : start + len(one)].reshape((-1,) + (1,) * (one.ndim - 1))
-            left = (one - other * factors).reshape(-1)
+            if one.size > space.size:
+                space = np.empty(one.size, np.float32)
+            # Fresh memory for each block would take longer than the numbers do.
+            left = np.multiply(other, factors, out=space[: one.size].reshape(one.shape))
+            left = np.subtract(one, left, out=left).reshape(-1)
             one = one.reshape(-1)
             apart += float(left.dot(left))
             norm += float(one.dot(one))

@@ -23,9 +23,8 @@ from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.ahead import Ahead
 from bisect_tool.backends.onnx_program import ValueType, type_of_array
 from bisect_tool.errors import InconclusiveError
-from bisect_tool.metrics import kind_of
 from bisect_tool.recorder import Value
-from bisect_tool.signatures import Signature, distance, signature_of
+from bisect_tool.signatures import Signature, distance
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -113,7 +112,7 @@ class Abreast(Generic[T]):
 
     def __init__(
         self,
-        steps: Ahead,
+        steps: Ahead[Signature],
         store: ActivationStore,
         compare: Callable[[Array, Array], T],
         lost: Callable[[int, Array, Signature], None],
@@ -236,10 +235,8 @@ class Abreast(Generic[T]):
             self.failed = error
             return False
         self._newest = []
-        for name, array in made.items():
-            if array is None:
-                continue
-            signature = self.signatures[name] = signature_of(array, kind_of(array.dtype))
+        for name, (array, signature) in made.items():
+            self.signatures[name] = signature
             self.types[name] = type_of_array(array.dtype, array.shape)
             self._window[name] = array
             self._newest.append(name)

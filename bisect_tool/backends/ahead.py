@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 
 class Steps(Protocol):
@@ -33,18 +34,19 @@ class Steps(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
-    values: Mapping[str, Array | None]
+class _Made(Generic[T]):
+    values: Mapping[str, tuple[Array, T]]
     carried: Set[str]
     last: bool
     seconds: float
 
 
-class Ahead:
+class Ahead(Generic[T]):
     """Segments, as seen by whoever takes them one after the other.
 
     Args:
         steps: the segments; nobody else runs them from now on.
+        look: what is to be known of each value; it is called where the segment runs.
         most: so many of them run in a thread before they are asked for; 0: each is run when it is, and there are never two
             in memory.
 
@@ -54,10 +56,11 @@ class Ahead:
         seconds: that the segments which were taken have run.
     """
 
-    def __init__(self, steps: Steps, *, most: int):
+    def __init__(self, steps: Steps, look: Callable[[Array], T], *, most: int):
         self._steps = steps
+        self._look = look
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="segments") if most else None
-        self._coming: deque[Future[_Made | None]] = deque()
+        self._coming: deque[Future[_Made[T] | None]] = deque()
         self._failed = False
         self.done = steps.done
         self.carried: Set[str] = frozenset(steps.carried)
@@ -65,8 +68,8 @@ class Ahead:
         for _ in range(most):
             self._start()
 
-    def advance(self) -> Mapping[str, Array | None]:
-        """What the next segment has made.
+    def advance(self) -> Mapping[str, tuple[Array, T]]:
+        """What the next segment has made, and what is known of it.
 
         Raises:
             InconclusiveError: it did not run. No other one will.
@@ -88,13 +91,14 @@ class Ahead:
         if self._pool is not None and not self.done:
             self._coming.append(self._pool.submit(self._run))
 
-    def _run(self) -> _Made | None:
+    def _run(self) -> _Made[T] | None:
         """Runs the next segment, if there is one."""
         if self._failed or self._steps.done:
             return None
         began = time.perf_counter()
         self._failed = True
-        values = self._steps.advance()
+        arrays = self._steps.advance()
+        values = {name: (array, self._look(array)) for name, array in arrays.items() if array is not None}
         self._failed = False
         # What is carried changes with the next segment, which runs before these are looked at.
         return _Made(values, frozenset(self._steps.carried), self._steps.done, time.perf_counter() - began)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,8 @@ def look_before(module: torch.nn.Module, program: OnnxProgram) -> tuple[Finding,
         program: the graph; its weights are read where they lie.
     """
     modules = dict(module.named_modules())
-    without_nan: set[str] = set()
-    found = [*_weights(module, program, without_nan), *_not_finite(module, program, without_nan)]
+    sound = _Sound()
+    found = [*_weights(module, program, sound), *_not_finite(module, program, sound)]
     found += _nodes(program, modules)
     program.release_pages()
     order = ("fault", "suspicion", "fact")
@@ -62,8 +63,21 @@ def look_before(module: torch.nn.Module, program: OnnxProgram) -> tuple[Finding,
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def _weights(module: torch.nn.Module, program: OnnxProgram, without_nan: set[str]) -> Iterator[Finding]:
-    """``without_nan`` gets the graph's weights that are known to hold none: big files are not read twice."""
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    """What the comparison has told by the way, so that big weights are not read twice.
+
+    Attributes:
+        without_nan: the graph's weights that are known to hold none.
+        finite: the model's that are known to hold neither NaN nor infinities.
+    """
+
+    without_nan: set[str] = field(default_factory=set)
+    finite: set[str] = field(default_factory=set)
+
+
+def _weights(module: torch.nn.Module, program: OnnxProgram, sound: _Sound) -> Iterator[Finding]:
+    """``sound`` gets what turns out to be."""
     both = paired(module, program)
     tensors, foldings = both.tensors, foldings_of(module)
 
@@ -72,7 +86,9 @@ def _weights(module: torch.nn.Module, program: OnnxProgram, without_nan: set[str
 
     report = compare_weights(both.certain, program.weight, parameter, foldings)
     likely = compare_weights(both.likely, program.weight, parameter, foldings)
-    without_nan |= report.without_nan | likely.without_nan
+    for each in (report, likely):
+        sound.without_nan.update(each.without_nan)
+        sound.finite.update(each.finite)
     yield from _differing(report, "fault", program, both, foldings)
     yield from _differing(likely, "suspicion", program, both, foldings)
     linear = {path for path, child in module.named_modules() if type(child) is torch.nn.Linear}
@@ -214,14 +230,14 @@ def _turned(
                 break
 
 
-def _not_finite(module: torch.nn.Module, program: OnnxProgram, without_nan: Set[str]) -> Iterator[Finding]:
-    named = non_finite_weights(module)
+def _not_finite(module: torch.nn.Module, program: OnnxProgram, sound: _Sound) -> Iterator[Finding]:
+    named = non_finite_weights(module, sound.finite)
     if named:
         text = f"the model's weights hold NaN or infinities: {some([f'{name} ({count})' for name, count in named])}"
         yield Finding(NOT_FINITE, "suspicion", text, tuple(name for name, _ in named))
     found = []
     for name in program.floating_weights():
-        if name in without_nan:
+        if name in sound.without_nan:
             continue
         # Masks are constants of minus infinity on purpose; NaN never is.
         count = _count_nan(np.asarray(program.weight(name)).reshape(-1))

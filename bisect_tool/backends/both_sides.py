@@ -14,9 +14,10 @@ from bisect_tool.backends.ahead import Ahead
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.ort_runner import SegmentedRun
 from bisect_tool.compare import Total, total_of
+from bisect_tool.metrics import kind_of
 from bisect_tool.quantised import quantised_counts
 from bisect_tool.records import NumericConfig, Tolerance
-from bisect_tool.signatures import Signature
+from bisect_tool.signatures import Signature, signature_of
 
 Array = NDArray[Any]
 BothSides = Abreast[Total]
@@ -33,7 +34,9 @@ def has_room(program: OnnxProgram, budget: int) -> bool:
     return not quantised_counts(program.graph) and LEAST_ROOM * program.largest_bytes() <= budget
 
 
-def graph_ahead(program: OnnxProgram, config: NumericConfig, feeds: Mapping[str, Array], budget: int) -> Ahead:
+def graph_ahead(
+    program: OnnxProgram, config: NumericConfig, feeds: Mapping[str, Array], budget: int
+) -> Ahead[Signature]:
     """The graph's run, which needs nothing of PyTorch's: its first segments begin at once.
 
     Args:
@@ -45,11 +48,12 @@ def graph_ahead(program: OnnxProgram, config: NumericConfig, feeds: Mapping[str,
     exposed = {name for segment in segments for name in segment.makes}
     # A segment of one big value keeps all cores busy by itself, and one more of them in memory would be seen.
     most = 0 if program.largest_bytes() > length else min(max(budget // (LEAST_ROOM * length), 1), _MOST_AHEAD)
-    return Ahead(SegmentedRun(program, config, segments, exposed, None, feeds), most=most)
+    run = SegmentedRun(program, config, segments, exposed, None, feeds)
+    return Ahead(run, lambda array: signature_of(array, kind_of(array.dtype)), most=most)
 
 
 def both_sides(
-    graph: Ahead,
+    graph: Ahead[Signature],
     program: OnnxProgram,
     store: ActivationStore,
     tolerance: Tolerance,

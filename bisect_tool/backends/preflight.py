@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -396,14 +396,20 @@ def _non_finite(module: torch.nn.Module) -> Iterator[Finding]:
         yield Finding("warning", f"weights with values that are not finite, and how many: {some(names)}")
 
 
-def non_finite_weights(module: torch.nn.Module) -> list[tuple[str, int]]:
-    """Parameters and buffers that hold NaN or infinities where these do not belong, and how many."""
+def non_finite_weights(module: torch.nn.Module, finite: Set[str] = frozenset()) -> list[tuple[str, int]]:
+    """Parameters and buffers that hold NaN or infinities where these do not belong, and how many.
+
+    ``finite``: those that are known to hold neither; they are not read.
+    """
     found = []
     for name, weight in module.named_parameters():
-        found.append((name, _count_bad(weight, infinite=True)))
+        if name not in finite:
+            found.append((name, _count_bad(weight, infinite=True)))
     for name, buffer in module.named_buffers():
         # Masks are buffers of -inf on purpose; statistics never are.
-        found.append((name, _count_bad(buffer, infinite=name.rpartition(".")[2] in ("running_mean", "running_var"))))
+        infinite = name.rpartition(".")[2] in ("running_mean", "running_var")
+        if name not in finite:
+            found.append((name, _count_bad(buffer, infinite=infinite)))
     return [(name, count) for name, count in found if count]
 
 

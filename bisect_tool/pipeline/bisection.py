@@ -150,7 +150,7 @@ class Bisection:
         self.notes = [*case.notes, *ready.bound.notes, *ready.notes]
         self.in_memory, self.buffers = self.onnx.in_memory, self.onnx.buffers
         self.abreast: BothSides | None = None
-        self.ahead: Ahead | None = None
+        self.ahead: Ahead[Signature] | None = None
         if not self.in_memory and not self._can_go_abreast():
             map_big_blocks()
         self.reference: Reference | None = None
