@@ -12,6 +12,10 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from bisect_tool.backends.before import look_before
+from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.backends.onnx_graph import load_onnx
+from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.preflight import Finding, errors_of, explain_forward_error, preflight
 
 X = torch.ones(2, 3)
@@ -161,6 +165,18 @@ def test_non_finite_weights_are_counted() -> None:
     severity, text = only(found(module, X))
     assert severity == "warning"
     assert text.endswith("0.weight (3), 0.bias (1), 1.running_var (1)")
+
+
+def test_a_file_with_the_models_own_infinities_does_not_hide_them(tmp_path: Path) -> None:
+    """Weights that are found equal are not read twice, unless they may hold one."""
+    module = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)).eval()
+    with torch.no_grad():
+        module[2].weight[2, 1] = float("inf")
+    path = tmp_path / "model.onnx"
+    export_onnx(module, (X,), {}, path, ExportSettings("dynamo", None, True))
+    (finding,) = look_before(module, OnnxProgram(load_onnx(path), path))
+    assert finding.severity == "suspicion"
+    assert finding.text == "the model's weights hold NaN or infinities: 2.weight (1)"
 
 
 def test_inputs_of_another_dtype_are_an_error_naming_both() -> None:

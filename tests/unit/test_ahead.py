@@ -13,6 +13,10 @@ from bisect_tool.backends.ahead import Ahead
 from bisect_tool.errors import InconclusiveError
 
 
+def norm(array: NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(array))
+
+
 class Three:
     """Three segments; each hands one value to the next, but for the last."""
 
@@ -41,7 +45,7 @@ class Three:
 def test_what_is_seen_is_what_was_taken(eager: bool) -> None:
     """Also while a later segment has run already: its values, and what it hands on, are not there yet."""
     steps = Three()
-    ahead = Ahead(steps, most=1 if eager else 0)
+    ahead = Ahead(steps, norm, most=1 if eager else 0)
     seen = [(ahead.done, set(ahead.carried))]
     for number in range(3):
         assert not eager or steps.begun[number].wait(10)
@@ -58,7 +62,7 @@ def test_what_is_seen_is_what_was_taken(eager: bool) -> None:
 def test_never_more_ahead_than_was_said(most: int) -> None:
     """Each of them is memory."""
     steps = Three()
-    ahead = Ahead(steps, most=most)
+    ahead = Ahead(steps, norm, most=most)
     assert steps.begun[most - 1].wait(10)
     assert not steps.begun[most].wait(0.05)
     ahead.close()
@@ -68,7 +72,7 @@ def test_never_more_ahead_than_was_said(most: int) -> None:
 def test_all_may_run_before_the_first_is_taken() -> None:
     """And more may be allowed than there are; they come one by one all the same."""
     steps = Three()
-    ahead = Ahead(steps, most=5)
+    ahead = Ahead(steps, norm, most=5)
     assert steps.begun[2].wait(10)
     assert (False, {"input"}) == (ahead.done, set(ahead.carried))
     assert ["v0", "v1", "v2"] == [name for _ in range(3) for name in ahead.advance()]
@@ -79,7 +83,7 @@ def test_all_may_run_before_the_first_is_taken() -> None:
 def test_an_error_is_told_to_whoever_asks_for_the_segment() -> None:
     """And not before: the values of the one before it are good. Those behind it do not run."""
     steps = Three(fails_at=1)
-    ahead = Ahead(steps, most=3)
+    ahead = Ahead(steps, norm, most=3)
     assert ["v0"] == list(ahead.advance())
     with pytest.raises(InconclusiveError, match="no kernel"):
         ahead.advance()
@@ -87,9 +91,29 @@ def test_an_error_is_told_to_whoever_asks_for_the_segment() -> None:
     assert not steps.begun[2].is_set()
 
 
+def test_what_is_to_be_known_of_a_value_is_found_where_it_was_made() -> None:
+    """And what the graph gave nothing for is left out."""
+    looked: list[str] = []
+
+    def look(array: NDArray[np.float64]) -> float:
+        looked.append(threading.current_thread().name)
+        return norm(array)
+
+    class One(Three):
+        def advance(self) -> dict[str, NDArray[np.float64] | None]:
+            return {**super().advance(), "nothing": None}
+
+    ahead = Ahead(One(), look, most=3)
+    assert [{"v0": 0.0}, {"v1": 2**0.5}, {"v2": 2 * 2**0.5}] == [
+        {name: known for name, (_, known) in ahead.advance().items()} for _ in range(3)
+    ]
+    ahead.close()
+    assert all(name.startswith("segments") for name in looked)
+
+
 def test_no_thread_is_left() -> None:
     """Also where nobody takes the rest."""
     before = threading.active_count()
-    ahead = Ahead(Three(), most=1)
+    ahead = Ahead(Three(), norm, most=1)
     ahead.close()
     assert before == threading.active_count()

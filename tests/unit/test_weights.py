@@ -16,6 +16,7 @@ from bisect_tool.weights import Folding, WeightPair, WeightReport, compare_weigh
 RANDOM = np.random.default_rng(0)
 MATRIX = RANDOM.standard_normal((6, 4)).astype(np.float32)
 KERNEL = RANDOM.standard_normal((6, 4, 3, 3)).astype(np.float32)
+INFINITE = np.where(KERNEL == KERNEL[-1, 0, 0, 0], np.inf, KERNEL)
 FOLDING = Folding(RANDOM.uniform(0.5, 2, 6), RANDOM.standard_normal(6), RANDOM.standard_normal(6))
 
 
@@ -74,6 +75,41 @@ def test_what_compares_equal_holds_no_nan(actual: NDArray[Any], known: bool) -> 
     assert known == ("w" in compared(actual, KERNEL, FOLDING).without_nan)
     if np.isnan(actual).any():
         assert not compared(actual, actual, FOLDING).without_nan
+
+
+@pytest.mark.parametrize("blocks", [1 << 16, 1])
+@pytest.mark.parametrize(
+    ("actual", "expected", "finite"),
+    [
+        (KERNEL, KERNEL, True),
+        (KERNEL * FOLDING.scale.astype(np.float32)[:, None, None, None], KERNEL, True),
+        (MATRIX.T.copy(), MATRIX, True),
+        (np.float32(3), np.float32(3), True),
+        (INFINITE, INFINITE, False),
+        (KERNEL.astype(np.float16), KERNEL, False),
+        (KERNEL * 1.5, KERNEL, False),
+    ],
+    ids=["same", "folded", "axes swapped", "scalar", "infinite", "half", "differing"],
+)
+def test_what_is_known_to_be_finite_is(
+    monkeypatch: pytest.MonkeyPatch, blocks: int, actual: NDArray[Any], expected: NDArray[Any], finite: bool
+) -> None:
+    """So that nobody has to read it again; the same infinity on both sides is equal, and yet none of these."""
+    monkeypatch.setattr(weights_file, "_CACHED", blocks)
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    if actual.dtype == np.float64:
+        actual = actual.astype(np.float32)
+    assert finite == ("w" in compared(actual, expected, FOLDING).finite)
+
+
+@pytest.mark.parametrize("place", [0, 7, KERNEL.size - 1])
+def test_one_number_is_found_wherever_it_is(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    """A glance at the first of a weight says that it is another one, never that it is the same."""
+    monkeypatch.setattr(weights_file, "_CACHED", 1)
+    for folded in (1.0, FOLDING.scale.astype(np.float32)[:, None, None, None]):
+        actual = KERNEL * folded
+        actual.reshape(-1)[place] += 0.5
+        assert 1 == len(compared(actual.astype(np.float32), KERNEL, FOLDING).differing)
 
 
 def test_a_square_matrix_may_have_its_axes_swapped() -> None:
