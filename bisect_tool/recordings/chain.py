@@ -574,7 +574,7 @@ def mode_link(one: Mapping[str, Any], other: Mapping[str, Any]) -> Link:
         if name in flags[1] and flags[0][name] != flags[1][name]:
             found.append(_flag(name, flags[0][name], flags[1][name], gpu))
     found.sort(key=lambda difference: _ORDER[difference.reach])
-    return _link("mode and flags", f"training mode, {_count(len(flags[0]), 'flag')}", found)
+    return _link("mode and flags", f"train or eval mode, {_count(len(flags[0]), 'flag')}", found)
 
 
 def _modes(training: Sequence[str]) -> str:
