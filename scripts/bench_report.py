@@ -52,10 +52,10 @@ _DISTRIBUTIONS = (
 INTRODUCTION = """\
 # Performance
 
-Written by this command; do not edit by hand.
+Written by `scripts/benchmark`; do not edit by hand. One command for each line, with the results of all in one file:
 
 ```console
-$ {command}
+{commands}
 ```
 
 Every measurement is a process of its own; the sides take turns, and the figures are medians over {rounds}.
@@ -149,7 +149,7 @@ def render(results: Results) -> str:
     models = [Model(name, found) for name, found in results["models"].items()]
     parts = [
         INTRODUCTION.format(
-            command=" ".join(["scripts/benchmark", *results.get("arguments", ())]),
+            commands="\n".join(_commands(results)),
             rounds=_rounds(models),
             enough=f"{ENOUGH:g}",
             machine=_machine(models),
@@ -162,6 +162,13 @@ def render(results: Results) -> str:
         parts.append(PEER_TABLE + "\n" + _peers(models))
     parts.append("## Metric kernel and command line\n\n" + _rest(results))
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _commands(results: Results) -> list[str]:
+    """Those that measured the models, each once, in the order of the models."""
+    arguments = results.get("arguments_of", {})
+    lines = [" ".join(["$ scripts/benchmark", *arguments.get(model, ())]) for model in results["models"]]
+    return list(dict.fromkeys(lines))
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

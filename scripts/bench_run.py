@@ -55,8 +55,10 @@ def main() -> None:
             results["commands"] = _commands(options.repeat)
             for count in CHAINS:
                 results.setdefault("stages", {})[str(count)] = _worker(f"stages-{count}", "-", cache, options.timeout)
-        _save(results, options.results)
-    results["arguments"] = options.shown
+    # A file of results may be put together from several runs, each of other models.
+    for model in options.models:
+        results.setdefault("arguments_of", {})[model] = options.shown
+    _save(results, options.results)
     text = bench_report.render(results)
     if options.output is None:
         print(text)
