@@ -315,6 +315,14 @@ class Bisection:
                 pass
         return found
 
+    def _look_afterwards(self, rows: Sequence[StageRow], runs: Sequence[ConfigRun]) -> tuple[Finding, ...]:
+        """The same after a quick look, where it may explain something: reading all weights takes as long as the look."""
+        numbers = [result.total for row in rows for result in row.results.values()]
+        odd = any(total.nonfinite_expected or total.nonfinite_actual for total in numbers)
+        if odd or any(run.status != "agrees" for run in runs):
+            return self._look_before()
+        return odd_inputs(self.feeds)
+
     def report(self, timings: dict[str, float]) -> Report:
         """Compares, judges, and explains.
 
@@ -322,16 +330,18 @@ class Bisection:
             BisectError: unusable input.
             InconclusiveError: nothing could be compared.
         """
-        if self._can_go_abreast():
-            # Beside the preflight, which keeps one core busy.
+        quick = self._can_go_abreast()
+        if quick:
             self.ahead = graph_ahead(self.program, self.base.actual, self.feeds, self.options.memory_budget)
-        preflight = self._look_before()
+        preflight = () if quick else self._look_before()
         aligned = self._aligned()
         with self.step("compare", "comparing stage by stage"):
             self._compare_all(aligned)
         names = [pair.name for pair in self.configs]
         rows = self._rows(aligned)
         runs = tuple(self._config_run(pair, rows) for pair in self.configs)
+        if quick:
+            preflight = self._look_afterwards(rows, runs)
         self._hand_out_outputs()
         rows = [
             replace(row, results={name: row.results[name] for name in names if name in row.results}) for row in rows

@@ -426,6 +426,15 @@ def test_a_quick_look_says_how_far_and_not_where_error_is_made(faulty: Path, tmp
     for row in outcome.report["stages"]:
         full = same[row["stage"], row["call"], row["output"]]
         assert [r["total"] for r in row["results"].values()] == [full[name]["total"] for name in row["results"]]
+    assert whole["preflight"]
+    assert whole["preflight"] == outcome.report["preflight"]
+
+
+def test_a_quick_look_at_what_agrees_does_not_read_all_weights(tmp_path: Path) -> None:
+    """That takes as long as the look itself; where something is off it is worth it."""
+    outcome = command("model.py", "ckpt.pt", *SAMPLE, "--totals-only", "--format", "json", folder=tmp_path / "quick")
+    assert 0 == outcome.code
+    assert "preflight" not in outcome.report["timings"]
 
 
 def test_exit_zero_hides_divergence_from_the_shell(faulty: Path, tmp_path: Path) -> None:
