@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bisect_tool.errors import BisectError
@@ -65,10 +65,10 @@ def test_one_change_is_found_with_few_probes(count: int, data: st.DataObject) ->
 
 
 @UNHURRIED
-@given(st.integers(2, 60), st.data())
-def test_untestable_versions_cost_one_probe_each_at_most(count: int, data: st.DataObject) -> None:
-    place = data.draw(st.integers(1, count - 1))
-    skipped = data.draw(st.sets(st.integers(0, count - 1)))
+@example(9, 7, {4})
+@given(st.integers(2, 60), st.integers(1, 59), st.sets(st.integers(0, 59)))
+def test_untestable_versions_cost_one_probe_each_at_most(count: int, place: int, skipped: set[int]) -> None:
+    place, skipped = min(place, count - 1), {each for each in skipped if each < count}
     answers = [None if i in skipped else i >= place for i in range(count)]
     _, log = asked(answers)
     assert len(log) <= most_probes(count) + len(skipped)
