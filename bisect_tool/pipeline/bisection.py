@@ -757,7 +757,8 @@ class Bisection:
             left = self._take_early(pair.name, pairs, matches) if reuse and self.abreast is not None else pairs
             if not left:
                 continue
-            if not self.in_memory and pair.name not in self.forced and not self._fails_untouched(pair, run):
+            unfused = pair.name in self.forced or pair.actual.optimization == "off"
+            if not self.in_memory and not unfused and not self._fails_untouched(pair, run):
                 # Its verdict rests on the untouched graph; inner values would only cost memory that was not allowed.
                 self.notes.append(f"{pair.name}: stages are not compared within this memory budget, only final outputs")
                 continue
