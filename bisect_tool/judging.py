@@ -43,7 +43,9 @@ def makes_error(row: StageRow, result: Comparison) -> bool:
     if result.quantised is not None:
         return bool(local.nonfinite_mismatch) or fails(result.quantised)
     if noise is not None and noise.ratio is not None:
-        return noise.ratio > BEYOND
+        # Where plain float32 overflows too, no floor can be told; that one side has numbers there is no rounding.
+        overflows = local.nonfinite_mismatch > 0 and noise.floor == math.inf
+        return noise.ratio > BEYOND or overflows
     if noise is not None and noise.settled:
         return False
     if local.nonfinite_mismatch:

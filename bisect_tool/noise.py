@@ -37,6 +37,9 @@ DRAWS = 3
 
 _CHUNK = 1 << 20
 
+_SMALLEST, _GREATEST = 1e-130, 1e130
+"""Norms between which no square that counts leaves the range of float64."""
+
 
 SETTLED = Noise(settled=True)
 
@@ -77,15 +80,18 @@ def assess(
         strict: ``None`` where the expected side is just that.
         draws: the stage with made-up rounding; asked for only if the stage is not cleared without.
     """
-    norm = _norm(reference)
-    apart = [_apart(reference, side) for side in (expected, actual)]
-    own = apart[0] if strict is None else _apart(reference, strict)
+    norm, scale = _norm(reference), 1.0
+    if not _SMALLEST < norm < _GREATEST:
+        scale = _scale_of(reference)
+        norm = _norm(reference, scale)
+    apart = [_apart(reference, side, scale) for side in (expected, actual)]
+    own = apart[0] if strict is None else _apart(reference, strict, scale)
     eps = max(epsilon(dtype), epsilon("float32") if epsilon(dtype) else 0.0)
     floor = max(own, EPSILONS * eps * norm)
     if max(apart) > BEYOND * floor:
         for draw in draws:
             # One that overflowed where the stage does not says nothing about rounding.
-            if math.isfinite(apart_by := _apart(reference, draw)):
+            if math.isfinite(apart_by := _apart(reference, draw, scale)):
                 floor = max(floor, apart_by)
     on_expected, on_actual = (_ratio(error, floor) for error in apart)
     return Noise(floor / norm if norm else floor, on_expected, on_actual)
@@ -97,19 +103,27 @@ def _ratio(error: float, unit: float) -> float:
     return error / unit if unit else math.inf
 
 
-def _norm(array: Array) -> float:
+def _scale_of(array: Array) -> float:
+    """A power of two that brings the greatest finite number near 1: squares of float64 may leave its range."""
+    peak = max(
+        (float(np.abs(chunk[np.isfinite(chunk)]).max(initial=0.0)) for (chunk,) in _chunks([array])), default=0.0
+    )
+    return math.ldexp(1.0, min(-math.frexp(peak)[1], 1000)) if peak else 1.0
+
+
+def _norm(array: Array, scale: float = 1.0) -> float:
     total = 0.0
-    for (chunk,) in _chunks([array]):
+    for (chunk,) in _chunks([array], scale):
         total += float(np.sum(np.square(chunk[np.isfinite(chunk)])))
     return math.sqrt(total)
 
 
-def _apart(reference: Array, other: Array) -> float:
-    """Norm of the difference; infinite where one has a NaN or an infinity that the other has not."""
+def _apart(reference: Array, other: Array, scale: float = 1.0) -> float:
+    """Norm of the difference, times ``scale``; infinite where one has a NaN or an infinity that the other has not."""
     if other.shape != reference.shape:
         return math.inf
     total = 0.0
-    for first, second in _chunks([reference, other]):
+    for first, second in _chunks([reference, other], scale):
         difference = second - first
         if not np.isfinite(difference).all():
             same = (first == second) | (np.isnan(first) & np.isnan(second))
@@ -120,9 +134,10 @@ def _apart(reference: Array, other: Array) -> float:
     return math.sqrt(total)
 
 
-def _chunks(arrays: Sequence[Array]) -> Iterable[list[Array]]:
+def _chunks(arrays: Sequence[Array], scale: float = 1.0) -> Iterable[list[Array]]:
     flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
     flat = [a.view(a.real.dtype) if a.dtype.kind == "c" else a for a in flat]
     with np.errstate(all="ignore"):
         for start in range(0, flat[0].size, _CHUNK):
-            yield [a[start : start + _CHUNK].astype(np.float64) for a in flat]
+            wide = [a[start : start + _CHUNK].astype(np.float64) for a in flat]
+            yield wide if scale == 1.0 else [a * scale for a in wide]

@@ -436,7 +436,8 @@ class Recorder:
         self._held.clear()
         self._held_by_storage.clear()
 
-    def _copy_before_write(self, tensor):
+    def copy_before_write(self, tensor):
+        """Makes copies of what is kept of a tensor's memory, which somebody is about to write to."""
         key = _storage_key(tensor)
         for value_id in self._held_by_storage.pop(key, ()):
             held = self._held.get(value_id)
@@ -531,7 +532,7 @@ class Recorder:
                 target = args[position] if position < len(args) else kwargs.get(name)
                 written += [tensor for _, tensor in flatten_tensors(target)]
             for tensor in written:
-                self._copy_before_write(tensor)
+                self.copy_before_write(tensor)
             # Before the operation: afterwards what it wrote into is another value.
             call = (func, self._taped(args), self._taped(kwargs)) if self.tape else None
             try:

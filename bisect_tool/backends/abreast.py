@@ -11,9 +11,8 @@ That serves runs that compare each value once. What turns out to be needed again
 from __future__ import annotations
 
 import bisect
-import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Set
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -46,21 +45,6 @@ _MOST_NEAR = 64
 def stretch(largest: int) -> int:
     """Bytes that a segment makes, by those of the largest value."""
     return LEAST_STRETCH
-
-
-@contextlib.contextmanager
-def buffers_put_back(module: torch.nn.Module) -> Iterator[Callable[[], None]]:
-    """Yields what undoes a run's changes of a model's buffers, for a run that is made a second time."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-
-    def put_back() -> None:
-        with torch.no_grad():
-            for buffer, before in kept:
-                if buffer.shape == before.shape and not torch.equal(buffer, before):
-                    buffer.copy_(before)
-
-    yield put_back
-    kept.clear()
 
 
 class _ByNorm:

@@ -47,7 +47,8 @@ def export_case(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
         BisectError: the exporter failed, or the model itself does; then it is the model's error that is told.
     """
     try:
-        export_onnx(case.module, case.args, case.kwargs, path, settings)
+        # One of the exporters runs the model on what it is given, and a model may write into its inputs.
+        export_onnx(case.module, copies_of(case.args), copies_of(case.kwargs), path, settings)
     except BisectError:
         # Exporters run the model too: if it fails on its own, that is the error to tell.
         check_forward(case)

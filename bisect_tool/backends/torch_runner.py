@@ -35,6 +35,7 @@ __all__ = [
     "float_dtype_of",
     "from_numpy",
     "nested_note",
+    "state_kept",
     "to_numpy",
 ]
 
@@ -83,6 +84,30 @@ def complex_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return tensor
     parts = torch.view_as_real(like)
     return torch.view_as_complex(tensor.to(parts.dtype).contiguous())
+
+
+def state_kept(module: torch.nn.Module) -> Callable[[Callable[[torch.Tensor], None]], None]:
+    """What undoes the changes that later runs make to a model's buffers: caches, counters, averages.
+
+    It is given what is to be called with each buffer before that is written to.
+    """
+    kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers() if _can_be_compared(buffer)]
+
+    def put_back(about_to_write: Callable[[torch.Tensor], None]) -> None:
+        with torch.no_grad():
+            for buffer, before in kept:
+                if buffer.shape == before.shape and not torch.equal(buffer, before):
+                    about_to_write(buffer)
+                    buffer.copy_(before)
+
+    return put_back
+
+
+def _can_be_compared(buffer: torch.Tensor) -> bool:
+    """Torch itself compares no others; nor do models write to them."""
+    if torch.nn.parameter.is_lazy(buffer) or buffer.layout is not torch.strided or buffer.is_quantized:
+        return False
+    return not (buffer.is_meta or (buffer.is_floating_point() and buffer.element_size() == 1))
 
 
 class TorchRun:

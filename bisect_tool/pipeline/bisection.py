@@ -18,7 +18,6 @@ from bisect_tool.align.matches import NARROW_VALUE_LIMIT, VALUE_LIMIT, Match
 from bisect_tool.align.placing import with_missing
 from bisect_tool.align.summary import ambiguity_lines, summarize
 from bisect_tool.align.twins import merge_twins
-from bisect_tool.backends.abreast import buffers_put_back
 from bisect_tool.backends.activations import ActivationStore, GoneError
 from bisect_tool.backends.ahead import Ahead
 from bisect_tool.backends.architecture import graph_of
@@ -37,7 +36,7 @@ from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.runners import WholeRun, untouched_run
 from bisect_tool.backends.stream import Lane
-from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, to_numpy
+from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, state_kept, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.calibration.calibrated import (
     judge_outputs,
@@ -135,6 +134,7 @@ class Bisection:
         count: Callable[[int, int], None],
     ):
         self.case = case
+        self.put_back = state_kept(case.module)
         self.step = step
         self.count = count
         self.ready = ready = ready_to_run(case, options, program)
@@ -226,11 +226,8 @@ class Bisection:
             raise InconclusiveError("; ".join(dict.fromkeys(self.failed.values())), hint=self.hint)
         if self._can_go_abreast():
             notes = list(self.notes)
-            with buffers_put_back(self.case.module) as put_back, freed_memory_is_kept():
-                try:
-                    return self._aligned_run(abreast=True)
-                except GoneError:
-                    put_back()
+            with freed_memory_is_kept(), contextlib.suppress(GoneError):
+                return self._aligned_run(abreast=True)
             self.release_run()
             self.notes[:] = notes
         return self._aligned_run(abreast=False)
@@ -615,7 +612,10 @@ class Bisection:
             every_op, place = self.options.level == "op", self.case.place
             run = TorchRun(module, args, kwargs, on_value, every_op=every_op, tape=tape, place=place)
             before(run.recorder)
-            return run, {"device": "cpu", "threads": torch.get_num_threads()}, self._start(run)
+            outputs = self._start(run)
+            # The next run begins as this one did, and the file is laid beside the model as it was.
+            self.put_back(run.recorder.copy_before_write)
+            return run, {"device": "cpu", "threads": torch.get_num_threads()}, outputs
         module, args, kwargs = placed(module, args, kwargs, config)
         require_one_device(module, args, kwargs, config.device)
         layout = layout_in_effect(module, args, kwargs, config)
@@ -767,7 +767,8 @@ class Bisection:
             left = self._take_early(pair.name, pairs, matches) if reuse and self.abreast is not None else pairs
             if not left:
                 continue
-            if not self.in_memory and pair.name not in self.forced and not self._fails_untouched(pair, run):
+            unfused = pair.name in self.forced or pair.actual.optimization == "off"
+            if not self.in_memory and not unfused and not self._fails_untouched(pair, run):
                 # Its verdict rests on the untouched graph; inner values would only cost memory that was not allowed.
                 self.notes.append(f"{pair.name}: stages are not compared within this memory budget, only final outputs")
                 continue

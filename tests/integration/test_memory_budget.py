@@ -53,10 +53,10 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _judge(material: Path, budget: str, folder: Path) -> Outcome:
+def _judge(material: Path, budget: str, folder: Path, *more: str) -> Outcome:
     given = (material / "model.py", "--input", material / "x.pt", "--onnx", material / "m.onnx")
     options = ("--group", "blocks.*", "--format", "json", "--memory-budget", budget)
-    return command(*given, *options, folder=folder)
+    return command(*given, *options, *more, folder=folder)
 
 
 def _results(outcome: Outcome) -> dict[tuple[Any, ...], Any]:
@@ -93,6 +93,19 @@ def test_segments_change_no_number(
     assert whole.keys() == found.keys()
     for key, result in whole.items():
         assert result == found[key], key
+
+
+@pytest.mark.parametrize("budget", ["2GiB", "1MiB"])
+def test_totals_alone_are_the_same_numbers(
+    material: Path, whole: dict[tuple[Any, ...], Any], budget: str, tmp_path: Path
+) -> None:
+    """Also where the two sides do not fit abreast, and run one after the other."""
+    outcome = _judge(material, budget, tmp_path / "report", "--totals-only")
+    assert 0 == outcome.code, outcome.err
+    found = _results(outcome)
+    assert whole.keys() == found.keys()
+    for key, result in whole.items():
+        assert (result and result["total"]) == (found[key] and found[key]["total"]), key
 
 
 def test_everything_is_compared(whole: dict[tuple[Any, ...], Any]) -> None:

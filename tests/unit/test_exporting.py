@@ -9,6 +9,7 @@ import torch
 from onnxscript import rewriter
 from torch import nn
 
+from bisect_tool.backends.case import LoadedCase, export_case
 from bisect_tool.backends.exporting import Exporter, ExportSettings, export_onnx
 from bisect_tool.backends.ort_options import op_counts
 from bisect_tool.errors import BisectError
@@ -58,3 +59,17 @@ def test_optimiser_without_a_list_of_rules_is_refused(tmp_path: Path, monkeypatc
     with pytest.raises(BisectError, match="batchnorm_folding = false: onnxscript .* does not let") as found:
         counts(tmp_path / "m.onnx", "dynamo", batchnorm=False, constants=True)
     assert "torchscript" in str(found.value.hint)
+
+
+class Writes(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(2) + 1
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_the_sample_is_what_it_was(tmp_path: Path, exporter: Exporter) -> None:
+    """An exporter runs the model, and that may write into its inputs: what is judged is the user's sample."""
+    sample = torch.ones(2, 3)
+    case = LoadedCase("writes", Writes().eval(), (sample,), {})
+    export_case(case, tmp_path / "m.onnx", ExportSettings(exporter))
+    assert torch.equal(torch.ones(2, 3), sample)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -104,6 +105,15 @@ def test_the_side_comes_from_the_noise(noise: Noise, side: str | None) -> None:
     stage = row(0, 1e-3, 1e-3, noise)
     assert side_off(stage.results["off"]) == side
     assert makes_error(stage, stage.results["off"]) == (side is not None)
+
+
+def test_an_overflow_on_one_side_is_made_where_it_happens() -> None:
+    """Plain float32 overflows as PyTorch does, so that nothing is beyond the floor: still no rounding made it."""
+    stage = row(0, 1e-3, noise=Noise(math.inf, 1.0, 0.0))
+    result = stage.results["off"]
+    local = measure(np.array([1.0, math.inf]), np.array([1.0, 89.0]))
+    assert makes_error(stage, replace(result, local=local))
+    assert not makes_error(stage, replace(result, local=measure(np.array([1.0, math.inf]), np.array([1.0, math.inf]))))
 
 
 def test_an_optimised_run_may_round_ten_times_as_much() -> None:

@@ -150,5 +150,23 @@ def test_scaling_everything_changes_nothing(expected: float, actual: float, stri
     assert scaled.ratio == pytest.approx(plain.ratio, rel=1e-9)
 
 
+@pytest.mark.parametrize("exponent", [-1000, -600, 600, 1000])
+def test_numbers_whose_squares_leave_float64_have_a_floor(exponent: int) -> None:
+    """A float64 model with 1e200 in it, or with float64's lowest number in a mask."""
+    arrays = [reference(), off(1e-7), off(1e-4), off(1e-7, seed=2)]
+    plain, scaled = (
+        assess(r * s, e * s, a * s, "float64", f * s) for s in (1.0, 2.0**exponent) for r, e, a, f in [arrays]
+    )
+    assert side_of(scaled) == "actual"
+    assert (scaled.floor, scaled.expected, scaled.actual) == pytest.approx((plain.floor, plain.expected, plain.actual))
+
+
+def test_an_infinity_in_the_place_of_a_large_number_is_off() -> None:
+    right = reference() * 1e200
+    wrong = right.copy()
+    wrong[3] = np.inf
+    assert side_of(assess(right, right, wrong, "float64", right)) == "actual"
+
+
 def test_unknown_says_nothing_about_sides() -> None:
     assert side_of(Noise(unknown="no float64 kernel")) is None
