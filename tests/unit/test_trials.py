@@ -476,3 +476,19 @@ def test_axes_of_a_sum_of_products_are_exchanged() -> None:
     tried = settings_of("Einsum", {"a": (2, 4, 6, 6), "v": (2, 8, 4, 6)}, "equation", "bhmn, bdhm -> bdhn")
     assert tried == ["bhnm,bdhm->bdhn"]
     assert not settings_of("Einsum", {"a": (2, 3), "b": (3, 4)}, "equation", "...i,ij->...j")
+
+
+@pytest.mark.parametrize("inputs", [("x", "w"), ("x", "w", "")])
+def test_the_bias_that_a_normalisation_lost_is_put_back(inputs: tuple[str, ...]) -> None:
+    bias = np.array([1, 2, 3, 4], np.float32)
+    norm = call("native_layer_norm", weight=Operand(bias, True), bias=Operand(bias, True), eps=1e-5)
+    found = first([node("LayerNormalization", inputs=inputs, attributes={"epsilon": 1e-5})], [norm], MISSING)
+    assert "the bias that PyTorch's native_layer_norm adds is missing: behind the_LayerNormalization" == found.text
+    step = found.edit.steps[0]
+    assert "Add" == step.op and [1, 2, 3, 4] == np.ravel(step.inputs[1]).tolist()
+
+
+def test_a_normalisation_with_its_bias_gets_no_other() -> None:
+    norm = call("native_layer_norm", bias=Operand(np.ones(4, np.float32), True), eps=1e-5)
+    found = trials([node("LayerNormalization", inputs=("x", "w", "b"), attributes={"epsilon": 1e-5})], [norm])
+    assert not [each for each in found if each.code == MISSING and "bias" in each.text]
