@@ -14,6 +14,9 @@ from bisect_tool.align.matches import AMBIGUOUS, SECOND, Match, SecondDraw
 from bisect_tool.align.neighbours import LookAlikes, Near, Neighbours, components
 from bisect_tool.signatures import mark_of
 
+_ROUNDING = 1e-2
+"""Share of the limit of values that count as the same up to which two of them differ by no more than rounding."""
+
 
 class ByValue:
     """Groups of values that look alike on both sides, and who in a group belongs to whom.
@@ -27,6 +30,7 @@ class ByValue:
         self._by_second: set[int] = set()
         self._operations: dict[tuple[str, str], dict[int, str]] = {}
         self._by_call: dict[tuple[str, str], list[int]] | None = None
+        self._roots_of_calls: dict[str, frozenset[str]] = {}
 
     def match(self) -> None:
         """Pairs what looks alike; which of several look-alikes it is, scope, order and another input say."""
@@ -88,7 +92,55 @@ class ByValue:
             if near:
                 found[value] = near
         plain = {id(near): self._dequantised(near) for near in found.values()} if self.board.quantisation.pairs else {}
-        return self._nearest_on_both_sides({value: plain.get(id(near), near) for value, near in found.items()})
+        found = {value: plain.get(id(near), near) for value, near in found.items()}
+        return self._nearest_on_both_sides(self._without_other_calls(found))
+
+    def _without_other_calls(self, found: Mapping[int, Near]) -> dict[int, Near]:
+        """Without values of the same operation in another call of its module, unless they agree to rounding.
+
+        Steps of a loop can be alike to the limit, and behind an error the wrong one be the nearer.
+        """
+        kept: dict[int, Near] = {}
+        for value, near in found.items():
+            kept[value] = near
+            others = self._other_calls(value)
+            if others:
+                rounding = self.board.limit(value) * _ROUNDING
+                left = {n: apart for n, apart in near.items() if apart <= rounding or self._root(n) not in others}
+                if len(left) < len(near):
+                    kept[value] = left
+        return {value: near for value, near in kept.items() if near}
+
+    def _other_calls(self, value: int) -> frozenset[str]:
+        """The graph's values of an operation in the other calls of its module, where both sides count as many."""
+        value = self._operation_of(value)
+        ref = self.board.first_stage[value].ref
+        path, separator, _ = ref.stage.rpartition("/")
+        if not separator or "#" not in ref.stage or self.board.calls[ref.stage, ref.output] < 2:
+            return frozenset()
+        counted = self._counted_of(path, family(self.board.first_stage[value].type))
+        if value not in counted:
+            return frozenset()
+        own = self._root(counted[value])
+        if ref.stage not in self._roots_of_calls:
+            self._roots_of_calls[ref.stage] = frozenset(
+                self._root(name)
+                for other, name in counted.items()
+                if self.board.first_stage[other].ref.stage == ref.stage
+            )
+        return self._roots_of_calls[ref.stage] - {own}
+
+    def _operation_of(self, value: int) -> int:
+        """The value that PyTorch hands on as this one in another shape; itself where it hands on none."""
+        at = value
+        while len(parents := self.board.trace.parents.get(at, ())) == 1 and parents[0] < at:
+            own, before = self.board.torch.get(at), self.board.torch.get(parents[0])
+            if own is None or before is None or parents[0] not in self.board.first_stage:
+                break
+            if own.total != before.total or own.sample.tobytes() != before.sample.tobytes():
+                break
+            at = parents[0]
+        return at
 
     def _dequantised(self, near: Near) -> Near:
         """Without values that are near once they are quantised too: that is what the next stage reads."""
@@ -203,13 +255,16 @@ class ByValue:
         path, separator, _ = ref.rpartition("/")
         if not separator or "#" not in ref:
             return None
-        kind = family(self.board.first_stage[value].type)
+        return self._counted_of(path, family(self.board.first_stage[value].type)).get(value)
+
+    def _counted_of(self, path: str, kind: str) -> dict[int, str]:
+        """The operations of one family directly in a scope, one to one; nothing where the sides have other numbers."""
         if (path, kind) not in self._operations:
             names = self._dequantised_names(self.board.scopes.calls(path, kind))
             values = sorted(self._operations_of(path, kind), key=lambda v: self.board.first_stage[v].order)
             equal = len(names) == len(values)
             self._operations[path, kind] = dict(zip(values, names, strict=True)) if equal else {}
-        return self._operations[path, kind].get(value)
+        return self._operations[path, kind]
 
     def _operations_of(self, path: str, kind: str) -> list[int]:
         """PyTorch's values of the operations of one family directly in a scope."""

@@ -549,6 +549,10 @@ def _are_whole(item: Any) -> bool:
     return not isinstance(item, float) or item.is_integer()
 
 
+_FILLING = torch.finfo(torch.float32).max / 1024
+"""What a mask hides scores with, and no result that was rounded: of a row masked throughout all of them stay equal."""
+
+
 class _Noise:
     """Rounding of one operation, made up.
 
@@ -583,7 +587,8 @@ class _Noise:
                 return item
             epsilon = max(self._epsilons, default=0.0) or self._least
             # A product: an infinity, as masks have them, stays one.
-            disturbed = item * (1 + self._draw(item, epsilon * self._longer))
+            draw = self._draw(item, epsilon * self._longer).masked_fill_(item.abs() >= _FILLING, 0.0)
+            disturbed = item * (1 + draw)
             # Equal zeros have an order too.
             return disturbed + self._draw(item, torch.finfo(torch.float32).tiny) if self._orders else disturbed
         if isinstance(item, list):
@@ -599,6 +604,7 @@ class _Noise:
         scale = _SCALES.get(self._name)
         if scale is not None and operand is not None and operand.shape == tensor.shape:
             size = torch.maximum(size, scale(operand))
+        size.masked_fill_(size >= _FILLING, 0.0)
         change = size.mul_(self._draw(tensor, self._epsilons[place] * self._together)).nan_to_num_(0.0, 0.0, 0.0)
         return tensor.add_(change) if any(tensor is other for other in written) else tensor + change
 

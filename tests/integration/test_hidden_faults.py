@@ -50,3 +50,37 @@ def test_a_fault_beside_a_huge_channel(tmp_path: Path, size: float, factor: floa
     else:
         assert "diverges" == verdict.status
         assert [("first", "actual")] == [(origin.stage, origin.side) for origin in verdict.origins]
+
+
+class Hiding(nn.Module):
+    """Attention's weights with the first rows masked throughout, as those of padding on the left are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.weights = nn.Linear(16, 16), nn.Softmax(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ x.transpose(-1, -2)
+        hidden = torch.ones(9, 9, dtype=torch.bool).triu(1)
+        hidden[:3] = True
+        weights: Tensor = self.weights(scores.masked_fill(hidden, torch.finfo(torch.float32).min))
+        return weights @ x
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_are_masked_throughout_hide_no_fault_in_others(tmp_path: Path) -> None:
+    """Rounding that is made up leaves their equal scores equal: one of them would take the whole row."""
+    torch.manual_seed(0)
+    model, sample = Hiding().eval(), torch.randn(2, 9, 16)
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(model, (sample,), str(file), dynamo=False)
+    graph = onnx.load(file)
+    softmax = next(node for node in graph.graph.node if node.op_type == "Softmax")
+    place = list(graph.graph.node).index(softmax)
+    graph.graph.initializer.append(numpy_helper.from_array(np.float32(0.9), "factor"))
+    graph.graph.node.insert(place, onnx.helper.make_node("Mul", [softmax.input[0], "factor"], ["less"], name="less"))
+    softmax.input[0] = "less"
+    onnx.save(graph, file)
+    report = bisect(LoadedCase("hiding", model, (sample,), {}), Options(make_tolerance(None, None, None), onnx=file))
+    assert ["weights"] == [origin.ref.stage for origin in report.verdict.origins]
+    assert ["BD104"] == [diagnosis.code for diagnosis in report.verdict.diagnoses]

@@ -372,6 +372,41 @@ def test_equal_calls_of_one_module_go_by_scope_and_order() -> None:
     assert matches[1].evidence == ("value", "scope", "order")
 
 
+def steps(wrong: float) -> Case:
+    """Three steps of a loop whose values are alike to 1e-4, each an operation and what hands it on in another shape.
+
+    ``wrong``: error of the second and third step, by which each is nearest to another one of PyTorch's.
+    """
+    stages, nodes = [], []
+    for call in range(3):
+        stages += [stage("m/_softmax#0", 2 * call + 1, [0], type="_softmax", call=call)]
+        stages += [stage("m", 2 * call + 2, [2 * call + 1], type="Step", call=call, shape=(4, 1, 50))]
+        scope = [f"m_{call}" if call else "m"]
+        nodes += [node("Softmax", ["x"], f"s{call}", scope), node("Unsqueeze", [f"s{call}"], f"u{call}", scope)]
+    case = Case(stages, nodes)
+    values = [noise(0) + np.float32(1e-4) * noise(call) for call in (1, 2, 3)]
+    for call, value in enumerate(values):
+        given = value if call == 0 else value + np.float32(wrong) * (values[3 - call] - value)
+        case.torch.update({2 * call + 1: value, 2 * call + 2: value[:, None]})
+        case.onnx.update({f"s{call}": given, f"u{call}": given[:, None]})
+    return case
+
+
+RIGHT_STEPS = {1: "s0", 2: "u0", 3: "s1", 4: "u1", 5: "s2", 6: "u2"}
+
+
+def test_a_wrong_step_of_a_loop_is_not_taken_for_the_one_that_it_resembles() -> None:
+    """Nor is what hands it on."""
+    found = {value: name for value, name in names(steps(0.9).match()).items() if value in (1, 3, 5)}
+    assert found == {1: "s0", 3: "s1", 5: "s2"}
+    assert not {name for value, name in names(steps(0.9).match()).items() if RIGHT_STEPS[value][1] != name[1]}
+
+
+def test_steps_of_a_loop_that_an_optimiser_put_in_another_order_go_by_value() -> None:
+    """They agree to rounding."""
+    assert names(steps(1).match()) == {1: "s0", 2: "u0", 3: "s2", 4: "u2", 5: "s1", 6: "u1"}
+
+
 def test_dead_values_are_told_apart_by_scope() -> None:
     """ReLUs that let nothing through: all zeros look alike."""
     case = twins(["b"], ["a"])

@@ -25,6 +25,7 @@ from bisect_tool.diagnose.causes import (
 from bisect_tool.diagnose.onnx_forms import forms
 from bisect_tool.diagnose.trial import Fit, Trial
 from bisect_tool.diagnose.trials import propose
+from bisect_tool.diagnose.trials.numbers import other_settings
 from bisect_tool.diagnose.trying import try_all
 from bisect_tool.diagnose.weight_forms import Static, difference, weight_forms
 
@@ -449,3 +450,45 @@ def test_exponents_that_people_write() -> None:
     )
     found = [each for each in propose([power], [], [], 20) if isinstance(each, Trial) and "exponent" in each.text]
     assert [2.0, 0.5] == [float(each.edit.steps[0].inputs[1]) for each in found[:2]]  # type: ignore[union-attr, arg-type]
+
+
+def settings_of(op: str, shapes: dict[str, tuple[int, ...]], name: str, value: Any) -> list[Any]:
+    """The other values of an attribute that are tried."""
+    given = Node("n", op, {name: value}, tuple(shapes), {}, ("y",), {}, shapes)
+    found = [each.edit for each in other_settings(given)]
+    return [edit.steps[0].attributes[name] for edit in found if isinstance(edit, Edit)]
+
+
+def test_axes_of_a_pixel_shuffle_are_exchanged() -> None:
+    """Six of them: all orders of the same shape, the nearest first."""
+    tried = settings_of("Transpose", {"x": (1, 3, 8, 2, 10, 2)}, "perm", [0, 1, 5, 3, 2, 4])
+    assert tried == [[0, 1, 3, 5, 2, 4]]
+
+
+def test_of_many_axes_two_are_exchanged() -> None:
+    tried = settings_of("Transpose", {"x": (2,) * 8}, "perm", [1, 0, 2, 3, 4, 5, 6, 7])
+    assert [0, 1, 2, 3, 4, 5, 6, 7] in tried
+    assert len(tried) <= 24
+
+
+def test_axes_of_a_sum_of_products_are_exchanged() -> None:
+    """Those of one length: another equation of the same shapes."""
+    tried = settings_of("Einsum", {"a": (2, 4, 6, 6), "v": (2, 8, 4, 6)}, "equation", "bhmn, bdhm -> bdhn")
+    assert tried == ["bhnm,bdhm->bdhn"]
+    assert not settings_of("Einsum", {"a": (2, 3), "b": (3, 4)}, "equation", "...i,ij->...j")
+
+
+@pytest.mark.parametrize("inputs", [("x", "w"), ("x", "w", "")])
+def test_the_bias_that_a_normalisation_lost_is_put_back(inputs: tuple[str, ...]) -> None:
+    bias = np.array([1, 2, 3, 4], np.float32)
+    norm = call("native_layer_norm", weight=Operand(bias, True), bias=Operand(bias, True), eps=1e-5)
+    found = first([node("LayerNormalization", inputs=inputs, attributes={"epsilon": 1e-5})], [norm], MISSING)
+    assert "the bias that PyTorch's native_layer_norm adds is missing: behind the_LayerNormalization" == found.text
+    step = found.edit.steps[0]
+    assert "Add" == step.op and [1, 2, 3, 4] == np.ravel(step.inputs[1]).tolist()
+
+
+def test_a_normalisation_with_its_bias_gets_no_other() -> None:
+    norm = call("native_layer_norm", bias=Operand(np.ones(4, np.float32), True), eps=1e-5)
+    found = trials([node("LayerNormalization", inputs=("x", "w", "b"), attributes={"epsilon": 1e-5})], [norm])
+    assert not [each for each in found if each.code == MISSING and "bias" in each.text]

@@ -126,17 +126,20 @@ def replaced_nodes(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tr
 
 
 def _without_bias(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
-    """The bias of a product, where the graph has nothing in the place of its sum."""
-    product = node.op in ("MatMul", "Conv", "ConvTranspose", "Gemm")
+    """The bias of a product or a normalisation, where the graph has nothing in the place of its sum."""
+    norm = node.op == "LayerNormalization" and not any(node.inputs[2:])
+    product = norm or node.op in ("MatMul", "Conv", "ConvTranspose", "Gemm")
     if not node.inputs or not (product or node.op in _PLAIN):
         return
     shape = node.shapes.get(node.output, ())
     for call in calls:
         bias = summand(call)
+        if norm:
+            bias = call.operand("bias") if call.name in ("native_layer_norm", "layer_norm") else None
         if bias is None or not bias.static or bias.array.ndim != 1 or call.result is None:
             continue
         # Channels come last in products and second in convolutions.
-        for axis in {len(shape) - 1, 1} if len(shape) > 1 else ():
+        for axis in {len(shape) - 1, len(shape) - 1 if norm else 1} if len(shape) > 1 else ():
             if shape[axis] == bias.array.size:
                 spread = bias.array.reshape([-1 if i == axis else 1 for i in range(len(shape))])
                 where = f"behind {node.name}" if product else f"{node.name} is a mere {node.op}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,14 +170,64 @@ def _choices(node: Node, name: str, value: Any) -> Sequence[Any]:
         options = (1 - value,)
     elif name == "axis" and rank:
         options = [axis for axis in range(rank) if axis != int(value) % rank]
-    elif name == "perm" and 1 < len(value) <= 5:
-        shape = node.shapes.get(node.inputs[0], ())
-        wanted = [shape[axis] for axis in value] if len(shape) == len(value) else []
-        orders = itertools.permutations(range(len(value)))
-        options = [list(order) for order in orders if wanted and [shape[axis] for axis in order] == wanted][:24]
+    elif name == "perm":
+        options = _other_axes(value, node.shapes.get(node.inputs[0], ()))
+    elif name == "equation":
+        options = _other_equations(str(value), _shapes_read(node))
     elif name == "pads" and value:
         half = len(value) // 2
         ends = [(value[i], value[i + half]) for i in range(half)]
         swaps = itertools.product(*[{(a, b), (b, a), ((a + b) // 2, (a + b) - (a + b) // 2)} for a, b in ends])
         options = [[*(a for a, _ in each), *(b for _, b in each)] for each in itertools.islice(swaps, 24)]
     return [other for other in options if not are_equal(other, value)]
+
+
+_MAX_AXES = 24
+
+
+def _other_axes(perm: Sequence[int], shape: Sequence[int]) -> list[list[int]]:
+    """Orders of axes that give the same shape, those first in which the fewest axes have another place."""
+    if len(shape) != len(perm) or len(perm) < 2:
+        return []
+    orders: Iterable[list[int]] = map(list, itertools.permutations(range(len(perm))))
+    if len(perm) > _ALL_ORDERS:
+        orders = (_exchanged(perm, one, other) for one, other in itertools.combinations(range(len(perm)), 2))
+    wanted = [shape[axis] for axis in perm]
+    found = [order for order in orders if order != list(perm) and [shape[axis] for axis in order] == wanted]
+    return sorted(found, key=lambda order: sum(a != b for a, b in zip(order, perm, strict=True)))[:_MAX_AXES]
+
+
+_ALL_ORDERS = 6
+"""Axes up to which all orders are looked at; of more, two are exchanged."""
+
+
+def _shapes_read(node: Node) -> list[tuple[int, ...] | None]:
+    """Of each input, constants included."""
+    return [
+        node.constants[place].shape if place in node.constants else node.shapes.get(name)
+        for place, name in enumerate(node.inputs)
+    ]
+
+
+def _exchanged(values: Sequence[Any], one: int, other: int) -> list[Any]:
+    found = list(values)
+    found[one], found[other] = found[other], found[one]
+    return found
+
+
+def _other_equations(equation: str, shapes: Sequence[tuple[int, ...] | None]) -> list[str]:
+    """The same sum of products with two axes of one length, of one operand or of the result, in each other's place."""
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    terms = [*left.split(","), result]
+    if not arrow or "." in equation or len(terms) != 1 + len(shapes):
+        return []
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=False):
+        sizes.update(zip(term, shape or (), strict=False))
+    found = []
+    for place, term in enumerate(terms):
+        for one, other in itertools.combinations(range(len(term)), 2):
+            if term[one] != term[other] and sizes.get(term[one]) == sizes.get(term[other], -1):
+                turned = [*terms[:place], "".join(_exchanged(term, one, other)), *terms[place + 1 :]]
+                found.append(f"{','.join(turned[:-1])}->{turned[-1]}")
+    return found[:_MAX_AXES]
