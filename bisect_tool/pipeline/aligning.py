@@ -116,7 +116,7 @@ class Aligner:
         modules: Mapping[str, str] = {}
         if self._is_nameless() and (
             not all(match.confirmed for match in matches.values())
-            or has_broken_unpaired(trace, matches, sides.torch, sides.onnx)
+            or (not self._is_blocked() and has_broken_unpaired(trace, matches, sides.torch, sides.onnx))
         ):
             modules = modules_by_weights(self.case.module, self.program)
             sure = {value: match for value, match in matches.items() if match.confirmed}
@@ -259,3 +259,7 @@ class Aligner:
         weights = self.program.floating_weights().keys()
         reading = [node for node in self.program.graph.nodes if not weights.isdisjoint(node.inputs)]
         return 2 * sum(bool(node.scopes) or node.call is not None for node in reading) < len(reading)
+
+    def _is_blocked(self) -> bool:
+        """Whether values are in ONNX Runtime's blocked layout, whose numbers stand in another order than a module's."""
+        return any(node.domain == "com.microsoft.nchwc" for node in self.program.graph.nodes)
