@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from bisect_tool.align.counterparts import Outline, counterparts
 from bisect_tool.align.matches import AMBIGUOUS, STRUCTURE, Match
+from bisect_tool.align.surroundings import has_unpaired_before
 from bisect_tool.records import Alignment, TorchTrace
 
 _BY_NAME = frozenset(["scope", "weights", "body"])
@@ -35,24 +36,9 @@ def is_open(
     names = {match.onnx for match in matches.values()}
     for value in (value for value, match in matches.items() if not match.confirmed):
         several = len(nodes_between(matches[value].onnx, names)) > 1
-        unpaired = _has_unpaired(value, trace, matches, staged)
+        unpaired = has_unpaired_before(value, trace, matches, staged)
         if (several or unpaired) if nameless else (several and unpaired):
             return True
-    return False
-
-
-def _has_unpaired(value: int, trace: TorchTrace, matches: Mapping[int, Match], staged: Set[int]) -> bool:
-    """Whether a stage without a pair lies between a value and the nearest pairs that it is made from."""
-    seen: set[int] = set()
-    stack = list(trace.parents.get(value, ()))
-    while stack:
-        at = stack.pop()
-        if at in seen or at in matches:
-            continue
-        if at in staged:
-            return True
-        seen.add(at)
-        stack.extend(trace.parents.get(at, ()))
     return False
 
 

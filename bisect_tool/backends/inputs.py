@@ -215,7 +215,10 @@ class _Binding:
             equal = " and ".join(options[unclear])
             hint = f"{equal} fit {unclear} equally: rename the file's inputs after forward's arguments"
         else:
-            hint = "give the sample that the file was exported with, or export without --onnx"
+            hint = (
+                "give the sample that the file was exported with, or export without --onnx; "
+                "a file that prepares its input itself wants a model that does the same"
+            )
         reason = f" (nothing for {', '.join(missing)})" if missing else ""
         return BisectError(
             f"the ONNX inputs and the sample do not fit together{reason}\n  ONNX wants: {wants}\n  sample has: {has}",

@@ -38,6 +38,13 @@ def load_onnx(path: Path) -> ir.Model:
     if path.stat().st_size == 0:
         raise BisectError(f"ONNX file {path}: the file is empty", hint="export it again")
     try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise BisectError(
+            f"ONNX file {path}: its path is not UTF-8, and ONNX Runtime takes no other",
+            hint="rename the file, or the folder that it lies in",
+        ) from error
+    try:
         model = _load(path)
     except Exception as error:  # protobuf, onnx_ir and the OS each raise their own kinds
         raise BisectError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,9 @@ from bisect_tool.diagnose import optimiser
 from bisect_tool.diagnose.causes import TITLES, UNKNOWN
 from bisect_tool.records import ConfigRun, Diagnosis, RuledOut, StageRow, Verdict
 
-_REMEDY = "compare finer stages (--level op), and run the unoptimised graph too: there stages have values of their own"
+_FINER = "compare finer stages (--level op)"
+_UNOPTIMISED = f"{_FINER}, and run the unoptimised graph too: there stages have values of their own"
+_OTHER_OUTPUT = "compare a file that puts out what the model returns, or a model that returns what the file does"
 
 
 def without_optimiser_too(name: str) -> RuledOut:
@@ -27,8 +30,9 @@ def with_what_is_known(verdict: Verdict, rows: Sequence[StageRow], runs: Sequenc
     lines += [line for each in verdict.ruled_out if each.code == optimiser.CODE for line in each.evidence]
     failing = [(run, out) for run in runs for out in run.outputs if out.judgement == "fail"]
     if failing:
-        run, worst = max(failing, key=lambda each: each[1].total.rel_l2)
-        lines.append(f"output {worst.onnx_value} under {run.name}: relative L2 {worst.total.rel_l2:.1e}")
+        run, worst = max(failing, key=lambda each: math.inf if each[1].total.problem else each[1].total.rel_l2)
+        told = worst.total.problem or f"relative L2 {worst.total.rel_l2:.1e}"
+        lines.append(f"output {worst.onnx_value} under {run.name}: {told}")
     unpaired = next((row for row in rows if row.role == "judged" and row.onnx_value is None), None)
     if unpaired is not None:
         shape = list(unpaired.shape)
@@ -39,5 +43,12 @@ def with_what_is_known(verdict: Verdict, rows: Sequence[StageRow], runs: Sequenc
     first = verdict.first_over_tolerance
     if first is not None:
         lines.append(f"the first stage over tolerance is {first.ref} under {first.config}")
-    found = Diagnosis(UNKNOWN, TITLES[UNKNOWN], tuple(lines), _REMEDY, None, None)
+    found = Diagnosis(UNKNOWN, TITLES[UNKNOWN], tuple(lines), _remedy(verdict, runs), None, None)
     return replace(verdict, diagnoses=(found,))
+
+
+def _remedy(verdict: Verdict, runs: Sequence[ConfigRun]) -> str:
+    """What to do: outputs that are other tensors come first, where no stage is wrong."""
+    if verdict.first_over_tolerance is None and any(out.total.problem for run in runs for out in run.outputs):
+        return _OTHER_OUTPUT
+    return _FINER if any(run.actual.optimization == "off" for run in runs) else _UNOPTIMISED

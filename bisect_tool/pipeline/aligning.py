@@ -12,6 +12,7 @@ from bisect_tool.align.matches import AMBIGUOUS, STRUCTURE, VALUE_LIMIT, Hints, 
 from bisect_tool.align.matching import match_values, trusted
 from bisect_tool.align.other_sizes import called_so, of_other_size
 from bisect_tool.align.placing import is_open, placed_by_structure
+from bisect_tool.align.surroundings import has_broken_unpaired
 from bisect_tool.backends.captured import Reference
 from bisect_tool.backends.case import LoadedCase, copies_of
 from bisect_tool.backends.fresh import MOST_EXPORTED, most_alike, outline
@@ -113,7 +114,10 @@ class Aligner:
             if second is not None:
                 matches = match_values(sides, Hints(second=second))
         modules: Mapping[str, str] = {}
-        if self._is_nameless() and not all(match.confirmed for match in matches.values()):
+        if self._is_nameless() and (
+            not all(match.confirmed for match in matches.values())
+            or (not self._is_blocked() and has_broken_unpaired(trace, matches, sides.torch, sides.onnx))
+        ):
             modules = modules_by_weights(self.case.module, self.program)
             sure = {value: match for value, match in matches.items() if match.confirmed}
             matches = match_values(sides, Hints(sure, modules=modules))
@@ -255,3 +259,7 @@ class Aligner:
         weights = self.program.floating_weights().keys()
         reading = [node for node in self.program.graph.nodes if not weights.isdisjoint(node.inputs)]
         return 2 * sum(bool(node.scopes) or node.call is not None for node in reading) < len(reading)
+
+    def _is_blocked(self) -> bool:
+        """Whether values are in ONNX Runtime's blocked layout, whose numbers stand in another order than a module's."""
+        return any(node.domain == "com.microsoft.nchwc" for node in self.program.graph.nodes)

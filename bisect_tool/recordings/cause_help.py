@@ -14,6 +14,9 @@ _LINKS = {
     "mode and flags": "set it alike on both sides before the run, and record again",
     "random state": "record both sides with the same --seed, or compare in evaluation mode",
 }
+_OF_A_FILE = (
+    "one side ran the model, the other the ONNX file: bisect-divergence --onnx finds where the file leaves the model"
+)
 _NAMED = {
     ("configuration", "preprocess"): "record both sides with the same --preprocess function",
     ("mode and flags", "threads"): "record both sides with the same number, as --threads 1",
@@ -26,6 +29,11 @@ def remedy_of(cause: FirstCause) -> str | None:
     what = cause.difference.what
     if cause.link == "files" and what.startswith("checkpoint "):
         return "copy the checkpoint from one side to the other, or record both with the same one"
+    sides = cause.difference.expected, cause.difference.actual
+    if cause.link == "files" and what.startswith("onnx ") and not all(sides):
+        return _OF_A_FILE
+    if (cause.link, what) == ("configuration", "backend") and "torch" in sides:
+        return _OF_A_FILE
     if cause.link == "data" and what.startswith("input "):
         return "feed both sides with the same sample; no step of preprocessing before it differs"
     return _NAMED.get((cause.link, what)) or _LINKS.get(cause.link)

@@ -252,6 +252,13 @@ def test_a_missing_input_is_named() -> None:
         bind_inputs(graph(a=("float32", (2, 3)), mask=("bool", (4,))), [("a", A)])
 
 
+def test_a_file_that_takes_raw_bytes_is_told_what_to_do() -> None:
+    """Preprocessing was put before the graph: the sample of the model alone does not fit."""
+    with pytest.raises(BisectError, match=r"nothing for pixels") as caught:
+        bind_inputs(graph(pixels=("uint8", (3, 2))), [("a", A)])
+    assert "a file that prepares its input itself wants a model that does the same" in str(caught.value.hint)
+
+
 def test_equal_tensors_ask_for_names() -> None:
     """Two fit one input, and nothing says which."""
     with pytest.raises(BisectError) as caught:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +97,14 @@ def test_an_output_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BisectError, match="its output both is a sequence") as caught:
         load_onnx(tmp_path / "m.onnx")
     assert "make each of its tensors an output of its own" == caught.value.hint
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' file names are Unicode")
+@pytest.mark.parametrize("name", [b"m\xf6.onnx", b"m\xf6/m.onnx"], ids=["file", "folder"])
+def test_a_path_that_is_no_utf_8_is_said(tmp_path: Path, name: bytes) -> None:
+    """ONNX Runtime takes text alone, and the file itself may be whole."""
+    path = tmp_path / os.fsdecode(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(model_of([]).SerializeToString())
+    with pytest.raises(BisectError, match="its path is not UTF-8"):
+        load_onnx(path)

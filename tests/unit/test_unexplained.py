@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from report_samples import diverging
@@ -27,3 +28,26 @@ def test_what_is_explained_or_right_is_left_alone() -> None:
     assert known is with_what_is_known(known, report.stages, report.configs)
     right = replace(report.verdict, status="agrees", diagnoses=())
     assert right is with_what_is_known(right, report.stages, report.configs)
+
+
+def test_an_output_that_is_another_tensor_is_said_with_its_shape() -> None:
+    """As where a file ends in an ArgMax: no number to name, and no stage to look into."""
+    report = diverging()
+    run = report.configs[0]
+    other = replace(run.outputs[0].total, problem="shape: expected (2, 7), actual (2,)", rel_l2=math.nan)
+    runs = (replace(run, outputs=(replace(run.outputs[0], total=other, judgement="fail"),)),)
+    bare = replace(report.verdict, diagnoses=(), origins=(), first_over_tolerance=None)
+    (found,) = with_what_is_known(bare, report.stages, runs).diagnoses
+    assert any("shape: expected (2, 7), actual (2,)" in line for line in found.evidence)
+    assert not any("nan" in line for line in found.evidence)
+    assert "puts out what the model returns" in found.remedy
+
+
+def test_a_run_without_optimisation_is_not_asked_for_twice() -> None:
+    report = diverging()
+    bare = replace(report.verdict, diagnoses=(), origins=())
+    asked = {}
+    for level in ("off", "all"):
+        runs = tuple(replace(run, actual=replace(run.actual, optimization=level)) for run in report.configs)
+        asked[level] = "unoptimised" in with_what_is_known(bare, report.stages, runs).diagnoses[0].remedy
+    assert asked == {"off": False, "all": True}

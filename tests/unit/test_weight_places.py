@@ -99,3 +99,40 @@ def test_one_changed_weight_is_no_other_checkpoint(tmp_path: Path) -> None:
     assert report.verdict.status == "diverges"
     assert not any(each.code == "BD201" for each in report.verdict.diagnoses)
     assert any("second" in line for each in report.verdict.diagnoses for line in each.evidence)
+
+
+class Fading(nn.Module):
+    """Layers behind which an error is small: most of what comes in is added to a number that does not change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.act, self.second = nn.Linear(16, 32), nn.Hardswish(), nn.Linear(32, 16)
+        self.third, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+        with torch.no_grad():
+            self.third.weight *= 0.01
+            self.third.bias += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (8, 16) -> (8, 4)."""
+        return self.last(self.third(self.second(self.act(self.first(x)))))
+
+
+def test_an_error_that_is_small_again_is_found_where_it_is_made(tmp_path: Path) -> None:
+    """What lies behind counts as equal, so that only stages without a pair are broken."""
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(1))
+    path = tmp_path / "given.onnx"
+    export_onnx(Fading().eval(), (x,), {}, path, ExportSettings("torchscript"))
+    model = without_names(onnx.load(path))
+    weight = next(tensor for tensor in model.graph.initializer if sorted(tensor.dims) == [16, 32])
+    array = numpy_helper.to_array(weight).copy()
+    array[3] *= 1.3
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    onnx.save(model, path)
+    case = LoadedCase("fading", Fading().eval(), (x,), {})
+    report = bisect(case, Options(make_tolerance(None, None, None), onnx=path))
+    last = next(row for row in report.stages if row.stage == "third")
+    error = last.results["ort-cpu-off"].total
+    assert error is not None and 1e-5 < error.rel_l2 < 1e-3
+    assert ["first"] == [origin.ref.stage for origin in report.verdict.origins]
+    assert report.alignment.aligned == report.alignment.stages
