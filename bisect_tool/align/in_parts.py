@@ -24,7 +24,7 @@ def with_parts(
     alignment: Alignment,
     trace: TorchTrace,
     signatures: Mapping[str, Signature],
-    fetch: Callable[[int], Array],
+    fetch: Callable[[int], Array | None],
     limit: float,
 ) -> Alignment:
     """The alignment with the parts of stages that the graph has no single value for, in their reasons.
@@ -33,7 +33,7 @@ def with_parts(
         alignment: from :func:`bisect_tool.align.summary.summarize`.
         trace: of PyTorch's run.
         signatures: of the graph's values, by name, of a run on the same inputs.
-        fetch: a PyTorch value's tensor.
+        fetch: a PyTorch value's tensor; ``None`` where it was let go, as what has an equal one as a whole is.
         limit: relative difference up to which two tensors are one.
     """
     stages = {stage.ref: stage for stage in trace.stages}
@@ -49,7 +49,8 @@ def with_parts(
             found.append(item)
             continue
         left -= 1
-        parts = _parts_of(fetch(stage.value), by_size, signatures, limit)
+        array = fetch(stage.value)
+        parts = None if array is None else _parts_of(array, by_size, signatures, limit)
         if parts is not None:
             axis, names = parts
             item = replace(item, reason=f"the graph has it in parts, along axis {axis}: {', '.join(names)}")

@@ -259,9 +259,13 @@ class Bisection:
         )
         alignment = with_missing(alignment, trace, self.missing)
         if self.in_memory:
-            fetch, limit = reference.activations.fetch, VALUE_LIMIT if self.half is None else NARROW_VALUE_LIMIT
+            kept, limit = reference.activations, VALUE_LIMIT if self.half is None else NARROW_VALUE_LIMIT
+
+            def fetch(value: int) -> Array | None:
+                return None if kept.is_gone(value) else kept.fetch(value)
+
             alignment = with_parts(alignment, trace, self.onnx_signatures, fetch, limit)
-            reference.activations.retain(())
+            kept.retain(())
         self.notes += ambiguity_lines(alignment)
         alignment = leave_out_bodies(alignment, reference.stages_in_bodies(), self.program.operators_with_bodies())
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}

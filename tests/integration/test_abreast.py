@@ -20,6 +20,7 @@ from bisect_tool.backends.activations import ActivationStore, GoneError
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.ort_runner import SegmentedRun
+from bisect_tool.backends.torch_runner import TorchRun
 from bisect_tool.errors import InconclusiveError
 from bisect_tool.pipeline.bisection import Bisection
 from bisect_tool.recorder import Recorder
@@ -107,14 +108,17 @@ def test_every_number_is_the_same(
 
 
 def test_each_side_runs_once(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A healthy graph's nodes are computed once, also with segments that run in a thread; the model's buffers stay."""
+    """A healthy graph's nodes and the model are computed once, also with segments in a thread; the model's buffers stay."""
     runs: list[int] = []
-    advance = SegmentedRun.advance
+    started: list[TorchRun] = []
+    advance, start = SegmentedRun.advance, TorchRun.start
+    monkeypatch.setattr(TorchRun, "start", lambda self: (started.append(self), start(self))[1])
     monkeypatch.setattr(abreast, "LEAST_STRETCH", 5000)
     monkeypatch.setattr(SegmentedRun, "advance", lambda self: (runs.append(self.next), advance(self))[1])
     _, model = _judge(exported, monkeypatch, together=True)
     assert len(runs) > 3
     assert list(range(len(runs))) == runs
+    assert 1 == len(started)
     assert not any(thread.name.startswith("segments") for thread in threading.enumerate())
     assert 0 == model.calls
 
