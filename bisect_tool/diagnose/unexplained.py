@@ -12,6 +12,7 @@ from bisect_tool.records import ConfigRun, Diagnosis, RuledOut, StageRow, Verdic
 
 _FINER = "compare finer stages (--level op)"
 _UNOPTIMISED = f"{_FINER}, and run the unoptimised graph too: there stages have values of their own"
+_ONLY_TOTALS = "leave --totals-only out: then each stage's own error is measured, and causes of it are tried"
 _OTHER_OUTPUT = "compare a file that puts out what the model returns, or a model that returns what the file does"
 
 
@@ -20,8 +21,13 @@ def without_optimiser_too(name: str) -> RuledOut:
     return RuledOut(optimiser.CODE, optimiser.TITLE, (f"beside {name}, the unoptimised graph's outputs are wrong too",))
 
 
-def with_what_is_known(verdict: Verdict, rows: Sequence[StageRow], runs: Sequence[ConfigRun]) -> Verdict:
-    """The verdict with a diagnosis of an unknown cause, if it is one of divergence and has none at all."""
+def with_what_is_known(
+    verdict: Verdict, rows: Sequence[StageRow], runs: Sequence[ConfigRun], *, forced: bool = True
+) -> Verdict:
+    """The verdict with a diagnosis of an unknown cause, if it is one of divergence and has none at all.
+
+    ``forced``: whether a forced run was asked for, which shows who makes the error.
+    """
     if verdict.status != "diverges" or verdict.diagnoses:
         return verdict
     lines = [
@@ -43,12 +49,14 @@ def with_what_is_known(verdict: Verdict, rows: Sequence[StageRow], runs: Sequenc
     first = verdict.first_over_tolerance
     if first is not None:
         lines.append(f"the first stage over tolerance is {first.ref} under {first.config}")
-    found = Diagnosis(UNKNOWN, TITLES[UNKNOWN], tuple(lines), _remedy(verdict, runs), None, None)
+    found = Diagnosis(UNKNOWN, TITLES[UNKNOWN], tuple(lines), _remedy(verdict, runs, forced), None, None)
     return replace(verdict, diagnoses=(found,))
 
 
-def _remedy(verdict: Verdict, runs: Sequence[ConfigRun]) -> str:
+def _remedy(verdict: Verdict, runs: Sequence[ConfigRun], forced: bool) -> str:
     """What to do: outputs that are other tensors come first, where no stage is wrong."""
     if verdict.first_over_tolerance is None and any(out.total.problem for run in runs for out in run.outputs):
         return _OTHER_OUTPUT
+    if not forced:
+        return _ONLY_TOTALS
     return _FINER if any(run.actual.optimization == "off" for run in runs) else _UNOPTIMISED

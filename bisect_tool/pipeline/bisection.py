@@ -360,7 +360,7 @@ class Bisection:
         verdict = with_odd_inputs(verdict, preflight)
         # Of a pair of a matrix the whole matrix says more.
         if not self.quantised and not self.options.pairs:
-            verdict = with_what_is_known(verdict, rows, runs)
+            verdict = with_what_is_known(verdict, rows, runs, forced=self.options.forced)
         # A matrix joins the reports of its pairs.
         rows = with_few(rows, verdict, 1 if self.options.pairs else KEPT)
         return Report(

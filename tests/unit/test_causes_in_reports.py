@@ -61,22 +61,22 @@ def test_terminal_has_both_in_80_columns(report: Report) -> None:
     rows = [line.split() for line in text.splitlines()]
     assert any(row[:1] == ["BD101"] and row[-2:] == ["3.0e-07", "cause"] for row in rows)
     assert any(row[:1] == ["BD202"] and row[-5:] == ["2", "changes", "4.6e-02", "ruled", "out"] for row in rows)
-    assert "Before the run: the file beside the model" in text
+    assert "The file beside the model: what both tell without a run" in text
     assert "BD402 fault: drop: Dropout in training mode" in text
     assert "BD405 look at: up: Resize linear" in text
-    assert text.index("Before the run") < text.index("Stages under")
+    assert text.index("The file beside the model") < text.index("Stages under")
 
 
 def test_page_has_each_entry(report: Report) -> None:
     page = html.html_text(report)
-    assert "What was tried" in page and "Before the run" in page
+    assert "What was tried" in page and "The file beside the model" in page
     for text in ("mode is asymmetric", "weight v differs", "run twice, the stage gives the same bits", "ruled out"):
         assert text in page
     assert "it drops values by chance" in page
 
 
 def test_report_without_them_has_no_empty_headings() -> None:
-    assert "Before the run" not in printed(diverging())
+    assert "The file beside the model" not in printed(diverging())
     assert "Tried in" not in printed(diverging())
 
 

@@ -51,3 +51,12 @@ def test_a_run_without_optimisation_is_not_asked_for_twice() -> None:
         runs = tuple(replace(run, actual=replace(run.actual, optimization=level)) for run in report.configs)
         asked[level] = "unoptimised" in with_what_is_known(bare, report.stages, runs).diagnoses[0].remedy
     assert asked == {"off": False, "all": True}
+
+
+def test_a_quick_look_says_how_to_see_more() -> None:
+    """Without a forced run there is nothing that tries causes: finer stages would not either."""
+    report = diverging()
+    bare = replace(report.verdict, diagnoses=(), origins=())
+    (found,) = with_what_is_known(bare, report.stages, report.configs, forced=False).diagnoses
+    assert found.remedy.startswith("leave --totals-only out")
+    assert "--level op" not in found.remedy
