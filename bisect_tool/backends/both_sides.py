@@ -45,7 +45,7 @@ def graph_ahead(
     """
     length = stretch(program.largest_bytes())
     segments = program.segments(length)
-    exposed = {name for segment in segments for name in segment.makes}
+    exposed = program.exposable(segments)
     # A segment of one big value keeps all cores busy by itself, and one more of them in memory would be seen.
     most = 0 if program.largest_bytes() > length else min(max(budget // (LEAST_ROOM * length), 1), _MOST_AHEAD)
     run = SegmentedRun(program, config, segments, exposed, None, feeds)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 
 from bisect_tool.align.counterparts import Outline, constant_values, likeness
+from bisect_tool.backends import plain_layout
 from bisect_tool.backends.exporting import Exporter, ExportSettings, export_onnx
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram
@@ -34,6 +35,8 @@ USELESS = 0.1
 
 _EXPORTERS: tuple[Exporter, ...] = ("torchscript", "dynamo")
 _LEVELS = ("", "basic", "extended")
+_BLOCKED_LEVELS = ("all", "layout")
+"""Of a graph in ONNX Runtime's blocked layout: only these write such; the latter exists from 1.22 on."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def most_alike(
         ``None`` if no export works, or none is like the graph.
     """
     wanted = outline(given, lambda _: None)
+    is_blocked = any(node.domain == plain_layout.DOMAIN for node in given.graph.nodes)
     opset = given.header().opsets.get("ai.onnx")
     best: Fresh | None = None
     close = False
@@ -79,7 +83,7 @@ def most_alike(
                 export_onnx(module, args, kwargs, path, ExportSettings(exporter, opset=opset_of_export))
             except BisectError:
                 continue
-            for level in _LEVELS:
+            for level in _BLOCKED_LEVELS if is_blocked else _LEVELS:
                 found = path.with_suffix(f".{level}.onnx") if level else path
                 with contextlib.suppress(BisectError, InconclusiveError):
                     if level:
@@ -113,8 +117,12 @@ def outline(program: OnnxProgram, run: Callable[[str], Signature | None]) -> Out
         return known[name]
 
     opsets = program.header().opsets
-    texts = [_attributes(node, opsets) for node in program.ir_nodes()]
-    return Outline(program.graph, texts, signature, constant_values(program.graph, program.graph.initializers))
+    graph, own = (
+        program.plain,
+        {node.name: text for node, text in zip(program.graph.nodes, program.ir_nodes(), strict=True)},
+    )
+    texts = [_attributes(own[node.name], opsets) for node in graph.nodes]
+    return Outline(graph, texts, signature, constant_values(graph, graph.initializers))
 
 
 def _attributes(node: ir.Node, opsets: Mapping[str, int]) -> str:

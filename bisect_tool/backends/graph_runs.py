@@ -135,7 +135,7 @@ class GraphRuns:
                     found[name] = signature_of(array, kind_of(array.dtype))
 
         segments = self.segments(pairs)
-        exposed = {name for segment in segments for name in segment.makes}
+        exposed = self._program.exposable(segments)
         run = self.segmented(self._config, segments, exposed, set(pairs), {})
         self.drive([Lane("probe", run, pairs, permutations(matches), on_values)], activations, lambda *_: None)
         return found
@@ -151,7 +151,7 @@ class GraphRuns:
         kept: dict[str, Array | None] | None = None,
     ) -> None:
         """Runs the graph with everything exposed, segment by segment; ``kept``: where the arrays stay."""
-        exposed = {name for segment in segments for name in segment.makes}
+        exposed = self._program.exposable(segments)
         reuse = Reuse(buffers=self.buffers)
         run = SegmentedRun(self._program, self._config, segments, exposed, None, feeds, reuse)
         while not run.done:

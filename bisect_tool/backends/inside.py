@@ -100,12 +100,12 @@ def open_stage(around: Surroundings, origin: Origin, stage: Stage, known: Set[in
     program, own = around.program, around.matches[stage.value]
     known = known - {stage.value}
     cuts = {around.matches[value].onnx: around.matches[value] for value in known if value in around.matches}
-    nodes = origin.onnx_nodes
+    nodes = program.nodes_between(own.onnx, cuts.keys(), moving=True) if program.moving else origin.onnx_nodes
     while turned := {name for name in program.part(nodes).reads if name in cuts and cuts[name].permutation}:
         # Axes in another order may be the exporter's choice or the very fault: the values before them say which.
         known -= {cuts[name].value for name in turned}
         cuts = {name: match for name, match in cuts.items() if name not in turned}
-        nodes = program.nodes_between(own.onnx, cuts.keys())
+        nodes = program.nodes_between(own.onnx, cuts.keys(), moving=True)
     feeds = _feeds(around, program.part(nodes).reads, cuts)
     expected = around.activations.fetch(stage.value)
     if own.permutation is not None:
@@ -137,19 +137,20 @@ def look_inside(around: Surroundings, opened: Opened, origin: Origin, stage: Sta
         output=opened.output,
         given=tuple(feeds.values()),
         run=PartRuns(program, config, program.part(nodes), feeds, around.types).run,
-        between=lambda name, right: program.nodes_between(name, cuts.keys() | right),
+        between=lambda name, right: program.nodes_between(name, cuts.keys() | right, moving=True),
     )
     inner = inner_values(around.tape, stage.value, opened.known, around.activations.tensor, around.budget)
     narrowed = narrow(inside, opened.expected, inner, opened.close)
-    wider = len(nodes) > len(origin.onnx_nodes)
+    found = tuple(name for name in narrowed.nodes if name not in program.moving)
+    wider = not set(nodes) - program.moving <= set(origin.onnx_nodes)
     # What was looked at beyond the stage was no use if all of the stage is left.
-    if not narrowed.nodes or (wider and (not narrowed.evidence or {*origin.onnx_nodes} <= {*narrowed.nodes})):
+    if not found or (wider and (not narrowed.evidence or {*origin.onnx_nodes} <= {*found})):
         return origin
     text = None
     if narrowed.operation is not None:
         source = from_here(narrowed.operation.source)
         text = f"{narrowed.operation.name} at {source}" if source else narrowed.operation.name
-    return replace(origin, onnx_nodes=narrowed.nodes, evidence=narrowed.evidence, operation=text)
+    return replace(origin, onnx_nodes=found, evidence=narrowed.evidence, operation=text)
 
 
 def _feeds(around: Surroundings, names: tuple[str, ...], cuts: Mapping[str, Match]) -> dict[str, Array]:

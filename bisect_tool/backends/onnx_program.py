@@ -21,6 +21,14 @@ from numpy.typing import NDArray
 
 from bisect_tool.backends.integer_values import has_integer_operators, with_floats
 from bisect_tool.backends.onnx_graph import describe
+from bisect_tool.backends.plain_layout import (
+    BlockedWeight,
+    block_size,
+    blocked_weights,
+    is_blocked,
+    with_plain_layout,
+    without_moves,
+)
 from bisect_tool.records import NodeDetail, OnnxGraph
 
 Array = NDArray[Any]
@@ -96,6 +104,9 @@ class OnnxProgram:
         path: where it was loaded from.
         given: the file's own graph, serialised, where ``model`` is made of it; see :mod:`bisect_tool.backends.unfold`.
         former_bodies: operator and outputs of each node with a body that was taken apart there.
+
+    Attributes:
+        moving: names of the nodes that were put in to have values in their plain layout; a stage runs with those it needs.
     """
 
     def __init__(
@@ -110,8 +121,14 @@ class OnnxProgram:
         self._mapped: dict[str, Any] = {}
         self._given = model
         self._put_in: frozenset[str] = frozenset()
+        self.moving: frozenset[str] = frozenset()
+        self._blocked: frozenset[str] = frozenset()
         if has_integer_operators(model):
             model, self._put_in = with_floats(model)
+        if is_blocked(model):
+            plain = with_plain_layout(model, block_size())
+            model, self.moving, self._blocked = plain.model, plain.nodes, plain.blocked
+            self._put_in |= self.moving
         self._model = model
         self._bytes = given
         self._former_bodies = former_bodies
@@ -288,6 +305,19 @@ class OnnxProgram:
                     reads[name] = None
         return Segment(number, tuple(nodes), tuple(reads), frozenset(makes))
 
+    @property
+    def plain(self) -> OnnxGraph:
+        """The graph that PyTorch's is laid beside: without nodes that only move numbers to another layout."""
+        return without_moves(self.graph, self.moving, self._blocked) if self._blocked else self.graph
+
+    def blocked_weights(self) -> dict[str, BlockedWeight]:
+        """Weights whose numbers stand in another order than the operator's own, and how."""
+        return blocked_weights(self._nodes, block_size()) if self._blocked else {}
+
+    def exposable(self, segments: Iterable[Segment]) -> set[str]:
+        """Values that the segments make and that can be compared; one that is there in its plain layout too is not."""
+        return {name for segment in segments for name in segment.makes} - self._blocked
+
     def operators_with_bodies(self) -> frozenset[str]:
         """Operators of the nodes that hold graphs of their own: ``If``, ``Loop``, ``Scan``."""
         graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -432,8 +462,11 @@ class OnnxProgram:
             return self._bytes
         return bytes(ir.to_proto(self._given).SerializeToString())
 
-    def nodes_between(self, value: str, cuts: Set[str]) -> tuple[str, ...]:
-        """Names of the nodes that compute ``value`` from the nearest values in ``cuts``, in topological order."""
+    def nodes_between(self, value: str, cuts: Set[str], *, moving: bool = False) -> tuple[str, ...]:
+        """Names of the nodes that compute ``value`` from the nearest values in ``cuts``, in topological order.
+
+        ``moving``: with the nodes that were put in for the sake of a plain layout.
+        """
         found: set[int] = set()
         stack = [value]
         while stack:
@@ -446,7 +479,8 @@ class OnnxProgram:
             found.add(maker)
             stack.extend(n for n in self.graph.nodes[maker].inputs if n)
         names = (self.graph.nodes[i].name for i in sorted(found))
-        return tuple(name for name in names if name not in self._put_in)
+        hidden = self._put_in - self.moving if moving else self._put_in
+        return tuple(name for name in names if name not in hidden)
 
     def reads(self, nodes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Types of the named nodes, and the initialisers that they read, floating ones first.

@@ -88,7 +88,8 @@ def _exposed(
     types = {name: type_of_array(array.dtype, array.shape) for name, array in feeds.items()}
     found: dict[str, Array] = dict(feeds)
     for segment in program.segments(None):
-        names = [name for node in segment.nodes for name in program.graph.nodes[node].outputs if name]
+        kept = program.exposable([segment])
+        names = [name for node in segment.nodes for name in program.graph.nodes[node].outputs if name in kept]
         names = [name for name in names if wanted is None or name in wanted]
         built = program.build(segment, names, types)
         session = make_session(built.model, config, str(program.weights_folder))
@@ -112,7 +113,7 @@ def _own_stages(program: OnnxProgram, values: Mapping[str, Array]) -> list[dict[
     numbers = {name: number for number, name in enumerate(values)}
     inputs = set(program.graph.inputs)
     stages = []
-    for node in program.graph.nodes:
+    for node in program.plain.nodes:
         for name in node.outputs:
             if name in values:
                 stages.append(

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from bisect_tool.backends import plain_layout
 from bisect_tool.backends.costs import run_cost
 from bisect_tool.backends.inside import Opened, Surroundings
 from bisect_tool.backends.lower_precision import reduced
@@ -90,7 +91,7 @@ def find_cause(
     named = frozenset(parameters.values())
     proposals += propose(first, calls, statics, bench.opset, nodes, named)
     if len(nodes) <= _FEW and len(first) < len(nodes):
-        others = [node for node in nodes if node not in first]
+        others = [node for node in nodes if node not in first and node.name not in program.moving]
         proposals += propose(others, calls, statics, bench.opset, nodes, named)
 
     began = time.perf_counter()
@@ -302,7 +303,8 @@ def _calls(
         return Operand(arrays[value], static, None if static else names.get(value) or _same(arrays[value], values))
 
     calls = [call for op in ops if (call := _call(op, operand, arrays)) is not None]
-    return calls, [*statics.values(), *_folded(calls, statics)]
+    found = [*statics.values(), *_folded(calls, statics)]
+    return calls, [*found, *_in_blocks(found)] if around.program.moving else found
 
 
 def _same(array: Array, values: Mapping[str, Array]) -> str | None:
@@ -342,6 +344,13 @@ def _call(op: Op, operand: Any, arrays: Mapping[int, Array]) -> Call | None:
         arguments[argument.name] = plain(given)
     result = next((arrays[v] for v in op.outputs if v in arrays), None)
     return Call(op.name, arguments, result, from_here(op.source), op.outputs[0] if op.outputs else None)
+
+
+def _in_blocks(statics: Sequence[Static]) -> list[Static]:
+    """The same tensors as ONNX Runtime's blocked layout has them."""
+    block = plain_layout.block_size()
+    floats = [static for static in statics if static.array.dtype.kind == "f"]
+    return [Static(each.name, array) for each in floats for array in plain_layout.in_blocks(each.array, block)]
 
 
 def _folded(calls: Sequence[Call], statics: Mapping[int, Static]) -> list[Static]:

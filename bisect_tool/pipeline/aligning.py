@@ -106,7 +106,7 @@ class Aligner:
         def with_bodies(matches: Mapping[int, Match]) -> dict[int, Match]:
             return match_bodies(matches, self.program.bodies(), reference.tape.bodies, staged)
 
-        sides = Sides(trace, self.program.graph, reference.signatures, self.runs.signatures, permuted)
+        sides = Sides(trace, self.program.plain, reference.signatures, self.runs.signatures, permuted)
         matches = match_values(sides)
         # Beyond the memory budget one more run of both sides is dear.
         if self.runs.in_memory and any(AMBIGUOUS in match.evidence for match in matches.values()):
@@ -116,7 +116,7 @@ class Aligner:
         modules: Mapping[str, str] = {}
         if self._is_nameless() and (
             not all(match.confirmed for match in matches.values())
-            or (not self._is_blocked() and has_broken_unpaired(trace, matches, sides.torch, sides.onnx))
+            or has_broken_unpaired(trace, matches, sides.torch, sides.onnx)
         ):
             modules = modules_by_weights(self.case.module, self.program)
             sure = {value: match for value, match in matches.items() if match.confirmed}
@@ -125,7 +125,7 @@ class Aligner:
 
         first = matches
         matches = self._settled(reference, sides, first, with_bodies, Hints(modules=modules))
-        placed = self._placed(reference, matches)
+        placed = self._placed(reference, matches, sides)
         if placed:
             # What was fed at a wrong place has told nothing.
             known = {value: match for value, match in {**first, **placed}.items() if match.confirmed}
@@ -188,7 +188,7 @@ class Aligner:
                 **self.runs.signatures,
                 **(self.runs.forced_signatures(reference.activations, matches) if known else {}),
             }
-            others = of_other_size(trace, self.program.graph, matches, signatures, operations)
+            others = of_other_size(trace, self.program.plain, matches, signatures, operations)
             if not others:
                 break
             known |= others
@@ -204,13 +204,15 @@ class Aligner:
                 return True
         return False
 
-    def _placed(self, reference: Reference, matches: Mapping[int, Match]) -> dict[int, Match]:
+    def _placed(self, reference: Reference, matches: Mapping[int, Match], sides: Sides) -> dict[int, Match]:
         """Pairs by structure, from an export that is made for it, where values and names leave a file's stages open."""
         nameless = self._is_nameless()
         nodes_between = self.program.nodes_between
         if self.options.onnx is None or not self.runs.in_memory or self.is_fresh:
             return {}
-        if not is_open(reference.trace, matches, nodes_between, nameless=nameless):
+        # What is still right by its value may be made of a stage that is broken and has no name.
+        broken = nameless and has_broken_unpaired(sides.trace, matches, sides.torch, sides.onnx)
+        if not broken and not is_open(reference.trace, matches, nodes_between, nameless=nameless):
             return {}
         if self.program.weight_bytes() > MOST_EXPORTED:
             self.notes.append("too many weights to export the model once more, and so to tell stages by structure")
@@ -257,9 +259,5 @@ class Aligner:
     def _is_nameless(self) -> bool:
         """Whether most nodes that read weights carry no name of a module."""
         weights = self.program.floating_weights().keys()
-        reading = [node for node in self.program.graph.nodes if not weights.isdisjoint(node.inputs)]
+        reading = [node for node in self.program.plain.nodes if not weights.isdisjoint(node.inputs)]
         return 2 * sum(bool(node.scopes) or node.call is not None for node in reading) < len(reading)
-
-    def _is_blocked(self) -> bool:
-        """Whether values are in ONNX Runtime's blocked layout, whose numbers stand in another order than a module's."""
-        return any(node.domain == "com.microsoft.nchwc" for node in self.program.graph.nodes)

@@ -138,7 +138,7 @@ class Bisection:
         self.step = step
         self.count = count
         self.ready = ready = ready_to_run(case, options, program)
-        self.program, self.graph = ready.program, ready.program.graph
+        self.program, self.graph = ready.program, ready.program.plain
         self.feeds: Mapping[str, Array] = ready.runs.feeds
         self.configs, self.base, self.onnx = ready.configs, ready.base, ready.runs
         # The half precision that the graph is in while PyTorch is not, and the stages that it computes in it.

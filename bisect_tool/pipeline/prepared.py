@@ -13,6 +13,11 @@ from bisect_tool.pipeline.options import Options
 from bisect_tool.pipeline.pairs import base_pair, wanted_pairs
 from bisect_tool.records import ConfigPair
 
+_BLOCKED = (
+    "the file is in ONNX Runtime's blocked layout, which its optimiser writes for one kind of processor: "
+    "values are compared in their plain layout"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -50,4 +55,5 @@ def ready_to_run(case: LoadedCase, options: Options, program: OnnxProgram, *, is
     program, unfolded = unfold(program, feeds, base.actual)
     program.assume_shapes({name: array.shape for name, array in feeds.items()})
     runs = GraphRuns(program, base.actual, feeds, options.memory_budget)
-    return Ready(program, bound, configs, base, runs, tuple(unfolded), is_fresh)
+    notes = (*unfolded, *([_BLOCKED] if program.moving else []))
+    return Ready(program, bound, configs, base, runs, notes, is_fresh)

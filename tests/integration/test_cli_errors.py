@@ -428,6 +428,8 @@ def test_a_quick_look_says_how_far_and_not_where_error_is_made(faulty: Path, tmp
         assert [r["total"] for r in row["results"].values()] == [full[name]["total"] for name in row["results"]]
     assert whole["preflight"]
     assert whole["preflight"] == outcome.report["preflight"]
+    (unknown,) = outcome.report["verdict"]["diagnoses"]
+    assert unknown["code"] == "BD100" and unknown["remedy"].startswith("leave --totals-only out")
 
 
 def test_a_quick_look_at_what_agrees_does_not_read_all_weights(tmp_path: Path) -> None:
