@@ -240,7 +240,7 @@ def _filters(node: ir.Node, block: int) -> int | None:
     if weight is None:
         return None
     array = weight.numpy()
-    count = array.shape[0]
+    count = int(array.shape[0])
     if count % block:
         return None
     # A block's filters lie side by side in memory, whatever the order of the other axes.
