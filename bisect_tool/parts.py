@@ -280,7 +280,7 @@ class _Parts:
         args, kwargs, module = self.case.args, self.case.kwargs, self.case.module
         try:
             outputs = run_exchanged(module, args, kwargs, self.parts, self.captured.calls, compute)
-        except Exception as error:  # the user's code meets tensors that it has never seen
+        except (Exception, SystemExit) as error:  # the user's code meets tensors that it has never seen
             # On one line, as a note has to be.
             reason = " ".join(error.message.split()) if isinstance(error, BisectError) else reason_of(error)
             return Chain((), measured, f"the model fails with the files in its parts' place: {reason}")

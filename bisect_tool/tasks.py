@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import sys
 import threading
 import time
 import traceback
@@ -90,7 +92,9 @@ def perform(function: Callable[..., Any], arguments: tuple[Any, ...], version: s
         try:
             if version != __version__:
                 raise BisectError(f"the worker has version {__version__} of bisect-divergence, and not {version}")
-            value = function(*arguments)
+            # What a model prints is not the answer of whoever asks.
+            with contextlib.redirect_stdout(sys.stderr):
+                value = function(*arguments)
             canonical(value)
         except BisectError as refusal:
             value, error = None, refusal.message

@@ -31,7 +31,7 @@ def find_function(target: str, option: str) -> Callable[..., Any]:
         # The folder may be younger than what the finder remembers of it.
         importlib.invalidate_caches()
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise BisectError(
             f"{option}: {module_name} cannot be imported ({type(error).__name__}: {error})",
             hint="run from the folder that holds it, or install it",

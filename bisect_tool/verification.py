@@ -249,7 +249,7 @@ def _own(
     try:
         with contextlib.redirect_stdout(sys.stderr):
             given = function(_plain(expected), _plain(actual))
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         text = (str(error).splitlines() or [""])[0]
         raise BisectError(
             f"--metric {questions.source} raised {type(error).__name__}: {text}",

@@ -131,7 +131,7 @@ def _most_alike(board: Board, values: list[int], names: list[str]) -> list[str]:
 
 def _computed_otherwise(board: Board, value: int) -> bool:
     """Whether the graph gets to what is made of an operation without it, and nothing that it reads has a pair."""
-    return not _parents(board, value) and is_passed_by(
+    return not _has_paired_source(board, value) and is_passed_by(
         value, board.trace, board.children, board.matches, board.torch, board.chained
     )
 
@@ -139,6 +139,20 @@ def _computed_otherwise(board: Board, value: int) -> bool:
 def _parents(board: Board, value: int) -> set[str]:
     """The graph's values of what a value is computed from, where they have a pair."""
     return {board.matches[v].onnx for v in board.trace.parents.get(value, ()) if v in board.matches}
+
+
+def _has_paired_source(board: Board, value: int) -> bool:
+    """Whether something that an operation reads has a pair, itself or before it was laid out otherwise."""
+    stack, seen = list(board.trace.parents.get(value, ())), set[int]()
+    while stack:
+        at = stack.pop()
+        if at in board.matches:
+            return True
+        # A view is no stage, and so has no pair of its own.
+        if at not in seen and at not in board.first_stage:
+            stack.extend(board.trace.parents.get(at, ()))
+        seen.add(at)
+    return False
 
 
 def _apart(board: Board, value: int, name: str) -> float:

@@ -65,7 +65,7 @@ def check_forward(case: LoadedCase) -> None:
     try:
         with torch.no_grad(), recorder:
             recorder.run(*copies_of(case.args), **copies_of(case.kwargs))
-    except Exception as error:  # anything may come out of a user's forward
+    except (Exception, SystemExit) as error:  # anything may come out of a user's forward
         raise explain_forward_error(error, case.module, case.args, case.kwargs, recorder.failure) from error
 
 

@@ -102,7 +102,7 @@ def export_onnx(
                     _export_torchscript(module, args, tensors, path, settings)
         except BisectError:
             raise
-        except Exception as error:  # exporters raise whatever they come across
+        except (Exception, SystemExit) as error:  # exporters raise whatever they come across
             log.seek(0)
             raise _export_error(error, log.read(), settings) from error
         finally:

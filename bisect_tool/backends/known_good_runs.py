@@ -234,7 +234,7 @@ def _run(
         try:
             with applied(config) if config is not None else contextlib.nullcontext():
                 run.start()
-        except Exception as error:  # anything may come out of a user's forward
+        except (Exception, SystemExit) as error:  # anything may come out of a user's forward
             if not tape:
                 raise _NotApplicableError(str(error)) from error
             if isinstance(error, BisectError):

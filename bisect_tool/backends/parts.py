@@ -270,7 +270,7 @@ def capture(
             output = run.start()
         except BisectError:
             raise
-        except Exception as error:  # anything may come out of a user's forward
+        except (Exception, SystemExit) as error:  # anything may come out of a user's forward
             raise explain_forward_error(error, module, args, kwargs) from error
     outputs = flatten_tensors(output)
     calls = {part.name: caught.calls_of(part, {id(tensor) for _, tensor in outputs}) for part in parts}

@@ -78,7 +78,7 @@ def _runs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     try:
         with torch.no_grad():
             module(*own_args, **own_kwargs)
-    except Exception:  # anything may come out of a user's forward
+    except (Exception, SystemExit):  # anything may come out of a user's forward
         return False
     return True
 

@@ -24,7 +24,7 @@ def make_sample(target: str, raw: str) -> Sample:
     function = find_function(target, "--preprocess")
     try:
         content = function(path)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise BisectError(
             f"--preprocess {target}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             hint=f"call {name}({str(path)!r}) on its own to see the whole traceback",

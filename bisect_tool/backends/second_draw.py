@@ -60,7 +60,7 @@ def torch_signatures(
     try:
         with torch.random.fork_rng(devices=[]):
             run.start()
-    except Exception:  # made-up inputs may break any assumption of a user's forward
+    except (Exception, SystemExit):  # made-up inputs may break any assumption of a user's forward
         return None
     finally:
         with torch.no_grad():

@@ -40,7 +40,7 @@ def variants(
         try:
             with torch.random.fork_rng(devices=[]):
                 found.append(Variant(text, operations_of(module, given, named)))
-        except Exception:  # made-up inputs may break any assumption of a user's forward
+        except (Exception, SystemExit):  # made-up inputs may break any assumption of a user's forward
             if not found:
                 return ()
         finally:

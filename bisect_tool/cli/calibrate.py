@@ -113,7 +113,7 @@ def calibrate(
             f"--false-alarm {false_alarm}: a probability between 0 and 1", hint="for example --false-alarm 0.01"
         )
     if settings["keep_onnx"]:
-        check_kept_file(Path(settings["keep_onnx"]), force)
+        check_kept_file(Path(settings["keep_onnx"]), force, settings)
     matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
     say = progress(quiet)
     detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)

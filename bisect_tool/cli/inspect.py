@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,14 +47,16 @@ def inspect(form: str, force: bool, verbose: bool, quiet: bool, **given: Any) ->
 
         check_inspection_folder(folder, force=force)
     if settings["keep_onnx"]:
-        check_kept_file(Path(settings["keep_onnx"]), force)
+        check_kept_file(Path(settings["keep_onnx"]), force, settings)
     say = progress(quiet, verbose)
     detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)
     found: list[Inspection] = []
     for item in cases(settings, force, say, detail):
         from bisect_tool.pipeline import inspect_case
 
-        inspection = inspect_case(item.case, item.options, say)
+        # What a model prints is not this command's answer.
+        with contextlib.redirect_stdout(sys.stderr):
+            inspection = inspect_case(item.case, item.options, say)
         tell_kept(item.options, say)
         found.append(inspection)
         interrupts.check()

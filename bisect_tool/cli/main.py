@@ -83,10 +83,22 @@ def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:
         # Python flushes stdout once more when it ends, and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except SystemExit as leave:
+        # Its number would read as a verdict.
+        print_error(_left(leave))
+        return EXIT_USAGE
     except Exception:
         traceback.print_exc()
         click.echo("internal error: this is a fault of the tool, not of your model; please report it", err=True)
         return EXIT_INTERNAL
+
+
+def _left(leave: SystemExit) -> BisectError:
+    frame = traceback.extract_tb(leave.__traceback__)[-1]
+    return BisectError(
+        f"sys.exit({leave.code!r}) was called at {frame.filename}:{frame.lineno}: nothing was compared",
+        hint="let it return or raise instead",
+    )
 
 
 def _invoke(command: click.Command, name: str, arguments: Sequence[str]) -> int:

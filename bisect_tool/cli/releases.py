@@ -87,7 +87,7 @@ def releases(
     if settings["parts"]:
         raise BisectError("a model in several files cannot be run here", hint="give one of them with --onnx")
     if settings["keep_onnx"]:
-        check_kept_file(Path(settings["keep_onnx"]), force)
+        check_kept_file(Path(settings["keep_onnx"]), force, settings)
     what: Literal["graph", "model"] = own["what"] or (
         "graph" if package.startswith(("onnxruntime", "ort-")) else "model"
     )

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,7 +128,7 @@ def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all
     say = progress(quiet, verbose)
     folders = report_folder(settings, force)
     if settings["keep_onnx"]:
-        check_kept_file(Path(settings["keep_onnx"]), force)
+        check_kept_file(Path(settings["keep_onnx"]), force, settings)
     detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)
     reports: dict[Path, Report] = {}
     with kept_for_overlays(settings) as settings:
@@ -312,8 +313,25 @@ def report_folder(settings: Mapping[str, Any], force: bool) -> Path:
     return folder
 
 
-def check_kept_file(file: Path, force: bool) -> None:
+_READ = ("model", "checkpoint", "onnx", "config", "matrix", "tolerances", "inputs", "raw")
+"""Settings that name files which a command reads."""
+
+
+def refuse_inputs(option: str, file: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses to write over what is read: no option to replace files is meant for those."""
+    if not file.exists():
+        return
+    for name in _READ:
+        given = settings.get(name) or ()
+        for path in [given] if isinstance(given, (str, os.PathLike)) else given:
+            with contextlib.suppress(OSError, TypeError, ValueError):
+                if os.path.samefile(file, path):
+                    raise BisectError(f"{option} {file}: this run reads that file", hint="choose another place")
+
+
+def check_kept_file(file: Path, force: bool, settings: Mapping[str, Any]) -> None:
     """Refuses a place for the exported file that can't take it, before the work and not after the export."""
+    refuse_inputs("--keep-onnx", file, settings)
     if file.is_dir():
         raise BisectError(f"--keep-onnx {file}: is a folder", hint="name the file in it")
     if file.exists() and not force:
@@ -357,6 +375,13 @@ def run_samples(
 
     def judge(
         number: int, case: LoadedCase, chosen: Options, replays: dict[str, Any], graphs: MatrixGraphs | None = None
+    ) -> Report:
+        # What a model prints is not this command's answer.
+        with contextlib.redirect_stdout(sys.stderr):
+            return judged(number, case, chosen, replays, graphs)
+
+    def judged(
+        number: int, case: LoadedCase, chosen: Options, replays: dict[str, Any], graphs: MatrixGraphs | None
     ) -> Report:
         if matrix is None:
             chosen = replace(chosen, keep_replay=functools.partial(_collect, replays))
@@ -426,7 +451,9 @@ def _prepare(
     from bisect_tool.backends.exporting import exporter_note
     from bisect_tool.backends.samples import bind_sample
 
-    loaded = load(settings)
+    # What is imported and called here prints where it does no harm.
+    with contextlib.redirect_stdout(sys.stderr):
+        loaded = load(settings)
     if not settings["onnx"] and not settings["exporter"]:
         loaded = replace(loaded, notes=(*loaded.notes, *exporter_note(loaded.module)))
     options = replace(_options(settings, loaded.module), overwrite=force)

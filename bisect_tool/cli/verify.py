@@ -19,6 +19,7 @@ from bisect_tool.cli.run import (
     check_kept_file,
     exit_code,
     print_json,
+    refuse_inputs,
     report_folder,
     run_samples,
     settings_of,
@@ -80,8 +81,9 @@ def verify(
     say = progress(quiet)
     folder = report_folder(settings, force)
     if settings["keep_onnx"]:
-        check_kept_file(Path(settings["keep_onnx"]), force)
+        check_kept_file(Path(settings["keep_onnx"]), force, settings)
     if junit is not None:
+        refuse_inputs("--junit", Path(junit), settings)
         _check_file(Path(junit))
     from bisect_tool.agreement import DEFAULT_K
     from bisect_tool.verification import make_questions, with_table

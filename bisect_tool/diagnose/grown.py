@@ -58,6 +58,8 @@ def grown(
     over = [(row, result) for row, result in over if result.local is not None]
     if not over:
         return ()
+    if any(_comes_in(result) for _, result in over):
+        return ()
     jumps = [(row, result) for row, result in over if _is_step(row)]
     found = [_jump(row, result, crossing(row)) for row, result in jumps[:MOST_JUMPS]]
     # What lies behind a jump differs by it.
@@ -79,6 +81,11 @@ def _is_over(row: StageRow, config: str) -> bool:
 def _hands_on(result: Comparison) -> bool:
     """Whether a stage without a local error has the very error of its inputs: dropout in evaluation makes none."""
     return result.input_error is not None and math.isclose(result.input_error, result.total.rel_l2, rel_tol=1e-9)
+
+
+def _comes_in(result: Comparison) -> bool:
+    """Whether a stage's error may be that of inputs that no stage of the report stands for: who made it is not known."""
+    return result.outside_error is not None and not result.outside_error < result.total.rel_l2 / _LARGE
 
 
 def _is_step(row: StageRow) -> bool:

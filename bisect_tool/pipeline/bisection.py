@@ -269,6 +269,11 @@ class Bisection:
         self.notes += ambiguity_lines(alignment)
         alignment = leave_out_bodies(alignment, reference.stages_in_bodies(), self.program.operators_with_bodies())
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
+        if MAIN_LAYER in cuts and not self.options.stages:
+            # Of a whole level: what comes between two stages, as a container's own view, is the next one's.
+            values = {stage.value for stage in selection.judged}
+            own = {value: match for value, match in matches.items() if value in values}
+            cuts[MAIN_LAYER] = cut_of(selection.layers[MAIN_LAYER], trace, own)
         return _Aligned(reference, matches, selection, alignment, cuts)
 
     def _align(self, reference: Reference) -> dict[int, Match]:
@@ -635,7 +640,7 @@ class Bisection:
             output = run.start()
         except BisectError:
             raise
-        except Exception as error:  # anything may come out of a user's forward
+        except (Exception, SystemExit) as error:  # anything may come out of a user's forward
             # What ran may be a copy of the case's model: paths are those of its own modules.
             failure = run.recorder.failure
             raise explain_forward_error(error, run.module, run.args, run.kwargs, failure) from error

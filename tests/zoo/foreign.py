@@ -16,7 +16,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,8 @@ def _halved(model: ModelProto) -> ModelProto:
         return convert_float_to_float16(copied, keep_io_types=False, op_block_list=blocked)
 
 
+_BLOCKED = "com.microsoft.nchwc"
+
 CONVERSIONS: dict[str, Callable[[ModelProto], ModelProto]] = {
     "as exported": _as_exported,
     "onnxsim": _simplified,
@@ -139,6 +141,8 @@ CONVERSIONS: dict[str, Callable[[ModelProto], ModelProto]] = {
     "scrambled": scrambled,
     "float16": _halved,
     "ort extended, scrambled": lambda model: scrambled(CONVERSIONS["ort extended"](model)),
+    "ort all": _optimised(ort.GraphOptimizationLevel.ORT_ENABLE_ALL),
+    "ort all, scrambled": lambda model: scrambled(CONVERSIONS["ort all"](model)),
 }
 
 
@@ -165,10 +169,21 @@ def _converted(model: ModelProto, conversion: str) -> ModelProto:
 
 @dataclass(frozen=True)
 class Draw:
-    """All tensors of one draw of weights and inputs, on both sides: stages of PyTorch's, and values of the graph."""
+    """All tensors of one draw of weights and inputs, on both sides: stages of PyTorch's, and values of the graph.
+
+    ``filled``: values of a blocked layout, which may have more channels than PyTorch's, up to a whole block.
+    """
 
     stages: Mapping[Named, Array]
     values: Mapping[str, Array]
+    filled: frozenset[str] = frozenset()
+
+    def value(self, name: str, stage: Array) -> Array:
+        """A value of the graph, without the channels that only fill its last block."""
+        array = self.values[name]
+        if name in self.filled and array.ndim == stage.ndim and array.shape[1] > stage.shape[1]:
+            return array[:, : stage.shape[1]]
+        return array
 
 
 @functools.cache
@@ -217,7 +232,8 @@ def draws_of(
     for seed in OTHER_SEEDS:
         file = _other_file(family, exporter, seed, folder)
         model = _converted(file, conversion)
-        assert _structure(model) == _structure(like), f"{family} {exporter} {conversion}: names depend on the weights"
+        own, wanted = _structure(model), _structure(like)
+        assert own[0] == wanted[0], f"{family} {exporter} {conversion}: the nodes depend on the weights"
         # Half precision picks other neighbours where two are equally near: what a name stood for before tells what it is.
         shown = file if conversion == "float16" else model
         feeds = feeds_of(shown, FAMILIES[family].inputs(seed))
@@ -229,12 +245,50 @@ def draws_of(
             for known, new in ((one, other), (other, one)):
                 if known in values and new not in values:
                     values[new] = values[known]
-        found.append(Draw(other_stages(family, seed), values))
+        filled = _out_of_blocks(shown, values)
+        # ONNX Runtime's optimiser numbers what it makes in an order of the moment.
+        called = dict(zip(own[1], wanted[1], strict=True))
+        known = {called.get(name, name): array for name, array in {**values, **filled}.items()}
+        found.append(Draw(other_stages(family, seed), known, frozenset(called[name] for name in filled)))
     return tuple(found)
 
 
-def _structure(model: ModelProto) -> list[tuple[str, list[str], list[str]]]:
-    return [(node.op_type, list(node.input), list(node.output)) for node in model.graph.node]
+def _out_of_blocks(model: ModelProto, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Values of ONNX Runtime's blocked layout with their channels in order, told by those that it turns back itself."""
+    blocked: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type != "ReorderOutput" and (node.domain == _BLOCKED or not blocked.isdisjoint(node.input)):
+            blocked.update(node.output)
+
+    def turned(array: Array, size: int) -> Array:
+        batch, channels, *rest = array.shape
+        parts = array.reshape(batch, channels // size, *rest, size)
+        return np.moveaxis(parts, -1, 2).reshape(array.shape)
+
+    back = [node for node in model.graph.node if node.op_type == "ReorderOutput"]
+    pairs = [
+        (node.input[0], node.output[0])
+        for node in back
+        if not any(attribute.name == "channels_last" and attribute.i for attribute in node.attribute)
+    ]
+    if not blocked:
+        return {}
+    for size in (16, 8):
+        made = ((turned(values[one], size), values[two]) for one, two in pairs if values[one].shape[1] % size == 0)
+        if all(np.array_equal(array[:, : plain.shape[1]], plain) for array, plain in made):
+            return {name: turned(values[name], size) for name in blocked}
+    raise AssertionError("no block size turns these values back")
+
+
+def _structure(model: ModelProto) -> tuple[list[tuple[str, list[int], list[int]]], list[str]]:
+    """Nodes with numbers for names, and the names in the order of these numbers."""
+    numbers: dict[str, int] = {}
+
+    def numbered(names: Iterable[str]) -> list[int]:
+        return [numbers.setdefault(name, len(numbers)) for name in names]
+
+    nodes = [(node.op_type, numbered(node.input), numbered(node.output)) for node in model.graph.node]
+    return nodes, list(numbers)
 
 
 def feeds_of(model: ModelProto, tensors: Sequence[torch.Tensor]) -> dict[str, Array]:
@@ -260,7 +314,8 @@ def wrong_pairs(report: Mapping[str, Any], draws: Sequence[Draw]) -> list[str]:
     for pair in report["alignment"]["pairs"]:
         name = (pair["stage"], pair["call"], pair["output"])
         for draw in draws:
-            stage, value = draw.stages[name], draw.values[pair["onnx_value"]]
+            stage = draw.stages[name]
+            value = draw.value(pair["onnx_value"], stage)
             if not is_value(stage, value, pair["permutation"], ROUNDING):
                 found.append(f"{name} = {pair['onnx_value']} by {', '.join(pair['evidence'])}")
                 break
@@ -287,7 +342,8 @@ def _holders(draw: Draw, name: Named, limit: float) -> list[str]:
         return []
     orders = list(itertools.permutations(range(stage.ndim))) if stage.ndim <= 4 else [tuple(range(stage.ndim))]
     found = []
-    for value, array in draw.values.items():
+    for value in draw.values:
+        array = draw.value(value, stage)
         if array.size == stage.size and _same_kind(array, stage):
             near = abs(np.linalg.norm(array.astype(np.float64)) / np.linalg.norm(stage.astype(np.float64)) - 1) < 0.1
             if near and any(is_value(stage, array, order, limit) for order in orders):
