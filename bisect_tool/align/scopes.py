@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from bisect_tool.align.families import family
 from bisect_tool.quantised import quantisation_of
@@ -27,8 +28,56 @@ def resolve_scope(components: Sequence[str], modules: Mapping[str, str]) -> str 
                 path = candidate
                 break
         else:
-            return None
+            # A module that is registered in two places is written with the name of the first.
+            if part not in modules:
+                return None
+            path = part
     return modules[path] if path else modules.get("", "")
+
+
+_MOST_WRAPPERS = 3
+"""Modules around the model, one in the other, that a file may have been exported with."""
+
+_RESOLVED = 2 / 3
+"""Share of scopes that must lead to a module, for a way to read them that is not the plain one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How a file's scopes lead to the model's modules: ``dropped`` outer names, and then ``added`` before the rest."""
+
+    dropped: int = 0
+    added: str = ""
+
+    def path(self, node: OnnxNode, modules: Mapping[str, str]) -> str | None:
+        """The module of a node; ``None`` if its scopes name none."""
+        if node.call is not None:
+            names = node.scopes[-1].split(".") if node.scopes[-1] else []
+            return modules.get(".".join([self.added, *names[self.dropped :]] if self.added else names[self.dropped :]))
+        return resolve_scope([*([self.added] if self.added else []), *node.scopes[1 + self.dropped :]], modules)
+
+
+def _paths(nodes: Sequence[OnnxNode], modules: Mapping[str, str]) -> list[str | None]:
+    """Module path of each node; ``None`` where it carries no scope, or one that names no module.
+
+    A file may have been exported with a module around the model, or of a module inside it.
+    """
+    first = {node.scopes: node for node in nodes if node.scopes}
+
+    def read(reading: _Reading) -> dict[tuple[str, ...], str | None]:
+        return {scopes: reading.path(node, modules) for scopes, node in first.items()}
+
+    def share(found: Mapping[tuple[str, ...], str | None]) -> float:
+        return sum(path is not None for path in found.values()) / max(len(found), 1)
+
+    plain = best = read(_Reading())
+    if share(plain) < 1 - _RESOLVED:
+        inner = [name for name in modules if name and name.count(".") < _MOST_WRAPPERS]
+        others = [_Reading(dropped=count) for count in range(1, _MOST_WRAPPERS + 1)]
+        others += [_Reading(added=name) for name in inner]
+        best = max(map(read, others), key=share)
+        best = best if share(best) >= _RESOLVED else plain
+    return [best.get(node.scopes) for node in nodes]
 
 
 class Scopes:
@@ -36,20 +85,7 @@ class Scopes:
 
     def __init__(self, graph: OnnxGraph, trace: TorchTrace, modules: Mapping[str, str]):
         self.graph = graph
-        cache: dict[tuple[str, ...], str | None] = {}
-
-        def path_of(node: OnnxNode) -> str | None:
-            if not node.scopes:
-                return None
-            if node.scopes not in cache:
-                if node.call is not None:
-                    last = node.scopes[-1]
-                    cache[node.scopes] = trace.modules.get(last)
-                else:
-                    cache[node.scopes] = resolve_scope(node.scopes[1:], trace.modules)
-            return cache[node.scopes]
-
-        self.paths = [path_of(node) for node in graph.nodes]
+        self.paths = _paths(graph.nodes, trace.modules)
         self.makers = {name: i for i, node in enumerate(graph.nodes) for name in node.outputs if name}
         self.readers: dict[str, list[int]] = defaultdict(list)
         for i, node in enumerate(graph.nodes):

@@ -112,10 +112,12 @@ def export_onnx(
 def _export_dynamo(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path, settings: ExportSettings
 ) -> None:
+    # A trailing dictionary means keywords here too; given as such, they protect a positional one.
+    trailing = bool(args) and isinstance(args[-1], dict)
     program = torch.onnx.export(
         module,
-        args,
-        kwargs=kwargs or None,
+        (*args, kwargs) if trailing else args,
+        kwargs=None if trailing else kwargs or None,
         dynamo=True,
         opset_version=settings.opset,
         optimize=settings.constant_folding and not settings.keep_stages,
