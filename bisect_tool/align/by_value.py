@@ -30,7 +30,7 @@ class ByValue:
         self._by_second: set[int] = set()
         self._operations: dict[tuple[str, str], dict[int, str]] = {}
         self._by_call: dict[tuple[str, str], list[int]] | None = None
-        self._roots_of_calls: dict[str, frozenset[str]] = {}
+        self._roots: dict[tuple[str, str], frozenset[str]] = {}
 
     def match(self) -> None:
         """Pairs what looks alike; which of several look-alikes it is, scope, order and another input say."""
@@ -96,7 +96,7 @@ class ByValue:
         return self._nearest_on_both_sides(self._without_other_calls(found))
 
     def _without_other_calls(self, found: Mapping[int, Near]) -> dict[int, Near]:
-        """Without values of the same operation in another call of its module, unless they agree to rounding.
+        """Without values of other operations of its kind in a module and its calls, unless they agree to rounding.
 
         Steps of a loop can be alike to the limit, and behind an error the wrong one be the nearer.
         """
@@ -112,23 +112,19 @@ class ByValue:
         return {value: near for value, near in kept.items() if near}
 
     def _other_calls(self, value: int) -> frozenset[str]:
-        """The graph's values of an operation in the other calls of its module, where both sides count as many."""
+        """The graph's values of a module's other operations of a kind, in all calls, where both sides count as many."""
         value = self._operation_of(value)
         ref = self.board.first_stage[value].ref
         path, separator, _ = ref.stage.rpartition("/")
-        if not separator or "#" not in ref.stage or self.board.calls[ref.stage, ref.output] < 2:
+        if not separator or "#" not in ref.stage:
             return frozenset()
-        counted = self._counted_of(path, family(self.board.first_stage[value].type))
+        kind = family(self.board.first_stage[value].type)
+        counted = self._counted_of(path, kind)
         if value not in counted:
             return frozenset()
-        own = self._root(counted[value])
-        if ref.stage not in self._roots_of_calls:
-            self._roots_of_calls[ref.stage] = frozenset(
-                self._root(name)
-                for other, name in counted.items()
-                if self.board.first_stage[other].ref.stage == ref.stage
-            )
-        return self._roots_of_calls[ref.stage] - {own}
+        if (path, kind) not in self._roots:
+            self._roots[path, kind] = frozenset(map(self._root, counted.values()))
+        return self._roots[path, kind] - {self._root(counted[value])}
 
     def _operation_of(self, value: int) -> int:
         """The value that PyTorch hands on as this one in another shape; itself where it hands on none."""

@@ -26,6 +26,9 @@ DOMAIN = "com.microsoft.nchwc"
 BLOCKED = "__blocked"
 """Behind the name of a value in its blocked layout; in its plain one it has the name that the file gives it."""
 
+_OTHER_TYPES = frozenset(["QuantizeLinear", "Cast"])
+"""Operators that may make other numbers than float32, the only ones that can be moved."""
+
 _ALIGNED = 4
 """``ReorderInput`` takes whole multiples of so many channels."""
 
@@ -94,7 +97,7 @@ def with_plain_layout(model: ir.Model, block: int) -> PlainLayout:
                 # What is plain before or behind it is there already.
                 twice.append(value.name)
                 continue
-            if value not in channels:
+            if value not in channels or node.op_type in _OTHER_TYPES:
                 continue
             name, value.name = value.name, f"{value.name}{BLOCKED}"
             nodes = _there_and_back(value, name, channels[value], block)

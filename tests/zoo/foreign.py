@@ -16,7 +16,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -232,8 +232,8 @@ def draws_of(
     for seed in OTHER_SEEDS:
         file = _other_file(family, exporter, seed, folder)
         model = _converted(file, conversion)
-        own, wanted = _structure(model), _structure(like)
-        assert own[0] == wanted[0], f"{family} {exporter} {conversion}: the nodes depend on the weights"
+        called = _counterparts(model, like)
+        assert called is not None, f"{family} {exporter} {conversion}: the nodes depend on the weights"
         # Half precision picks other neighbours where two are equally near: what a name stood for before tells what it is.
         shown = file if conversion == "float16" else model
         feeds = feeds_of(shown, FAMILIES[family].inputs(seed))
@@ -247,9 +247,8 @@ def draws_of(
                     values[new] = values[known]
         filled = _out_of_blocks(shown, values)
         # ONNX Runtime's optimiser numbers what it makes in an order of the moment.
-        called = dict(zip(own[1], wanted[1], strict=True))
         known = {called.get(name, name): array for name, array in {**values, **filled}.items()}
-        found.append(Draw(other_stages(family, seed), known, frozenset(called[name] for name in filled)))
+        found.append(Draw(other_stages(family, seed), known, frozenset(called.get(name, name) for name in filled)))
     return tuple(found)
 
 
@@ -280,15 +279,29 @@ def _out_of_blocks(model: ModelProto, values: Mapping[str, Array]) -> dict[str, 
     raise AssertionError("no block size turns these values back")
 
 
-def _structure(model: ModelProto) -> tuple[list[tuple[str, list[int], list[int]]], list[str]]:
-    """Nodes with numbers for names, and the names in the order of these numbers."""
-    numbers: dict[str, int] = {}
-
-    def numbered(names: Iterable[str]) -> list[int]:
-        return [numbers.setdefault(name, len(numbers)) for name in names]
-
-    nodes = [(node.op_type, numbered(node.input), numbered(node.output)) for node in model.graph.node]
-    return nodes, list(numbers)
+def _counterparts(model: ModelProto, like: ModelProto) -> dict[str, str] | None:
+    """Names of another file for the values of one, told by following both from their outputs; ``None``: they differ."""
+    makers = [{name: node for node in file.graph.node for name in node.output} for file in (model, like)]
+    found: dict[str, str] = {}
+    left = [(one.name, two.name) for one, two in zip(model.graph.output, like.graph.output, strict=True)]
+    while left:
+        name, other = left.pop()
+        if found.setdefault(name, other) != other:
+            return None
+        first, second = makers[0].get(name), makers[1].get(other)
+        if first is None or second is None:
+            if first is not second:
+                return None
+            continue
+        if (first.op_type, len(first.input), len(first.output)) != (
+            second.op_type,
+            len(second.input),
+            len(second.output),
+        ):
+            return None
+        pairs = [*zip(first.input, second.input, strict=True), *zip(first.output, second.output, strict=True)]
+        left += [pair for pair in pairs if pair[0] not in found]
+    return found
 
 
 def feeds_of(model: ModelProto, tensors: Sequence[torch.Tensor]) -> dict[str, Array]:
