@@ -300,7 +300,7 @@ def _redirected_descriptors(log: TextIO) -> Iterator[None]:
             os.close(copy)
 
 
-def _export_error(error: Exception, log: str, settings: ExportSettings) -> BisectError:
+def _export_error(error: BaseException, log: str, settings: ExportSettings) -> BisectError:
     with tempfile.NamedTemporaryFile(
         "w", prefix="bisect-divergence-export-", suffix=".log", delete=False, encoding="utf-8"
     ) as file:
