@@ -38,6 +38,9 @@ COARSE = 2e-2
 NAMED = 5
 """Weights that the evidence names."""
 
+_MOST_FOLDINGS = 64
+"""BatchNorms of as many channels that a weight is tried with."""
+
 _BLOCK = 1 << 20
 _CACHED = 1 << 16
 """Elements of a block that stays in a core's level-2 cache."""
@@ -101,6 +104,7 @@ class WeightDifference:
         max_abs: largest absolute difference.
         axis, index: the one index of one axis, of the graph's weight, that holds it; ``None``: it is spread out.
         rounded: the narrower type whose rounding is all of the difference; ``None``: there is more to it.
+        folded: the difference is to the model's weight with a BatchNorm folded in.
     """
 
     pair: WeightPair
@@ -109,13 +113,15 @@ class WeightDifference:
     axis: int | None = None
     index: int | None = None
     rounded: str | None = None
+    folded: bool = False
 
     def __str__(self) -> str:
+        fold = " with a BatchNorm folded in" if self.folded else ""
         if self.rounded is not None:
-            return f"weight {self.pair.onnx} is the model's rounded to {self.rounded}: relative L2 {self.rel_l2:.1e}"
+            return f"weight {self.pair.onnx} is the model's{fold} rounded to {self.rounded}: relative L2 {self.rel_l2:.1e}"
         place = "" if self.axis is None else f", all of it at index {self.index} of axis {self.axis}"
         model = "" if self.pair.onnx == self.pair.parameter else f" ({self.pair.parameter})"
-        return f"weight {self.pair.onnx} differs from the model's{model}: {relative(self.rel_l2, self.max_abs)}{place}"
+        return f"weight {self.pair.onnx} differs from the model's{model}{fold}: {relative(self.rel_l2, self.max_abs)}{place}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +315,27 @@ def _compare(
     scaled = not pair.by_name and whole and any(sums.is_scaled(axis) for axis in range(actual.ndim))
     if scaled or _is_folded(actual, best, sums, foldings):
         return None, sums.constant
-    return WeightDifference(pair, sums.rel_l2, sums.max_abs, *sums.place()), sums.constant
+    constant = sums.constant
+    folded = _nearest_folded(actual, best, sums, foldings)
+    if folded is not None:
+        best, sums = folded
+        narrow = _rounded_to(actual, best, sums, computed=True)
+        place = (None, None) if narrow is not None else sums.place()
+        return WeightDifference(pair, sums.rel_l2, sums.max_abs, *place, rounded=narrow, folded=True), constant
+    return WeightDifference(pair, sums.rel_l2, sums.max_abs, *sums.place()), constant
+
+
+def _nearest_folded(
+    actual: Array, expected: Array, sums: _Sums, foldings: Sequence[Folding]
+) -> tuple[Array, _Sums] | None:
+    """The model's weight with the BatchNorm folded in that it is nearest to, if that is far nearer than without any."""
+    if actual.ndim < 2 or actual.shape != expected.shape:
+        return None
+    axes = [(each, axis) for each in foldings for axis in (0, 1) if actual.shape[axis] == each.scale.size]
+    forms = [each.weight(expected, axis) for each, axis in axes[:_MOST_FOLDINGS]]
+    found = [(form, _sums(actual, form)) for form in forms]
+    best = min(found, key=lambda each: each[1].rel_l2, default=None)
+    return best if best is not None and 2 * best[1].rel_l2 < sums.rel_l2 else None
 
 
 def _is_constant(weight: Array) -> bool:
@@ -438,19 +464,25 @@ def _sums(actual: Array, expected: Array) -> _Sums:
     return sums
 
 
-def _rounded_to(actual: Array, expected: Array, sums: _Sums) -> str | None:
-    """The narrower type that the model's weight was rounded to, whatever type that is stored in."""
+def _rounded_to(actual: Array, expected: Array, sums: _Sums, *, computed: bool = False) -> str | None:
+    """The narrower type that the model's weight was rounded to, whatever type that is stored in.
+
+    ``computed``: the last bit of what was rounded is not known, so that any number of the type next to it will do.
+    """
     if sums.rel_l2 > COARSE or expected.dtype.name in _NARROW:
         return None
     for name, dtype in _NARROW.items():
         eps = float(ml_dtypes.finfo(dtype).eps)
         worst = 0.0
         for start, (one, _) in _blocks(actual, actual):
+            if computed and not np.array_equal(one.astype(dtype).astype(np.float64), one):
+                worst = math.inf
+                break
             part = expected if expected.ndim == 0 else expected[start : start + len(one)]
             with np.errstate(all="ignore"):
                 there = np.asarray(part).astype(dtype).astype(np.float64).reshape(one.shape)
                 # Converters lift what would become zero to the smallest number they like.
-                apart = np.abs(one - there) - 1.01 * eps * np.abs(there) * (actual.dtype == dtype) - 1e-7
+                apart = np.abs(one - there) - 1.01 * eps * np.abs(there) * (computed or actual.dtype == dtype) - 1e-7
             worst = max(worst, float(apart.max(initial=0.0)))
         if worst <= 0:
             return name

@@ -151,7 +151,8 @@ def _difference(
         moved = int((have.squeeze() != should.squeeze()).sum())
         count = f": {moved} of {have.size} numbers"
     place = "" if each.axis is None else f", all of it at index {each.index} of axis {each.axis}"
-    text = f"weight {name}{other} differs from the model's{count}, {relative(each.rel_l2, each.max_abs)}{place}"
+    fold = " with a BatchNorm folded in" if each.folded else ""
+    text = f"weight {name}{other} differs from the model's{fold}{count}, {relative(each.rel_l2, each.max_abs)}{place}"
     return WEIGHT, text
 
 
