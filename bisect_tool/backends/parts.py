@@ -356,18 +356,20 @@ class _Caught(TorchDispatchMode):
                 step.starts = self._copies(step.given())
             self.running.append(name)
             try:
-                step.output = forward(*args, **kwargs)
+                output = forward(*args, **kwargs)
             finally:
                 self.running.pop()
             if not keep:
                 # The tensors may be big; that there was a call is all that counts.
-                step.args, step.kwargs, output, step.output = (), {}, step.output, None
+                step.args, step.kwargs = (), {}
                 return output
+            # The model may put more into a dictionary that it was given.
+            step.output = map_tensors(output, lambda tensor: tensor)
             if len(steps) % self.sizes[name] == 0:
                 step.results = self._copies([tensor for _, tensor in flatten_tensors(step.output)])
             else:
                 self.watched[name] |= {id(tensor) for _, tensor in flatten_tensors(step.output)}
-            return step.output
+            return output
 
         return caught
 

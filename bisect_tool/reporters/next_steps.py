@@ -13,7 +13,7 @@ def next_step(report: Report) -> str | None:
         return "record the same model on both sides, with the same --level and --stages"
     counting = [run for run in report.configs if run.gating and run.status != "skipped"]
     outputs = [out for run in counting for out in run.outputs if out.judgement == "not compared"]
-    if any(out.onnx_value is None for out in outputs):
+    if any(not out.onnx_value for out in outputs):
         return "export again with every output of forward, or leave those out of what it returns that nobody needs"
     if any(_holds_no_number(out) for out in outputs):
         return (
