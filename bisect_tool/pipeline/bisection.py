@@ -655,19 +655,18 @@ class Bisection:
     def _settle_inputs(self, outputs: Outputs) -> None:
         """Where order alone says which input is which and the outputs disagree, another order is taken if they agree then."""
         untouched = self.untouched.get(self.base.name)
-        if untouched is None or self.final.agree(untouched, outputs):
+        # Outputs that changed places are told; another order of inputs does not explain them.
+        if untouched is None or self.final.agree(untouched, outputs) or self.final.are_there(untouched, outputs):
             return
         for group, feeds in self.ready.bound.exchanges():
             try:
                 found = Untouched(dict(untouched_run(self.program, self.base.actual).run(feeds)), {})
             except InconclusiveError:
                 continue
-            # Outputs that changed places are told; inputs that did as well would hide it.
-            if self.final.agree(found, outputs) or self.final.hold_all(found, outputs):
+            if self.final.are_there(found, outputs):
                 self.feeds = self.onnx.feeds = feeds
-                self.notes[:] = [
-                    note for note in self.notes if not any(f"ONNX input {name} was given" in note for name in group)
-                ]
+                told = [f"ONNX inputs {', '.join(group)} fit equally", *(f"ONNX input {name} was given" for name in group)]
+                self.notes[:] = [note for note in self.notes if not any(text in note for text in told)]
                 self.notes.append(
                     f"ONNX inputs {', '.join(group)} fit equally; the outputs agree in one order only, which was taken"
                 )

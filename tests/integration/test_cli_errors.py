@@ -484,3 +484,84 @@ def test_min_coverage_decides(sparse: None, tmp_path: Path) -> None:
 def test_exit_zero_does_not_hide_an_open_verdict(sparse: None, tmp_path: Path) -> None:
     """--exit-zero is about divergence; an inconclusive run still exits 3."""
     assert 3 == command(*GIVEN, "--exit-zero", folder=tmp_path / "new").code
+
+
+LEAVES = """
+import sys
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        sys.exit({code!r})
+
+def build_model():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1, 3, "gone"])
+def test_a_model_that_ends_the_process_is_no_verdict(code: object, tmp_path: Path) -> None:
+    """sys.exit(0) is no agreement, and sys.exit(1) no divergence."""
+    (tmp_path / "leaves.py").write_text(LEAVES.format(code=code))
+    given = (str(tmp_path / "leaves.py"), "--input", "x.pt")
+    outcome = command(*given, folder=tmp_path / "report")
+    assert 2 == outcome.code
+    assert f"SystemExit: {code}" in outcome.err and "leaves.py:11" in outcome.err
+    assert not (tmp_path / "report").exists()
+
+
+def test_preprocessing_that_ends_the_process_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaving.py").write_text("import sys\ndef load(path):\n    sys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ("model.py", "ckpt.pt", "--preprocess", "leaving:load", "--raw", "x.pt")
+    outcome = command(*given, folder=tmp_path / "report")
+    assert 2 == outcome.code
+    assert "--preprocess leaving:load: SystemExit: 0" in outcome.err
+
+
+def test_what_is_left_of_an_exit_is_an_error_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever it was called."""
+    import click
+
+    from bisect_tool.cli.main import execute
+
+    @click.command()
+    def leaving() -> int:
+        raise SystemExit(0)
+
+    assert 2 == execute(leaving, "leaving", [])
+    assert "sys.exit(0) was called at" in capsys.readouterr().err
+
+
+def test_what_a_model_prints_is_no_part_of_the_answer(tmp_path: Path) -> None:
+    text = MODEL.replace("        return", "        print('called')\n        return", 1)
+    assert "called" in text
+    (tmp_path / "talks.py").write_text(text)
+    given = (str(tmp_path / "talks.py"), "ckpt.pt", *SAMPLE, "--format", "json")
+    outcome = command(*given, folder=tmp_path / "report")
+    assert 0 == outcome.code, outcome.err
+    assert "agrees" == outcome.report["verdict"]["status"]
+    assert "called" in outcome.err
+
+
+def test_no_option_writes_over_what_is_read(tmp_path: Path) -> None:
+    """--force is meant for files of earlier runs."""
+    for name in ("ckpt.pt", "sample.pt", "model.py", "model.onnx"):
+        (tmp_path / name).write_bytes(Path(name).read_bytes())
+    given = [str(tmp_path / name) for name in ("model.py", "ckpt.pt")]
+    for name in ("ckpt.pt", "sample.pt", "model.py"):
+        file = tmp_path / name
+        before = file.read_bytes()
+        arguments = (*given, "--input", str(tmp_path / "sample.pt"), "--keep-onnx", str(file), "--force")
+        outcome = command(*arguments, folder=tmp_path / "report")
+        assert 2 == outcome.code
+        assert f"--keep-onnx {file}: this run reads that file" in outcome.err
+        assert before == file.read_bytes()
+    link = tmp_path / "link.onnx"
+    link.symlink_to(tmp_path / "ckpt.pt")
+    arguments = (*given, "--input", str(tmp_path / "sample.pt"), "--keep-onnx", str(link), "--force")
+    assert 2 == command(*arguments, folder=tmp_path / "report").code

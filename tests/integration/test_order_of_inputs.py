@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bisect_tool import LoadedCase, Options, bisect, make_tolerance
+from bisect_tool.reporters.next_steps import next_step
 
 
 class Dull(nn.Module):
@@ -35,3 +36,47 @@ def test_another_order_must_be_clearly_better(tmp_path: Path) -> None:
     report = bisect(LoadedCase("dull", dull, (x,), {}), Options(make_tolerance(None, None, None), onnx=file))
     assert "diverges" == report.verdict.status
     assert "BD404" not in [told.code for told in report.verdict.diagnoses]
+
+
+class Tokens(nn.Module):
+    """Three inputs of one shape and type; ids are beyond the end of the table of types."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.types, self.out = nn.Embedding(50, 8), nn.Embedding(2, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Each ``[N, T]``, to scores ``[N, 3]`` and the mean state ``[N, 8]``."""
+        x = (self.words(ids) + self.types(types)) * mask.unsqueeze(-1)
+        return {"scores": self.out(torch.tanh(x).sum(1)), "state": x.mean(1)}
+
+
+class Turned(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return self.model(b, c, a)["scores"]  # type: ignore[no-any-return]
+
+
+def test_an_order_in_which_the_graph_does_not_run_is_not_the_one(tmp_path: Path) -> None:
+    """And an output that the file lacks is said to be that."""
+    module, file = Tokens().eval(), tmp_path / "model.onnx"
+    ids = torch.randint(2, 50, (2, 7), generator=torch.Generator().manual_seed(0))
+    given = (ids, torch.ones_like(ids), torch.zeros_like(ids))
+    names = ["a", "b", "c"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Turned(module), (given[2], *given[:2]), str(file), dynamo=False, input_names=names, output_names=["o"]
+        )
+    report = bisect(LoadedCase("tokens", module, given, {}), Options(make_tolerance(None, None, None), onnx=file))
+    assert "inconclusive" == report.verdict.status
+    assert any("another order" in note for note in report.notes)
+    (run, *_) = report.configs
+    assert {"scores": "pass", "state": "not compared"} == {str(out.output): out.judgement for out in run.outputs}
+    assert "export again with every output" in (next_step(report) or "")
+    rows = {row.stage: row for row in report.stages}
+    assert rows["words"].results[run.name].judgement == rows["types"].results[run.name].judgement == "pass"

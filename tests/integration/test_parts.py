@@ -930,3 +930,28 @@ def test_centerpoint_with_a_fault_behind_the_scatter(centerpoint: Path, tmp_path
     assert [reader_of(file, weight)] == [name.rpartition(":")[2] for name in origin["onnx_nodes"]]
     assert ["agrees", "diverges"] == [part["status"] for part in outcome.report["parts"]]
     assert not math.isnan(origin["local_rel_l2"])
+
+
+class Adding(nn.Module):
+    """Puts what it has into the dictionary that its head gave it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neck, self.head = nn.Conv2d(8, 8, 1), Head()
+
+    def forward(self, grid: Tensor) -> dict[str, Tensor]:
+        """grid (1, 8, 6, 6) -> as `Head`, and neck (1, 8, 6, 6)."""
+        features = self.neck(grid)
+        found = self.head(features)
+        found["neck"] = features
+        return found  # type: ignore[no-any-return]
+
+
+def test_a_part_whose_dictionary_the_model_adds_to(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, grid = Adding().eval(), torch.randn(1, 8, 6, 6)
+    file = export(module.head, (module.neck(grid),), tmp_path / "head.onnx", output_names=["score", "box"])
+    options = Options(make_tolerance(None, None, None))
+    report = bisect_parts(LoadedCase("adding", module, (grid,), {}), {"head": file}, options)
+    assert "agrees" == report.verdict.status
+    assert {"score", "box", "neck"} == {str(out.output) for run in report.configs for out in run.outputs}

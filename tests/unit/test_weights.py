@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import ml_dtypes
@@ -144,6 +145,35 @@ def test_another_folding_is_a_difference() -> None:
     actual = KERNEL * FOLDING.scale[:, None, None, None] ** 2
     (found,) = compared(actual.astype(np.float32), KERNEL, FOLDING).differing
     assert found.axis is None
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_a_folded_weight_may_be_rounded(dtype: type) -> None:
+    """What was rounded was computed: the last bit of it is anybody's guess."""
+    fold = FOLDING
+    exact = fold.weight(KERNEL, 0).astype(np.float32)
+    nudged = np.nextafter(exact, np.float32(np.inf))
+    (found,) = compared(nudged.astype(dtype).astype(np.float32), KERNEL, fold).rounded
+    assert np.dtype(dtype).name == found.rounded
+    assert 0 < found.rel_l2 < 1e-2
+    assert "with a BatchNorm folded in rounded to" in str(found)
+
+
+def test_a_difference_is_that_to_the_folded_weight() -> None:
+    """Beside the bare weight all of it would differ, and by another number."""
+    fold = FOLDING
+    actual = fold.weight(KERNEL, 0).astype(np.float32)
+    should = actual.copy()
+    actual[1] *= np.float32(1.25)
+    (found,) = compared(actual, KERNEL, fold).differing
+    wanted = np.linalg.norm(actual - should) / np.linalg.norm(should)
+    assert math.isclose(found.rel_l2, wanted, rel_tol=1e-5)
+    assert (0, 1) == (found.axis, found.index) and found.folded
+    assert "differs from the model's with a BatchNorm folded in: relative L2" in str(found)
+    # Of another checkpoint no folding is any nearer.
+    other = np.random.default_rng(9).standard_normal(KERNEL.shape).astype(np.float32)
+    (found,) = compared(other, KERNEL, fold).differing
+    assert not found.folded
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

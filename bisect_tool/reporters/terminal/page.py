@@ -181,7 +181,7 @@ def _preflight(page: Page, report: Report) -> None:
     found = causes.findings(report)
     if found:
         page.line()
-        page.line(("The file beside the model", "bold"), ": what both tell without a run")
+        page.prose("what both tell without a run", label=("The file beside the model: ", "bold"))
     for each in found[:FINDINGS_IN_TABLE]:
         style = {"fault": "bold red", "suspicion": "bold yellow"}.get(each.severity, "dim")
         page.prose(each.text, label=(f"{each.code} {causes.SEVERITIES[each.severity]}: ", style), indent="  ")
