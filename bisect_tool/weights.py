@@ -118,7 +118,9 @@ class WeightDifference:
     def __str__(self) -> str:
         fold = " with a BatchNorm folded in" if self.folded else ""
         if self.rounded is not None:
-            return f"weight {self.pair.onnx} is the model's{fold} rounded to {self.rounded}: relative L2 {self.rel_l2:.1e}"
+            return (
+                f"weight {self.pair.onnx} is the model's{fold} rounded to {self.rounded}: relative L2 {self.rel_l2:.1e}"
+            )
         place = "" if self.axis is None else f", all of it at index {self.index} of axis {self.axis}"
         model = "" if self.pair.onnx == self.pair.parameter else f" ({self.pair.parameter})"
         return f"weight {self.pair.onnx} differs from the model's{model}{fold}: {relative(self.rel_l2, self.max_abs)}{place}"

@@ -665,7 +665,10 @@ class Bisection:
                 continue
             if self.final.are_there(found, outputs):
                 self.feeds = self.onnx.feeds = feeds
-                told = [f"ONNX inputs {', '.join(group)} fit equally", *(f"ONNX input {name} was given" for name in group)]
+                told = [
+                    f"ONNX inputs {', '.join(group)} fit equally",
+                    *(f"ONNX input {name} was given" for name in group),
+                ]
                 self.notes[:] = [note for note in self.notes if not any(text in note for text in told)]
                 self.notes.append(
                     f"ONNX inputs {', '.join(group)} fit equally; the outputs agree in one order only, which was taken"

@@ -77,7 +77,7 @@ class FinalOutputs:
             ]
 
     def _by_content(self, outputs: Outputs, untouched: Untouched | None) -> list[str | None]:
-        """The graph's output for each of the model's, of which there are more or fewer: by value, then by shape, then by order."""
+        """The graph's output for each of the model's, of which there are more or fewer: by value, by shape, by order."""
         found: list[str | None] = [None] * len(outputs)
         left = list(self._graph_outputs)
         arrays = {} if untouched is None else untouched.outputs
@@ -133,14 +133,15 @@ class FinalOutputs:
         """Whether every output was compared, and passes."""
         return all(out.judgement == "pass" for out in self.results(untouched, expected))
 
-
     def are_there(self, untouched: Untouched, expected: Outputs) -> bool:
         """Whether every output of the side that has fewer is one of the other's, in whatever order."""
         left = list(expected)
         missing = 0
         for name in self._graph_outputs:
             array = untouched.outputs.get(name)
-            place = next((i for i, (_, each) in enumerate(left) if judge(each, array, self.tolerance)[1] == "pass"), None)
+            place = next(
+                (i for i, (_, each) in enumerate(left) if judge(each, array, self.tolerance)[1] == "pass"), None
+            )
             if place is None:
                 missing += 1
             else:
