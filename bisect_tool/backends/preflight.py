@@ -185,6 +185,8 @@ def _forward_hint(
         return "use a smaller sample"
     if isinstance(exc, TypeError) and ("argument" in text or "subscript" in text or "not iterable" in text):
         return "check how the sample is built: a tuple is passed by position, a dictionary by name"
+    if "scalar types: long" in text:
+        return _floating_indices(args, kwargs) or _OTHER_DTYPE
     if any(
         word in text
         for word in (
@@ -210,6 +212,12 @@ def _whole_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mappin
         return None
     name, weight = weights[0]
     return f"{some(names)}, and the weights are {dtype_name(weight.dtype)} (such as {name}); convert the sample"
+
+
+def _floating_indices(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Names floating inputs, where a table was to be read at them."""
+    names = [f"{name} is {dtype_name(t.dtype)}" for name, t in _named_inputs(args, kwargs) if t.is_floating_point()]
+    return f"{some(names)}, and indices are whole numbers (int64): convert the sample" if names else None
 
 
 # -- weights and inputs -----------------------------------------------------------------------------------------------

@@ -213,6 +213,21 @@ def test_forward_errors_name_the_deepest_module_and_the_inputs() -> None:
     assert "shapes" in hint
 
 
+def test_floating_indices_are_the_ones_named() -> None:
+    """Beside them there are inputs of whole numbers, which are right."""
+
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(5, 3)
+
+        def forward(self, ids: Any, mask: Any) -> Any:
+            return self.table(ids) * mask.unsqueeze(-1)
+
+    _, _, hint = raised(Lookup(), torch.ones(2, 4), mask=torch.ones(2, 4, dtype=torch.int64))
+    assert hint == "input 0 is float32, and indices are whole numbers (int64): convert the sample"
+
+
 def test_forward_errors_of_the_users_own_code_name_the_line() -> None:
     """An exception in a user's forward shows the file and line, and keywords by their names."""
 
