@@ -2199,6 +2199,8 @@ _WRAPPERS = (
     "params",
     "weights",
     "generator",
+    "state_dict_ema",
+    "model_ema",
 )
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 _TORCH_OF = {
