@@ -16,6 +16,7 @@ from test_rules_in_runs import Around, X, constant, first, layer, node_of, put_i
 from torch import Tensor, nn
 
 from bisect_tool import LoadedCase, Options, bisect, make_tolerance
+from bisect_tool.backends.exporting import Exporter, ExportSettings, export_onnx
 from bisect_tool.backends.ort_runner import OrtGraph, OrtRunner
 from bisect_tool.backends.runners import RUNNERS
 from bisect_tool.records import NumericConfig
@@ -315,3 +316,42 @@ def test_bisect_is_told_by_the_whole_only_where_no_part_is_wrong(tmp_path: Path)
     found = first(report_on(Around(nn.functional.gelu), (X,), tmp_path, other_function, opset_version=17))
     assert ("BD102", True) == (found.code, found.remedy_verified)
     assert "is a Tanh, where PyTorch's gelu, written out, has an Erf" in found.evidence[0]
+
+
+class Grouped(nn.Module):
+    """A normalisation that exporters write out in several nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8)
+        nn.init.uniform_(self.norm.weight, 0.5, 1.5)
+        nn.init.normal_(self.norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.norm(self.conv(x)))
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize(("op", "name"), [("Add", "bias"), ("Mul", "weight")])
+def test_a_normalisation_without_its_last_step(tmp_path: Path, op: str, name: str, exporter: Exporter) -> None:
+    """The factor or the summand by channel is not there; the nodes before it are all right."""
+    module, x = Grouped().eval(), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    file = tmp_path / "model.onnx"
+    export_onnx(module, (x,), {}, file, ExportSettings(exporter))
+    model = onnx.load(file)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    node = [node for node in model.graph.node if node.op_type == op][-1]
+    (read,) = [given for given in node.input if given not in constants]
+    node.op_type = "Identity"
+    node.ClearField("input")
+    node.input.append(read)
+    onnx.save(model, file)
+    verdict = bisect(
+        LoadedCase("grouped", module, (x,), {}), Options(make_tolerance(None, None, None), onnx=file)
+    ).verdict
+    assert ["norm"] == [origin.stage for origin in verdict.origins]
+    (cause,) = verdict.diagnoses
+    assert ("BD103", True) == (cause.code, cause.remedy_verified)
+    assert f"the {name} of PyTorch's native_group_norm is missing" in cause.evidence[0]

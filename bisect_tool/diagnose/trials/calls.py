@@ -122,6 +122,7 @@ def replaced_nodes(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tr
             found.append(_replacement(node, call, form, inputs, opset))
     yield from own
     yield from _without_bias(node, calls)
+    yield from _without_affine(node, calls)
     yield from others
 
 
@@ -151,6 +152,39 @@ def _without_bias(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
                     "the graph needs an Add there: export it again, or with another exporter or opset",
                     Edit(node.output, (Step("Add", (read, spread), {}),), keep=product),
                 )
+
+
+def _without_affine(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
+    """A factor or a summand by channel of a normalisation that the graph writes out in several nodes, and leaves one out."""
+    plain, shape = node.op in _PLAIN, node.shapes.get(node.output, ())
+    if len(shape) < 2 or not node.inputs or not (plain or node.op in _BEFORE_AFFINE):
+        return
+    for call in calls:
+        for name, op in (("bias", "Add"), ("weight", "Mul")):
+            given = call.operand(name) if call.name in _CHANNEL_AXIS else None
+            axis = _CHANNEL_AXIS.get(call.name, 0) % len(shape)
+            if given is None or not given.static or given.array.shape != (shape[axis],):
+                continue
+            spread = given.array.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+            where = f"{node.name} is a mere {node.op}" if plain else f"behind {node.name}"
+            yield Trial(
+                MISSING,
+                node.name,
+                f"the {name} of PyTorch's {call.name} is missing: {where}",
+                f"the graph needs a node {op} there: export it again, or with another exporter or opset",
+                Edit(node.output, (Step(op, (node.inputs[0] if plain else BEFORE, spread), {}),), keep=not plain),
+            )
+
+
+_CHANNEL_AXIS = {
+    **dict.fromkeys(("native_group_norm", "group_norm", "native_batch_norm", "batch_norm", "instance_norm"), 1),
+    **dict.fromkeys(("_native_batch_norm_legit_no_training", "cudnn_batch_norm"), 1),
+    **dict.fromkeys(("native_layer_norm", "layer_norm", "rms_norm", "_fused_rms_norm"), -1),
+}
+"""Axis of a normalisation's channels, by PyTorch's operation."""
+
+_BEFORE_AFFINE = frozenset(["InstanceNormalization", "Reshape", "Div", "Mul", "Add"])
+"""Nodes behind which the rest of a normalisation that is written out may be missing."""
 
 
 def _rank_differs(node: Node, form: Form) -> bool:
