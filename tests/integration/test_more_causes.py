@@ -355,3 +355,66 @@ def test_a_normalisation_without_its_last_step(tmp_path: Path, op: str, name: st
     (cause,) = verdict.diagnoses
     assert ("BD103", True) == (cause.code, cause.remedy_verified)
     assert f"the {name} of PyTorch's native_group_norm is missing" in cause.evidence[0]
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+class Spread(Scaled):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        return x / x.std(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize(("kind", "stage"), [(Scaled, "/rsqrt#0"), (Spread, "/std#0")])
+def test_an_operation_without_one_of_its_steps(
+    tmp_path: Path, kind: type[nn.Module], stage: str, exporter: Exporter
+) -> None:
+    module, x = kind().eval(), torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    file = tmp_path / "model.onnx"
+    export_onnx(module, (x,), {}, file, ExportSettings(exporter))
+    model = onnx.load(file)
+    [node for node in model.graph.node if node.op_type == "Sqrt"][-1].op_type = "Identity"
+    onnx.save(model, file)
+    verdict = bisect(
+        LoadedCase("steps", module, (x,), {}), Options(make_tolerance(None, None, None), onnx=file)
+    ).verdict
+    assert [stage] == [origin.stage for origin in verdict.origins]
+    (cause,) = verdict.diagnoses
+    assert ("BD103", True) == (cause.code, cause.remedy_verified)
+    assert f"a Sqrt of PyTorch's {stage[1:-2]} is missing" in cause.evidence[0]
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_attention_without_the_bias_of_its_output(tmp_path: Path, exporter: Exporter) -> None:
+    """PyTorch computes all of it in one operation."""
+    torch.manual_seed(0)
+    module = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    nn.init.normal_(module.out_proj.bias)
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = module
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    x, file = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)), tmp_path / "model.onnx"
+    export_onnx(Own().eval(), (x,), {}, file, ExportSettings(exporter))
+    model = onnx.load(file)
+    del [node for node in model.graph.node if node.op_type == "Gemm"][-1].input[2:]
+    onnx.save(model, file)
+    case = LoadedCase("attention", Own().eval(), (x,), {})
+    (cause,) = bisect(case, Options(make_tolerance(None, None, None), onnx=file)).verdict.diagnoses
+    assert ("BD103", True) == (cause.code, cause.remedy_verified)
+    assert "the proj_bias of PyTorch's _native_multi_head_attention is missing" in cause.evidence[0]

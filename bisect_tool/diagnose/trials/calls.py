@@ -123,6 +123,7 @@ def replaced_nodes(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tr
     yield from own
     yield from _without_bias(node, calls)
     yield from _without_affine(node, calls)
+    yield from _without_step(node, calls)
     yield from others
 
 
@@ -160,9 +161,9 @@ def _without_affine(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
     if len(shape) < 2 or not node.inputs or not (plain or node.op in _BEFORE_AFFINE):
         return
     for call in calls:
-        for name, op in (("bias", "Add"), ("weight", "Mul")):
-            given = call.operand(name) if call.name in _CHANNEL_AXIS else None
-            axis = _CHANNEL_AXIS.get(call.name, 0) % len(shape)
+        axis = _CHANNEL_AXIS.get(call.name, 0) % len(shape)
+        for name, op in _AFFINE.get(call.name, _OF_NORM) if call.name in _CHANNEL_AXIS else ():
+            given = call.operand(name)
             if given is None or not given.static or given.array.shape != (shape[axis],):
                 continue
             spread = given.array.reshape([-1 if i == axis else 1 for i in range(len(shape))])
@@ -179,12 +180,41 @@ def _without_affine(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
 _CHANNEL_AXIS = {
     **dict.fromkeys(("native_group_norm", "group_norm", "native_batch_norm", "batch_norm", "instance_norm"), 1),
     **dict.fromkeys(("_native_batch_norm_legit_no_training", "cudnn_batch_norm"), 1),
-    **dict.fromkeys(("native_layer_norm", "layer_norm", "rms_norm", "_fused_rms_norm"), -1),
+    **dict.fromkeys(
+        ("native_layer_norm", "layer_norm", "rms_norm", "_fused_rms_norm", "_native_multi_head_attention"), -1
+    ),
 }
-"""Axis of a normalisation's channels, by PyTorch's operation."""
+"""Axis of the channels, by PyTorch's operation."""
 
-_BEFORE_AFFINE = frozenset(["InstanceNormalization", "Reshape", "Div", "Mul", "Add"])
-"""Nodes behind which the rest of a normalisation that is written out may be missing."""
+_OF_NORM = (("bias", "Add"), ("weight", "Mul"))
+_AFFINE = {"_native_multi_head_attention": (("proj_bias", "Add"), ("qkv_bias", "Add"))}
+"""Operands by channel and what is done with them, where these are not a normalisation's."""
+
+_BEFORE_AFFINE = frozenset(["InstanceNormalization", "Reshape", "Div", "Mul", "Add", "MatMul", "Gemm"])
+"""Nodes behind which the rest of an operation that is written out may be missing."""
+
+
+def _without_step(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
+    """A step without operands of its own that an operation is written out with, where the graph leaves it out."""
+    plain = node.op in _PLAIN
+    for call in calls:
+        for op in _STEPS.get(call.name, ()) if node.inputs and node.op != "Constant" else ():
+            where = f"{node.name} is a mere {node.op}" if plain else f"behind {node.name}"
+            yield Trial(
+                MISSING,
+                node.name,
+                f"a {op} of PyTorch's {call.name} is missing: {where}",
+                f"the graph needs a node {op} there: export it again, or with another exporter or opset",
+                Edit(node.output, (Step(op, (node.inputs[0] if plain else BEFORE,), {}),), keep=not plain),
+            )
+
+
+_STEPS = {
+    "rsqrt": ("Sqrt", "Reciprocal"),
+    **dict.fromkeys(("std", "std_mean", "norm", "linalg_vector_norm", "cdist", "_cdist_forward"), ("Sqrt",)),
+    **dict.fromkeys(("logsumexp", "log_softmax", "_log_softmax", "log1p", "softplus"), ("Log", "Exp")),
+}
+"""Steps of PyTorch's operations that graphs write out."""
 
 
 def _rank_differs(node: Node, form: Form) -> bool:
