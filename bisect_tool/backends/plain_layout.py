@@ -104,6 +104,10 @@ def with_plain_layout(model: ir.Model, block: int) -> PlainLayout:
             copy.graph.insert_after(node, nodes)
             for user, place in users:
                 user.replace_input_with(place, nodes[-1].outputs[0])
+                # Beside other readers the file may turn the value back itself.
+                again = user.outputs[0] if _is(user, "ReorderOutput") and not _is_last(user) else None
+                if again is not None and again.name and not again.is_graph_output():
+                    twice.append(again.name)
             added += [each.name or "" for each in nodes]
             twice += [value.name, *(out.name or "" for each in nodes[1:] for out in each.outputs)]
     return PlainLayout(copy, frozenset(added), frozenset(twice))
@@ -282,15 +286,19 @@ def without_moves(graph: OnnxGraph, put_in: Set[str], blocked: Set[str]) -> Onnx
     """
     names: dict[str, str] = {}
     for node in graph.nodes:
-        source = node.inputs[0] if node.inputs else ""
+        source, made = (node.inputs[0] if node.inputs else ""), node.outputs[0]
         if _moves(node, "ReorderOutput") and source in blocked and source not in names:
-            names[source] = node.outputs[0]
+            names[source] = made
+        elif (node.name in put_in or _moves(node, "ReorderInput")) and source and made in blocked:
+            names[made] = names.get(source, source)
+        elif _moves(node, "ReorderOutput") and made in blocked:
+            names[made] = names[source]
     kept = []
     for node in graph.nodes:
-        if node.name in put_in or _moves(node, "ReorderInput"):
-            if node.outputs[0] in blocked and node.inputs:
-                names[node.outputs[0]] = names.get(node.inputs[0], node.inputs[0])
-        elif not (_moves(node, "ReorderOutput") and names.get(node.inputs[0]) == node.outputs[0]):
+        is_move = _moves(node, "ReorderOutput") and (
+            node.outputs[0] in blocked or names.get(node.inputs[0]) == node.outputs[0]
+        )
+        if node.name not in put_in and not _moves(node, "ReorderInput") and not is_move:
             inputs, outputs = (tuple(names.get(name, name) for name in each) for each in (node.inputs, node.outputs))
             kept.append(replace(node, inputs=inputs, outputs=outputs))
     return replace(graph, nodes=tuple(kept))

@@ -103,6 +103,33 @@ def test_the_graph_beside_pytorch_has_no_node_that_moves_numbers(tmp_path: Path)
     assert len(program.plain.nodes) < len(program.graph.nodes)
 
 
+class Beside(nn.Module):
+    """A value that one reader wants in blocks and the other does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up, self.head = nn.Conv2d(3, 24, 3), nn.Upsample(scale_factor=2), nn.Conv2d(24, 5, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, 3, H, W]`` to ``[N, 5, 2 H - 4, 2 W - 4]`` and ``[N, 24]``."""
+        x = torch.relu(self.conv(x))
+        return self.head(self.up(x)), x.mean((2, 3))
+
+
+def test_a_value_that_the_file_turns_back_itself_is_there_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 8, 8)
+    path = optimised(Beside().eval(), x, tmp_path)
+    program = OnnxProgram(load_onnx(path), path)
+    assert not [node for node in program.plain.nodes if node.op_type.startswith("Reorder")]
+    (segment,) = program.segments(None)
+    shown, (name,) = sorted(program.exposable([segment])), program.graph.inputs
+    built = program.build(segment, shown, {name: type_of_array(np.dtype(np.float32), tuple(x.shape))})
+    made = outputs_of(built.model, {name: x.numpy()}, tmp_path)
+    for place, array in enumerate(made):
+        assert not [other for other in made[:place] if other.shape == array.shape and np.array_equal(other, array)]
+
+
 @pytest.mark.parametrize(
     ("inputs", "outputs", "groups"), [(3, 20, 1), (16, 20, 1), (20, 24, 1), (32, 32, 32), (32, 64, 2), (48, 16, 1)]
 )
