@@ -38,8 +38,8 @@ COARSE = 2e-2
 NAMED = 5
 """Weights that the evidence names."""
 
-_MOST_FOLDINGS = 64
-"""BatchNorms of as many channels that a weight is tried with."""
+_NEAR_A_FOLDING = 0.5
+"""Relative L2 between the factors that a weight's channels have and those of a BatchNorm that may be folded in."""
 
 _BLOCK = 1 << 20
 _CACHED = 1 << 16
@@ -333,11 +333,23 @@ def _nearest_folded(
     """The model's weight with the BatchNorm folded in that it is nearest to, if that is far nearer than without any."""
     if actual.ndim < 2 or actual.shape != expected.shape:
         return None
-    axes = [(each, axis) for each in foldings for axis in (0, 1) if actual.shape[axis] == each.scale.size]
-    forms = [each.weight(expected, axis) for each, axis in axes[:_MOST_FOLDINGS]]
-    found = [(form, _sums(actual, form)) for form in forms]
-    best = min(found, key=lambda each: each[1].rel_l2, default=None)
-    return best if best is not None and 2 * best[1].rel_l2 < sums.rel_l2 else None
+    near = [
+        (
+            float(np.linalg.norm(sums.factors(axis) - each.scale) / max(float(np.linalg.norm(each.scale)), 1e-30)),
+            each,
+            axis,
+        )
+        for each in foldings
+        for axis in (0, 1)
+        if actual.shape[axis] == each.scale.size
+    ]
+    apart, folding, axis = min(near, key=lambda each: each[0], default=(math.inf, None, 0))
+    # Of a weight that is not the model's at all its factors are those of no BatchNorm.
+    if folding is None or not apart < _NEAR_A_FOLDING:
+        return None
+    form = folding.weight(expected, axis)
+    found = _sums(actual, form)
+    return (form, found) if 2 * found.rel_l2 < sums.rel_l2 else None
 
 
 def _is_constant(weight: Array) -> bool:
@@ -477,7 +489,9 @@ def _rounded_to(actual: Array, expected: Array, sums: _Sums, *, computed: bool =
         eps = float(ml_dtypes.finfo(dtype).eps)
         worst = 0.0
         for start, (one, _) in _blocks(actual, actual):
-            if computed and not np.array_equal(one.astype(dtype).astype(np.float64), one):
+            with np.errstate(all="ignore"):
+                is_of_type = not computed or np.array_equal(one.astype(dtype).astype(np.float64), one)
+            if not is_of_type:
                 worst = math.inf
                 break
             part = expected if expected.ndim == 0 else expected[start : start + len(one)]

@@ -29,7 +29,7 @@ def resolve_scope(components: Sequence[str], modules: Mapping[str, str]) -> str 
                 break
         else:
             # A module that is registered in two places is written with the name of the first.
-            if part not in modules:
+            if part not in modules or sum(path == modules[part] for path in modules.values()) < 2:
                 return None
             path = part
     return modules[path] if path else modules.get("", "")
@@ -49,12 +49,16 @@ class _Reading:
     dropped: int = 0
     added: str = ""
 
+    def names(self, node: OnnxNode) -> Sequence[str]:
+        """What is left of a node's scopes."""
+        last = node.scopes[-1]
+        parts = (last.split(".") if last else []) if node.call is not None else node.scopes[1:]
+        return parts[self.dropped :]
+
     def path(self, node: OnnxNode, modules: Mapping[str, str]) -> str | None:
         """The module of a node; ``None`` if its scopes name none."""
-        if node.call is not None:
-            names = node.scopes[-1].split(".") if node.scopes[-1] else []
-            return modules.get(".".join([self.added, *names[self.dropped :]] if self.added else names[self.dropped :]))
-        return resolve_scope([*([self.added] if self.added else []), *node.scopes[1 + self.dropped :]], modules)
+        names = [*([self.added] if self.added else []), *self.names(node)]
+        return modules.get(".".join(names)) if node.call is not None else resolve_scope(names, modules)
 
 
 def _paths(nodes: Sequence[OnnxNode], modules: Mapping[str, str]) -> list[str | None]:
@@ -63,21 +67,27 @@ def _paths(nodes: Sequence[OnnxNode], modules: Mapping[str, str]) -> list[str | 
     A file may have been exported with a module around the model, or of a module inside it.
     """
     first = {node.scopes: node for node in nodes if node.scopes}
+    inner = sum(bool(_Reading().names(node)) for node in first.values())
 
     def read(reading: _Reading) -> dict[tuple[str, ...], str | None]:
         return {scopes: reading.path(node, modules) for scopes, node in first.items()}
 
-    def share(found: Mapping[tuple[str, ...], str | None]) -> float:
-        return sum(path is not None for path in found.values()) / max(len(found), 1)
+    def share(reading: _Reading) -> float:
+        """Of the scopes of which something is left, those that lead to a module; none where most have nothing left."""
+        left = [node for node in first.values() if reading.names(node)]
+        found = sum(reading.path(node, modules) is not None for node in left)
+        return found / len(left) if left and len(left) > inner * (1 - _RESOLVED) else 0.0
 
-    plain = best = read(_Reading())
-    if share(plain) < 1 - _RESOLVED:
-        inner = [name for name in modules if name and name.count(".") < _MOST_WRAPPERS]
+    plain = _Reading()
+    if not inner or share(plain) >= 1 - _RESOLVED:
+        best = plain
+    else:
         others = [_Reading(dropped=count) for count in range(1, _MOST_WRAPPERS + 1)]
-        others += [_Reading(added=name) for name in inner]
-        best = max(map(read, others), key=share)
-        best = best if share(best) >= _RESOLVED else plain
-    return [best.get(node.scopes) for node in nodes]
+        others += [_Reading(added=name) for name in modules if name and name.count(".") < _MOST_WRAPPERS]
+        # The first that will do: with more left out, less is told.
+        best = next((each for each in others if share(each) >= _RESOLVED), plain)
+    paths = read(best)
+    return [paths.get(node.scopes) for node in nodes]
 
 
 class Scopes:

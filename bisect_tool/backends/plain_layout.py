@@ -8,7 +8,7 @@ numbers move there and back. What lies between them can be compared with PyTorch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -26,8 +26,15 @@ DOMAIN = "com.microsoft.nchwc"
 BLOCKED = "__blocked"
 """Behind the name of a value in its blocked layout; in its plain one it has the name that the file gives it."""
 
+_ENDINGS = ("__out", "__in", "__pads", "__filled")
+_PUT_IN = ("ReorderOutput", "ReorderInput", "Pad", "Constant")
+"""Ends of the names of nodes that are put in, and their operators."""
+
 _OTHER_TYPES = frozenset(["QuantizeLinear", "Cast"])
 """Operators that may make other numbers than float32, the only ones that can be moved."""
+
+_PADS_AS_INPUT = 11
+"""Opset from which ``Pad`` reads how far."""
 
 _ALIGNED = 4
 """``ReorderInput`` takes whole multiples of so many channels."""
@@ -84,7 +91,8 @@ def with_plain_layout(model: ir.Model, block: int) -> PlainLayout:
         producer_version=model.producer_version,
         functions=list(model.functions.values()),
     )
-    channels = _channels(list(copy.graph), block)
+    blocked, channels = _blocked_values(copy.graph), _channels(list(copy.graph), block)
+    opset = copy.graph.opset_imports.get("", _PADS_AS_INPUT)
     added: list[str] = []
     twice: list[str] = []
     for node in list(copy.graph):
@@ -98,9 +106,11 @@ def with_plain_layout(model: ir.Model, block: int) -> PlainLayout:
                 twice.append(value.name)
                 continue
             if value not in channels or node.op_type in _OTHER_TYPES:
+                if value in blocked:
+                    twice.append(value.name)
                 continue
             name, value.name = value.name, f"{value.name}{BLOCKED}"
-            nodes = _there_and_back(value, name, channels[value], block)
+            nodes = _there_and_back(value, name, channels[value], block, opset)
             copy.graph.insert_after(node, nodes)
             for user, place in users:
                 user.replace_input_with(place, nodes[-1].outputs[0])
@@ -110,6 +120,15 @@ def with_plain_layout(model: ir.Model, block: int) -> PlainLayout:
                     twice.append(again.name)
             added += [each.name or "" for each in nodes]
             twice += [value.name, *(out.name or "" for each in nodes[1:] for out in each.outputs)]
+    # A graph that was taken apart has been through this before.
+    for node in model.graph:
+        if (
+            node.name
+            and node.name.endswith(_ENDINGS)
+            and node.op_type in ("ReorderOutput", "ReorderInput", "Pad", "Constant")
+        ):
+            added.append(node.name)
+            twice += [value.name or "" for value in node.outputs if node.op_type != "ReorderOutput"]
     return PlainLayout(copy, frozenset(added), frozenset(twice))
 
 
@@ -123,37 +142,47 @@ class BlockedWeight:
 
     Attributes:
         filters: of the convolution, without those that fill up the last block.
-        is_blocked_twice: the channels that a filter reads are in blocks too, and not only the filters.
+        inputs: channels that a filter reads, where these are in blocks too; ``None``: only the filters are.
     """
 
     filters: int
-    is_blocked_twice: bool
+    inputs: int | None
 
 
 def blocked_weights(nodes: Sequence[ir.Node], block: int) -> dict[str, BlockedWeight]:
     """The weights of convolutions in the blocked layout, by name."""
-    blocked = _blocked_values(nodes)
+    blocked, channels = _blocked_values(nodes), _channels(nodes, block)
     found = {}
     for node in nodes:
-        if not _is(node, "Conv") or (count := _filters(node, block)) is None:
+        weight = _weight(node)
+        if weight is None or weight.shape[0] % block:
             continue
-        weight = node.inputs[1]
-        assert weight is not None and weight.name is not None and weight.const_value is not None
-        twice = node.inputs[0] in blocked and weight.const_value.shape.numpy()[1] > 1
-        found[weight.name] = BlockedWeight(count, twice)
+        given, name = node.inputs[0], node.inputs[1].name  # type: ignore[union-attr]
+        inputs = int(weight.shape[1]) if given in blocked and weight.shape[1] > 1 else None
+        if inputs is not None and given is not None and _group(node) == 1:
+            inputs = channels.get(given, inputs)
+        found[name or ""] = BlockedWeight(channels.get(node.outputs[0], int(weight.shape[0])), inputs)
     return found
+
+
+def _weight(node: ir.Node) -> Array | None:
+    """What a convolution of the blocked layout reads; ``None``: it is another node, or computes its weight."""
+    value = node.inputs[1] if _is(node, "Conv") and len(node.inputs) > 1 else None
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def _group(node: ir.Node) -> int:
+    return node.attributes.get_int("group", 1) or 1
 
 
 def out_of_blocks(weight: Array, how: BlockedWeight, block: int) -> Array:
     """A weight as ``[filters, inputs, height, width]``, without what fills up blocks; the inverse of :func:`in_blocks`."""
     count, inputs, *size = weight.shape
-    if not how.is_blocked_twice:
+    if how.inputs is None:
         plain = weight.reshape(count // block, inputs, *size, block).transpose(0, 4, 1, 2, 3)
         return plain.reshape(weight.shape)[: how.filters]
     parts = weight.reshape(count // block, inputs // block, *size, block, block)
-    plain = parts.transpose(0, 5, 1, 4, 2, 3).reshape(weight.shape)[: how.filters]
-    is_used: NDArray[np.bool_] = np.any(plain[:, inputs - block :], axis=(0, 2, 3))
-    return plain[:, : inputs - block + _last(is_used)]
+    return parts.transpose(0, 5, 1, 4, 2, 3).reshape(weight.shape)[: how.filters, : how.inputs]
 
 
 def _last(is_used: NDArray[np.bool_]) -> int:
@@ -201,32 +230,89 @@ def _blocked_values(nodes: Iterable[ir.Node]) -> set[ir.Value]:
 
 
 def _channels(nodes: Sequence[ir.Node], block: int) -> dict[ir.Value, int]:
-    """Of each blocked value, how many channels it has without those that fill the last block."""
+    """Of each blocked value, how many channels it has without those that fill the last block.
+
+    Values that a pool, a sum or the like makes of one another have as many. Where none of them tells, all channels up to the
+    last that a filter makes or reads are some: the rest is zero, or nobody's.
+    """
     blocked = _blocked_values(nodes)
-    known: dict[ir.Value, int] = {}
+    alike, told, least = _Alike(), dict[ir.Value, int](), dict[ir.Value, int]()
     for node in nodes:
-        if _is(node, "ReorderOutput") and node.inputs[0] is not None and "channels" in node.attributes:
-            known[node.inputs[0]] = node.attributes["channels"].as_int()
-    for node in nodes:
-        made = next(iter(node.outputs), None)
-        if made is None or made not in blocked or made in known:
+        made = next((value for value in node.outputs if value in blocked), None)
+        read = [value for value in node.inputs if value in blocked and value is not None]
+        weight = _weight(node)
+        if _is(node, "ReorderOutput"):
+            if read and "channels" in node.attributes:
+                told[read[0]] = node.attributes["channels"].as_int()
+        elif made is None:
             continue
-        if _is(node, "Conv"):
-            found: int | None = _filters(node, block)
         elif _is(node, "ReorderInput"):
-            found = _shape_at(node.inputs[0], 3 if _is_last(node) else 1)
-        else:
-            parts = [known.get(value) for value in node.inputs if value in blocked]
-            # Concatenated are channels, of whole blocks only; all else keeps them.
-            found = _added_up(parts) if node.op_type == "Concat" else next(iter(parts), None)
-        if found is not None:
-            known[made] = found
-    return {value: count for value, count in known.items() if value in blocked}
+            length = _shape_at(node.inputs[0], 3 if _is_last(node) else 1)
+            if length is not None:
+                told[made] = length
+        elif weight is not None:
+            given = node.inputs[0]
+            if given is not None and given in blocked:
+                _read_in_blocks(node, weight, given, alike, least, block)
+            least[made] = max(_last_filter(node, weight, block), least.get(made, 0))
+            alike.join_all(made, [value for value in node.inputs[3:] if value in blocked])
+        elif node.op_type != "Concat":
+            alike.join_all(made, read)
+    told, least = alike.greatest(told), alike.greatest(least)
+
+    def known(value: ir.Value) -> int | None:
+        root = alike.root(value)
+        return told.get(root, least.get(root))
+
+    for node in nodes:
+        made = next((value for value in node.outputs if value in blocked), None)
+        if node.op_type == "Concat" and made is not None and known(made) is None:
+            # Of whole blocks only.
+            parts = [known(value) for value in node.inputs if value is not None]
+            if None not in parts:
+                told[alike.root(made)] = sum(part or 0 for part in parts)
+    found = {value: known(value) for value in blocked}
+    return {value: count for value, count in found.items() if count is not None}
 
 
-def _added_up(parts: Iterable[int | None]) -> int | None:
-    counts = list(parts)
-    return None if None in counts else sum(count or 0 for count in counts)
+def _read_in_blocks(
+    node: ir.Node, weight: Array, given: ir.Value, alike: _Alike, least: dict[ir.Value, int], block: int
+) -> None:
+    """What a convolution tells of a value in blocks that it reads."""
+    if weight.shape[1] == 1:
+        alike.join(node.outputs[0], given)
+        return
+    last = _last_input(weight, block) if _group(node) == 1 else int(weight.shape[1]) * _group(node)
+    least[given] = max(last, least.get(given, 0))
+
+
+class _Alike:
+    """Values that have as many channels as one another."""
+
+    def __init__(self) -> None:
+        self._next: dict[ir.Value, ir.Value] = {}
+
+    def root(self, value: ir.Value) -> ir.Value:
+        while value in self._next:
+            value = self._next[value]
+        return value
+
+    def join(self, one: ir.Value, other: ir.Value) -> None:
+        first, second = self.root(one), self.root(other)
+        if first is not second:
+            self._next[first] = second
+
+    def greatest(self, counts: Mapping[ir.Value, int]) -> dict[ir.Value, int]:
+        """By the value that stands for all that are alike."""
+        found: dict[ir.Value, int] = {}
+        for value, count in counts.items():
+            found[self.root(value)] = max(count, found.get(self.root(value), 0))
+        return found
+
+    def join_all(self, one: ir.Value, others: Iterable[ir.Value | None]) -> None:
+        for other in others:
+            if other is not None:
+                self.join(one, other)
 
 
 def _is_last(node: ir.Node) -> bool:
@@ -241,36 +327,50 @@ def _shape_at(value: ir.Value | None, axis: int) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def _filters(node: ir.Node, block: int) -> int | None:
-    """Filters of a convolution up to the last that is not zero throughout: the rest only fills the block."""
-    weight = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    if weight is None:
-        return None
-    array = weight.numpy()
-    count = int(array.shape[0])
+def _last_filter(node: ir.Node, weight: Array, block: int) -> int:
+    """Filters of a convolution up to the last that is not zero throughout."""
+    count = int(weight.shape[0])
     if count % block:
-        return None
+        return count
     # A block's filters lie side by side in memory, whatever the order of the other axes.
-    is_used = np.any(array.reshape(count // block, -1, block)[-1], axis=0)
+    is_used = np.any(weight.reshape(count // block, -1, block)[-1], axis=0)
     bias = node.inputs[2].const_value if len(node.inputs) > 2 and node.inputs[2] is not None else None
     if bias is not None:
         is_used |= bias.numpy().reshape(-1)[-block:] != 0
     return count - block + _last(is_used)
 
 
-def _there_and_back(value: ir.Value, name: str, channels: int, block: int) -> list[ir.Node]:
+def _last_input(weight: Array, block: int) -> int:
+    """Channels up to the last that any filter reads, of a weight in blocks both ways."""
+    count, inputs, *size = weight.shape
+    if count % block or inputs % block:
+        return int(inputs)
+    parts = weight.reshape(count // block, inputs // block, *size, block, block)[:, -1]
+    is_used: NDArray[np.bool_] = np.any(parts, axis=(0, 1, 2, 4))
+    return int(inputs) - block + _last(is_used)
+
+
+def _there_and_back(value: ir.Value, name: str, channels: int, block: int, opset: int) -> list[ir.Node]:
     count = ir.Attr("channels", ir.AttributeType.INT, channels)
     plain = ir.Node(DOMAIN, "ReorderOutput", [value], [count], outputs=[ir.Value(name=name)], name=f"{name}__out")
     nodes, last = [plain], plain.outputs[0]
     if channels % _ALIGNED:
-        pads = ir.tensor(np.array([0, 0, 0, 0, 0, -channels % block, 0, 0], np.int64), name=f"{name}__pads")
+        counts = [0, 0, 0, 0, 0, -channels % block, 0, 0]
+        pads = ir.tensor(np.array(counts, np.int64), name=f"{name}__pads")
         attribute = ir.Attr("value", ir.AttributeType.TENSOR, pads)
         constant = ir.Node(
             "", "Constant", [], [attribute], outputs=[ir.Value(name=f"{name}__pads")], name=f"{name}__pads"
         )
-        inputs = [last, constant.outputs[0]]
-        filled = ir.Node("", "Pad", inputs, outputs=[ir.Value(name=f"{name}__filled")], name=f"{name}__filled")
-        nodes += [constant, filled]
+        late = opset >= _PADS_AS_INPUT
+        filled = ir.Node(
+            "",
+            "Pad",
+            [last, constant.outputs[0]] if late else [last],
+            [] if late else [ir.Attr("pads", ir.AttributeType.INTS, counts)],
+            outputs=[ir.Value(name=f"{name}__filled")],
+            name=f"{name}__filled",
+        )
+        nodes += [constant, filled] if late else [filled]
         last = filled.outputs[0]
     again = ir.Node(DOMAIN, "ReorderInput", [last], outputs=[ir.Value(name=f"{name}__again")], name=f"{name}__in")
     return [*nodes, again]

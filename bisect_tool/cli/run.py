@@ -313,8 +313,8 @@ def report_folder(settings: Mapping[str, Any], force: bool) -> Path:
     return folder
 
 
-_READ = ("model", "checkpoint", "onnx", "config", "matrix", "tolerances", "inputs", "raw")
-"""Settings that name files which a command reads."""
+_READ = ("model", "checkpoint", "onnx", "config", "matrix", "tolerances", "inputs", "raw", "preprocess", "metric")
+"""Settings that name files, folders or modules which a command reads."""
 
 
 def refuse_inputs(option: str, file: Path, settings: Mapping[str, Any]) -> None:
@@ -324,9 +324,24 @@ def refuse_inputs(option: str, file: Path, settings: Mapping[str, Any]) -> None:
     for name in _READ:
         given = settings.get(name) or ()
         for path in [given] if isinstance(given, (str, os.PathLike)) else given:
-            with contextlib.suppress(OSError, TypeError, ValueError):
-                if os.path.samefile(file, path):
-                    raise BisectError(f"{option} {file}: this run reads that file", hint="choose another place")
+            for read in _files_of(path):
+                with contextlib.suppress(OSError):
+                    if os.path.samefile(file, read):
+                        raise BisectError(f"{option} {file}: this run reads that file", hint="choose another place")
+
+
+def _files_of(given: Any) -> list[Path]:
+    """Files that a setting names: itself, those of a folder, or the source of ``module:name``."""
+    if not isinstance(given, (str, os.PathLike)):
+        return []
+    path, (module, separator, _) = Path(given), str(given).partition(":")
+    if path.is_dir():
+        return [*path.iterdir()]
+    if separator and not path.exists():
+        # As the loaders have it: a file beside the working folder, or a module from there.
+        place = Path(module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
+        return [place, Path(place.with_suffix(""), "__init__.py")]
+    return [path, path.with_name(f"{path.name}.data")]
 
 
 def check_kept_file(file: Path, force: bool, settings: Mapping[str, Any]) -> None:

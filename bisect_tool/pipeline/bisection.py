@@ -271,7 +271,8 @@ class Bisection:
         cuts = {layer: cut_of(stages, trace, matches) for layer, stages in selection.layers.items()}
         if MAIN_LAYER in cuts and not self.options.stages:
             # Of a whole level: what comes between two stages, as a container's own view, is the next one's.
-            values = {stage.value for stage in selection.judged}
+            judged_values = {stage.value for stage in selection.judged}
+            values = judged_values | {stage.value for stage in trace.stages if stage.level != "container"}
             own = {value: match for value, match in matches.items() if value in values}
             cuts[MAIN_LAYER] = cut_of(selection.layers[MAIN_LAYER], trace, own)
         return _Aligned(reference, matches, selection, alignment, cuts)
@@ -655,15 +656,16 @@ class Bisection:
     def _settle_inputs(self, outputs: Outputs) -> None:
         """Where order alone says which input is which and the outputs disagree, another order is taken if they agree then."""
         untouched = self.untouched.get(self.base.name)
-        # Outputs that changed places are told; another order of inputs does not explain them.
-        if untouched is None or self.final.agree(untouched, outputs) or self.final.are_there(untouched, outputs):
+        if untouched is None or self.final.agree(untouched, outputs):
             return
-        for group, feeds in self.ready.bound.exchanges():
+        # Outputs that changed places as well are told; they are no reason for an order where this one explains them.
+        ways = [self.final.agree, *([] if self.final.are_there(untouched, outputs) else [self.final.are_there])]
+        for is_it, (group, feeds) in itertools.product(ways, list(self.ready.bound.exchanges())):
             try:
                 found = Untouched(dict(untouched_run(self.program, self.base.actual).run(feeds)), {})
             except InconclusiveError:
                 continue
-            if self.final.are_there(found, outputs):
+            if is_it(found, outputs):
                 self.feeds = self.onnx.feeds = feeds
                 told = [
                     f"ONNX inputs {', '.join(group)} fit equally",

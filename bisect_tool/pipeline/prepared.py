@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from bisect_tool.backends.case import LoadedCase
 from bisect_tool.backends.graph_runs import GraphRuns
 from bisect_tool.backends.inputs import BoundInputs, bind_inputs, sample_tensors
 from bisect_tool.backends.onnx_program import OnnxProgram
-from bisect_tool.backends.runners import untouched_run
+from bisect_tool.backends.runners import WholeRun, untouched_run
 from bisect_tool.backends.unfold import unfold
 from bisect_tool.errors import InconclusiveError
 from bisect_tool.pipeline.options import Options
@@ -76,21 +77,30 @@ def _that_runs(program: OnnxProgram, base: ConfigPair, bound: BoundInputs) -> Bo
     """
     others = bound.exchanges()
     first = next(others, None)
-    if first is None or _runs(program, base, bound.feeds):
+    if first is None:
         return bound
-    for group, feeds in itertools.chain([first], others):
-        if _runs(program, base, feeds):
-            note = f"ONNX inputs {', '.join(group)} fit equally; the graph runs with them in another order, which was taken"
-            kept = [each for each in bound.notes if not any(f"ONNX input {name} was given" in each for name in group)]
-            whose = {name: next(other for other in group if bound.feeds[other] is feeds[name]) for name in group}
-            sources = {**bound.sources, **{name: bound.sources[other] for name, other in whose.items()}}
-            return replace(bound, feeds=feeds, notes=(*kept, note), sources=sources)
+    # What cannot be loaded is told where it is needed.
+    with contextlib.suppress(InconclusiveError):
+        run = untouched_run(program, base.actual)
+        if _runs(run, bound.feeds):
+            return bound
+        for group, feeds in itertools.chain([first], others):
+            if _runs(run, feeds):
+                return _in_order(bound, group, feeds)
     return bound
 
 
-def _runs(program: OnnxProgram, base: ConfigPair, feeds: Mapping[str, Array]) -> bool:
+def _in_order(bound: BoundInputs, group: tuple[str, ...], feeds: Mapping[str, Array]) -> BoundInputs:
+    note = f"ONNX inputs {', '.join(group)} fit equally; the graph runs with them in another order, which was taken"
+    kept = [each for each in bound.notes if not any(f"ONNX input {name} was given" in each for name in group)]
+    whose = {name: next(other for other in group if bound.feeds[other] is feeds[name]) for name in group}
+    sources = {**bound.sources, **{name: bound.sources[other] for name, other in whose.items()}}
+    return replace(bound, feeds=feeds, notes=(*kept, note), sources=sources)
+
+
+def _runs(run: WholeRun, feeds: Mapping[str, Array]) -> bool:
     try:
-        untouched_run(program, base.actual).run(dict(feeds))
+        run.run(dict(feeds))
     except InconclusiveError:
         return False
     return True

@@ -205,18 +205,24 @@ class Around(nn.Module):
         return getattr(self, self.name)(x)  # type: ignore[no-any-return]
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.2 * torch.tanh(self.fc(self.norm(x)))  # type: ignore[no-any-return]
+
+
 class Inner(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.blocks = nn.ModuleList(nn.ModuleDict({"norm": nn.LayerNorm(8), "fc": nn.Linear(8, 8)}) for _ in range(2))
-        self.head = nn.Linear(8, 3)
+        self.blocks, self.head = nn.Sequential(Block(), Block()), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, 8]`` to ``[N, 3]``."""
-        for block in self.blocks:
-            x = x + 0.2 * torch.tanh(block["fc"](block["norm"](x)))
-        return self.head(x)  # type: ignore[no-any-return]
+        return self.head(self.blocks(x))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)

@@ -565,3 +565,20 @@ def test_no_option_writes_over_what_is_read(tmp_path: Path) -> None:
     link.symlink_to(tmp_path / "ckpt.pt")
     arguments = (*given, "--input", str(tmp_path / "sample.pt"), "--keep-onnx", str(link), "--force")
     assert 2 == command(*arguments, folder=tmp_path / "report").code
+
+
+def test_a_folder_of_samples_and_a_module_are_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "samples").mkdir()
+    for name in ("model.py", "ckpt.pt", "sample.pt"):
+        (tmp_path / name).write_bytes(Path(name).read_bytes())
+    (tmp_path / "samples" / "s.pt").write_bytes(Path("sample.pt").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ("model.py", "ckpt.pt", "--input", "samples", "--keep-onnx", "samples/s.pt"),
+        ("model:build_model", "ckpt.pt", "--input", "sample.pt", "--keep-onnx", "model.py"),
+    ):
+        before = Path(arguments[-1]).read_bytes()
+        outcome = command(*arguments, "--force", folder=tmp_path / "report")
+        assert 2 == outcome.code
+        assert f"--keep-onnx {arguments[-1]}: this run reads that file" in outcome.err
+        assert before == Path(arguments[-1]).read_bytes()

@@ -41,9 +41,9 @@ class Mixed(nn.Module):
         return self.head(torch.cat([x, torch.relu(self.depthwise(x))], 1))
 
 
-def optimised(module: nn.Module, x: Tensor, folder: Path) -> Path:
+def optimised(module: nn.Module, x: Tensor, folder: Path, opset: int = 17) -> Path:
     """The export as ONNX Runtime's optimiser leaves it, in the layout of this processor."""
-    export_onnx(module, (x,), {}, folder / "plain.onnx", ExportSettings("torchscript"))
+    export_onnx(module, (x,), {}, folder / "plain.onnx", ExportSettings("torchscript", opset=opset))
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(folder / "blocked.onnx")
@@ -103,6 +103,44 @@ def test_the_graph_beside_pytorch_has_no_node_that_moves_numbers(tmp_path: Path)
     assert len(program.plain.nodes) < len(program.graph.nodes)
 
 
+class Pruned(nn.Module):
+    """Its last filters are zero throughout, and what is made of them is not."""
+
+    def __init__(self, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.pool, self.last = nn.MaxPool2d(2), nn.Conv2d(32, 18, 1)
+        self.head = nn.Conv2d(18, 4, 1)
+        with torch.no_grad():
+            self.second.weight[-3:] = 0
+            self.second.bias[-3:] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` to ``[N, 4]``."""
+        x = torch.relu(self.first(x))
+        y = torch.relu(self.second(x) + x) if self.residual else torch.sigmoid(self.second(x))
+        return self.head(torch.relu(self.last(self.pool(y * x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("opset", [10, 17])
+@pytest.mark.parametrize("residual", [False, True], ids=["sigmoid", "sum"])
+def test_filters_of_zeros_are_not_taken_for_what_fills_a_block(tmp_path: Path, residual: bool, opset: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 8, 8)
+    path = optimised(Pruned(residual).eval(), x, tmp_path, opset)
+    program = OnnxProgram(load_onnx(path), path)
+    (segment,), (name,) = program.segments(None), program.graph.inputs
+    outputs, shown = list(program.graph.outputs), sorted(program.exposable([segment]))
+    built = program.build(segment, [*outputs, *shown], {name: type_of_array(np.dtype(np.float32), tuple(x.shape))})
+    made = dict(zip(built.outputs, outputs_of(built.model, {name: x.numpy()}, tmp_path), strict=True))
+    (wanted,) = outputs_of(program.untouched(), {name: x.numpy()}, tmp_path)
+    assert np.array_equal(wanted, made[outputs[0]])
+    sizes = {array.shape for array in made.values()}
+    assert (1, 32, 8, 8) in sizes and (1, 18, 4, 4) in sizes
+    assert not {shape for shape in sizes if len(shape) == 4 and shape[1] not in (32, 18, 4)}
+
+
 class Beside(nn.Module):
     """A value that one reader wants in blocks and the other does not."""
 
@@ -152,6 +190,6 @@ def test_out_of_blocks_undoes_in_blocks(outputs: int, inputs: int, size: tuple[i
     count = outputs * inputs * size[0] * size[1]
     weight = np.arange(1, count + 1, dtype=np.float32).reshape(outputs, inputs, *size)
     of_filters, twice = in_blocks(weight, block)
-    assert np.array_equal(weight, out_of_blocks(of_filters, BlockedWeight(outputs, False), block))
-    assert np.array_equal(weight, out_of_blocks(twice, BlockedWeight(outputs, True), block))
+    assert np.array_equal(weight, out_of_blocks(of_filters, BlockedWeight(outputs, None), block))
+    assert np.array_equal(weight, out_of_blocks(twice, BlockedWeight(outputs, inputs), block))
     assert twice.shape[0] % block == twice.shape[1] % block == 0
