@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from bisect_tool.backends.onnx_graph import copy_of
+
 SUFFIX = "__dequantized"
 """Of the floats' names."""
 
@@ -50,13 +52,7 @@ def with_floats(model: ir.Model) -> tuple[ir.Model, frozenset[str]]:
 
     Weights are shared with the original. The graph's own inputs and outputs stay.
     """
-    copy = ir.Model(
-        model.graph.clone(),
-        ir_version=model.ir_version,
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        functions=list(model.functions.values()),
-    )
+    copy = copy_of(model)
     graph = copy.graph
     known: dict[ir.Value, _Scale] = {}
     added: list[str] = []

@@ -243,3 +243,14 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from attribute.as_graphs()
+
+
+def copy_of(model: ir.Model) -> ir.Model:
+    """A model with a graph of its own; weights and local functions are shared with the original."""
+    return ir.Model(
+        model.graph.clone(),
+        ir_version=model.ir_version,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        functions=list(model.functions.values()),
+    )

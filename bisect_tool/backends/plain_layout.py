@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bisect_tool.backends.onnx_graph import copy_of
 from bisect_tool.records import OnnxGraph, OnnxNode
 
 Array = NDArray[Any]
@@ -84,13 +85,7 @@ def with_plain_layout(model: ir.Model, block: int) -> PlainLayout:
         model: with nodes of the blocked layout.
         block: channels in a block, as the processor has it; see :func:`block_size`.
     """
-    copy = ir.Model(
-        model.graph.clone(),
-        ir_version=model.ir_version,
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-        functions=list(model.functions.values()),
-    )
+    copy = copy_of(model)
     blocked, channels = _blocked_values(copy.graph), _channels(list(copy.graph), block)
     opset = copy.graph.opset_imports.get("", _PADS_AS_INPUT)
     added: list[str] = []

@@ -333,8 +333,11 @@ class Grouped(nn.Module):
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("gone", [False, True], ids=["identity", "gone"])
 @pytest.mark.parametrize(("op", "name"), [("Add", "bias"), ("Mul", "weight")])
-def test_a_normalisation_without_its_last_step(tmp_path: Path, op: str, name: str, exporter: Exporter) -> None:
+def test_a_normalisation_without_its_last_step(
+    tmp_path: Path, op: str, name: str, gone: bool, exporter: Exporter
+) -> None:
     """The factor or the summand by channel is not there; the nodes before it are all right."""
     module, x = Grouped().eval(), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     file = tmp_path / "model.onnx"
@@ -347,6 +350,11 @@ def test_a_normalisation_without_its_last_step(tmp_path: Path, op: str, name: st
     node.op_type = "Identity"
     node.ClearField("input")
     node.input.append(read)
+    if gone:
+        model.graph.node.remove(node)
+        for other in model.graph.node:
+            for place, given in enumerate(other.input):
+                other.input[place] = read if given == node.output[0] else given
     onnx.save(model, file)
     verdict = bisect(
         LoadedCase("grouped", module, (x,), {}), Options(make_tolerance(None, None, None), onnx=file)

@@ -157,8 +157,8 @@ def _without_bias(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
 
 def _without_affine(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
     """A factor or a summand by channel of a normalisation that the graph writes out in several nodes, and leaves one out."""
-    plain, shape = node.op in _PLAIN, node.shapes.get(node.output, ())
-    if len(shape) < 2 or not node.inputs or not (plain or node.op in _BEFORE_AFFINE):
+    shape = node.shapes.get(node.output, ())
+    if len(shape) < 2 or not node.inputs or node.op not in _BEFORE_AFFINE | _PLAIN:
         return
     for call in calls:
         axis = _CHANNEL_AXIS.get(call.name, 0) % len(shape)
@@ -167,14 +167,21 @@ def _without_affine(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
             if given is None or not given.static or given.array.shape != (shape[axis],):
                 continue
             spread = given.array.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-            where = f"{node.name} is a mere {node.op}" if plain else f"behind {node.name}"
-            yield Trial(
-                MISSING,
-                node.name,
-                f"the {name} of PyTorch's {call.name} is missing: {where}",
-                f"the graph needs a node {op} there: export it again, or with another exporter or opset",
-                Edit(node.output, (Step(op, (node.inputs[0] if plain else BEFORE, spread), {}),), keep=not plain),
-            )
+            yield _missing(node, f"the {name} of PyTorch's {call.name}", op, spread)
+
+
+def _missing(node: Node, what: str, op: str, *operands: Array) -> Trial:
+    """A step put in behind a node, or in the place of one that hands on what it reads."""
+    # A Reshape that does reshape is no step of PyTorch's by itself.
+    plain = node.op in _PLAIN and node.shapes.get(node.inputs[0]) == node.shapes.get(node.output)
+    where = f"{node.name} is a mere {node.op}" if plain else f"behind {node.name}"
+    return Trial(
+        MISSING,
+        node.name,
+        f"{what} is missing: {where}",
+        f"the graph needs a node {op} there: export it again, or with another exporter or opset",
+        Edit(node.output, (Step(op, (node.inputs[0] if plain else BEFORE, *operands), {}),), keep=not plain),
+    )
 
 
 _CHANNEL_AXIS = {
@@ -196,17 +203,9 @@ _BEFORE_AFFINE = frozenset(["InstanceNormalization", "Reshape", "Div", "Mul", "A
 
 def _without_step(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
     """A step without operands of its own that an operation is written out with, where the graph leaves it out."""
-    plain = node.op in _PLAIN
     for call in calls:
         for op in _STEPS.get(call.name, ()) if node.inputs and node.op != "Constant" else ():
-            where = f"{node.name} is a mere {node.op}" if plain else f"behind {node.name}"
-            yield Trial(
-                MISSING,
-                node.name,
-                f"a {op} of PyTorch's {call.name} is missing: {where}",
-                f"the graph needs a node {op} there: export it again, or with another exporter or opset",
-                Edit(node.output, (Step(op, (node.inputs[0] if plain else BEFORE,), {}),), keep=not plain),
-            )
+            yield _missing(node, f"a {op} of PyTorch's {call.name}", op)
 
 
 _STEPS = {
