@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bisect_tool.backends.onnx_graph import copy_of
+from bisect_tool.errors import InconclusiveError
 from bisect_tool.records import OnnxGraph, OnnxNode
 
 Array = NDArray[Any]
@@ -48,7 +49,11 @@ def is_blocked(model: ir.Model) -> bool:
 
 @cache
 def block_size() -> int:
-    """Channels in a block, on this processor: as many as ONNX Runtime fills a few up to."""
+    """Channels in a block, on this processor: as many as ONNX Runtime fills a few up to.
+
+    Raises:
+        InconclusiveError: this build of ONNX Runtime does not know the layout.
+    """
     import onnxruntime as ort
 
     sides = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
@@ -56,8 +61,14 @@ def block_size() -> int:
     opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid(DOMAIN, 1)]
     graph = onnx.helper.make_graph([node], "block", sides[:1], sides[1:])
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (filled,) = session.run(None, {"x": np.zeros((1, _ALIGNED, 1, 1), np.float32)})
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        (filled,) = session.run(None, {"x": np.zeros((1, _ALIGNED, 1, 1), np.float32)})
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise InconclusiveError(
+            f"the ONNX file is in ONNX Runtime's blocked layout ({DOMAIN}), which it does not run on this processor",
+            hint="compare the file that it was made from, or save it with ORT_ENABLE_EXTENDED",
+        ) from error
     return int(filled.shape[1])
 
 

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from bisect_tool.experiments import MatrixGraphs
     from bisect_tool.pipeline import LoadedCase, Options
     from bisect_tool.records import Report
+    from bisect_tool.reporters.layout import Page
 
+    Show = Callable[[Report], None]
     Compare = Callable[[LoadedCase, Options, Callable[[str], None]], Report]
 
 _EXIT = {"agrees": EXIT_AGREES, "diverges": EXIT_DIVERGES, "inconclusive": EXIT_INCONCLUSIVE}
@@ -131,15 +133,24 @@ def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all
         check_kept_file(Path(settings["keep_onnx"]), force, settings)
     detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)
     reports: dict[Path, Report] = {}
+    pages: list[Page] = []
+
+    def show(report: Report) -> None:
+        say.close()
+        if form == "text":
+            from bisect_tool.reporters.terminal import print_report
+
+            pages.append(print_report(report, all_stages=all_stages))
+
     with kept_for_overlays(settings) as settings:
-        for report, target, whole in run_samples(settings, folders, force, say, detail):
+        for report, target, whole in run_samples(settings, folders, force, say, detail, show=show):
             if whole and settings["overlays"]:
                 overlays_of_run(settings, report, target, force, say)
             say.close()
-            if whole and form == "text":
-                from bisect_tool.reporters.terminal import print_report
+            if whole and pages:
+                from bisect_tool.reporters.terminal import name_folder
 
-                print_report(report, all_stages=all_stages, report_dir=target)
+                name_folder(pages[-1], target)
             if report.samples:
                 continue
             if verbose and target not in reports:
@@ -374,11 +385,13 @@ def run_samples(
     say: Progress,
     detail: Callable[[str], None],
     comparing: Compare | None = None,
+    show: Show | None = None,
 ) -> Any:
     """Yields reports with their folders, and whether they are to be printed; the model is loaded once.
 
     Of several samples each has a report; the last one is that on all of them, and the one to print. ``comparing`` takes the
-    place of :func:`bisect_tool.pipeline.bisect`, for a command that asks more of a comparison.
+    place of :func:`bisect_tool.pipeline.bisect`, for a command that asks more of a comparison. ``show`` prints what is to
+    be printed, while the plots of its folder are drawn.
     """
     matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
     if read_formats(settings["plots"]) and is_all_of_process():
@@ -413,13 +426,13 @@ def run_samples(
         return replace(report, notes=tuple(dict.fromkeys((*report.notes, *case.notes))))
 
     if len(cases) > 1:
-        yield from _run_many(settings, cases, sources, options, judge, folder, force, say)
+        yield from _run_many(settings, cases, sources, options, judge, folder, force, say, show)
         return
     replays: dict[str, Any] = {}
     report = judge(0, cases[0], options, replays)
     if matrix is None and not settings.get("own_graph"):
         tell_kept(options, say)
-    _write(report, folder, force, say, replays, settings["plots"])
+    _write(report, folder, force, say, replays, settings["plots"], show)
     yield report, folder, True
 
 
@@ -512,6 +525,7 @@ def _run_many(
     folder: Path,
     force: bool,
     say: Progress,
+    show: Show | None,
 ) -> Any:
     """Several samples: one report each, as soon as it is there, and one on all of them at the end."""
     from bisect_tool.several import Samples, check_given_graph, progress_line, shared_work
@@ -551,7 +565,7 @@ def _run_many(
         yield judged.report, own, False
     report = samples.all_together()
     # The samples' own folders are in it already; what else was there was refused at the start.
-    _write(report, folder, True, say, _replays_in(folder / samples.worst.folder), settings["plots"])
+    _write(report, folder, True, say, _replays_in(folder / samples.worst.folder), settings["plots"], show)
     yield report, folder, True
 
 
@@ -619,15 +633,28 @@ def _write(
     say: Callable[[str], None],
     replays: Mapping[str, Any],
     formats: str | None,
+    show: Show | None = None,
 ) -> None:
+    """Writes a report's folder; ``show`` comes first, as nobody wants to wait for plots to read the verdict."""
     from bisect_tool.reporters.folder import files_of
     from bisect_tool.store import write_report_folder
 
+    unread: list[OSError] = []
+
+    def meanwhile() -> None:
+        try:
+            if show is not None:
+                show(report)
+        except OSError as error:  # a closed pipe, a full disk: the folder is written all the same
+            unread.append(error)
+
     say("writing the report")
-    files = files_of(report, replays, formats)
+    files = files_of(report, replays, formats, meanwhile)
     interrupts.check()
     write_report_folder(report, folder, force=force, files=files)
     interrupts.wrote(folder)
+    if unread:
+        raise unread[0]
 
 
 def print_json(reports: list[Report]) -> None:

@@ -95,9 +95,10 @@ def test_ctrl_c_leaves_nothing(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGPIPE")
-def test_closed_pipe_is_no_divergence(folder: Path) -> None:
-    """A reader that goes away makes the command exit 141, and neither 1 nor with a traceback."""
-    arguments = ["quick.py", "--input", "x.pt", "-o", "new", "-q", "--format", "json"]
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_closed_pipe_is_no_divergence(folder: Path, form: str) -> None:
+    """A reader that goes away makes the command exit 141, and neither 1 nor with a traceback; the report is there."""
+    arguments = ["quick.py", "--input", "x.pt", "-o", "new", "-q", "--format", form]
     process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
@@ -106,6 +107,23 @@ def test_closed_pipe_is_no_divergence(folder: Path) -> None:
     assert 141 == process.wait(60), err.decode()
     assert b"Traceback" not in err
     assert b"Exception ignored" not in err
+    assert {"report.json", "index.html", "stages.csv"} <= {path.name for path in (folder / "new").iterdir()}
+
+
+def test_the_verdict_does_not_wait_for_the_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on the terminal before plots, page and report are made, and stands there where these cannot be written."""
+    from bisect_tool import store
+
+    def no_room(_: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "report_text", no_room)
+    outcome = command("quick.py", "--input", "x.pt", folder=folder / "new")
+    assert 2 == outcome.code
+    assert outcome.out.startswith("agrees")
+    assert "index.html" not in outcome.out
+    assert "No space left on device" in outcome.err
+    assert not (folder / "new").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no sh")

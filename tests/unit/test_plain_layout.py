@@ -18,6 +18,7 @@ from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram, type_of_array
 from bisect_tool.backends.ort_runner import make_session
 from bisect_tool.backends.plain_layout import DOMAIN, BlockedWeight, block_size, in_blocks, is_blocked, out_of_blocks
+from bisect_tool.errors import InconclusiveError
 from bisect_tool.records import NumericConfig
 
 
@@ -181,6 +182,18 @@ def test_weights_stand_as_onnx_runtime_writes_them(tmp_path: Path, inputs: int, 
     have = np.asarray(program.weight(name))
     assert np.array_equal(weight, out_of_blocks(have, how, block_size()))
     assert any(form.shape == have.shape and np.array_equal(form, have) for form in in_blocks(weight, block_size()))
+
+
+def test_a_runtime_without_the_layout_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("ReorderInput is not a registered function/op")
+
+    path = optimised(nn.Sequential(nn.Conv2d(3, 20, 3)).eval(), torch.randn(1, 3, 6, 6), tmp_path)
+    block_size.cache_clear()
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    with pytest.raises(InconclusiveError, match="blocked layout") as caught:
+        OnnxProgram(load_onnx(path), path)
+    assert "EXTENDED" in str(caught.value.hint)
 
 
 @given(

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from bisect_tool.reporters.terminal.page import print_report, render
+from bisect_tool.reporters.terminal.page import name_folder, print_report, render
 
-__all__ = ["print_report", "render"]
+__all__ = ["name_folder", "print_report", "render"]

@@ -34,9 +34,13 @@ def print_report(
     report_dir: str | os.PathLike[str] | None = None,
     file: IO[str] | None = None,
     width: int | None = None,
-) -> None:
-    """Print a report to stdout, or to ``file``. Rich decides about colour (NO_COLOR, FORCE_COLOR, isatty)."""
-    render(report, PipedConsole(file=file, width=width), all_stages=all_stages, report_dir=report_dir)
+) -> Page:
+    """Print a report to stdout, or to ``file``. Rich decides about colour (NO_COLOR, FORCE_COLOR, isatty).
+
+    Returns:
+        The page, for :func:`name_folder` where the folder is written later.
+    """
+    return render(report, PipedConsole(file=file, width=width), all_stages=all_stages, report_dir=report_dir)
 
 
 def render(
@@ -45,7 +49,7 @@ def render(
     *,
     all_stages: bool = False,
     report_dir: str | os.PathLike[str] | None = None,
-) -> None:
+) -> Page:
     """Print a report.
 
     Args:
@@ -91,9 +95,15 @@ def render(
         page.line()
         _once_more(page, report)
     if report_dir is not None:
-        if page.lines <= SCREEN:
-            page.line()
-        page.line(("Report  ", "bold"), os.path.join(report_dir, "index.html"))
+        name_folder(page, report_dir)
+    return page
+
+
+def name_folder(page: Page, report_dir: str | os.PathLike[str]) -> None:
+    """Prints the last line: where the report is."""
+    if page.lines <= SCREEN:
+        page.line()
+    page.line(("Report  ", "bold"), os.path.join(report_dir, "index.html"))
 
 
 def _headline(page: Page, report: Report, config: str | None) -> bool:
