@@ -21,15 +21,15 @@ def graph_facts(program: OnnxProgram, file: str | None) -> GraphFacts:
         program: the graph.
         file: as the user named it; ``None``: it was exported.
     """
-    graph, header = program.graph, program.header()
+    graph, header, nodes = program.graph, program.header(), program.own_nodes()
     return GraphFacts(
         file=file,
         exporter=graph.exporter,
         producer=header.producer,
         ir_version=header.ir_version,
         opsets=header.opsets,
-        nodes=len(graph.nodes),
-        operators=dict(Counter(node.op_type for node in graph.nodes).most_common()),
+        nodes=len(nodes),
+        operators=dict(Counter(node.op_type for node in nodes).most_common()),
         weights=len(graph.initializers),
         weight_bytes=program.weight_bytes(),
         functions=header.functions,

@@ -29,7 +29,7 @@ from bisect_tool.backends.plain_layout import (
     with_plain_layout,
     without_moves,
 )
-from bisect_tool.records import NodeDetail, OnnxGraph
+from bisect_tool.records import NodeDetail, OnnxGraph, OnnxNode
 
 Array = NDArray[Any]
 
@@ -461,6 +461,10 @@ class OnnxProgram:
         if self._bytes is not None:
             return self._bytes
         return bytes(ir.to_proto(self._given).SerializeToString())
+
+    def own_nodes(self) -> tuple[OnnxNode, ...]:
+        """Nodes of the file, without those that were put in."""
+        return tuple(node for node in self.graph.nodes if node.name not in self._put_in)
 
     def nodes_between(self, value: str, cuts: Set[str], *, moving: bool = False) -> tuple[str, ...]:
         """Names of the nodes that compute ``value`` from the nearest values in ``cuts``, in topological order.

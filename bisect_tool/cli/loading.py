@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +48,8 @@ def load(settings: Mapping[str, Any], moment: Callable[[str], None] = lambda _: 
         import torch
 
         torch.set_num_threads(settings["threads"])
-    loaded = load_model(settings["model"], settings["entry"], arguments)
+    with _folder_kept():
+        loaded = load_model(settings["model"], settings["entry"], arguments)
     notes = loaded.notes
     if settings["checkpoint"]:
         state = load_checkpoint(settings["checkpoint"], allow_pickle=settings["allow_pickle"])
@@ -61,7 +64,8 @@ def load(settings: Mapping[str, Any], moment: Callable[[str], None] = lambda _: 
         notes += ("no checkpoint given: the model runs with the weights that its entry gave it",)
     moment("built")
     if settings["preprocess"]:
-        samples = [make_sample(settings["preprocess"], raw) for raw in settings["raw"]]
+        with _folder_kept():
+            samples = [make_sample(settings["preprocess"], raw) for raw in settings["raw"]]
     else:
         samples = load_samples(settings["inputs"])
     moment("sample")
@@ -73,6 +77,20 @@ def load(settings: Mapping[str, Any], moment: Callable[[str], None] = lambda _: 
         "command": shlex.join([_program(), *sys.argv[1:]]),
     }
     return Loaded(loaded.module, samples, description, notes)
+
+
+@contextlib.contextmanager
+def _folder_kept() -> Iterator[None]:
+    """Paths on the command line are meant from where it was called, wherever the user's own code goes to."""
+    try:
+        before = os.getcwd()
+    except OSError:  # removed meanwhile
+        before = None
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.chdir(before)
 
 
 def _program() -> str:

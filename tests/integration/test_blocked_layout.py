@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 from bisect_tool import bisect
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.backends.facts import graph_facts
+from bisect_tool.backends.onnx_graph import load_onnx
+from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.plain_layout import DOMAIN, block_size
 
 
@@ -131,3 +135,11 @@ def test_a_fault_is_found_at_its_stage_with_its_cause(
     nodes = report.verdict.origins[0].onnx_nodes
     assert nodes and (bare or set(nodes) <= known)
     assert not any("__" in name for name in nodes)
+
+
+def test_nodes_that_were_put_in_are_not_counted(material: tuple[nn.Module, Tensor, ModelProto], tmp_path: Path) -> None:
+    _, _, model = material
+    onnx.save(model, tmp_path / "model.onnx")
+    facts = graph_facts(OnnxProgram(load_onnx(tmp_path / "model.onnx"), tmp_path / "model.onnx"), None)
+    assert facts.nodes == len(model.graph.node)
+    assert facts.operators == dict(Counter(node.op_type for node in model.graph.node))

@@ -548,6 +548,21 @@ def test_what_a_model_prints_is_no_part_of_the_answer(tmp_path: Path) -> None:
     assert "called" in outcome.err
 
 
+def test_a_model_that_goes_elsewhere_leaves_paths_as_they_were_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = MODEL.replace("def build_model():", "def build_model():\n    import os\n    os.chdir('elsewhere')")
+    (tmp_path / "goes.py").write_text(text)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("ckpt.pt", "sample.pt"):
+        (tmp_path / name).write_bytes(Path(name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    outcome = command("goes.py", "ckpt.pt", "--input", "sample.pt", folder=Path("report"))
+    assert 0 == outcome.code, outcome.err
+    assert (tmp_path / "report" / "report.json").exists()
+    assert [] == list((tmp_path / "elsewhere").iterdir())
+
+
 def test_no_option_writes_over_what_is_read(tmp_path: Path) -> None:
     """--force is meant for files of earlier runs."""
     for name in ("ckpt.pt", "sample.pt", "model.py", "model.onnx"):
