@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from bisect_tool.errors import BisectError
+from bisect_tool.temporary import temporary_folder
 
 if TYPE_CHECKING:
     import torch
@@ -463,7 +464,6 @@ def determinism(
         BisectError: unusable model or inputs. InconclusiveError: it does not run at all.
     """
     import pickle
-    import tempfile
 
     from bisect_tool.cases import Case
     from bisect_tool.determinism import How, examine
@@ -480,7 +480,7 @@ def determinism(
         ) from error
     given = None if onnx is None else Path(onnx)
     how = How(threads=threads, mode=mode, level=level)
-    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
+    with temporary_folder() as folder:
         return examine(load, Path(folder), how, runs, onnx=given, with_onnx=with_onnx, say=progress or _silent)
 
 

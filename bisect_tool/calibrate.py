@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -39,6 +38,7 @@ from bisect_tool.pipeline import LoadedCase, Options, Progress, bisect, export_c
 from bisect_tool.recorder import flatten_tensors
 from bisect_tool.several import check_given_graph
 from bisect_tool.tasks import Result, Task, task_key
+from bisect_tool.temporary import temporary_folder
 from bisect_tool.tolerances import make_tolerance
 
 Load = Callable[[int], LoadedCase]
@@ -141,7 +141,7 @@ def calibrate(
     if load is None:
         # Only this process has the cases.
         load = list(cases).__getitem__
-    with tempfile.TemporaryDirectory(prefix="bisect-divergence-", dir=how.folder) as folder:
+    with temporary_folder(how.folder) as folder:
         files = _files(cases, plan, Path(folder), progress)
         identity = {"model": numbers_digest(module), "modules": _text_digest(modules_of(module)), **_facts(plan)}
         tasks: dict[str, tuple[int, Task]] = {}

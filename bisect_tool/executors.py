@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import importlib
 import secrets
-import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from bisect_tool.backends.isolation import CrashedError, Worker, answered
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.journal import open_journal
 from bisect_tool.tasks import Result, Task, lost, perform, result_of, task_key
+from bisect_tool.temporary import temporary_folder
 
 __all__ = ["LOCAL", "Result", "Task", "check_executor", "run_tasks", "task_key"]
 
@@ -146,7 +146,7 @@ def _in_processes(tasks: Sequence[Task], function: Function, jobs: int) -> Gener
     waiting = deque((task, 1) for task in tasks)
     busy: dict[Worker, tuple[Task, int]] = {}
     idle: list[Worker] = []
-    with tempfile.TemporaryDirectory(prefix="bisect-divergence-", ignore_cleanup_errors=True) as folder:
+    with temporary_folder() as folder:
         try:
             while waiting or busy:
                 while waiting and len(busy) < jobs:

@@ -56,6 +56,7 @@ from bisect_tool.records import (
 )
 from bisect_tool.remedies import NO_SWITCH, describe, explored, hypotheses, no_switch
 from bisect_tool.store import read_report, report_text
+from bisect_tool.temporary import temporary_folder
 from bisect_tool.verdicts import decide
 from bisect_tool.weights import CODE as OTHER_CHECKPOINT
 from bisect_tool.weights import checkpoint_line
@@ -150,7 +151,7 @@ def run_matrix(
         InconclusiveError: no pair could run.
         InternalError: no pair could run, and the tool itself is at fault.
     """
-    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
+    with temporary_folder() as folder:
         shared = graphs or MatrixGraphs(load, Path(folder))
         return _Matrix(load, options, matrix, Path(folder), progress, detail, shared).report()
 

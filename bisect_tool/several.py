@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.many import report_on_all, sample_name, sample_result, worst_sample
 from bisect_tool.pipeline import Step
 from bisect_tool.records import Alignment, Diagnosis, Operation, Report, SampleResult, Tolerance, Verdict
+from bisect_tool.temporary import temporary_folder
 
 _WEIGHTS_OF_KEPT_SESSIONS = 256 << 20
 """Bytes of weights up to which sessions are kept from sample to sample: each may hold a packed copy of them."""
@@ -263,7 +263,7 @@ def check_given_graph(path: Path, cases: Sequence[LoadedCase], sources: Sequence
 def shared_work(module: Any, keep_onnx: Path | None, *, overwrite: bool) -> Iterator[SharedGraphs]:
     """What samples share while they run: exports, and sessions of ONNX Runtime where the weights are not too many."""
     sessions = keep_sessions() if bytes_of_weights(module) <= _WEIGHTS_OF_KEPT_SESSIONS else contextlib.nullcontext()
-    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder, sessions:
+    with temporary_folder() as folder, sessions:
         yield SharedGraphs(Path(folder), keep_onnx, overwrite=overwrite)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from bisect_tool.backends.ort_runner import make_session, run_session
 from bisect_tool.errors import InconclusiveError
 from bisect_tool.records import NumericConfig, OnnxGraph, OnnxNode
 from bisect_tool.switches import PASSES
+from bisect_tool.temporary import temporary_folder
 
 Array = NDArray[Any]
 Outputs = dict[str, Array | None]
@@ -111,7 +111,7 @@ class OptimisedRuns:
         """
         if not self._readable:
             return self.run(level, disabled), None
-        with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
+        with temporary_folder() as folder:
             path = Path(folder) / "optimized.onnx"
             session = make_session(self._model, self.config(level, disabled), self._folder, optimized=path)
             wanted = list(dict.fromkeys([output.name for output in session.get_outputs()]))
@@ -120,7 +120,7 @@ class OptimisedRuns:
 
     def look(self, level: str, disabled: Sequence[str] = ()) -> Optimised | None:
         """The optimised graph alone, also where it does not run; ``None`` where it cannot be had."""
-        with contextlib.suppress(InconclusiveError), tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
+        with contextlib.suppress(InconclusiveError), temporary_folder() as folder:
             path = Path(folder) / "optimized.onnx"
             if self._readable:
                 make_session(self._model, self.config(level, disabled), self._folder, optimized=path)

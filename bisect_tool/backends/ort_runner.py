@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import hashlib
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from bisect_tool.backends.ort_options import (
 from bisect_tool.backends.runners import LoadedGraph, Runner, runner_of
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.records import NumericConfig
+from bisect_tool.temporary import temporary_folder
 
 try:
     import onnxruntime as ort
@@ -278,7 +278,7 @@ class UntouchedRun:
         # Which nodes are where matters on another device than the CPU, whether one looks or not.
         placement = look or config.device != "cpu"
         if look:
-            with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as temporary:
+            with temporary_folder() as temporary:
                 # Written with its weights inside: that must stay small.
                 small = program.weight_bytes() < _MOST_WEIGHTS_WRITTEN
                 optimized = Path(temporary) / "optimized.onnx" if small else None
@@ -310,7 +310,7 @@ class UntouchedRun:
 
     def _run_with_profile(self, feeds: Mapping[str, Array]) -> list[Array | None]:
         """Runs, and learns from ONNX Runtime's profile where the nodes were."""
-        with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as temporary:
+        with temporary_folder() as temporary:
             profile = Path(temporary) / "profile"
             session = make_session(self._program.untouched(), self._config, self._folder, profile=profile)
             try:

@@ -7,7 +7,6 @@ import json
 import shlex
 import shutil
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from bisect_tool.cli.process import load_libraries
 from bisect_tool.cli.progress import progress
 from bisect_tool.cli.run import settings_of
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
+from bisect_tool.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from bisect_tool.determinism import Determinism, Series
@@ -75,7 +75,7 @@ def determinism(
     how = How(threads=settings["threads"] or 0, mode=mode, level=level)
     load = functools.partial(load_case, settings, 0)
     onnx = Path(settings["onnx"]) if settings["onnx"] else None
-    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
+    with temporary_folder() as folder:
         found = examine(load, Path(folder), how, runs, onnx=onnx, with_onnx=not no_onnx, say=say)
     interrupts.check()
     say.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import click
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.progress import Progress
 from bisect_tool.errors import EXIT_AGREES, BisectError
+from bisect_tool.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from bisect_tool.records import Report, SampleResult
@@ -181,7 +181,7 @@ def kept_for_overlays(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "--overlays with --matrix: pairs may have graphs of their own",
             hint="--keep-onnx FILE keeps the one that the report is about; or --onnx FILE",
         )
-    with tempfile.TemporaryDirectory(prefix="bisect-divergence-overlays-") as folder:
+    with temporary_folder() as folder:
         yield {**settings, "keep_onnx": str(Path(folder) / "model.onnx"), "own_graph": True}
 
 

@@ -10,7 +10,6 @@ import shutil
 import site
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from bisect_tool.cli import options as shared
 from bisect_tool.cli.progress import progress
 from bisect_tool.cli.run import check_kept_file, settings_of
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, BisectError
+from bisect_tool.temporary import temporary_folder
 
 RUN_SECONDS = 1800
 _EXIT = {"unchanged": EXIT_AGREES, "changed": EXIT_DIVERGES, "untestable": EXIT_INCONCLUSIVE}
@@ -98,7 +98,7 @@ def releases(
     chosen = choose(versions, known, pre=own["pre"])
     from bisect_tool.releases import limit_for
 
-    with tempfile.TemporaryDirectory(prefix="bisect-releases-") as temporary:
+    with temporary_folder() as temporary:
         job, floor = _prepare(settings, what, Path(temporary), say)
         folder = _cache(own["cache"], package, own["also"], job)
         trials = _Trials(package, tuple(own["also"]), job, Path(temporary), folder, say)

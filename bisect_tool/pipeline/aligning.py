@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from bisect_tool.pipeline.options import Options, Step
 from bisect_tool.pipeline.prepared import Ready, ready_to_run
 from bisect_tool.rows import first_stage_by_value
 from bisect_tool.signatures import Signature, distance, permuted_signatures, split_signatures
+from bisect_tool.temporary import temporary_folder
 from bisect_tool.weights import WeightReport
 
 MAX_ALIGNMENT_ROUNDS = 6
@@ -218,7 +218,7 @@ class Aligner:
             self.notes.append("too many weights to export the model once more, and so to tell stages by structure")
             return {}
         with (
-            tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder,
+            temporary_folder() as folder,
             self.step("structure", "exporting the model once more, to find stages by structure"),
         ):
             copies = copies_of(self.case.args), copies_of(self.case.kwargs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +17,7 @@ from bisect_tool.inspection import Inspection
 from bisect_tool.pipeline.bisection import Bisection
 from bisect_tool.pipeline.options import Options, Progress
 from bisect_tool.records import Report
+from bisect_tool.temporary import temporary_folder
 from bisect_tool.ticks import tell_count
 from bisect_tool.verdicts import kept_stages_line
 
@@ -102,7 +102,7 @@ class _Steps:
 @contextlib.contextmanager
 def _opened(case: LoadedCase, options: Options, steps: _Steps) -> Iterator[Bisection]:
     """The given graph, or one that is exported and goes when this ends, ready to be aligned."""
-    with tempfile.TemporaryDirectory(prefix="bisect-divergence-") as folder:
+    with temporary_folder() as folder:
         path = options.onnx
         if path is None and options.graphs is not None:
             path = options.graphs.path(case, options.export, steps.step)

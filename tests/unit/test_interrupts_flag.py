@@ -128,6 +128,25 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a process")
+@pytest.mark.parametrize("moment", ["mkdtemp", "_rmtree"], ids=["while it is made", "while it is removed"])
+def test_ctrl_c_in_the_moment_of_a_folder_leaves_none(moment: str, tmp_path: Path) -> None:
+    place = "tempfile" if moment == "mkdtemp" else "tempfile.TemporaryDirectory"
+    script = (
+        "from bisect_tool.temporary import temporary_folder\ninterrupts.work_begins()\n"
+        f"plain = {place}.{moment}\n"
+        "def interrupted(*given, **more):\n    found = plain(*given, **more) if 'mkdtemp' in str(plain) else None\n"
+        f"    {place}.{moment} = plain\n    ctrl_c()\n    return found\n"
+        f"{place}.{moment} = interrupted\n"
+        "try:\n    with temporary_folder() as folder:\n        open(folder + '/x', 'w').close()\n"
+        "except KeyboardInterrupt:\n    print(len(os.listdir(tempfile.gettempdir())))\n"
+    )
+    done = in_a_process(script, tmp_path)
+    # It was there when the exception came.
+    assert (0, "1\n") == (done.returncode, done.stdout), done.stderr
+    assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a process")
 def test_an_ignored_ctrl_c_stays_ignored(tmp_path: Path) -> None:
     """As for a process in the background of a shell script."""
     script = (

@@ -1,0 +1,28 @@
+"""Temporary folders, gone when the process ends, also where Ctrl-C came in the very moment of making or removing one."""
+
+from __future__ import annotations
+
+import atexit
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+_PREFIX = f"bisect-divergence-{secrets.token_hex(4)}-"
+"""Of this process alone, so that it can tell its own."""
+
+
+def temporary_folder(folder: Path | None = None) -> tempfile.TemporaryDirectory[str]:
+    """A folder for the length of a ``with`` block.
+
+    Args:
+        folder: where it lies; ``None``: where the system has such (``TMPDIR``).
+    """
+    return tempfile.TemporaryDirectory(prefix=_PREFIX, dir=folder, ignore_cleanup_errors=True)
+
+
+@atexit.register
+def remove_what_is_left() -> None:
+    """Removes folders of this process that no block is left to remove."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
