@@ -181,7 +181,7 @@ def compare_stage(
         ledger: the measurements.
         stage: whose value is compared.
         lane: with the chained run.
-        local_lane: with the forced run at the stage's level; ``None`` where there is none.
+        local_lane: with the forced run at the stage's level; ``None`` where there is none, or the stage computes nothing.
         inputs: from :func:`stage_inputs`.
         model_inputs: values that are given to both sides and carry no error.
 
@@ -204,7 +204,7 @@ def compare_stage(
     noise: Noise | None = None
     quantised: QuantisedStage | None = None
     picture = ledger.pictures.get((lane, stage.value))
-    if local_lane is not None and not hands_on(stage):
+    if local_lane is not None:
         noise = ledger.noise.get((local_lane, stage.value))
         quantised = ledger.quantised.get((local_lane, stage.value))
         local = ledger.locals.get((local_lane, stage.value))

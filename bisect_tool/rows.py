@@ -52,16 +52,19 @@ def build_rows(
         feeding = stage_inputs(start, trace.parents, measured)
         outside = [value for value in inputs if value not in inputs_of_model and value not in by_value]
         match = matches.get(stage.value)
+        # What hands on an input of the model has no stage before it that its error could be from: the graph makes it there.
+        first = stage.value in inputs_of_model and stage.value not in by_value
+        computes = first or not hands_on(stage)
         results = {}
         for config in configs:
-            local_lane = lane_name(config, layer) if config in forced else None
+            local_lane = lane_name(config, layer) if computes and config in forced else None
             result = compare_stage(ledger, stage, config, local_lane, inputs, inputs_of_model)
             if result is not None:
                 # What no row stands for was not judged: its error may have been made anywhere before.
                 errors = [ledger.totals[config, v][0].rel_l2 for v in outside if (config, v) in ledger.totals]
                 results[config] = replace(result, outside_error=max(errors, key=_badness, default=None))
         nodes: tuple[str, ...] = ()
-        if match is not None and not hands_on(stage):
+        if match is not None and computes:
             nodes = nodes_between(match.onnx, cut.names if cut else frozenset())
         row = StageRow(
             index=len(rows),

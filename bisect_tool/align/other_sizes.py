@@ -25,6 +25,8 @@ _POOLS = {"avgpool": "pool", "maxpool": "pool", "avg_pool3d": "pool", "max_pool3
 _POOLS |= {"globalaveragepool": "pool", "globalmaxpool": "pool", "_adaptive_avg_pool2d": "pool"}
 _VIEWS = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Slice", "Split", "Expand"}
 """What is no stage of PyTorch's, and no step of the graph's either."""
+_KEEP_SIZE = {"cast", "flatten", "identity", "reshape", "squeeze", "transpose", "unsqueeze"}
+"""Kinds whose result is as large as what they read, which has a pair here: one of another size is another operation's."""
 
 
 def of_other_size(
@@ -89,6 +91,8 @@ def _wanted(
         if made_of:
             reads = frozenset(matches[each].onnx for each in made_of if each in matches)
             operation, number = operations[value]
+            if _kind(operation) in _KEEP_SIZE:
+                continue
             fed = any(each not in matches for each in made_of)
             wanted[_Wanted(_kind(operation), number, reads, fed)].append(value)
     return wanted

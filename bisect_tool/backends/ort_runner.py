@@ -440,6 +440,11 @@ class SegmentedRun:
         return self.next == len(self.segments)
 
     @property
+    def is_forced(self) -> bool:
+        """Whether there is a forced run beside the chained one."""
+        return self._forced is not None
+
+    @property
     def carried(self) -> Set[str]:
         """Values made so far that segments to come read."""
         return self._chain.keys()

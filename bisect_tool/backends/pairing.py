@@ -140,7 +140,31 @@ def _is_of(op: str, module: torch.nn.Module) -> bool:
     if op in _PRODUCTS:
         return type(module) is torch.nn.Linear
     kind = type(module).__name__
-    return kind.startswith(("Conv", "Lazy")) if op.startswith("Conv") else "Norm" in kind or kind == "PReLU"
+    if op.startswith("Conv"):
+        return kind.startswith(("Conv", "Lazy"))
+    if isinstance(module, _TORCHS):
+        # What one kind of norm is written as with operators of another reads numbers that are nobody's.
+        return op in _NORMS and isinstance(module, _NORMS[op])
+    return "Norm" in kind or kind == "PReLU"
+
+
+_INSTANCE = torch.nn.modules.instancenorm._InstanceNorm
+_NORMS: Mapping[str, tuple[type[torch.nn.Module], ...]] = {
+    "BatchNormalization": (torch.nn.modules.batchnorm._BatchNorm, _INSTANCE),
+    "GroupNormalization": (torch.nn.GroupNorm,),
+    "InstanceNormalization": (_INSTANCE,),
+    "LayerNormalization": (torch.nn.LayerNorm,),
+}
+"""PyTorch's own norms by the operator that has their numbers; one of instances with running statistics is one of batches."""
+_TORCHS = tuple(kind for kinds in _NORMS.values() for kind in kinds)
+
+
+def _scales_nothing(program: OnnxProgram, name: str, module: torch.nn.Module) -> bool:
+    """Whether a weight only stands for none: operators want one, also where a norm of the user's own scales afterwards."""
+    if "Norm" not in type(module).__name__ or isinstance(module, _TORCHS):
+        return False
+    array = np.asarray(program.weight(name))
+    return bool(array.size) and bool((array == array.flat[0]).all()) and array.flat[0] in (0, 1)
 
 
 def _by_scope(
@@ -158,6 +182,8 @@ def _by_scope(
         for place, own in _OWN.get(node.op_type, {}).items() if fits else ():
             name = node.inputs[place] if place < len(node.inputs) else ""
             if name and name not in named and program.is_weight(name) and f"{path}.{own}" in tensors:
+                if _scales_nothing(program, name, modules[str(path)]):
+                    continue
                 readers.setdefault(name, set()).add(f"{path}.{own}")
     found = []
     shapes = program.floating_weights()

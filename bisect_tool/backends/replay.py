@@ -138,7 +138,7 @@ def replay_values(
     """Computes operations in order; the values in ``wanted`` as they stood when they were made.
 
     Args:
-        wanted: results to return; those that the operations don't make are left out.
+        wanted: results to return; what no operation makes is handed on as it was given.
         ops: from :func:`slice_of`.
         before: called with each operation, its arguments and its keyword arguments.
         after: called with each operation and its results.
@@ -183,6 +183,8 @@ def replay_values(
             for value in op.inputs:
                 if last[value] == place:
                     env.pop(value, None)
+        for value in wanted - made:
+            found[value] = to_numpy(operand(Ref(value)))
     return found
 
 

@@ -152,15 +152,28 @@ class Aligner:
         matches: dict[int, Match],
         with_bodies: Callable[[Mapping[int, Match]], dict[int, Match]],
         hints: Hints,
+        *,
+        supposed: bool = False,
     ) -> dict[int, Match]:
-        """The pairs after runs in which each stage works on PyTorch's values, until no pair changes."""
+        """The pairs after runs in which each stage works on PyTorch's values, until no pair changes.
+
+        Where the graph does not run on PyTorch's values the pairs are what they were before.
+
+        Raises:
+            InconclusiveError: it does not, and pairs were only ``supposed``.
+        """
         fed: Mapping[int, Match] = {}
         same = False
         for _ in range(MAX_ALIGNMENT_ROUNDS):
             if all(match.confirmed for match in matches.values()) or (same and len(fed) == len(matches)):
                 break
             fed = matches if same else trusted(reference.trace, matches)
-            signatures = self.runs.forced_signatures(reference.activations, fed)
+            try:
+                signatures = self.runs.forced_signatures(reference.activations, fed)
+            except InconclusiveError:
+                if supposed:
+                    raise
+                break
             confirmed = {value: match for value, match in matches.items() if match.confirmed}
             # A stage that was broken keeps its pair by name; what is behind it is looked at anew.
             merged = {**sides.onnx, **signatures}
@@ -191,9 +204,13 @@ class Aligner:
             others = of_other_size(trace, self.program.plain, matches, signatures, operations)
             if not others:
                 break
+            both = replace(hints, placed={**hints.placed, **known, **others})
+            try:
+                matches = self._settled(reference, sides, {**matches, **others}, with_bodies, both, supposed=True)
+            except InconclusiveError:
+                # PyTorch's values do not even fit there.
+                break
             known |= others
-            both = replace(hints, placed={**hints.placed, **known})
-            matches = self._settled(reference, sides, {**matches, **others}, with_bodies, both)
         return called_so(matches, known)
 
     def _outputs_are_off(self, reference: Reference) -> bool:

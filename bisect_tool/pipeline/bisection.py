@@ -35,7 +35,7 @@ from bisect_tool.backends.onnx_graph import dtype_name
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.runners import WholeRun, untouched_run
-from bisect_tool.backends.stream import Lane
+from bisect_tool.backends.stream import Lane, OnPair
 from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, state_kept, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.calibration.calibrated import (
@@ -166,6 +166,7 @@ class Bisection:
         # Between fused nodes there is no value to force.
         unfused = {pair.name for pair in self.configs if pair.actual.optimization == "off"}
         self.forced = unfused if options.forced else set()
+        self.not_forced: set[str] = set()
         self.effective: dict[str, dict[str, Any]] = {}
         self.torch_outputs: dict[str, Outputs] = {}
         self.untouched: dict[str, Untouched] = {}
@@ -738,7 +739,7 @@ class Bisection:
                 continue
             began = time.perf_counter()
             try:
-                self.onnx.drive([lane], run.activations, on_pair)
+                lane = self._drive(pair, lane, run, on_pair)
             except InconclusiveError as error:
                 if pair is self.base:
                     raise
@@ -747,6 +748,25 @@ class Bisection:
             self._spend(pair.name, began)
             if lane.name in self.ledger.chained_lanes:
                 self._note_missing(lane.name, {name: here[value] for name, value in pairs.items()})
+
+    def _drive(self, pair: ConfigPair, lane: Lane, run: Reference, on_pair: OnPair) -> Lane:
+        """Runs a lane, without its forced run where PyTorch's values do not go into the graph; the lane that ran."""
+        try:
+            self.onnx.drive([lane], run.activations, on_pair)
+            return lane
+        except InconclusiveError as error:
+            if not lane.run.is_forced:
+                raise
+            note = f"{lane.name}: no local errors, as the graph does not run on PyTorch's values: {error.message}"
+        run.activations.retain(())
+        if lane.name in self.ledger.chained_lanes:
+            plain = self.onnx.lane(pair.actual, lane.name, lane.pairs, lane.permutations, None, reuse=pair is self.base)
+            self.onnx.drive([plain], run.activations, on_pair)
+            self.forced.discard(pair.name)
+            self.not_forced.add(pair.name)
+            lane = plain
+        self.notes.append(note)
+        return lane
 
     def _wanted(self, aligned: _Aligned) -> set[int]:
         """Values that are compared: of stages that are shown, of what the judged ones are made from, and outputs."""
@@ -845,6 +865,8 @@ class Bisection:
     def _lacks_baseline(self) -> bool:
         """Whether the outputs of an optimised pair are over the default limit, and no pair tells what rounding does."""
         if self.options.tolerance.source != "default" or not self.options.forced or not self.in_memory:
+            return False
+        if self.base.name in self.not_forced:
             return False
         for pair in self.configs:
             untouched, outputs = self.untouched.get(pair.name), self.torch_outputs.get(pair.name)

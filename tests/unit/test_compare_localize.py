@@ -155,15 +155,6 @@ def test_growth_is_null_when_the_input_error_is_unknown() -> None:
     assert (result.input_error, result.growth, result.local) == (None, None, None)
 
 
-def test_a_stage_that_hands_on_has_no_local_error() -> None:
-    """Its total is shown all the same."""
-    book = ledger()
-    book.record(CONFIG, 1, vector(3, 4), vector(3, 5), vector(3, 5))
-    result = compared(book, stage("drop", 1, [1]), (1,))
-    assert result.local is None and result.amplification is None
-    assert result.growth == pytest.approx(1.0)
-
-
 def test_without_a_forced_run_there_is_no_local_error() -> None:
     """``null``, not zero."""
     book = ledger()
