@@ -88,13 +88,33 @@ def assess(
     own = apart[0] if strict is None else _apart(reference, strict, scale)
     eps = max(epsilon(dtype), epsilon("float32") if epsilon(dtype) else 0.0)
     floor = max(own, EPSILONS * eps * norm)
+    ratios = [_ratio(error, floor) for error in apart]
     if max(apart) > BEYOND * floor:
+        turned = 0
         for draw in draws:
             # One that overflowed where the stage does not says nothing about rounding.
             if math.isfinite(apart_by := _apart(reference, draw, scale)):
                 floor = max(floor, apart_by)
-    on_expected, on_actual = (_ratio(error, floor) for error in apart)
-    return Noise(floor / norm if norm else floor, on_expected, on_actual)
+                turned = max(turned, 0 if eps else _differing(reference, draw))
+        ratios = [_ratio(error, floor) for error in apart]
+        if turned:
+            sides = (_differing(reference, side) for side in (expected, actual))
+            ratios = [max(ratio, count / _most_turned(turned)) for ratio, count in zip(ratios, sides, strict=True)]
+    return Noise(floor / norm if norm else floor, ratios[0], ratios[1])
+
+
+def _differing(reference: Array, other: Array) -> int:
+    if other.shape != reference.shape:
+        return int(reference.size)
+    return sum(int(np.count_nonzero(first != second)) for first, second in _chunks([reference, other]))
+
+
+def _most_turned(turned: int) -> float:
+    """So many whole numbers may be others for one floor, if rounding turns ``turned`` of them: chance has its share in few.
+
+    Their norm tells little: two that changed places at a tie are as far off as a whole row in another order.
+    """
+    return turned + 5 * (math.sqrt(turned) + 1) / BEYOND
 
 
 def _ratio(error: float, unit: float) -> float:

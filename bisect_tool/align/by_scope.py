@@ -16,6 +16,8 @@ from bisect_tool.signatures import distance
 
 _BIASED = frozenset(["addmm", "baddbmm", "addmv", "linear"])
 """Operations that add a bias: a node of its own in the graph."""
+_ACTIVATED = frozenset(["FusedConv", "FusedGemm", "FusedMatMulActivation"])
+"""Products of ONNX Runtime's that an activation belongs to, whatever the module does after them."""
 
 
 def match_placed(board: Board, placed: Mapping[int, Match]) -> None:
@@ -46,21 +48,30 @@ def match_by_scope(board: Board) -> None:
     for path, values in leaves.items():
         if path in folded.values() or path in taken:
             continue
-        _match_group(board, values, board.scopes.leaving(folded.get(path, path)))
+        names = board.scopes.leaving(folded.get(path, path))
+        if all(_is_passed_by(board, value) for value in values):
+            # What an activation was fused into has the value behind that; the module's own is nowhere.
+            names = [n for n in names if board.graph.nodes[board.place[n]].op_type not in _ACTIVATED]
+        _match_group(board, values, names)
     for (path, kind), values in calls.items():
         names = board.scopes.calls(path, kind)
         if all(board.first_stage[value].type in _BIASED for value in values):
             following = {family(stage.type) for v in values for stage in board.stages_after(v)}
-            names = [_with_bias(board, name, following) for name in names]
+            # A bias of zeros leaves the product equal: a sum behind one that has a pair is no other operation's.
+            names = [_with_bias(board, name, following) for name in names if name not in board.taken]
         _match_group(board, values, names, operations=True)
+    whole: dict[str, list[int]] = defaultdict(list)
     for value, stages in board.stages_of.items():
-        if value in board.matches or value not in board.torch:
-            continue
         # One operation of PyTorch's may be all of a module, as in attention's fast path, and many nodes.
         for path in {s.ref.stage for s in stages if s.level == "container" and s.alias_of is not None}:
-            names = [n for n in board.scopes.leaving_tree(path) if board.lies_right(value, n)]
-            if value not in board.matches and not board.scopes.calls(path, family(board.first_stage[value].type)):
-                _match_group(board, [value], names)
+            if value not in board.matches and value in board.torch:
+                whole[path].append(value)
+    for path, values in whole.items():
+        # A module that is called several times has as many.
+        own = [v for v in values if not board.scopes.calls(path, family(board.first_stage[v].type))]
+        left = [v for v in own if v not in board.matches]
+        names = board.scopes.leaving_tree(path)
+        _match_group(board, left, [n for n in names if any(board.lies_right(v, n) for v in left)])
 
 
 def _with_bias(board: Board, name: str, following: Set[str]) -> str:
@@ -131,9 +142,11 @@ def _most_alike(board: Board, values: list[int], names: list[str]) -> list[str]:
 
 def _computed_otherwise(board: Board, value: int) -> bool:
     """Whether the graph gets to what is made of an operation without it, and nothing that it reads has a pair."""
-    return not _has_paired_source(board, value) and is_passed_by(
-        value, board.trace, board.children, board.matches, board.torch, board.chained
-    )
+    return not _has_paired_source(board, value) and _is_passed_by(board, value)
+
+
+def _is_passed_by(board: Board, value: int) -> bool:
+    return is_passed_by(value, board.trace, board.children, board.matches, board.torch, board.chained)
 
 
 def _parents(board: Board, value: int) -> set[str]:

@@ -62,7 +62,8 @@ class Noise:
 
     Attributes:
         floor: what rounding explains, relative to the norm of the float64 result; ``None`` if it was not measured.
-        expected, actual: error of each side against float64 in units of the floor; ``None`` if not measured.
+        expected, actual: error of each side against float64 in units of the floor, of whole numbers also by how many are
+            others; ``None`` if not measured.
         settled: the local error is so small that nothing had to be measured.
         unknown: why the floor could not be measured, though it was needed.
         dtype: the half precision whose rounding was allowed, where the graph as a whole computes in one and PyTorch does

@@ -170,3 +170,23 @@ def test_an_infinity_in_the_place_of_a_large_number_is_off() -> None:
 
 def test_unknown_says_nothing_about_sides() -> None:
     assert side_of(Noise(unknown="no float64 kernel")) is None
+
+
+def test_whole_numbers_are_counted_where_rounding_turns_some() -> None:
+    """An order with one tie in ten: rounding exchanges two, and no more."""
+    order = np.tile(np.arange(10), (10, 1))
+    tied = order.copy()
+    tied[::2, [4, 5]] = tied[::2, [5, 4]]
+    every = order.copy()
+    every[:, [4, 5]] = every[:, [5, 4]]
+    assert side_of(assess(order, order, every, "int64", order, [tied])) is None
+    assert side_of(assess(order, order, order[:, ::-1], "int64", order, [tied])) == "actual"
+    assert side_of(assess(order, order[:, ::-1], order, "int64", order, [tied])) == "expected"
+
+
+def test_few_whole_numbers_that_rounding_turned_are_chance() -> None:
+    choice = np.arange(1000)
+    drawn, other = choice.copy(), choice.copy()
+    drawn[7] += 1
+    other[[1, 2, 3, 4]] += 1
+    assert side_of(assess(choice, choice, other, "int64", choice, [drawn])) is None

@@ -1,0 +1,171 @@
+"""Which of several alike values a broken stage has, and what rounding may do to an order."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import ModelProto, NodeProto, numpy_helper
+from torch import Tensor, nn
+
+from bisect_tool import bisect
+from bisect_tool.backends.exporting import Exporter, ExportSettings, export_onnx
+from bisect_tool.records import Report
+
+EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
+
+
+def exported(module: nn.Module, inputs: tuple[Tensor, ...], exporter: Exporter, folder: Path) -> ModelProto:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        export_onnx(module, inputs, {}, folder / "healthy.onnx", ExportSettings(exporter))
+    return onnx.load(folder / "healthy.onnx")
+
+
+def judged(module: nn.Module, inputs: tuple[Tensor, ...], model: ModelProto, folder: Path) -> Report:
+    onnx.save(model, folder / "model.onnx")
+    return bisect(module, inputs, folder / "model.onnx")
+
+
+def origins(report: Report) -> list[tuple[str, int]]:
+    return [(origin.ref.stage, origin.ref.call) for origin in report.verdict.origins]
+
+
+def first_node(model: ModelProto, *kinds: str) -> NodeProto:
+    return next(node for node in model.graph.node if node.op_type in kinds)
+
+
+class Unit(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 8, 8]``, as given."""
+        return x / (x.norm(dim=-1, keepdim=True) + 0.5)
+
+
+def test_what_reads_a_stage_with_its_axes_exchanged_is_right(tmp_path: Path) -> None:
+    """Both shapes hold as many numbers; what was handed over took the graph's, and so the reader was called faulty too."""
+    module, inputs = Unit().eval(), (torch.randn(2, 8, 8),)
+    model = exported(module, inputs, "torchscript", tmp_path)
+    node = first_node(model, "ReduceL2")
+    # From opset 18 on they are an input.
+    code = "BD106" if len(node.input) > 1 else "BD101"
+    if len(node.input) > 1:
+        constant = next(n for n in model.graph.node if n.output[0] == node.input[1])
+        constant.attribute[0].t.CopyFrom(numpy_helper.from_array(np.array([1])))
+    else:
+        next(given for given in node.attribute if given.name == "axes").ints[:] = [1]
+    report = judged(module, inputs, model, tmp_path)
+    assert origins(report) == [("/add#0", 0)]
+    assert [(cause.code, cause.remedy_verified) for cause in report.verdict.diagnoses] == [(code, True)]
+
+
+class Twice(nn.Module):
+    """A whole module is one operation of PyTorch's, and is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enc = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, norm_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 4]``, as given."""
+        first = self.enc(x)
+        return self.enc(first) / (first.abs() + 0.7)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_calls_of_a_module_that_is_one_operation_keep_their_order(exporter: Exporter, tmp_path: Path) -> None:
+    module, inputs = Twice().eval(), (torch.randn(2, 6, 4),)
+    model = exported(module, inputs, exporter, tmp_path)
+    first_node(model, "Relu").op_type = "Softplus"
+    report = judged(module, inputs, model, tmp_path)
+    assert origins(report) == [("enc/_transformer_encoder_layer_fwd#0", 0)]
+    assert [(cause.code, cause.remedy_verified) for cause in report.verdict.diagnoses] == [("BD102", True)]
+
+
+class Halved(nn.Module):
+    """An activation whose first part is fused with the layer before it, and another branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.act = nn.Linear(6, 12), nn.LogSigmoid()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, 6]`` to ``[N, 12]`` and ``[N, 6]``."""
+        return self.act(self.fc(x)), torch.sin(x)
+
+
+def test_a_fused_activation_is_not_the_layer_that_it_belongs_to(tmp_path: Path) -> None:
+    """Once any stage was broken, the layer was taken for the fused node by its weights."""
+    module, inputs = Halved().eval(), (torch.randn(4, 6),)
+    exported(module, inputs, "torchscript", tmp_path)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(str(tmp_path / "healthy.onnx"), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(tmp_path / "fused.onnx")
+    assert first_node(model, "FusedGemm")
+    first_node(model, "Sin").op_type = "Cos"
+    report = judged(module, inputs, model, tmp_path)
+    assert origins(report) == [("/sin#0", 0)]
+
+
+class Attention(nn.Module):
+    """Three projections alike, with biases of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.att = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """``[1, T, 8]`` each."""
+        return self.att(query, key, value)[0]  # type: ignore[no-any-return]
+
+
+def test_a_sum_behind_a_product_that_has_a_pair_is_no_other_operations(tmp_path: Path) -> None:
+    module, inputs = Attention().eval(), tuple(torch.randn(1, 6, 8) for _ in range(3))
+    model = exported(module, inputs, "torchscript", tmp_path)
+    name = first_node(model, "MatMul").input[1]
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    weight = numpy_helper.to_array(tensor).copy()
+    weight[0] = 0
+    tensor.CopyFrom(numpy_helper.from_array(weight, name))
+    report = judged(module, inputs, model, tmp_path)
+    assert origins(report) == [("att/addmm#0", 0)]
+
+
+class Order(nn.Module):
+    """The order of numbers with ties among them."""
+
+    def __init__(self, pad: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.pad = pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, M, 8]`` to ``[N, M, 10]``."""
+        x = self.pad(x)
+        return torch.argsort(x, dim=-1).float() / x.shape[-1] + x
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_reversed_order_is_no_rounding_for_the_sake_of_a_tie(exporter: Exporter, tmp_path: Path) -> None:
+    """Rounding may exchange two equal numbers; by the norm of indices that was as much as the whole order."""
+    module = Order(lambda x: torch.nn.functional.pad(x, (1, 1), value=0.5)).eval()
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 5, 8),)
+    model = exported(module, inputs, exporter, tmp_path)
+    assert judged(module, inputs, model, tmp_path).verdict.status == "agrees"
+    node = first_node(model, "TopK")
+    largest = next(given for given in node.attribute if given.name == "largest")
+    largest.i = 1 - largest.i
+    report = judged(module, inputs, model, tmp_path)
+    assert report.verdict.status == "diverges"
+    assert origins(report) == [("/sort#0", 0)]
