@@ -260,6 +260,9 @@ class Board:
         """The scope of the producer that a normalisation without nodes of its own is folded into."""
         if "BatchNorm" not in stage.type or self.scopes.by_path.get(stage.ref.stage):
             return None
+        if not self.children.get(stage.value) and all(value != stage.value for _, value in self.trace.outputs):
+            # Nothing uses it: it was left out.
+            return None
         producers = {self.first_stage[i].ref.stage for i in stage.inputs if i in self.first_stage}
         producer = producers.pop() if len(producers) == 1 else None
         return producer if producer is not None and self.scopes.by_path.get(producer) else None
