@@ -131,8 +131,17 @@ def _is_rounding(result: Comparison, base: Comparison | None, baseline: str | No
     if result.total.problem or result.total.nonfinite_mismatch:
         return False
     if baseline is None:
-        return result.local is not None or result.input_error is not None
-    return base is not None and result.total.rel_l2 <= OPTIMISED_SPREAD * base.total.rel_l2
+        return (result.local is not None or result.input_error is not None) and not _comes_from_nowhere(result)
+    if base is None or _comes_from_nowhere(base):
+        return False
+    return result.total.rel_l2 <= OPTIMISED_SPREAD * base.total.rel_l2
+
+
+def _comes_from_nowhere(result: Comparison) -> bool:
+    """Whether neither the stage nor what it reads has the error: the graph computes it from something else than PyTorch."""
+    if result.local is None or result.local.problem or result.input_error != 0:
+        return False
+    return not result.total.rel_l2 <= OPTIMISED_SPREAD * result.local.rel_l2
 
 
 def _tainted(rows: Sequence[StageRow], config: str) -> set[int]:
@@ -168,7 +177,7 @@ def growth_lines(rows: Sequence[StageRow], config: str, tolerance: Tolerance) ->
             continue
         limit = _default_limit(row, result)
         steps_apart = kind_of_name(row.dtype) == "integer" or row.type in STEPS
-        if steps_apart and result.local is not None and not result.local.rel_l2 > limit:
+        if steps_apart and result.local is not None:
             if result.total.differing and result.total.rel_l2 > limit:
                 jumps.append(row)
         elif result.total.rel_l2 > limit:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -229,8 +230,13 @@ class _Binding:
 def _by_name(wanted: str, names: Sequence[str]) -> str | None:
     if wanted in names:
         return wanted
-    plain = {_plain(name): name for name in names}
+    # TorchScript calls any input "input.1" that has no name; the numbered ones here are made up as well.
+    plain = {_plain(name): name for name in names if not _NUMBERED.fullmatch(name)}
     return plain.get(_plain(wanted))
+
+
+_NUMBERED = re.compile(r"input_\d+")
+"""Names of :func:`sample_tensors` for what forward takes as ``*args``."""
 
 
 def _plain(name: str) -> str:

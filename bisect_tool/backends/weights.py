@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bisect_tool.align.fingerprints import places_by_weights, weight_owners
 from bisect_tool.backends.onnx_program import OnnxProgram
@@ -36,14 +35,41 @@ def tensors_of(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def foldings_of(module: torch.nn.Module) -> list[Folding]:
-    """What each BatchNorm of a model does to a channel."""
+    """What each BatchNorm of a model does to a channel.
+
+    They are known by their tensors: in archives and exported programs their class is another one.
+    """
     found = []
     for child in module.modules():
-        if not isinstance(child, _BatchNorm) or child.running_mean is None or child.running_var is None:
+        mean, variance = (getattr(child, name, None) for name in ("running_mean", "running_var"))
+        if not isinstance(mean, Tensor) or not isinstance(variance, Tensor) or mean.shape != variance.shape:
             continue
-        weight, bias = (None if each is None else to_numpy(each) for each in (child.weight, child.bias))
-        found.append(folding(to_numpy(child.running_mean), to_numpy(child.running_var), weight, bias, child.eps))
+        tensors = (getattr(child, name, None) for name in ("weight", "bias"))
+        weight, bias = (to_numpy(each) if isinstance(each, Tensor) else None for each in tensors)
+        found.append(folding(to_numpy(mean), to_numpy(variance), weight, bias, _eps_of(child)))
     return found
+
+
+def _eps_of(norm: torch.nn.Module) -> float:
+    """What a BatchNorm adds to the variance: its attribute, or what the program that it has become gives its operation."""
+    eps = getattr(norm, "eps", None)
+    if isinstance(eps, float):
+        return eps
+    graph = getattr(norm, "graph", None)
+    if isinstance(graph, torch.fx.Graph):
+        for node in graph.nodes:
+            if "batch_norm" in str(node.target):
+                return next((each for each in reversed(node.args) if type(each) is float), _EPS)
+    elif graph is not None:  # traced: numbers are constants beside the operation
+        for node in graph.nodes():
+            if "batch_norm" in node.kind():
+                values = [value.toIValue() for value in node.inputs()]
+                return next((each for each in reversed(values) if type(each) is float), _EPS)
+    return _EPS
+
+
+_EPS = 1e-5
+"""PyTorch's default."""
 
 
 def modules_by_weights(module: torch.nn.Module, program: OnnxProgram) -> dict[str, str]:

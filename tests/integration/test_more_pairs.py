@@ -169,3 +169,73 @@ def test_a_reversed_order_is_no_rounding_for_the_sake_of_a_tie(exporter: Exporte
     report = judged(module, inputs, model, tmp_path)
     assert report.verdict.status == "diverges"
     assert origins(report) == [("/sort#0", 0)]
+
+
+class Best(nn.Module):
+    """The best scores and what belongs to them, as a detector has it; many scores are zeros alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.scores, self.boxes = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, M, 6]`` to ``[N, 8]`` and ``[N, 8, 4]``."""
+        scores, places = torch.relu(self.scores(x) - 1.2).flatten(1).topk(8)
+        return scores, self.boxes(x).gather(1, (places // 4)[..., None].expand(-1, -1, 4))
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_the_places_of_ties_belong_to_their_numbers(exporter: Exporter, tmp_path: Path) -> None:
+    """Which of equal scores comes first is nobody's rule; behind their places everything passed as rounding."""
+    module, inputs = Best().eval(), (torch.randn(1, 30, 6, generator=torch.Generator().manual_seed(3)),)
+    model = exported(module, inputs, exporter, tmp_path)
+    healthy = judged(module, inputs, model, tmp_path)
+    assert healthy.verdict.status == "agrees"
+    assert any("same node" in pair.evidence for pair in healthy.alignment.pairs)
+    assert not any("rounding grows" in line for line in healthy.verdict.summary)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(5), "five"))
+    first_node(model, "Div").input[1] = "five"
+    report = judged(module, inputs, model, tmp_path)
+    assert report.verdict.status == "diverges"
+    assert origins(report) == [("/floor_divide#0", 0)]
+
+
+class Basis(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.centres: Tensor
+        self.register_buffer("centres", torch.linspace(0, 2, 8))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N]`` to ``[N, 4]``."""
+        return self.fc(torch.exp(-((x[:, None] - self.centres) ** 2) * 8))  # type: ignore[no-any-return]
+
+
+class Bases(nn.Module):
+    """Twice the same of one input, which the exporter merges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = Basis(), Basis()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N]`` to ``[N, 4]`` twice."""
+        return self.a(x), self.b(x)
+
+
+def test_what_reads_a_broken_stage_under_another_name_fails_too(tmp_path: Path) -> None:
+    module, inputs = Bases().eval(), (torch.rand(12) * 2,)
+    model = exported(module, inputs, "dynamo", tmp_path)
+    node = first_node(model, "Mul")
+    node.op_type = "Identity"
+    del node.input[1]
+    report = judged(module, inputs, model, tmp_path)
+    assert report.verdict.status == "diverges"
+    assert {row.stage: row.results["ort-cpu-off"].judgement for row in report.stages if row.type == "Linear"} == {
+        "a.fc": "fail",
+        "b.fc": "fail",
+    }
+    assert not any("no fault" in line for line in report.verdict.summary)

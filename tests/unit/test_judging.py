@@ -36,13 +36,14 @@ def row(
     inputs: Sequence[int] | None = None,
     dtype: str = "float32",
     kind: str = "Linear",
+    entering: float = 1e-8,
 ) -> StageRow:
     ones = np.ones(100, dtype)
     metrics, judgement = judge(ones, (ones + total).astype(dtype), DEFAULT)
     result = Comparison(
         total=metrics,
         local=measure(ones.astype(float), ones + local),
-        input_error=0.0,
+        input_error=entering,
         growth=None,
         amplification=None,
         floor=noise.floor if noise else None,
@@ -78,6 +79,12 @@ def test_what_comes_from_a_fault_over_the_limit_fails_too() -> None:
     """On its branch only."""
     rows = [row(0, 1e-2, 1e-2, OFF), row(1, 2e-2), row(2, 2e-2, inputs=()), row(3, 5e-2, inputs=(1, 2))]
     assert judgements(rows) == ["fail", "fail", "pass", "fail"]
+
+
+def test_an_error_that_nothing_brings_in_is_no_rounding() -> None:
+    """The inputs are PyTorch's, and so is the result on them: the graph reads something else."""
+    assert judgements([row(0, 0.4, 1e-7, entering=0.0)]) == ["fail"]
+    assert judgements([row(0, 5e-3, 4e-3, NOISY, entering=0.0)]) == ["pass"]
 
 
 def test_unknown_floors_leave_it_to_the_tolerance() -> None:
