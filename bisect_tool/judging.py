@@ -171,8 +171,11 @@ def growth_lines(rows: Sequence[StageRow], config: str, tolerance: Tolerance) ->
     lines = []
     over: list[tuple[float, StageRow]] = []
     jumps: list[StageRow] = []
+    behind: set[int] = set()
     for row in rows:
         result = row.results.get(config)
+        if any(index in behind for index in row.inputs):
+            behind.add(row.index)
         if result is None or row.role == "group" or row.alias_of is not None or result.judgement != "pass":
             continue
         limit = _default_limit(row, result)
@@ -180,7 +183,9 @@ def growth_lines(rows: Sequence[StageRow], config: str, tolerance: Tolerance) ->
         if steps_apart and result.local is not None:
             if result.total.differing and result.total.rel_l2 > limit:
                 jumps.append(row)
-        elif result.total.rel_l2 > limit:
+                behind.add(row.index)
+        # Behind a jump it is that, and no growth.
+        elif result.total.rel_l2 > limit and row.index not in behind:
             over.append((result.total.rel_l2, row))
     if over:
         largest, row = max(over, key=lambda item: item[0])

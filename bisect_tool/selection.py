@@ -53,8 +53,10 @@ def select(trace: TorchTrace, level: str, stages: Sequence[str], groups: Sequenc
         _picked(trace, stages, "--stages") if stages else tuple(s for s in trace.stages if _at_level(s, level, root))
     )
     if not judged:
+        other = "op, for functional code" if level != "op" else "leaf"
         raise InconclusiveError(
-            f"the model has no stage at level {level}", hint="try --level leaf, or --level op for functional code"
+            f"the model has no stage at level {level}",
+            hint=f"try --level {other}; a model that hands on its inputs has none at all",
         )
     values = {stage.value for stage in judged}
     finals = {value for _, value in trace.outputs} - values

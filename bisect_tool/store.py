@@ -15,6 +15,7 @@ import math
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -262,15 +263,26 @@ def read_report(path: str | os.PathLike[str]) -> Report:
 
 def check_report_folder(folder: str | os.PathLike[str], *, force: bool = False) -> None:
     """Refuse a folder that ``write_report_folder`` would refuse; call it before a long run, not only after it."""
-    target = Path(folder)
+    try:
+        _check_report_folder(Path(folder), force=force)
+    except OSError as error:
+        # A name that is too long, or a folder that nobody may look into.
+        raise BisectError(
+            f"cannot write the report to {folder}: {_reason(error)}", hint="choose another folder"
+        ) from error
+
+
+def _check_report_folder(target: Path, *, force: bool) -> None:
     above = next((parent for parent in target.parents if os.path.lexists(parent)), None)
     if above is not None and not above.is_dir():
         raise BisectError(f"{target} cannot be made: {above} is a file, not a folder", hint="choose another folder")
-    if not target.exists():
-        return
-    if not target.is_dir():
+    there = target.exists()
+    if there and not target.is_dir():
         raise BisectError(f"{target} is a file, not a folder", hint="choose another folder")
-    if force:
+    # Permissions alone do not tell: file systems may be read-only, and root is asked no questions.
+    with tempfile.TemporaryFile(dir=target if there else above):
+        pass
+    if force or not there:
         return
     if (target / REPORT_FILE).exists():
         raise BisectError(f"{target} already holds a report", hint="--force replaces it; or choose another folder")

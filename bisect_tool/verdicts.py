@@ -231,7 +231,7 @@ def _inconclusive(runs: Sequence[ConfigRun], alignment: Alignment, min_coverage:
     missing = dict.fromkeys(str(out.output) for out in uncompared if not out.onnx_value)
     empty = dict.fromkeys(str(out.output) for out in uncompared if out.onnx_value)
     if missing:
-        return f"not compared: the graph has no output for {', '.join(missing)} of the model"
+        return f"not compared: the graph has nothing for the model's output {', '.join(missing)}"
     if empty:
         outputs = "output" if len(empty) == 1 else "outputs"
         return f"{outputs} {', '.join(empty)}: nothing but NaN or infinite values on both sides, no number to compare"

@@ -284,7 +284,7 @@ def _nodes(program: OnnxProgram, modules: Mapping[str, torch.nn.Module]) -> list
             Described(
                 name=node.name,
                 op=node.op_type,
-                attributes=_with_defaults(node, program.attributes(node.name), opset),
+                attributes=_with_defaults(node, _settings(node, child, program), opset),
                 constants=constants,
                 module=path,
                 kind=type(child).__name__ if own else None,
@@ -293,6 +293,14 @@ def _nodes(program: OnnxProgram, modules: Mapping[str, torch.nn.Module]) -> list
             )
         )
     return suspicions(described, opset, frozenset(kinds))
+
+
+def _settings(node: OnnxNode, child: torch.nn.Module | None, program: OnnxProgram) -> Mapping[str, Any]:
+    """Attributes of a node, but for a training mode that its module's own code must have asked for."""
+    found = program.attributes(node.name)
+    if node.op_type != "BatchNormalization" or child is None or any(isinstance(m, _BatchNorm) for m in child.modules()):
+        return found
+    return {name: value for name, value in found.items() if name != "training_mode"}
 
 
 def _with_defaults(node: OnnxNode, given: Mapping[str, Any], opset: int) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from bisect_tool.backends.exporting import ExportSettings, export_onnx
+from bisect_tool.backends.exporting import ExportError, ExportSettings, export_onnx
 from bisect_tool.backends.preflight import explain_forward_error
 from bisect_tool.backends.structures import map_tensors
 from bisect_tool.errors import BisectError
-from bisect_tool.recorder import Recorder
+from bisect_tool.recorder import Recorder, flatten_tensors
 from bisect_tool.records import Place
 
 
@@ -49,9 +49,14 @@ def export_case(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
     try:
         # One of the exporters runs the model on what it is given, and a model may write into its inputs.
         export_onnx(case.module, copies_of(case.args), copies_of(case.kwargs), path, settings)
-    except BisectError:
+    except BisectError as error:
         # Exporters run the model too: if it fails on its own, that is the error to tell.
-        check_forward(case)
+        try:
+            check_forward(case)
+        except BisectError:
+            if isinstance(error, ExportError):
+                error.log.unlink(missing_ok=True)
+            raise
         raise
 
 
@@ -59,14 +64,19 @@ def check_forward(case: LoadedCase) -> None:
     """Runs the model once, and keeps nothing but which operation failed.
 
     Raises:
-        BisectError: it raised; the message says where.
+        BisectError: it raised; the message says where. Or it returned no tensor.
     """
     recorder: Recorder = Recorder(case.module)
     try:
         with torch.no_grad(), recorder:
-            recorder.run(*copies_of(case.args), **copies_of(case.kwargs))
+            output = recorder.run(*copies_of(case.args), **copies_of(case.kwargs))
     except (Exception, SystemExit) as error:  # anything may come out of a user's forward
         raise explain_forward_error(error, case.module, case.args, case.kwargs, recorder.failure) from error
+    if not any(True for _ in flatten_tensors(output)):
+        raise BisectError(
+            f"forward returned no tensor ({type(output).__name__}): there is nothing to compare",
+            hint="return a tensor, or a tuple, list, dictionary or dataclass with tensors in it",
+        )
 
 
 def check_opset(written: int | None, settings: ExportSettings) -> None:

@@ -300,7 +300,15 @@ def _redirected_descriptors(log: TextIO) -> Iterator[None]:
             os.close(copy)
 
 
-def _export_error(error: BaseException, log: str, settings: ExportSettings) -> BisectError:
+class ExportError(BisectError):
+    """The exporter failed; ``log`` is the file that holds all it said."""
+
+    def __init__(self, message: str, hint: str, log: Path):
+        super().__init__(f"{message}\n  whole log: {log}", hint=hint)
+        self.log = log
+
+
+def _export_error(error: BaseException, log: str, settings: ExportSettings) -> ExportError:
     with tempfile.NamedTemporaryFile(
         "w", prefix="bisect-divergence-export-", suffix=".log", delete=False, encoding="utf-8"
     ) as file:
@@ -314,8 +322,8 @@ def _export_error(error: BaseException, log: str, settings: ExportSettings) -> B
     message = f"the {settings.exporter} exporter failed: {type(cause).__name__}: {lines[0][:300]}"
     if settings.opset is not None and "opset" in lines[0].lower():
         hint = f"leave --opset {settings.opset} out for the exporter's default, or ask for another"
-        return BisectError(f"{message}\n  whole log: {file.name}", hint=hint)
+        return ExportError(message, hint, Path(file.name))
     other = "torchscript" if settings.exporter == "dynamo" else "dynamo"
     there = other == "torchscript" or has_dynamo()
     first = f"try --exporter {other}, or export yourself" if there else "export with a newer PyTorch"
-    return BisectError(f"{message}\n  whole log: {file.name}", hint=f"{first} and give the file with --onnx")
+    return ExportError(message, f"{first} and give the file with --onnx", Path(file.name))

@@ -29,6 +29,7 @@ from bisect_tool.backends.plain_layout import (
     with_plain_layout,
     without_moves,
 )
+from bisect_tool.errors import BisectError
 from bisect_tool.records import NodeDetail, OnnxGraph, OnnxNode
 
 Array = NDArray[Any]
@@ -233,7 +234,11 @@ class OnnxProgram:
         }
 
     def weight(self, name: str) -> Array:
-        """An initialiser or a constant; a big initialiser is mapped from its file, not read."""
+        """An initialiser or a constant; a big initialiser is mapped from its file, not read.
+
+        Raises:
+            BisectError: its numbers are not there, or are too few.
+        """
         if name in self._constants:
             return self._constants[name].numpy()
         tensor = self._model.graph.initializers[name].const_value
@@ -242,7 +247,14 @@ class OnnxProgram:
             self.release_pages()
         self._pages_read += tensor.nbytes
         self._mapped[name] = tensor
-        return tensor.numpy()
+        try:
+            return tensor.numpy()
+        except (ValueError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BisectError(
+                f"ONNX file {self.path}: its weight {name} cannot be read ({reason})",
+                hint="the file is damaged, or its external data lies elsewhere; export or copy it again",
+            ) from error
 
     def release_pages(self) -> None:
         """Takes the mapped weights out of the process's memory; those that are read again come back from the file.

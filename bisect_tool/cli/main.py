@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from bisect_tool.cli import interrupts
+from bisect_tool.cli import interrupts, streams
 from bisect_tool.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_INTERNAL,
@@ -34,7 +35,9 @@ def bisect_tool() -> None:
 
 def _process(name: str) -> NoReturn:
     """A command as a whole process, from its start to its end."""
-    # First of all: what is imported below takes a while already.
+    # Before any file is opened, as that one's descriptor could be stdout's.
+    streams.make_usable()
+    # Before all that takes a while, as imports do.
     interrupts.install()
     from bisect_tool.cli.process import end_without_collection, let_idle_threads_sleep
 
@@ -80,17 +83,41 @@ def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:
         click.echo(interrupts.text(), err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more when it ends, and would complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.give_up_stdout()
         return EXIT_BROKEN_PIPE
     except SystemExit as leave:
         # Its number would read as a verdict.
         print_error(_left(leave))
         return EXIT_USAGE
+    except OSError as error:
+        if streams.is_of_stdout(error):
+            streams.give_up_stdout()
+            print_error(BisectError(f"the answer cannot be written to stdout: {error.strerror}"))
+            return EXIT_USAGE
+        if error.filename is None or error.errno not in _REFUSED:
+            return _internal()
+        # Of a place that was named, wherever it was first looked at.
+        print_error(BisectError(f"{_short(error.filename)}: {error.strerror}", hint="check the path"))
+        return EXIT_USAGE
     except Exception:
-        traceback.print_exc()
-        click.echo("internal error: this is a fault of the tool, not of your model; please report it", err=True)
-        return EXIT_INTERNAL
+        return _internal()
+
+
+_REFUSED = frozenset([errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP])
+
+
+def _short(path: object) -> str:
+    text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+    return text if len(text) <= 120 else f"{text[:60]} ... {text[-40:]}"
+
+
+def _internal() -> int:
+    """Tells of the exception that is being handled."""
+    import click
+
+    traceback.print_exc()
+    click.echo("internal error: this is a fault of the tool, not of your model; please report it", err=True)
+    return EXIT_INTERNAL
 
 
 def _left(leave: SystemExit) -> BisectError:

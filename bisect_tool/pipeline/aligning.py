@@ -141,7 +141,9 @@ class Aligner:
         if not matches:
             raise InconclusiveError(
                 "no PyTorch stage could be matched with a value of the ONNX graph: nothing to compare",
-                hint="is this the ONNX file of this model?",
+                hint="is this the ONNX file of this model?"
+                if self.options.onnx is not None
+                else "does forward compute anything from the sample?",
             )
         return matches
 

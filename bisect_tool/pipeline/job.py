@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bisect_tool.backends.case import LoadedCase, check_opset, export_case, keep_file
+from bisect_tool.backends.case import LoadedCase, check_forward, check_opset, export_case, keep_file
 from bisect_tool.backends.compiled import compiled_note, original
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.backends.onnx_program import OnnxProgram
@@ -112,7 +112,13 @@ def _opened(case: LoadedCase, options: Options, steps: _Steps) -> Iterator[Bisec
                 export_case(case, path, options.export)
                 keep_file(path, options.keep_onnx, overwrite=options.overwrite)
         with steps.step("load", "reading the ONNX graph"):
-            model = load_onnx(path)
+            try:
+                model = load_onnx(path)
+            except BisectError:
+                if options.onnx is None:
+                    # What the user never gave is not to be complained of.
+                    check_forward(case)
+                raise
             if options.onnx is None:
                 check_opset(model.opset_imports.get(""), options.export)
             program = OnnxProgram(model, path)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bisect_tool import LoadedCase, Options, bisect, make_tolerance
 from bisect_tool.reporters.next_steps import next_step
@@ -80,3 +81,24 @@ def test_an_order_in_which_the_graph_does_not_run_is_not_the_one(tmp_path: Path)
     assert "export again with every output" in (next_step(report) or "")
     rows = {row.stage: row for row in report.stages}
     assert rows["words"].results[run.name].judgement == rows["types"].results[run.name].judgement == "pass"
+
+
+class Unnamed(nn.Module):
+    """Takes what it is given, without names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv1d(4, 4, 3, padding=1), nn.Conv1d(4, 4, 3, padding=1)
+
+    def forward(self, *given: Tensor) -> Tensor:
+        """Two tensors ``[N, 4, T]``."""
+        return self.second(self.first(given[0]) + 2 * given[1])  # type: ignore[no-any-return]
+
+
+def test_torchscripts_own_names_are_no_numbers_of_the_sample(tmp_path: Path) -> None:
+    """``input.1`` is the first of the inputs there; it was given the second tensor, ``input_1``."""
+    module, inputs = Unnamed().eval(), (torch.randn(2, 4, 8), torch.randn(2, 4, 8))
+    torch.onnx.export(module, inputs, tmp_path / "model.onnx", dynamo=False)
+    assert onnx.load(tmp_path / "model.onnx").graph.input[0].name == "input.1"
+    assert bisect(module, inputs, tmp_path / "model.onnx").verdict.status == "agrees"
