@@ -54,7 +54,7 @@ def export_case(case: LoadedCase, path: Path, settings: ExportSettings) -> None:
         try:
             check_forward(case)
         except BisectError:
-            if isinstance(error, ExportError):
+            if isinstance(error, ExportError) and error.log is not None:
                 error.log.unlink(missing_ok=True)
             raise
         raise

@@ -301,11 +301,9 @@ def _redirected_descriptors(log: TextIO) -> Iterator[None]:
 
 
 class ExportError(BisectError):
-    """The exporter failed; ``log`` is the file that holds all it said."""
+    """The exporter failed; ``log`` is the file that holds all it said, if there is one."""
 
-    def __init__(self, message: str, hint: str, log: Path):
-        super().__init__(f"{message}\n  whole log: {log}", hint=hint)
-        self.log = log
+    log: Path | None = None
 
 
 def _export_error(error: BaseException, log: str, settings: ExportSettings) -> ExportError:
@@ -322,8 +320,14 @@ def _export_error(error: BaseException, log: str, settings: ExportSettings) -> E
     message = f"the {settings.exporter} exporter failed: {type(cause).__name__}: {lines[0][:300]}"
     if settings.opset is not None and "opset" in lines[0].lower():
         hint = f"leave --opset {settings.opset} out for the exporter's default, or ask for another"
-        return ExportError(message, hint, Path(file.name))
+        return _with_log(message, hint, Path(file.name))
     other = "torchscript" if settings.exporter == "dynamo" else "dynamo"
     there = other == "torchscript" or has_dynamo()
     first = f"try --exporter {other}, or export yourself" if there else "export with a newer PyTorch"
-    return ExportError(message, f"{first} and give the file with --onnx", Path(file.name))
+    return _with_log(message, f"{first} and give the file with --onnx", Path(file.name))
+
+
+def _with_log(message: str, hint: str, log: Path) -> ExportError:
+    error = ExportError(f"{message}\n  whole log: {log}", hint=hint)
+    error.log = log
+    return error

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from bisect_tool.align.bodies import match_bodies
 from bisect_tool.align.matches import AMBIGUOUS, STRUCTURE, VALUE_LIMIT, Hints, Match, Sides
 from bisect_tool.align.matching import match_values, trusted
@@ -276,7 +278,10 @@ class Aligner:
         return found
 
     def _is_nameless(self) -> bool:
-        """Whether most nodes that read weights carry no name of a module."""
+        """Whether most nodes that read weights carry no name of a module, or the model has none to compare it with."""
+        if isinstance(self.case.module, torch.jit.ScriptModule):
+            # Its modules do not call each other by hooks: every stage is an operation of the whole.
+            return True
         weights = self.program.floating_weights().keys()
         reading = [node for node in self.program.plain.nodes if not weights.isdisjoint(node.inputs)]
         return 2 * sum(bool(node.scopes) or node.call is not None for node in reading) < len(reading)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from bisect_tool import bisect
@@ -33,3 +35,23 @@ def test_a_folded_norm_of_an_archive_is_known_by_its_tensors(form: str, tmp_path
     report = bisect(made, (x,), tmp_path / "model.onnx")
     assert report.verdict.status == "agrees"
     assert [finding.text for finding in report.preflight if finding.severity != "fact"] == []
+
+
+def test_behind_a_fault_stages_of_an_archive_are_told_by_structure(tmp_path: Path) -> None:
+    """Its operations bear no module's name, whatever the file says; they were said to have no value in the graph."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 3), nn.Sigmoid()]
+    module, x = nn.Sequential(*layers).eval(), torch.randn(1, 3, 12, 12)
+    torch.onnx.export(module, (x,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    model = onnx.load(tmp_path / "model.onnx")
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "2.weight")
+    numbers = numpy_helper.to_array(weight).copy()
+    numbers[3] *= 1.5
+    weight.CopyFrom(numpy_helper.from_array(numbers, weight.name))
+    onnx.save(model, tmp_path / "faulty.onnx")
+    torch.jit.save(torch.jit.trace(module, x), tmp_path / "model.ts")
+    archive = torch.jit.load(tmp_path / "model.ts")
+    report = bisect(archive, (x,), tmp_path / "faulty.onnx")
+    assert [origin.ref.stage for origin in report.verdict.origins] == ["/_convolution#1"]
+    assert [cause.code for cause in report.verdict.diagnoses] == ["BD202"]
+    assert report.alignment.aligned == 6

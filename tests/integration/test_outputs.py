@@ -148,7 +148,7 @@ def test_a_missing_output_is_not_agreement(tmp_path: Path) -> None:
     """What the graph does not give can't agree."""
     report = judged(tmp_path, "tuple", dropped)
     assert report.verdict.status == "inconclusive"
-    assert "no output for 1" in report.verdict.summary[0]
+    assert "nothing for the model's output 1" in report.verdict.summary[0]
 
 
 def test_swapped_outputs_diverge_in_a_tuple(tmp_path: Path) -> None:
