@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,7 +313,8 @@ def _default_entry(namespace: ModuleType, file: Path, entry_args: Mapping[str, A
             return name, found
         if not instances:
             raise BisectError(
-                f"model {file} has no {DEFAULT_ENTRY}(), and its only class {name} needs arguments: {', '.join(needs)}",
+                f"model {file} has no {DEFAULT_ENTRY}(), and its only class {name} needs arguments: {', '.join(needs)}"
+                + _and_not(_unknown_arguments(found, entry_args or {})),
                 hint=f"give them with --entry {name} --entry-args FILE, or define {DEFAULT_ENTRY}()",
             )
     if not candidates:
@@ -409,7 +410,8 @@ def _build(found: Any, name: str, place: str, entry_args: Mapping[str, Any] | No
     missing = _missing_arguments(found, arguments)
     if missing:
         raise BisectError(
-            f"{name}() in {place} needs arguments that were not given: {', '.join(missing)}",
+            f"{name}() in {place} needs arguments that were not given: {', '.join(missing)}"
+            + _and_not(_unknown_arguments(found, arguments)),
             hint="give them by name in a TOML or JSON file with --entry-args",
         )
     unknown = _unknown_arguments(found, arguments)
@@ -439,6 +441,11 @@ def _parameters(found: Callable[..., Any]) -> list[inspect.Parameter] | None:
         return list(inspect.signature(found).parameters.values())
     except (TypeError, ValueError):  # some builtins have none
         return None
+
+
+def _and_not(unknown: Sequence[str]) -> str:
+    """The rest of a sentence about missing arguments: one may be misspelt."""
+    return f"; it takes no {', '.join(unknown)}" if unknown else ""
 
 
 def _missing_arguments(found: Callable[..., Any], given: Mapping[str, Any]) -> list[str]:

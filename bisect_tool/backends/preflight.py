@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +185,9 @@ def _forward_hint(
     if "out of memory" in text or isinstance(exc, MemoryError):
         return "use a smaller sample"
     if isinstance(exc, TypeError) and ("argument" in text or "subscript" in text or "not iterable" in text):
-        return "check how the sample is built: a tuple is passed by position, a dictionary by name"
+        return _passed_whole(module, args, kwargs) or (
+            "check how the sample is built: a tuple is passed by position, a dictionary by name"
+        )
     if "scalar types: long" in text:
         return _floating_indices(args, kwargs) or _OTHER_DTYPE
     if any(
@@ -221,6 +224,20 @@ def _floating_indices(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str |
 
 
 # -- weights and inputs -----------------------------------------------------------------------------------------------
+
+
+def _passed_whole(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """Says so where a dictionary went into forward as it is, since none of its names is an argument's."""
+    if len(args) != 1 or kwargs or not isinstance(args[0], dict) or not args[0]:
+        return None
+    try:
+        takes = list(inspect.signature(module.forward).parameters)
+    except (TypeError, ValueError):
+        return None
+    given = some([str(name) for name in args[0]])
+    return (
+        f"forward takes {some(takes)}, not {given}: so the dictionary was passed whole; name the inputs as forward does"
+    )
 
 
 def _unfit_tensors(

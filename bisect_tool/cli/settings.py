@@ -144,7 +144,7 @@ def _check_type(name: str, value: Any, where: str) -> None:
     elif name in _BOOLEANS:
         fits, wanted = isinstance(value, bool), "true or false"
     elif name in _INTEGERS:
-        fits, wanted = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number"
+        fits, wanted = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number from 0 up"
     elif name in _NUMBERS:
         fits, wanted = number, "a number"
     elif name == "memory_budget":

@@ -141,3 +141,21 @@ def test_a_failing_forward_leaves_no_log(folder: Path, monkeypatch: pytest.Monke
     assert outcome.code == 2
     assert "forward failed in fc" in outcome.err
     assert not [path for path in (folder / "temporary").iterdir() if path.name.startswith("bisect-divergence")]
+
+
+def test_a_dictionary_of_other_names_is_told(folder: Path) -> None:
+    """It goes into forward whole, which a message about its first operation does not tell."""
+    torch.save({"img": torch.randn(2, 16)}, folder / "named.pt")
+    outcome = command("quick.py", "--input", "named.pt", folder=folder / "new")
+    assert outcome.code == 2
+    assert "forward takes x, not img: so the dictionary was passed whole" in outcome.err
+
+
+def test_a_misspelt_argument_is_told_beside_the_missing_one(folder: Path) -> None:
+    (folder / "sized.py").write_text(
+        "from torch import nn\n\ndef build_model(width, depth):\n    return nn.Linear(width, depth)\n"
+    )
+    (folder / "args.json").write_text('{"width": 16, "depht": 3}')
+    outcome = command("sized.py", "--entry-args", "args.json", "--input", "x.pt", folder=folder / "new")
+    assert outcome.code == 2
+    assert "not given: depth; it takes no depht" in outcome.err
