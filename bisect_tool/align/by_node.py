@@ -19,7 +19,8 @@ def match_by_node(board: Board) -> None:
     """Results without a pair, beside one whose node has as many."""
     results: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
     for value, stage in board.first_stage.items():
-        if stage.level != "container" and value in board.torch and isinstance(stage.ref.output, int):
+        # Modules with several results, as recurrent ones, lay them out otherwise than their node: the scope tells those.
+        if "#" in stage.ref.stage and value in board.torch and isinstance(stage.ref.output, int):
             results[stage.ref.stage, stage.ref.call].setdefault(stage.ref.output, value)
     for values in results.values():
         left = {number: value for number, value in values.items() if value not in board.matches}

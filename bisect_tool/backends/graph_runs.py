@@ -16,7 +16,7 @@ from bisect_tool.backends.memory import return_free_memory
 from bisect_tool.backends.onnx_program import OnnxProgram, Segment, ValueType, type_of_array
 from bisect_tool.backends.ort_runner import Reuse, SegmentedRun
 from bisect_tool.backends.second_draw import random_like, torch_signatures
-from bisect_tool.backends.stream import OWN_AXES, Lane, OnPair, run_lanes
+from bisect_tool.backends.stream import Lane, OnPair, run_lanes
 from bisect_tool.errors import BisectError
 from bisect_tool.metrics import kind_of
 from bisect_tool.records import NumericConfig, TorchTrace
@@ -168,10 +168,5 @@ class GraphRuns:
 
 
 def permutations(matches: Mapping[int, Match]) -> dict[str, tuple[int, ...]]:
-    """Orders of axes, by the name of the graph's value that has them in another one.
-
-    In a graph that has no value's axes in another order, those of a broken stage may be wrong: what follows is to get
-    PyTorch's.
-    """
-    turned = {match.onnx: match.permutation for match in matches.values() if match.permutation is not None}
-    return turned or {match.onnx: OWN_AXES for match in matches.values() if not match.confirmed}
+    """Orders of axes, by the name of the graph's value that has them in another one."""
+    return {match.onnx: match.permutation for match in matches.values() if match.permutation is not None}

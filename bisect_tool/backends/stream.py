@@ -16,8 +16,6 @@ from bisect_tool.layouts import in_order
 from bisect_tool.precision import HALF, saturated
 
 Array = NDArray[Any]
-OWN_AXES: tuple[int, ...] = ()
-"""In place of an order: PyTorch's axes as they are, also where the graph's own value has other ones, as long and as many."""
 OnPair = Callable[[str, int, Array, "Array | None", "Array | None"], None]
 
 
@@ -38,7 +36,7 @@ class Lane:
         name: passed on to the callback.
         run: the segments.
         pairs: ONNX value → PyTorch value; a PyTorch value may stand here more than once.
-        permutations: ONNX value → order of the PyTorch tensor's axes in it, where that differs; or :data:`OWN_AXES`.
+        permutations: ONNX value → order of the PyTorch tensor's axes in it, where that differs.
         on_values: sees everything exposed of each segment, chained and forced, before the pairs are handed out.
     """
 
@@ -93,7 +91,7 @@ def _step(lane: Lane, activations: Activations, on_pair: OnPair) -> None:
 
 def in_onnx_form(array: Array, order: tuple[int, ...] | None, kind: ValueType | None) -> Array:
     """PyTorch's tensor with its axes in ``order``, in the shape and dtype that the ONNX value has."""
-    if order:
+    if order is not None:
         array = in_order(array, order, None if kind is None else kind.shape)
     if kind is None:
         return array
@@ -106,8 +104,6 @@ def in_onnx_form(array: Array, order: tuple[int, ...] | None, kind: ValueType | 
     if array.shape == kind.shape or array.size != math.prod(kind.shape):
         # A graph whose own value has another size reads PyTorch's as it is.
         return array
-    if order == OWN_AXES and array.ndim == len(kind.shape):
-        return array
     return np.ascontiguousarray(array).reshape(kind.shape)
 
 
@@ -115,7 +111,7 @@ def _in_shape(array: Array | None, like: Array, order: tuple[int, ...] | None) -
     """ONNX's data in PyTorch's shape; exporters merge, split and permute axes. Another size stays as it is, and fails."""
     if array is None or array.size != like.size:
         return array
-    if order:
+    if order is not None:
         if len(order) == like.ndim:
             array = array.reshape(tuple(like.shape[axis] for axis in order))
         array = array.transpose(np.argsort(order))
