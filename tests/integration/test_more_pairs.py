@@ -216,3 +216,33 @@ def test_what_reads_a_broken_stage_under_another_name_fails_too(tmp_path: Path) 
         "b.fc": "fail",
     }
     assert not any("no fault" in line for line in report.verdict.summary)
+
+
+class Layers(nn.Module):
+    """Recurrent layers on one sample: time first in the graph is the same numbers as batch first, in another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv1d(6, 8, 3, padding=1), nn.Linear(6, 4)
+        self.lstm, self.gru = nn.LSTM(8, 5, batch_first=True, bidirectional=True), nn.GRU(10, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, 6, T]`` to ``[N, T, 4]`` and the last state."""
+        found, last = self.gru(self.lstm(torch.tanh(self.conv(x)).transpose(1, 2))[0])
+        return self.head(found), last
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_layers_on_one_sample_are_given_the_graphs_shape(exporter: Exporter, tmp_path: Path) -> None:
+    """A fault before them leaves them without an equal value; the graph does not run on PyTorch's axes."""
+    module, inputs = Layers().eval(), (torch.randn(1, 6, 12),)
+    model = exported(module, inputs, exporter, tmp_path)
+    name = first_node(model, "Conv").input[1]
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    weight = numpy_helper.to_array(tensor).copy()
+    weight[1] *= -1
+    tensor.CopyFrom(numpy_helper.from_array(weight, name))
+    report = judged(module, inputs, model, tmp_path)
+    assert origins(report) == [("conv", 0)]
+    assert report.notes == ()
