@@ -86,11 +86,11 @@ def _reads(name: str, half: str, dtypes: Mapping[str, str], makers: Mapping[str,
         if at in seen:
             continue
         seen.add(at)
-        if at == name or at in ends:
-            if dtypes.get(at) == half:
-                return True
-            if at != name:
-                continue
+        # A cast there and back inside the stage rounds as well; weights that are cast are another matter.
+        if dtypes.get(at) == half and (at in makers or at in ends):
+            return True
+        if at != name and at in ends:
+            continue
         if at in makers:
             stack.extend(value for value in makers[at].inputs if value)
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import secrets
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 _PREFIX = f"bisect-divergence-{secrets.token_hex(4)}-"
 """Of this process alone, so that it can tell its own."""
+_PROCESS = os.getpid()
 
 
 def temporary_folder(folder: Path | None = None) -> tempfile.TemporaryDirectory[str]:
@@ -24,5 +26,8 @@ def temporary_folder(folder: Path | None = None) -> tempfile.TemporaryDirectory[
 @atexit.register
 def remove_what_is_left() -> None:
     """Removes folders of this process that no block is left to remove."""
+    if os.getpid() != _PROCESS:
+        # A copy of it, as a model's own code may fork one: the folders are still in use.
+        return
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -58,7 +58,8 @@ def match_by_scope(board: Board) -> None:
         if all(board.first_stage[value].type in _BIASED for value in values):
             following = {family(stage.type) for v in values for stage in board.stages_after(v)}
             # A bias of zeros leaves the product equal: a sum behind one that has a pair is no other operation's.
-            names = [_with_bias(board, name, following) for name in names if name not in board.taken]
+            sums = (_with_bias(board, name, following) for name in names if name not in board.taken)
+            names = [name for name in sums if name is not None]
         _match_group(board, values, names, operations=True)
     whole: dict[str, list[int]] = defaultdict(list)
     for value, stages in board.stages_of.items():
@@ -74,8 +75,10 @@ def match_by_scope(board: Board) -> None:
         _match_group(board, left, [n for n in names if any(board.lies_right(v, n) for v in left)])
 
 
-def _with_bias(board: Board, name: str, following: Set[str]) -> str:
+def _with_bias(board: Board, name: str, following: Set[str]) -> str | None:
     """The sum behind a product: one operation in PyTorch, two nodes here, or three with a factor.
+
+    ``None``: the sum has a pair, as the same numbers in another shape, and the bare product is no value of PyTorch's.
 
     ``following``: kinds of the operations that come next in PyTorch; a node of their kind is theirs.
     """
@@ -86,8 +89,10 @@ def _with_bias(board: Board, name: str, following: Set[str]) -> str:
         node = board.graph.nodes[readers.pop()]
         if node.op_type not in ("Mul", "Add", "Identity") or family(node.op_type) in following:
             break
-        if board.scopes.path_of(node.outputs[0]) != path or node.outputs[0] in board.taken:
+        if board.scopes.path_of(node.outputs[0]) != path:
             break
+        if node.outputs[0] in board.taken:
+            return None if node.op_type == "Add" else name
         at = node.outputs[0]
         if node.op_type == "Add":
             return at

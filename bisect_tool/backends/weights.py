@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -41,31 +41,41 @@ def foldings_of(module: torch.nn.Module) -> list[Folding]:
     """
     found = []
     for child in module.modules():
-        mean, variance = (getattr(child, name, None) for name in ("running_mean", "running_var"))
-        if not isinstance(mean, Tensor) or not isinstance(variance, Tensor) or mean.shape != variance.shape:
+        mean, variance, weight, bias = (
+            getattr(child, name, None) for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        if not isinstance(mean, Tensor) or mean.ndim != 1 or not mean.is_floating_point():
             continue
-        tensors = (getattr(child, name, None) for name in ("weight", "bias"))
-        weight, bias = (to_numpy(each) if isinstance(each, Tensor) else None for each in tensors)
-        found.append(folding(to_numpy(mean), to_numpy(variance), weight, bias, _eps_of(child)))
+        rest = [each for each in (variance, weight, bias) if each is not None]
+        # A layer of the user's own may keep statistics beside weights of another shape.
+        if variance is None or any(not isinstance(each, Tensor) or each.shape != mean.shape for each in rest):
+            continue
+        scale, shift = (None if each is None else to_numpy(each) for each in (weight, bias))
+        found.append(folding(to_numpy(mean), to_numpy(variance), scale, shift, _eps_of(child)))
     return found
 
 
 def _eps_of(norm: torch.nn.Module) -> float:
     """What a BatchNorm adds to the variance: its attribute, or what the program that it has become gives its operation."""
     eps = getattr(norm, "eps", None)
-    if isinstance(eps, float):
-        return eps
-    graph = getattr(norm, "graph", None)
+    if _is_number(eps):
+        return float(eps)
+    try:
+        graph = getattr(norm, "graph", None)
+    except RuntimeError:  # of a traced module that was never called
+        return _EPS
+    values: list[Any] = []
     if isinstance(graph, torch.fx.Graph):
-        for node in graph.nodes:
-            if "batch_norm" in str(node.target):
-                return next((each for each in reversed(node.args) if type(each) is float), _EPS)
+        values = next(([*node.args] for node in graph.nodes if "batch_norm" in str(node.target)), [])
     elif graph is not None:  # traced: numbers are constants beside the operation
-        for node in graph.nodes():
-            if "batch_norm" in node.kind():
-                values = [value.toIValue() for value in node.inputs()]
-                return next((each for each in reversed(values) if type(each) is float), _EPS)
-    return _EPS
+        nodes = (node for node in graph.nodes() if "batch_norm" in node.kind())
+        values = next(([value.toIValue() for value in node.inputs()] for node in nodes), [])
+    # The last number is eps, or stands before a flag.
+    return float(next((each for each in reversed(values) if _is_number(each)), _EPS))
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 _EPS = 1e-5

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from bisect_tool import bisect
 
@@ -58,3 +58,49 @@ def test_behind_a_fault_stages_of_an_archive_are_told_by_structure(tmp_path: Pat
     assert "2.weight" in origin.onnx_weights
     assert [cause.code for cause in report.verdict.diagnoses] == ["BD202"]
     assert not any(row.stage.startswith(("/_convolution#2", "/sigmoid")) for row in report.stages if not row.results)
+
+
+class Owned(nn.Module):
+    """Keeps statistics beside a weight of another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 16)), nn.Parameter(torch.randn(4))
+        self.register_buffer("running_mean", torch.randn(4))
+        self.register_buffer("running_var", torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 16]`` to ``[N, 4]``."""
+        made = nn.functional.linear(x, self.weight, self.bias)
+        return nn.functional.batch_norm(made, self.running_mean, self.running_var)  # type: ignore[arg-type]
+
+
+def test_statistics_beside_another_weight_are_no_folded_norm(tmp_path: Path) -> None:
+    module, x = nn.Sequential(Owned(), nn.ReLU()).eval(), torch.randn(3, 16)
+    torch.onnx.export(module, (x,), tmp_path / "model.onnx", dynamo=False)
+    assert bisect(module, (x,), tmp_path / "model.onnx").verdict.status == "agrees"
+
+
+class Unused(nn.Module):
+    """Has a norm that it never calls, as heads of training are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.aux = nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8, eps=1), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, T]`` to ``[N, 8, T - 2]``."""
+        return torch.relu(self.norm(self.conv(x)))
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_norms_that_are_never_called_and_an_eps_that_is_whole(is_traced: bool, tmp_path: Path) -> None:
+    module, x = Unused().eval(), torch.randn(2, 3, 12)
+    assert module.norm.running_mean is not None
+    module.norm.running_mean.normal_()
+    torch.onnx.export(module, (x,), tmp_path / "model.onnx", dynamo=False)
+    report = bisect(torch.jit.trace(module, x) if is_traced else module, (x,), tmp_path / "model.onnx")
+    assert report.verdict.status == "agrees"
+    assert [finding.text for finding in report.preflight if finding.severity != "fact"] == []

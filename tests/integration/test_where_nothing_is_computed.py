@@ -208,3 +208,22 @@ def test_without_a_forced_run_there_is_still_a_verdict(
     assert [note for note in report.notes if "does not run on PyTorch's values: wrong shape" in note] == [
         "ort-cpu-off: no local errors, as the graph does not run on PyTorch's values: wrong shape"
     ]
+
+
+def test_a_product_whose_sum_has_a_pair_is_no_value_of_pytorchs(tmp_path: Path) -> None:
+    """A layer on three axes multiplies two: its operation's value is the layer's in another shape."""
+    torch.manual_seed(0)
+    module, inputs = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8)).eval(), (torch.randn(4, 6, 16),)
+    exported(module, inputs, "torchscript", tmp_path)
+    report = bisect(module, inputs, tmp_path / "healthy.onnx", level="op")
+    assert report.verdict.status == "agrees"
+    assert report.alignment.coverage == 1.0
+
+
+def test_an_input_that_is_handed_on_through_half_precision_is_rounded(tmp_path: Path) -> None:
+    """Between the casts there and back lies no stage."""
+    float16 = pytest.importorskip("onnxruntime.transformers.float16")
+    net, inputs = Bare().eval(), (torch.randn(4, 4),)
+    model = exported(net, inputs, "torchscript", tmp_path)
+    half = float16.convert_float_to_float16(with_output_times(model, 1, 1.0), keep_io_types=True)
+    assert judged(net, inputs, half, tmp_path).verdict.status == "agrees"

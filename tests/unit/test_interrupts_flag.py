@@ -146,6 +146,22 @@ def test_ctrl_c_in_the_moment_of_a_folder_leaves_none(moment: str, tmp_path: Pat
     assert [] == list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_copy_of_the_process_leaves_the_folders(tmp_path: Path) -> None:
+    """As a model's own code may make, and end by sys.exit."""
+    script = (
+        "from bisect_tool.temporary import temporary_folder\n"
+        "child = os.fork()\n"
+        "if not child:\n    time.sleep(1)\n    sys.exit(0)\n"
+        "with temporary_folder() as folder:\n"
+        "    os.waitpid(child, 0)\n"
+        "    print(os.path.isdir(folder))"
+    )
+    done = in_a_process(script, tmp_path)
+    assert done.stdout.splitlines()[-1] == "True", done.stderr
+    assert [] == list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a process")
 def test_an_ignored_ctrl_c_stays_ignored(tmp_path: Path) -> None:
     """As for a process in the background of a shell script."""
