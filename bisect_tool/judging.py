@@ -24,6 +24,9 @@ Both round as often, in another order; see docs/noise-floor.md.
 """
 
 
+_SAME_INPUTS = 10.0
+"""How far a stage's total may lie from its local error where both runs read the same numbers: they are the same run then."""
+
 STEPS = frozenset(["ceil", "floor", "floor_divide", "fmod", "frac", "heaviside", "remainder", "round", "sign", "trunc"])
 """Operations on floating numbers that turn the smallest difference into a whole step."""
 
@@ -141,7 +144,7 @@ def _comes_from_nowhere(result: Comparison) -> bool:
     """Whether neither the stage nor what it reads has the error: the graph computes it from something else than PyTorch."""
     if result.local is None or result.local.problem or result.input_error != 0:
         return False
-    return not result.total.rel_l2 <= OPTIMISED_SPREAD * result.local.rel_l2
+    return not result.total.rel_l2 <= _SAME_INPUTS * result.local.rel_l2
 
 
 def _tainted(rows: Sequence[StageRow], config: str) -> set[int]:
@@ -179,8 +182,7 @@ def growth_lines(rows: Sequence[StageRow], config: str, tolerance: Tolerance) ->
         if result is None or row.role == "group" or row.alias_of is not None or result.judgement != "pass":
             continue
         limit = _default_limit(row, result)
-        steps_apart = kind_of_name(row.dtype) == "integer" or row.type in STEPS
-        if steps_apart and result.local is not None:
+        if is_step(row) and result.local is not None:
             if result.total.differing and result.total.rel_l2 > limit:
                 jumps.append(row)
                 behind.add(row.index)

@@ -12,6 +12,8 @@ from pathlib import Path
 _PREFIX = f"bisect-divergence-{secrets.token_hex(4)}-"
 """Of this process alone, so that it can tell its own."""
 _PROCESS = os.getpid()
+_places: set[Path] = set()
+"""Where folders were made."""
 
 
 def temporary_folder(folder: Path | None = None) -> tempfile.TemporaryDirectory[str]:
@@ -20,6 +22,7 @@ def temporary_folder(folder: Path | None = None) -> tempfile.TemporaryDirectory[
     Args:
         folder: where it lies; ``None``: where the system has such (``TMPDIR``).
     """
+    _places.add(Path(tempfile.gettempdir() if folder is None else folder))
     return tempfile.TemporaryDirectory(prefix=_PREFIX, dir=folder, ignore_cleanup_errors=True)
 
 
@@ -29,5 +32,5 @@ def remove_what_is_left() -> None:
     if os.getpid() != _PROCESS:
         # A copy of it, as a model's own code may fork one: the folders are still in use.
         return
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for path in [path for place in _places for path in place.glob(f"{_PREFIX}*")]:
         shutil.rmtree(path, ignore_errors=True)

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from by_hand import EXPORTERS, exported, judged
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 from bisect_tool import bisect
-from bisect_tool.backends.exporting import Exporter, ExportSettings, export_onnx
-from bisect_tool.records import Report
-
-EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
-
-
-def exported(module: nn.Module, inputs: tuple[Tensor, ...], exporter: Exporter, folder: Path) -> ModelProto:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        export_onnx(module, inputs, {}, folder / "healthy.onnx", ExportSettings(exporter))
-    return onnx.load(folder / "healthy.onnx")
-
-
-def judged(module: nn.Module, inputs: tuple[Tensor, ...], model: ModelProto, folder: Path, **options: object) -> Report:
-    onnx.save(model, folder / "model.onnx")
-    return bisect(module, inputs, folder / "model.onnx", **options)  # type: ignore[arg-type]
+from bisect_tool.backends.exporting import Exporter
 
 
 class Causal(nn.Module):

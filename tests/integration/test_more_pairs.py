@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,34 +10,16 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import ModelProto, NodeProto, numpy_helper
+from by_hand import EXPORTERS, exported, first_node, judged
+from onnx import numpy_helper
 from torch import Tensor, nn
 
-from bisect_tool import bisect
-from bisect_tool.backends.exporting import Exporter, ExportSettings, export_onnx
+from bisect_tool.backends.exporting import Exporter
 from bisect_tool.records import Report
-
-EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
-
-
-def exported(module: nn.Module, inputs: tuple[Tensor, ...], exporter: Exporter, folder: Path) -> ModelProto:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        export_onnx(module, inputs, {}, folder / "healthy.onnx", ExportSettings(exporter))
-    return onnx.load(folder / "healthy.onnx")
-
-
-def judged(module: nn.Module, inputs: tuple[Tensor, ...], model: ModelProto, folder: Path) -> Report:
-    onnx.save(model, folder / "model.onnx")
-    return bisect(module, inputs, folder / "model.onnx")
 
 
 def origins(report: Report) -> list[tuple[str, int]]:
     return [(origin.ref.stage, origin.ref.call) for origin in report.verdict.origins]
-
-
-def first_node(model: ModelProto, *kinds: str) -> NodeProto:
-    return next(node for node in model.graph.node if node.op_type in kinds)
 
 
 class Twice(nn.Module):

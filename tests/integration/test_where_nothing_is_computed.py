@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from by_hand import EXPORTERS, exported, judged
 from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from bisect_tool import bisect
-from bisect_tool.backends.exporting import Exporter, ExportSettings, export_onnx
+from bisect_tool.backends.exporting import Exporter
 from bisect_tool.backends.ort_runner import SegmentedRun
 from bisect_tool.errors import InconclusiveError
 from bisect_tool.records import Report
-
-EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
-
-
-def exported(module: nn.Module, inputs: tuple[Tensor, ...], exporter: Exporter, folder: Path) -> ModelProto:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        export_onnx(module, inputs, {}, folder / "healthy.onnx", ExportSettings(exporter))
-    return onnx.load(folder / "healthy.onnx")
-
-
-def judged(module: nn.Module, inputs: tuple[Tensor, ...], model: ModelProto, folder: Path) -> Report:
-    onnx.save(model, folder / "model.onnx")
-    return bisect(module, inputs, folder / "model.onnx")
 
 
 def origins(report: Report) -> list[str]:
