@@ -348,34 +348,22 @@ def every_stage(blank: Callable[..., Stage]) -> Iterator[list[Stage]]:
     found: list[Stage] = []
     settled, original = floors.is_settled, floors.stage_noise
 
-    def stage_noise(
-        taped: Any,
-        value: int,
-        known: Any,
-        expected: Any,
-        actual: Any,
-        *,
-        where: Any = None,
-        held: Any = None,
-    ) -> Any:
-        again = functools.partial(original, taped, value, known, expected, actual, where=where, held=held)
+    def stage_noise(taped: Any, value: int, known: Any, expected: Any, actual: Any, aspect: Any = floors.WHOLE) -> Any:
+        again = functools.partial(original, taped, value, known, expected, actual, aspect)
         trace = taped.trace
-        if held is not None:
+        if aspect.held is not None:
             # Graphs in half precision have a floor of their own, which is not what is measured here.
             return again()
 
-        def picked(array: Any) -> Any:
-            return array if where is None else array[where]
-
-        expected, actual = picked(expected), picked(actual)
-        dtype, size = trace.values[value].dtype, int(expected.size)
+        expected, actual = aspect.of(expected), aspect.of(actual)
+        dtype, size = aspect.precision(trace.values[value].dtype), int(expected.size)
         try:
             ops = slice_of(trace, value, known)
             start = functools.partial(blank, kind_of([op.name for op in ops]), dtype, size)
             local = _relative(expected, actual)
 
             def run(arithmetic: Any) -> Any:
-                return picked(replay_values(trace, {value}, ops, taped.fetch, arithmetic)[value])
+                return aspect.of(replay_values(trace, {value}, ops, taped.fetch, arithmetic)[value])
 
             with strict_products():
                 reference, strict = run(EXACT), run(STRICT)
@@ -384,7 +372,7 @@ def every_stage(blank: Callable[..., Stage]) -> Iterator[list[Stage]]:
             sides = [_apart(reference, side) for side in (expected, actual, strict)]
             draws = []
             if max(sides[:2]) > NEAR * max(sides[2], unit / 2 * norm):
-                draws = [_apart(reference, run(rounded(seed))) for seed in range(DRAWN)]
+                draws = [_apart(reference, run(rounded(seed, ties=aspect.ties))) for seed in range(DRAWN)]
             floor = max(sides[2], EPSILONS * unit * norm, *draws[:DRAWS])
             noise = Noise(floor / norm if norm else floor, *(_ratio(side, floor) for side in sides[:2]))
             if noise.ratio is not None and noise.ratio > BEYOND:

@@ -111,8 +111,18 @@ class Board:
         other = self.onnx.get(name)
         if signature is not None and other is not None and signature.kind != other.kind:
             return False
+        if self._is_other_result(value, name):
+            return False
         shape = other.shape if other is not None else self.graph.shapes.get(name)
         return shape is None or same_data_order(self.first_stage[value].shape, shape)
+
+    def _is_other_result(self, value: int, name: str) -> bool:
+        """Whether one is the numbers of an order and the other their places, which may be whole numbers both."""
+        node = self.graph.nodes[self.place[name]] if name in self.place else None
+        stage = self.first_stage[value]
+        if node is None or node.op_type != "TopK" or stage.type not in ("sort", "topk"):
+            return False
+        return node.outputs.index(name) != stage.ref.output
 
     def circular(self, value: int, name: str) -> bool:
         """Whether a forced value is what it is because PyTorch handed over something that comes from ``value`` itself.

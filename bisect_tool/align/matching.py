@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from bisect_tool.align.board import Board
 from bisect_tool.align.by_axes import match_permuted
-from bisect_tool.align.by_node import match_by_node
+from bisect_tool.align.by_node import match_by_node, match_by_operand
 from bisect_tool.align.by_output import match_outputs
 from bisect_tool.align.by_scope import match_by_scope, match_placed
 from bisect_tool.align.by_value import ByValue
@@ -28,6 +28,7 @@ def match_values(sides: Sides, hints: Hints = _NO_HINTS) -> dict[int, Match]:
     match_outputs(board, sides.permuted)
     ByValue(board, hints.second).match()
     match_by_node(board)
+    match_by_operand(board)
     match_permuted(board, sides.permuted)
     match_placed(board, hints.placed)
     match_by_scope(board)

@@ -45,11 +45,13 @@ class Arithmetic:
         dtype: that everything floating is promoted to; what is wider already stays. ``None``: nothing is promoted.
         noise: seed of the made-up rounding; ``None``: none.
         held: a narrower dtype that everything given is rounded to beforehand, and every result by the made-up rounding.
+        ties: the made-up rounding disturbs also the operands of what only orders numbers.
     """
 
     dtype: torch.dtype | None
     noise: int | None = None
     held: torch.dtype | None = None
+    ties: bool = True
 
 
 EXACT = Arithmetic(torch.float64)
@@ -57,9 +59,9 @@ STRICT = Arithmetic(torch.float32)
 AS_RUN = Arithmetic(None)
 
 
-def rounded(seed: int, held: str | None = None) -> Arithmetic:
+def rounded(seed: int, held: str | None = None, *, ties: bool = True) -> Arithmetic:
     """Float64 with made-up rounding, to a narrower dtype than the run's if one is named; each seed is one draw."""
-    return Arithmetic(torch.float64, seed, getattr(torch, held) if held else None)
+    return Arithmetic(torch.float64, seed, getattr(torch, held) if held else None, ties)
 
 
 def slice_of(trace: Trace, target: int, known: Set[int]) -> list[Op]:
@@ -442,7 +444,9 @@ def _run(
     if before is not None:
         before(op, args, kwargs)
     written = _written(func, args, kwargs)
-    noise = None if arithmetic.noise is None else _Noise(arithmetic.noise, trace, op, arithmetic.held)
+    noise = None
+    if arithmetic.noise is not None and (arithmetic.ties or op.name not in _ORDERING):
+        noise = _Noise(arithmetic.noise, trace, op, arithmetic.held)
     if noise is not None and noise.is_exact(args, kwargs):
         noise = None
     if noise is not None and noise.disturbs:
