@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from bisect_tool.align.board import Board, Scope
+from bisect_tool.align.counterparts import constant_values
 from bisect_tool.align.families import SHAPING, family
 from bisect_tool.align.matches import AMBIGUOUS, SECOND, Match, SecondDraw
 from bisect_tool.align.neighbours import LookAlikes, Near, Neighbours, components
@@ -27,6 +28,7 @@ class ByValue:
     def __init__(self, board: Board, second: SecondDraw | None):
         self.board = board
         self.second = second
+        self.constants = constant_values(board.graph, board.graph.initializers)
         self._by_second: set[int] = set()
         self._operations: dict[tuple[str, str], dict[int, str]] = {}
         self._by_call: dict[tuple[str, str], list[int]] | None = None
@@ -89,6 +91,9 @@ class ByValue:
                     for name, apart in near.items()
                     if not self.board.circular(value, name) and not (folded and self.board.same_scope(value, name))
                 }
+            if self.board.trace.parents.get(value) and (wanted.sample == wanted.sample[0]).all():
+                # What a run makes of zeros is no constant that happens to be zero.
+                near = {name: apart for name, apart in near.items() if name not in self.constants}
             if near:
                 found[value] = near
         plain = {id(near): self._dequantised(near) for near in found.values()} if self.board.quantisation.pairs else {}

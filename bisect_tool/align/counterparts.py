@@ -9,6 +9,7 @@ Nothing is guessed. What two ways lead to different places, or what more than on
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -129,6 +130,23 @@ class _Side:
         """Inputs that depend on the graph's."""
         return [name for name in self.nodes[node].inputs if name and name not in self.outline.constants]
 
+    def is_chain(self, nodes: Sequence[int]) -> bool:
+        """Whether each of some nodes, in their order in the graph, is made from the one before it."""
+        return all(self._is_made_from(second, first) for first, second in itertools.pairwise(nodes))
+
+    def _is_made_from(self, node: int, ancestor: int) -> bool:
+        seen: set[int] = set()
+        stack = [node]
+        while stack:
+            at = stack.pop()
+            if at == ancestor:
+                return True
+            makers = [self.maker[name] for name in self.computed(at) if name in self.maker]
+            # Nodes stand in a topological order.
+            stack.extend(maker for maker in makers if maker >= ancestor and maker not in seen)
+            seen.update(makers)
+        return False
+
     def fixed(self, node: int) -> list[str]:
         return [name for name in self.nodes[node].inputs if name in self.outline.constants and name]
 
@@ -200,7 +218,7 @@ class _Finder:
     # -- nodes --------------------------------------------------------------------------------------------------------
 
     def seed(self) -> None:
-        """Nodes that read a weight which no other node has."""
+        """Nodes that read a weight which no other node has, and the steps of a recurrence, which all read the same."""
         first, second = self._by_form(self.fresh), self._by_form(self.given)
         for form, nodes in first.items():
             options = second.get(form, [])
@@ -208,9 +226,14 @@ class _Finder:
                 continue
             hits = {i: [j for j in options if self.is_like(i, j)] for i in nodes}
             claimed = Counter(j for found in hits.values() for j in found)
+            steps: dict[tuple[int, ...], list[int]] = defaultdict(list)
             for i, found in hits.items():
-                if len(found) == 1 and claimed[found[0]] == 1:
-                    self.join(i, found[0])
+                steps[tuple(found)].append(i)
+            for there, here in steps.items():
+                single = len(here) == len(there) and all(claimed[j] == len(here) for j in there)
+                if single and self.fresh.is_chain(here) and self.given.is_chain(there):
+                    for i, j in zip(here, there, strict=True):
+                        self.join(i, j)
 
     def _by_form(self, side: _Side) -> dict[_Kind, list[int]]:
         found: dict[_Kind, list[int]] = defaultdict(list)

@@ -37,7 +37,7 @@ def propose(
         parameters: names of the model's parameters and buffers, all of them.
     """
     for node in nodes:
-        yield from weight_trials(node, statics, parameters)
+        yield from weight_trials(node, nodes, statics, parameters)
     for node in nodes:
         yield from exchanged_weights(node)
     for node in nodes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,28 +19,51 @@ from bisect_tool.diagnose.weight_forms import GATES, Static, first_weight, neare
 Array = NDArray[Any]
 
 
-def weight_trials(node: Node, statics: Sequence[Static], parameters: frozenset[str] = frozenset()) -> Iterator[Trial]:
-    """Each weight as PyTorch has it, and then all of the node together."""
-    nearest: dict[int, Trial] = {}
-    for trial in _each_weight(node, statics, parameters):
-        assert isinstance(trial.edit, Edit)
-        (place,) = (i for i, given in enumerate(trial.edit.steps[0].inputs) if isinstance(given, np.ndarray))
-        nearest.setdefault(place, trial)
+def weight_trials(
+    node: Node, nodes: Sequence[Node], statics: Sequence[Static], parameters: frozenset[str] = frozenset()
+) -> Iterator[Trial]:
+    """Each weight as PyTorch has it, and then all of the node together.
+
+    What several of the ``nodes`` read, as the steps of a recurrence do, is first tried for all of them, with the first one.
+    """
+    nearest: dict[str, Trial] = {}
+    arrays: dict[str, Array] = {}
+    for trial, name, array in _each_weight(node, nodes, statics, parameters):
+        nearest.setdefault(name, trial)
+        arrays.setdefault(name, array)
         yield trial
     if len(nearest) > 1:
-        edits = {place: trial.edit for place, trial in nearest.items() if isinstance(trial.edit, Edit)}
-        arrays = {place: edit.steps[0].inputs[place] for place, edit in edits.items()}
         texts = [trial.text.replace(f", which {node.name} reads,", "") for trial in nearest.values()]
         yield Trial(
             next(iter(nearest.values())).code,
             node.name,
             f"weights that {node.name} reads: {'; '.join(texts)}",
             "export the file again from this checkpoint",
-            with_changes(
-                node, inputs={place: array for place, array in arrays.items() if isinstance(array, np.ndarray)}
-            ),
+            _with_weights([node, *_other_readers(node, nodes, arrays)], arrays),
             thing="; ".join(trial.thing for trial in nearest.values()),
         )
+
+
+def _other_readers(node: Node, nodes: Sequence[Node], names: Collection[str]) -> list[Node]:
+    """Nodes behind one that read one of its weights too; none for what one before it reads, which goes with that."""
+    at = next(place for place, each in enumerate(nodes) if each is node)
+    if any(_reads(each, node, names) for each in nodes[:at]):
+        return []
+    return [each for each in nodes[at + 1 :] if _reads(each, node, names)]
+
+
+def _reads(one: Node, other: Node, names: Collection[str]) -> bool:
+    """Whether a node reads some weights as another does."""
+    return one.op == other.op and any(one.inputs[place] in names for place in _weight_places(one))
+
+
+def _with_weights(nodes: Sequence[Node], arrays: Mapping[str, Array]) -> Edit:
+    """Nodes with other weights, by the names of those."""
+    edits = []
+    for node in nodes:
+        inputs = {p: arrays[node.inputs[p]] for p in _weight_places(node) if node.inputs[p] in arrays}
+        edits.append(with_changes(node, inputs=inputs))
+    return replace(edits[0], more=tuple(edits[1:]))
 
 
 _NO_WEIGHTS = {"Resize", "Upsample"}
@@ -79,23 +102,26 @@ def all_weights(nodes: Sequence[Node], statics: Sequence[Static]) -> Iterator[Tr
     for nearest in (True, False):
         # Each tensor is one node's only, and so the next best is left for the next node.
         left = list(statics)
+        known: dict[str, Array | None] = {}
         edits: list[Edit] = []
-        names: list[str] = []
         for node in readers:
             inputs: dict[int, Array] = {}
             for place in _weight_places(node):
                 have = node.constants[place]
                 gates = GATES.get(node.op, 0)
-                found = nearest_weight(have, left, gates=gates) if nearest else first_weight(have, left, gates=gates)
-                if found is None:
-                    continue
-                array, used = found
-                left = [each for each in left if each.name not in used]
-                if not are_equal_arrays(have.astype(np.float64), array.astype(np.float64)):
-                    inputs[place] = array
-                    names.append(node.inputs[place])
+                name = node.inputs[place]
+                if name not in known:
+                    found = (nearest_weight if nearest else first_weight)(have, left, gates=gates)
+                    array, used = found if found is not None else (have, ())
+                    left = [each for each in left if each.name not in used]
+                    equal = are_equal_arrays(have.astype(np.float64), array.astype(np.float64))
+                    known[name] = None if equal else array
+                changed = known[name]
+                if changed is not None:
+                    inputs[place] = changed
             if inputs:
                 edits.append(with_changes(node, inputs=inputs))
+        names = [name for name, array in known.items() if array is not None]
         if len(edits) > 1:
             listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             yield Trial(
@@ -111,21 +137,31 @@ def _weight_places(node: Node) -> list[int]:
     return [place for place, have in node.constants.items() if have.size > 1 and have.dtype.kind in "fV"]
 
 
-def _each_weight(node: Node, statics: Sequence[Static], parameters: frozenset[str]) -> Iterator[Trial]:
+def _each_weight(
+    node: Node, nodes: Sequence[Node], statics: Sequence[Static], parameters: frozenset[str]
+) -> Iterator[tuple[Trial, str, Array]]:
+    """Trials, each with the name of the weight and what it becomes."""
     if node.op in _NO_WEIGHTS:
         return
-    for place, have in node.constants.items():
-        if have.size > 1 and have.dtype.kind in "fV":
-            for form in weight_forms(have, statics, gates=GATES.get(node.op, 0)):
-                name = node.inputs[place]
-                another = name != form.name and {name, form.name} <= parameters
-                yield Trial(
-                    form.code,
-                    node.name,
-                    f"{node.name} reads {name} where PyTorch reads {form.name}"
-                    if another
-                    else f"{name}, which {node.name} reads, {form.text}",
-                    "export the file again from this checkpoint",
-                    with_changes(node, inputs={place: form.array}),
-                    thing=f"{name} as {form.name}",
+    for place in _weight_places(node):
+        have, name = node.constants[place], node.inputs[place]
+        others = _other_readers(node, nodes, [name])
+        for form in weight_forms(have, statics, gates=GATES.get(node.op, 0)):
+            another = name != form.name and {name, form.name} <= parameters
+            for readers in ([node, *others], [node]) if others else ([node],):
+                which = node.name if len(readers) == 1 else f"{node.name} and {len(others)} more"
+                verb = "reads" if len(readers) == 1 else "read"
+                yield (
+                    Trial(
+                        form.code,
+                        node.name,
+                        f"{which} {verb} {name} where PyTorch reads {form.name}"
+                        if another
+                        else f"{name}, which {which} {verb}, {form.text}",
+                        "export the file again from this checkpoint",
+                        _with_weights(readers, {name: form.array}),
+                        thing=f"{name} as {form.name}",
+                    ),
+                    name,
+                    form.array,
                 )
