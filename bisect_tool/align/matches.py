@@ -87,6 +87,7 @@ class Hints:
         second: signatures of both sides on another input, which tell look-alikes apart.
         modules: module path by node name, for nodes that no exporter tagged: those that read a module's weights.
         placed: pairs by structure, for values that no value of the graph's fits.
+        instead: pairs by structure that no look-alike takes the place of.
     """
 
     known: Mapping[int, Match] = field(default_factory=dict)
@@ -95,6 +96,7 @@ class Hints:
     second: SecondDraw | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
     placed: Mapping[int, Match] = field(default_factory=dict)
+    instead: Mapping[int, Match] = field(default_factory=dict)
 
 
 def is_narrow(graph: OnnxGraph) -> bool:

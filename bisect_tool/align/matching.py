@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from bisect_tool.align.board import Board
 from bisect_tool.align.by_axes import match_permuted
@@ -25,6 +26,8 @@ def match_values(sides: Sides, hints: Hints = _NO_HINTS) -> dict[int, Match]:
     board = Board(sides, hints)
     for match in hints.known.values():
         board.take(match)
+    for match in hints.instead.values():
+        _take_instead(board, match)
     match_outputs(board, sides.permuted)
     ByValue(board, hints.second).match()
     match_by_node(board)
@@ -33,6 +36,14 @@ def match_values(sides: Sides, hints: Hints = _NO_HINTS) -> dict[int, Match]:
     match_placed(board, hints.placed)
     match_by_scope(board)
     return board.matches
+
+
+def _take_instead(board: Board, match: Match) -> None:
+    if match.value in board.matches or match.onnx in board.taken:
+        return
+    agrees = board.agrees(match.value, match.onnx)
+    evidence = (*match.evidence, board.value_evidence) if agrees else match.evidence
+    board.take(replace(match, evidence=evidence, confirmed=agrees))
 
 
 def trusted(trace: TorchTrace, matches: Mapping[int, Match]) -> dict[int, Match]:

@@ -24,6 +24,7 @@ FAMILIES: tuple[tuple[str, ...], ...] = (
         *("Exp", "Log", "Sqrt", "Reciprocal", "Abs", "Neg", "Sin", "Cos", "Floor", "Ceil", "Round", "Sign"),
     ),
     ("Add", "Sub", "Mul", "Div", "Max", "Min"),
+    ("Softmax", "LogSoftmax", "Hardmax"),
 )
 """Operators of one signature, the usual ones first."""
 

@@ -12,7 +12,7 @@ from bisect_tool.align.bodies import match_bodies
 from bisect_tool.align.matches import AMBIGUOUS, STRUCTURE, VALUE_LIMIT, Hints, Match, Sides
 from bisect_tool.align.matching import match_values, trusted
 from bisect_tool.align.other_sizes import called_so, of_other_size
-from bisect_tool.align.placing import is_open, placed_by_structure
+from bisect_tool.align.placing import NOTHING_PLACED, Placed, is_open, is_shifted, placed_by_structure, with_twins
 from bisect_tool.align.surroundings import has_broken_unpaired
 from bisect_tool.backends.captured import Reference
 from bisect_tool.backends.case import LoadedCase, copies_of
@@ -128,10 +128,10 @@ class Aligner:
         first = matches
         matches = self._settled(reference, sides, first, with_bodies, Hints(modules=modules))
         placed = self._placed(reference, matches, sides)
-        if placed:
+        if placed.pairs:
             # What was fed at a wrong place has told nothing.
-            known = {value: match for value, match in {**first, **placed}.items() if match.confirmed}
-            hints = Hints(known, modules=modules, placed=placed)
+            known = {value: match for value, match in {**first, **placed.pairs}.items() if match.confirmed}
+            hints = Hints(known, modules=modules, placed=placed.pairs, instead=placed.instead)
             matches = with_bodies(match_values(sides, hints))
             matches = self._settled(reference, sides, matches, with_bodies, hints)
             told = sum(STRUCTURE in match.evidence for match in matches.values())
@@ -139,7 +139,8 @@ class Aligner:
                 f"{told} stage{'' if told == 1 else 's'} found by structure: the model was exported once more "
                 f"({self.fresh_how}) and laid beside the ONNX file"
             )
-        matches = self._with_other_sizes(reference, sides, matches, with_bodies, Hints(modules=modules, placed=placed))
+        others = Hints(modules=modules, placed=placed.pairs, instead=placed.instead)
+        matches = self._with_other_sizes(reference, sides, matches, with_bodies, others)
         if not matches:
             raise InconclusiveError(
                 "no PyTorch stage could be matched with a value of the ONNX graph: nothing to compare",
@@ -225,19 +226,20 @@ class Aligner:
                 return True
         return False
 
-    def _placed(self, reference: Reference, matches: Mapping[int, Match], sides: Sides) -> dict[int, Match]:
+    def _placed(self, reference: Reference, matches: Mapping[int, Match], sides: Sides) -> Placed:
         """Pairs by structure, from an export that is made for it, where values and names leave a file's stages open."""
         nameless = self._is_nameless()
         nodes_between = self.program.nodes_between
         if self.options.onnx is None or not self.runs.in_memory or self.is_fresh:
-            return {}
+            return NOTHING_PLACED
         # What is still right by its value may be made of a stage that is broken and has no name.
         broken = nameless and has_broken_unpaired(sides.trace, matches, sides.torch, sides.onnx)
-        if not broken and not is_open(reference.trace, matches, nodes_between, nameless=nameless):
-            return {}
+        shifted = is_shifted(reference.trace, matches) and self._outputs_are_off(reference)
+        if not broken and not shifted and not is_open(reference.trace, matches, nodes_between, nameless=nameless):
+            return NOTHING_PLACED
         if self.program.weight_bytes() > MOST_EXPORTED:
             self.notes.append("too many weights to export the model once more, and so to tell stages by structure")
-            return {}
+            return NOTHING_PLACED
         with (
             temporary_folder() as folder,
             self.step("structure", "exporting the model once more, to find stages by structure"),
@@ -246,13 +248,13 @@ class Aligner:
             fresh = most_alike(self.case.module, *copies, self.program, Path(folder))
             if fresh is None:
                 self.notes.append("stages could not be told by structure: no fresh export is like the ONNX file")
-                return {}
+                return NOTHING_PLACED
             try:
                 beside = ready_to_run(self.case, self.options, fresh.program, is_fresh=True)
                 beside.runs.see_all()
                 own = Aligner(self.case, self.options, beside, self.step, [], {}, ()).pairs(reference)
             except BisectError:
-                return {}
+                return NOTHING_PLACED
             if nameless:
                 self.weights_beside = compare_beside(self.case.module, beside.program, self.program)
             given = outline(self.program, self.runs.signatures.get)
@@ -263,7 +265,7 @@ class Aligner:
                 first, second = reference.signatures.get(value), self.runs.signatures.get(name)
                 return first is not None and second is not None and distance(first, second) <= VALUE_LIMIT
 
-            found, self.missing = placed_by_structure(
+            found = placed_by_structure(
                 outline(beside.program, beside.runs.signatures.get),
                 given,
                 own,
@@ -271,7 +273,9 @@ class Aligner:
                 inputs,
                 agrees,
                 narrow=self.narrow,
+                doubted=with_twins(reference.trace, matches, reference.signatures) if shifted else frozenset(),
             )
+        self.missing = found.missing
         first = first_stage_by_value(reference.trace)
         self.notes += [f"{first[value].ref}: {text}" for value, text in list(self.missing.items())[:MOST_MISSING]]
         self.fresh_how = fresh.how

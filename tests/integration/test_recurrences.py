@@ -140,3 +140,50 @@ def test_zeros_that_a_run_makes_are_no_constant(exporter: Exporter, tmp_path: Pa
     products[1].op_type = "Add"
     report = judged(Gates(), IDS, model, tmp_path)
     assert calls(report) == {("/mul#1", 0)}
+
+
+class Shrinking(nn.Module):
+    """Iterations that come to rest (ISTA): the signs of all steps are equal soon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.step = nn.Linear(20, 30, bias=False), nn.Linear(30, 30, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 20]`` to ``[N, 30]``."""
+        start = self.first(x)
+        code = torch.sign(start) * torch.relu(start.abs() - 0.05)
+        for _ in range(4):
+            moved = start + self.step(code) * 0.3
+            code = torch.sign(moved) * torch.relu(moved.abs() - 0.05)
+        return code
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize(
+    ("kind", "number", "other", "stage"),
+    [("Sign", 1, "Identity", "/sign#1"), ("Sign", 2, "Identity", "/sign#2"), ("Mul", 1, "Add", "/mul#1")],
+)
+def test_another_step_with_the_same_value_does_not_stand_for_a_broken_one(
+    kind: str, number: int, other: str, stage: str, exporter: Exporter, tmp_path: Path
+) -> None:
+    module, inputs = Shrinking().eval(), (torch.randn(4, 20, generator=torch.Generator().manual_seed(1)),)
+    model = exported(module, inputs, exporter, tmp_path)
+    other_operator(kind, number, other)(model)
+    report = judged(module, inputs, model, tmp_path)
+    assert calls(report) == {(stage, 0)}
+    (cause,) = report.verdict.diagnoses
+    assert cause.remedy_verified
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_logarithm_inside_of_a_whole_attention_is_named(exporter: Exporter, tmp_path: Path) -> None:
+    """PyTorch runs it as one operation, which says nothing of a softmax."""
+    torch.manual_seed(0)
+    module, inputs = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), (torch.randn(2, 5, 16),)
+    model = exported(module, inputs, exporter, tmp_path)
+    other_operator("Softmax", 0, "LogSoftmax")(model)
+    (cause,) = judged(module, inputs, model, tmp_path).verdict.diagnoses
+    assert (cause.code, cause.remedy_verified) == ("BD102", True)
+    assert "should be Softmax" in cause.evidence[0]

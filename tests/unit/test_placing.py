@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bisect_tool import LoadedCase, Options, bisect, make_tolerance
 from bisect_tool.align.counterparts import likeness
 from bisect_tool.align.matches import AMBIGUOUS, Match
-from bisect_tool.align.placing import is_certain, is_open, placed_by_structure
+from bisect_tool.align.placing import contradicted, is_certain, is_open, placed_by_structure
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.fresh import most_alike, outline
 from bisect_tool.backends.onnx_graph import load_onnx
@@ -35,7 +35,7 @@ VALUES = dict(zip("xabcdey", range(7), strict=True))
 
 def placed(given: list[tuple[str, ...]], matches: Mapping[int, Match], **agreeing: str) -> dict[str, Match]:
     """What structure says of the block, of which a fresh export has every value; by name of the fresh value."""
-    found, _ = placed_by_structure(
+    found = placed_by_structure(
         outlined(BLOCK),
         outlined(given, "g."),  # type: ignore[arg-type]
         {value: sure(value, name) for name, value in VALUES.items() if name != "x"},
@@ -45,7 +45,7 @@ def placed(given: list[tuple[str, ...]], matches: Mapping[int, Match], **agreein
         narrow=False,
     )
     names = {value: name for name, value in VALUES.items()}
-    return {names[value]: match for value, match in found.items()}
+    return {names[value]: match for value, match in found.pairs.items()}
 
 
 def test_a_stage_whose_operator_became_another_is_placed() -> None:
@@ -66,7 +66,21 @@ def test_a_choice_by_order_gives_way() -> None:
     found = placed(given, known, c="g.c")  # type: ignore[arg-type]
     assert found["c"] == Match(VALUES["c"], "g.c", ("value", "structure"), True)
     assert found["d"].onnx == "g.d"
-    assert "c" not in placed(given, known), "its numbers are others there"  # type: ignore[arg-type]
+    # Its numbers are others there, but what it took belongs to another value.
+    assert placed(given, known)["c"] == Match(VALUES["c"], "g.c", ("structure",), False)  # type: ignore[arg-type]
+
+
+def test_a_pair_whose_operand_stands_for_something_else_is_in_doubt() -> None:
+    """Of two activations behind two products the second has taken the place of the first."""
+
+    def graph(prefix: str) -> OnnxGraph:
+        named = [node("Relu", [f"{prefix}{read}"], f"{prefix}{made}") for read, made in ("xa", "bc", "de")]
+        return OnnxGraph((), (), tuple(named), frozenset(), {}, {}, "")
+
+    straight = {name: f"g.{name}" for name in "xabcde"}
+    assert contradicted(graph(""), graph("g."), straight) == frozenset()
+    assert contradicted(graph(""), graph("g."), {"b": "g.b", "d": "g.d", "c": "g.e"}) == {"c"}
+    assert contradicted(graph(""), graph("g."), {"d": "g.d", "c": "g.e"}) == {"c"}, "only one operand is known"
 
 
 def test_what_is_certain() -> None:
