@@ -35,6 +35,15 @@ BEYOND = 3.0
 DRAWS = 3
 """Samples of made-up rounding that a stage is given before a side is blamed."""
 
+LEANING = 8.0
+"""Units in the last place by which the operand of a step is moved, to see what rounding can carry over its edge."""
+
+STEADY = 64.0
+"""Units of eps, of an element or of the root mean square, up to which an element does not depend on any step."""
+
+UNSEEN = 8
+"""Of so many elements that were seen to jump one more may do so unseen."""
+
 _CHUNK = 1 << 20
 
 _SMALLEST, _GREATEST = 1e-130, 1e130
@@ -69,9 +78,18 @@ def is_settled(local_rel_l2: float, dtype: str) -> bool:
 
 
 def assess(
-    reference: Array, expected: Array, actual: Array, dtype: str, strict: Array | None, draws: Iterable[Array] = ()
+    reference: Array,
+    expected: Array,
+    actual: Array,
+    dtype: str,
+    strict: Array | None,
+    draws: Iterable[Array] = (),
+    leaning: Iterable[Array] = (),
 ) -> Noise:
     """Holds both sides against the floor.
+
+    A step (``floor``, a comparison) that rounding carries over its edge excuses what depends on it, and nothing else: where
+    no made-up rounding makes any difference, both sides are held against what rounding does there.
 
     Args:
         reference: the stage in float64.
@@ -79,6 +97,8 @@ def assess(
         dtype: the stage is declared in, a short name.
         strict: ``None`` where the expected side is just that.
         draws: the stage with made-up rounding; asked for only if the stage is not cleared without.
+        leaning: for a stage with steps, the stage with their operands moved up and down; asked for only where an error
+            beyond rounding would be excused.
     """
     norm, scale = _norm(reference), 1.0
     if not _SMALLEST < norm < _GREATEST:
@@ -89,9 +109,12 @@ def assess(
     eps = max(epsilon(dtype), epsilon("float32") if epsilon(dtype) else 0.0)
     floor = max(own, EPSILONS * eps * norm)
     ratios = [_ratio(error, floor) for error in apart]
+    drawn = [] if strict is None else [strict]
+    draws = iter(draws)
     if max(apart) > BEYOND * floor:
         turned = 0
         for draw in draws:
+            drawn.append(draw)
             # One that overflowed where the stage does not says nothing about rounding.
             if math.isfinite(apart_by := _apart(reference, draw, scale)):
                 floor = max(floor, apart_by)
@@ -100,7 +123,37 @@ def assess(
         if turned:
             sides = (_differing(reference, side) for side in (expected, actual))
             ratios = [max(ratio, count / _most_turned(turned)) for ratio, count in zip(ratios, sides, strict=True)]
+    if eps and max(ratios) <= BEYOND and max(apart) > BEYOND * STEADY * eps * norm:
+        moved = [*drawn, *leaning]
+        if len(moved) > len(drawn):
+            moved += draws
+            beside = [_beside_steps(reference, side, moved, eps) for side in (expected, actual)]
+            ratios = [max(pair) for pair in zip(ratios, beside, strict=True)]
     return Noise(floor / norm if norm else floor, ratios[0], ratios[1])
+
+
+def _beside_steps(reference: Array, side: Array, moved: Sequence[Array], eps: float) -> float:
+    """Error in units of rounding, of the elements that no made-up rounding changes; 0 where there are none."""
+    if any(each.shape != reference.shape for each in moved):
+        # How many numbers there are is what jumps.
+        return 0.0
+    exact, other = _wide(reference), _wide(side)
+    with np.errstate(all="ignore"):
+        size = np.abs(exact)
+        typical = math.sqrt(float(np.mean(np.square(size[np.isfinite(size)])))) if np.isfinite(size).any() else 0.0
+        allowed = STEADY * eps * np.maximum(size, typical)
+        steady = np.isfinite(exact) & np.isfinite(other)
+        for each in moved:
+            steady &= np.abs(_wide(each) - exact) <= allowed
+        excess = np.sort((np.abs(other - exact) / np.where(allowed > 0, allowed, 1.0))[steady])
+    kept = excess[: excess.size - (exact.size - int(np.count_nonzero(steady))) // UNSEEN]
+    return float(np.sqrt(np.mean(np.square(kept)))) if kept.size and typical else 0.0
+
+
+def _wide(array: Array) -> Array:
+    """In a row, complex numbers as their parts."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return (flat.view(flat.real.dtype) if flat.dtype.kind == "c" else flat).astype(np.float64)
 
 
 def _differing(reference: Array, other: Array) -> int:

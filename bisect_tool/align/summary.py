@@ -48,11 +48,7 @@ def summarize(
             aligned += 1
         else:
             left = _reason(stage, scopes, taken, torch_signatures, chained)
-            if (
-                left.in_graph
-                and "#" in stage.ref.stage
-                and is_passed_by(stage.value, trace, children, matches, torch_signatures, chained)
-            ):
+            if left.in_graph and is_passed_by(stage.value, trace, children, matches, torch_signatures, chained):
                 left = replace(left, reason="the graph computes what is made of it in another way", in_graph=False)
             unaligned.append(left)
     in_graph = aligned + sum(left.in_graph for left in unaligned)

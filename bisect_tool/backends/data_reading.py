@@ -134,7 +134,7 @@ def _table(path: Path, facts: FileFacts, separator: str | None, lines: int) -> C
     if "\0" in text:
         raise BisectError(f"{path} is no text: it holds zero bytes", hint="give the table as .csv or .tsv")
     sample = text.splitlines()[: None if len(head) < 1 << 16 else -1]
-    separator = separator or (r"\t" if suffix_of(path) == ".tsv" else _separator(sample))
+    separator = separator or ("\t" if suffix_of(path) == ".tsv" else _separator(sample))
     decimal = "," if separator != "," and _decimal_comma(sample, separator) else "."
     header = _has_header(sample, separator, decimal)
     options: dict[str, Any] = {
@@ -186,8 +186,8 @@ def _separator(sample: list[str]) -> str:
 
 
 def _cells(line: str, separator: str) -> list[str]:
-    if len(separator) == 1 or separator == r"\t":
-        return next(csv.reader([line], delimiter="\t" if separator == r"\t" else separator), [])
+    if len(separator) == 1:
+        return next(csv.reader([line], delimiter=separator), [])
     return re.split(separator, line.strip())
 
 

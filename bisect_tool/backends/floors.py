@@ -20,13 +20,15 @@ from bisect_tool.backends.replay import (
     STRICT,
     Arithmetic,
     CannotReplayError,
+    has_steps,
+    leaning,
     replay_bytes,
     replay_values,
     rounded,
     slice_of,
 )
 from bisect_tool.metrics import hidden_groups, relative_difference
-from bisect_tool.noise import BEYOND, DRAWS, SETTLED, assess, epsilon, is_settled
+from bisect_tool.noise import BEYOND, DRAWS, LEANING, SETTLED, assess, epsilon, is_settled
 from bisect_tool.precision import saturated
 from bisect_tool.recorder import Trace
 from bisect_tool.records import ErrorMetrics, Noise
@@ -208,7 +210,9 @@ def stage_noise(
                 draws.append(run(rounded(seed, aspect.held, ties=aspect.ties)))
                 yield draws[-1]
 
-        noise = assess(reference, expected, actual, dtype, strict, drawn())
+        steps = has_steps(trace, ops)
+        leaned = (run(leaning(way * LEANING, aspect.held)) for way in (1, -1)) if steps else ()
+        noise = assess(reference, expected, actual, dtype, strict, drawn(), leaned)
         if taped.same_run and noise.expected is not None and noise.expected > BEYOND:
             # Blaming the run for what the replay did otherwise would be worse than not knowing.
             again = assess(reference, expected, run(AS_RUN), dtype, strict, draws)

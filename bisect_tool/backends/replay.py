@@ -46,17 +46,41 @@ class Arithmetic:
         noise: seed of the made-up rounding; ``None``: none.
         held: a narrower dtype that everything given is rounded to beforehand, and every result by the made-up rounding.
         ties: the made-up rounding disturbs also the operands of what only orders numbers.
+        leaning: all that goes into a step (``floor``, a comparison, a cast to whole numbers) is moved by so many units in
+            the last place, the second operand of a comparison the other way.
     """
 
     dtype: torch.dtype | None
     noise: int | None = None
     held: torch.dtype | None = None
     ties: bool = True
+    leaning: float = 0.0
 
 
 EXACT = Arithmetic(torch.float64)
 STRICT = Arithmetic(torch.float32)
 AS_RUN = Arithmetic(None)
+
+
+def leaning(units: float, held: str | None = None) -> Arithmetic:
+    """Float64, with the operands of every step moved by units in the last place, up or down."""
+    return Arithmetic(torch.float64, held=getattr(torch, held) if held else None, leaning=units)
+
+
+def has_steps(trace: Trace, ops: list[Op]) -> bool:
+    """Whether numbers that hardly differ may come out far apart: there is an operation of no continuous function."""
+    return any(_is_step(trace, op) for op in ops)
+
+
+def _is_step(trace: Trace, op: Op) -> bool:
+    made = {trace.values[value].dtype for value in op.outputs}
+    read = {trace.values[value].dtype for value in op.inputs}
+    floating = any(dtype.startswith(("float", "bfloat")) for dtype in read)
+    if op.name == "_to_copy":
+        return floating and not any(dtype.startswith(("float", "bfloat", "complex")) for dtype in made)
+    if op.name == "div":
+        return floating and op.call is not None and bool(op.call[2].get("rounding_mode"))
+    return floating and op.name in _STEPS
 
 
 def rounded(seed: int, held: str | None = None, *, ties: bool = True) -> Arithmetic:
@@ -377,6 +401,27 @@ _ROUNDED_ONCE = {
     "threshold",
 }
 
+_STEPS = {
+    *(
+        "ceil",
+        "eq",
+        "floor",
+        "floor_divide",
+        "fmod",
+        "ge",
+        "gt",
+        "le",
+        "lt",
+        "ne",
+        "remainder",
+        "round",
+        "sign",
+        "trunc",
+    ),
+    *("bucketize", "frac", "heaviside", "searchsorted", "sgn"),
+}
+"""Functions that jump. So do a cast to whole numbers, and a division that rounds."""
+
 # Which of several (nearly) equal numbers comes first is decided by the last bit.
 _ORDERING = {"argmax", "argmin", "argsort", "kthvalue", "median", "mode", "sort", "topk"}
 
@@ -444,6 +489,8 @@ def _run(
     if before is not None:
         before(op, args, kwargs)
     written = _written(func, args, kwargs)
+    if arithmetic.leaning and not written and _is_step(trace, op):
+        args = _leaned(args, arithmetic.leaning * torch.finfo(arithmetic.held or torch.float32).eps)
     noise = None
     if arithmetic.noise is not None and (arithmetic.ties or op.name not in _ORDERING):
         noise = _Noise(arithmetic.noise, trace, op, arithmetic.held)
@@ -465,6 +512,17 @@ def _run(
         first = next(_tensors(args), None)
         outputs = [noise.result(t, first, place, written) for place, t in enumerate(outputs)]
     return outputs
+
+
+def _leaned(args: Any, share: float) -> Any:
+    """The first operand moved one way, and the second, if it is floating too, the other way."""
+    found = list(args)
+    way = share
+    for place, item in enumerate(found[:2]):
+        if isinstance(item, Tensor) and item.is_floating_point():
+            found[place] = item + way * item.abs() + math.copysign(torch.finfo(torch.float32).tiny, way)
+            way = -way
+    return found
 
 
 def _call(func: Any, name: str, args: Any, kwargs: Any, arithmetic: Arithmetic) -> Any:

@@ -163,6 +163,7 @@ class _Bench:
             for name, array in more.items():
                 kind = helper.np_dtype_to_tensor_dtype(array.dtype)
                 edited.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
+            _check_sums(edited)
             given = {**self._feeds, **more}
         graph = runner_of(self._config).load(edited.SerializeToString(), self._config, self._folder)
         return _Loaded(lambda: graph.run([self._opened.output], given)[0], _weight_bytes(edited))
@@ -226,6 +227,34 @@ def _weight_bytes(model: onnx.ModelProto) -> int:
 
 def _in_shape(array: Array | None, opened: Opened) -> Array | None:
     return None if array is None or array.size != opened.expected.size else array.reshape(opened.expected.shape)
+
+
+def _check_sums(edited: onnx.ModelProto) -> None:
+    """Refuses an ``Einsum`` whose operands have other ranks than its equation: ONNX Runtime ends the process there.
+
+    Raises:
+        ValueError: there is one.
+    """
+    sums = [node for node in edited.graph.node if node.op_type == "Einsum"]
+    if not sums:
+        return
+    bare = onnx.ModelProto()
+    bare.CopyFrom(edited)
+    # What stands there is of the stage as it was.
+    del bare.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(bare).graph
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in [*inferred.value_info, *inferred.input]
+        if value.type.tensor_type.HasField("shape")
+    }
+    ranks |= {tensor.name: len(tensor.dims) for tensor in inferred.initializer}
+    for node in sums:
+        equation = next(each.s.decode() for each in node.attribute if each.name == "equation")
+        terms = equation.replace(" ", "").partition("->")[0].split(",")
+        for name, term in zip(node.input, terms, strict=False):
+            if "..." not in term and ranks.get(name, len(term)) != len(term):
+                raise ValueError(f"{node.name} takes {term!r}, and {name} has {ranks[name]} axes")
 
 
 def _new_inputs(around: Surroundings, opened: Opened, edited: onnx.ModelProto, edit: Edit) -> dict[str, Array]:

@@ -13,7 +13,7 @@ from bisect_tool.align.matches import AMBIGUOUS, STRUCTURE, VALUE_LIMIT, Hints, 
 from bisect_tool.align.matching import match_values, trusted
 from bisect_tool.align.other_sizes import called_so, of_other_size
 from bisect_tool.align.placing import NOTHING_PLACED, Placed, is_open, is_shifted, placed_by_structure, with_twins
-from bisect_tool.align.surroundings import has_broken_unpaired
+from bisect_tool.align.surroundings import children_of, has_broken_unpaired, is_passed_by, nearest_paired
 from bisect_tool.backends.captured import Reference
 from bisect_tool.backends.case import LoadedCase, copies_of
 from bisect_tool.backends.fresh import MOST_EXPORTED, most_alike, outline
@@ -139,6 +139,7 @@ class Aligner:
                 f"{told} stage{'' if told == 1 else 's'} found by structure: the model was exported once more "
                 f"({self.fresh_how}) and laid beside the ONNX file"
             )
+        matches = self._without_fused(reference, sides, matches)
         others = Hints(modules=modules, placed=placed.pairs, instead=placed.instead)
         matches = self._with_other_sizes(reference, sides, matches, with_bodies, others)
         if not matches:
@@ -187,6 +188,33 @@ class Aligner:
             same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
             matches = again
         return matches
+
+    def _without_fused(self, reference: Reference, sides: Sides, matches: dict[int, Match]) -> dict[int, Match]:
+        """The pairs without those at which PyTorch's value spoils what the graph makes of its own.
+
+        A product whose bias another node adds is no value of PyTorch's, and yet the only one in its stage's scope.
+        """
+        trace, children = reference.trace, children_of(reference.trace)
+        passed = [
+            value
+            for value, match in matches.items()
+            if not match.confirmed
+            and "graph output" not in match.evidence
+            and is_passed_by(value, trace, children, matches, sides.torch, sides.onnx)
+        ]
+        if not passed:
+            return matches
+        try:
+            forced = self.runs.forced_signatures(reference.activations, matches)
+        except InconclusiveError:
+            return matches
+
+        def is_spoilt(value: int) -> bool:
+            own, made = sides.torch.get(value), forced.get(matches[value].onnx)
+            return own is not None and made is not None and distance(own, made) > VALUE_LIMIT
+
+        fused = {value for value in passed if any(map(is_spoilt, nearest_paired(value, children, matches)))}
+        return {value: match for value, match in matches.items() if value not in fused}
 
     def _with_other_sizes(
         self,

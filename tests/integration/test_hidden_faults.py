@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +85,47 @@ def test_rows_that_are_masked_throughout_hide_no_fault_in_others(tmp_path: Path)
     report = bisect(LoadedCase("hiding", model, (sample,), {}), Options(make_tolerance(None, None, None), onnx=file))
     assert ["weights"] == [origin.ref.stage for origin in report.verdict.origins]
     assert ["BD104"] == [diagnosis.code for diagnosis in report.verdict.diagnoses]
+
+
+class Buckets(nn.Module):
+    """T5's relative positions: logarithms that are whole numbers, or nearly so, and a cast behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bias = nn.Embedding(16, 4)
+        self.query, self.key = nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 16]`` to ``[N, 4, T, T]``."""
+        steps = torch.arange(x.shape[1])
+        apart = (steps[None] - steps[:, None]).abs()
+        far = 4 + (torch.log(apart.float() / 4) / math.log(8) * 12).long().clamp(max=11)
+        bias = self.bias(torch.where(apart < 4, apart, far)).permute(2, 0, 1)
+        query, key = (part(x).unflatten(-1, (4, 4)).transpose(1, 2) for part in (self.query, self.key))
+        return torch.softmax(query @ key.transpose(2, 3) + bias, -1)
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("factor", [1.0, 0.0, 1.01])
+def test_a_step_that_rounding_may_cross_hides_no_fault(tmp_path: Path, dynamo: bool, factor: float) -> None:
+    """The table may be read elsewhere at some distances; that it is another table, at all of them, is a fault."""
+    module, sample = Buckets().eval(), (torch.randn(2, 33, 16, generator=torch.Generator().manual_seed(1)),)
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(module, sample, file, dynamo=dynamo)
+    graph = onnx.load(file)
+    scores = next(node for node in graph.graph.node if node.op_type == "Softmax").input[0]
+    total = next(node for node in graph.graph.node if scores in node.output)
+    graph.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
+    at = list(graph.graph.node).index(total)
+    graph.graph.node.insert(at, onnx.helper.make_node("Mul", [total.input[1], "factor"], ["scaled"], "scaling"))
+    if factor != 1:
+        total.input[1] = "scaled"
+    onnx.save(graph, file)
+    verdict = bisect(
+        LoadedCase("buckets", module, sample, {}), Options(make_tolerance(None, None, None), onnx=file, threads=1)
+    ).verdict
+    if factor == 1:
+        assert ("agrees", ()) == (verdict.status, verdict.origins)
+    else:
+        assert [("/add#0", "actual")] == [(origin.stage.rpartition("+")[2], origin.side) for origin in verdict.origins]

@@ -426,3 +426,46 @@ def test_attention_without_the_bias_of_its_output(tmp_path: Path, exporter: Expo
     (cause,) = bisect(case, Options(make_tolerance(None, None, None), onnx=file)).verdict.diagnoses
     assert ("BD103", True) == (cause.code, cause.remedy_verified)
     assert "the proj_bias of PyTorch's _native_multi_head_attention is missing" in cause.evidence[0]
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_a_logarithm_inside_of_a_whole_attention(tmp_path: Path, exporter: Exporter) -> None:
+    """PyTorch runs it as one operation, which says nothing of a softmax."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(x, x, x, need_weights=False)[0] + x  # type: ignore[no-any-return]
+
+    def edit(model: ModelProto) -> None:
+        node_of(model, "Softmax").op_type = "LogSoftmax"
+
+    report = report_on(Whole(), (torch.randn(2, 5, 16),), tmp_path, edit, dynamo=exporter == "dynamo")
+    (cause,) = report.verdict.diagnoses
+    assert (cause.code, cause.remedy_verified) == ("BD102", True)
+    assert "should be Softmax" in cause.evidence[0]
+
+
+def test_a_trial_that_onnx_runtime_would_die_of_is_left_out(tmp_path: Path) -> None:
+    """Of operands with too few axes its ``Einsum`` of three ends the process."""
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.key, self.value = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            key = self.key(x)
+            summed = torch.cumsum(torch.einsum("bld,ble->blde", key, self.value(x)), 1)
+            return torch.einsum("bld,blde,bl->ble", key, summed, x.sum(-1))
+
+    def edit(model: ModelProto) -> None:
+        node_of(model, "Einsum").attribute[0].s = b"bld,ble->bled"
+
+    report = report_on(Outer(), (torch.randn(2, 3, 6),), tmp_path, edit, dynamo=True)
+    assert "diverges" == report.verdict.status

@@ -175,15 +175,3 @@ def test_another_step_with_the_same_value_does_not_stand_for_a_broken_one(
     assert calls(report) == {(stage, 0)}
     (cause,) = report.verdict.diagnoses
     assert cause.remedy_verified
-
-
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_a_logarithm_inside_of_a_whole_attention_is_named(exporter: Exporter, tmp_path: Path) -> None:
-    """PyTorch runs it as one operation, which says nothing of a softmax."""
-    torch.manual_seed(0)
-    module, inputs = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), (torch.randn(2, 5, 16),)
-    model = exported(module, inputs, exporter, tmp_path)
-    other_operator("Softmax", 0, "LogSoftmax")(model)
-    (cause,) = judged(module, inputs, model, tmp_path).verdict.diagnoses
-    assert (cause.code, cause.remedy_verified) == ("BD102", True)
-    assert "should be Softmax" in cause.evidence[0]

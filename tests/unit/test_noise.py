@@ -190,3 +190,53 @@ def test_few_whole_numbers_that_rounding_turned_are_chance() -> None:
     drawn[7] += 1
     other[[1, 2, 3, 4]] += 1
     assert side_of(assess(choice, choice, other, "int64", choice, [drawn])) is None
+
+
+# -- steps ------------------------------------------------------------------------------------------------------------
+
+
+def stepped(jump: float = 1.0, at: slice = slice(0, 64)) -> NDArray[np.float64]:
+    """The reference with some elements that a step carried off."""
+    moved = reference().copy()
+    moved[at] += jump
+    return moved
+
+
+def test_a_step_excuses_what_depends_on_it_and_nothing_else() -> None:
+    floor = {"strict": off(1e-8, seed=2), "draws": [stepped()], "leaning": [stepped(at=slice(0, 80))]}
+    exact = reference()
+    assert side_of(assess(exact, exact, stepped(at=slice(30, 70)), "float32", **floor)) is None
+    everywhere = exact + 0.2
+    assert side_of(assess(exact, exact, everywhere, "float32", floor["strict"], floor["draws"])) is None, "by the norm"
+    assert side_of(assess(exact, exact, everywhere, "float32", **floor)) == "actual"
+    assert side_of(assess(exact, everywhere, exact, "float32", **floor)) == "expected"
+
+
+def test_some_jumps_are_never_seen() -> None:
+    """One in eight of those that were; rounding beside them is rounding."""
+    exact = reference()
+    side = stepped(at=slice(0, 86)) * (1 + 4 * EPS)
+    assert side_of(assess(exact, exact, side, "float32", off(1e-8), [stepped()], [stepped(at=slice(0, 80))])) is None
+
+
+def test_where_everything_is_disturbed_the_norm_decides() -> None:
+    """Half of all digits are lost: no element is steady, and none is held against more than that."""
+    exact = reference()
+    draws, leaning = [off(1e-3, seed=3)], [off(1e-3, seed=4), off(1e-3, seed=5)]
+    assert side_of(assess(exact, exact, off(2e-3, seed=6), "float32", off(1e-8), draws, leaning)) is None
+
+
+def test_leaning_is_asked_for_only_where_it_could_blame() -> None:
+    def never() -> Iterator[NDArray[Any]]:
+        raise AssertionError("asked")
+        yield
+
+    assess(reference(), off(1e-7), off(2e-7, seed=2), "float32", None, (), never())
+    assess(reference(), off(1e-7), off(1e-2, seed=2), "float32", off(1e-7), [off(1e-7, seed=3)], never())
+
+
+@pytest.mark.parametrize("shape", [(511,), (2, 256)])
+def test_a_step_that_changes_how_many_numbers_there_are(shape: tuple[int, ...]) -> None:
+    exact = reference()
+    moved = [stepped(), np.zeros(shape)]
+    assert side_of(assess(exact, exact, stepped(), "float32", off(1e-8), [stepped()], moved)) is None

@@ -1,0 +1,104 @@
+"""Healthy files in which a stage's value is nowhere: what is made of it is computed in another way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from by_hand import exported, first_node, judged
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+
+class Root(nn.Module):
+    """Divides by the root mean square, and scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., 8]``, as given."""
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
+
+
+class Ends(nn.Module):
+    """As T5 ends: a norm, a constant factor, and a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Linear(8, 8), Root(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 8]`` to ``[N, T, 3]``."""
+        return self.last(self.norm(self.first(x)) * 8**-0.5)  # type: ignore[no-any-return]
+
+
+class Feed(nn.Module):
+    """A transformer's feed-forward part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.up, self.act, self.down = nn.LayerNorm(6), nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 6]``, as given."""
+        return x + self.down(self.act(self.up(self.norm(x))))  # type: ignore[no-any-return]
+
+
+def simplified(folder: Path) -> onnx.ModelProto:
+    """The factor behind the norm is in the norm's own weight, as simplifiers write it."""
+    model = exported(Ends().eval(), (torch.randn(2, 5, 8),), "torchscript", folder)
+    graph = model.graph
+    weight = next(tensor for tensor in graph.initializer if list(tensor.dims) == [8] and "norm" in tensor.name)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(8**-0.5), weight.name))
+    scaled = next(node for node in graph.node if weight.name in node.input)
+    factor = next(node for node in graph.node if scaled.output[0] in node.input)
+    assert factor.op_type == "Mul"
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name == factor.output[0]:
+                node.input[place] = scaled.output[0]
+    graph.node.remove(factor)
+    return model
+
+
+def test_a_factor_in_a_norms_weight_is_no_fault(tmp_path: Path) -> None:
+    module, inputs = Ends().eval(), (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)),)
+    report = judged(module, inputs, simplified(tmp_path), tmp_path)
+    assert report.verdict.status == "agrees", report.verdict.summary
+    assert "norm" not in [pair.ref.stage for pair in report.alignment.pairs]
+
+
+def test_another_factor_there_is_one(tmp_path: Path) -> None:
+    model = simplified(tmp_path)
+    weight = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [8] and "norm" in tensor.name)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.1), weight.name))
+    module, inputs = Ends().eval(), (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)),)
+    report = judged(module, inputs, model, tmp_path)
+    assert report.verdict.status == "diverges"
+    assert report.verdict.origins[0].ref.stage in ("norm", "/mul#0")
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_bias_that_was_fused_with_the_activation_is_no_fault(dynamic: bool, tmp_path: Path) -> None:
+    module, inputs = Feed().eval(), (torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1)),)
+    plain, saved = tmp_path / "plain.onnx", tmp_path / "saved.onnx"
+    axes = {"x": {0: "batch"}} if dynamic else None
+    torch.onnx.export(module, inputs, plain, dynamo=False, opset_version=17, input_names=["x"], dynamic_axes=axes)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(saved)
+    ort.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(saved)
+    if dynamic:
+        assert first_node(model, "BiasGelu")
+    report = judged(module, inputs, model, tmp_path)
+    assert report.verdict.status == "agrees", report.verdict.summary
+    assert report.alignment.coverage == 1.0
