@@ -124,13 +124,16 @@ def placed_by_structure(
             continue
         if before is None or not before.confirmed:
             found[value] = Match(value, name, (STRUCTURE,), False, own.permutation)
-        elif is_certain(before) and value not in doubted and own.onnx not in doubtful:
+        elif (certain := is_certain(before)) and value not in doubted and own.onnx not in doubtful:
+            continue
+        elif (stands_for := back.get(before.onnx, own.onnx)) == own.onnx and certain:
+            # Nobody else's value: something was put behind, and belongs to the stage.
             continue
         elif agrees(value, name):
             # Of values that are handed on unchanged order took another.
             kept = tuple(line for line in before.evidence if line not in ("order", AMBIGUOUS))
             found[value] = Match(value, name, (*kept, STRUCTURE), True, own.permutation)
-        elif back.get(before.onnx, own.onnx) != own.onnx:
+        elif stands_for != own.onnx:
             # Steps that come to rest have equal values: where one is broken another one's was taken for it.
             found[value] = instead[value] = Match(value, name, (STRUCTURE,), False, own.permutation)
     missing = {
