@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from bisect_tool.align.forks import FORKED
 from bisect_tool.align.matches import Match
 from bisect_tool.backends.activations import ActivationStore
 from bisect_tool.backends.inner import inner_values
@@ -101,7 +102,7 @@ def open_stage(around: Surroundings, origin: Origin, stage: Stage, known: Set[in
     known = known - {stage.value}
     cuts = {around.matches[value].onnx: around.matches[value] for value in known if value in around.matches}
     nodes = program.nodes_between(own.onnx, cuts.keys(), moving=True) if program.moving else origin.onnx_nodes
-    while turned := {name for name in program.part(nodes).reads if name in cuts and cuts[name].permutation}:
+    while turned := {name for name in program.part(nodes).reads if name in cuts and _is_turned(cuts[name])}:
         # Axes in another order may be the exporter's choice or the very fault: the values before them say which.
         known -= {cuts[name].value for name in turned}
         cuts = {name: match for name, match in cuts.items() if name not in turned}
@@ -114,6 +115,10 @@ def open_stage(around: Surroundings, origin: Origin, stage: Stage, known: Set[in
     # The error where it is largest: beside a mask's filling, or a huge channel, every other is small.
     made = max(origin.local_rel_l2, (origin.noise_ratio or 0.0) * (floor or 0.0))
     return Opened(nodes, own.onnx, known, cuts, feeds, expected, made, floor)
+
+
+def _is_turned(match: Match) -> bool:
+    return bool(match.permutation) and FORKED not in match.evidence
 
 
 def look_inside(around: Surroundings, opened: Opened, origin: Origin, stage: Stage, config: NumericConfig) -> Origin:

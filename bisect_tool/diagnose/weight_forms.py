@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -169,12 +170,22 @@ def _recurrent(have: Array, statics: Sequence[Static], gates: int) -> Iterator[t
     arranged = sorted(chosen, key=lambda each: ranks[each[0]])
     in_order = [(static.name, in_gate_order(static.array, gates)) for static in fitting]
     told: list[list[str]] = []
-    for parts in (chosen, arranged, in_order):
+    for parts in (chosen, arranged, *_layers(in_order, len(wanted))):
         names = [name for name, _ in parts]
         if len(parts) == len(wanted) and names not in told:
             told.append(names)
             stacked = np.concatenate([array for _, array in parts]).reshape(have.shape)
             yield " and ".join(names), stacked
+
+
+def _layers(parts: Sequence[tuple[str, Array]], wanted: int) -> Iterator[Sequence[tuple[str, Array]]]:
+    """The tensors of each layer: so many that follow each other, of all that fit, and of those of one kind."""
+    kinds: dict[str, list[tuple[str, Array]]] = defaultdict(list)
+    for name, array in parts:
+        kinds[name.rpartition("_l")[0]].append((name, array))
+    for listed in (parts, *(kinds.values() if len(kinds) > 1 else ())):
+        for start in range(0, len(listed) - wanted + 1, wanted):
+            yield listed[start : start + wanted]
 
 
 def in_gate_order(array: Array, gates: int) -> Array:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from bisect_tool.align.bodies import match_bodies
+from bisect_tool.align.forks import at_forks
 from bisect_tool.align.matches import AMBIGUOUS, STRUCTURE, VALUE_LIMIT, Hints, Match, Sides
 from bisect_tool.align.matching import match_values, trusted
 from bisect_tool.align.other_sizes import called_so, of_other_size
@@ -36,6 +37,9 @@ MOST_OTHER_SIZES = 4
 
 MOST_MISSING = 5
 """Notes on stages that a file leaves out."""
+
+BEYOND_ROUNDING = 1e-5
+"""Relative L2 of a final output from which on something may be wrong, however small."""
 
 PermutedKey = tuple[int, tuple[int, ...] | None]
 """A PyTorch value, and the shape that it is to have with its axes in another order; ``None``: as many axes."""
@@ -142,6 +146,8 @@ class Aligner:
         matches = self._without_fused(reference, sides, matches)
         others = Hints(modules=modules, placed=placed.pairs, instead=placed.instead)
         matches = self._with_other_sizes(reference, sides, matches, with_bodies, others)
+        if not self.is_fresh and self._outputs_are_off(reference, BEYOND_ROUNDING):
+            matches = at_forks(self.program.plain, matches, lambda node: self.program.attributes(node).get("perm"))
         if not matches:
             raise InconclusiveError(
                 "no PyTorch stage could be matched with a value of the ONNX graph: nothing to compare",
@@ -246,11 +252,11 @@ class Aligner:
             known |= others
         return called_so(matches, known)
 
-    def _outputs_are_off(self, reference: Reference) -> bool:
+    def _outputs_are_off(self, reference: Reference, limit: float = VALUE_LIMIT) -> bool:
         """Whether a final output of the graph is not what PyTorch puts out."""
         for (_, value), name in zip(reference.trace.outputs, self.output_names, strict=True):
             expected, actual = reference.signatures.get(value), self.runs.signatures.get(name or "")
-            if expected is not None and actual is not None and distance(expected, actual) > VALUE_LIMIT:
+            if expected is not None and actual is not None and distance(expected, actual) > limit:
                 return True
         return False
 

@@ -227,3 +227,51 @@ def test_layers_on_one_sample_are_given_the_graphs_shape(exporter: Exporter, tmp
     report = judged(module, inputs, model, tmp_path)
     assert origins(report) == [("conv", 0)]
     assert report.notes == ()
+
+
+class Recurrent(nn.Module):
+    """Batch-first modules behind each other, whose transpositions TorchScript's exporter cancels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = nn.LSTM(8, 8, batch_first=True)
+        self.att = nn.MultiheadAttention(8, 1, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 8]``, as given."""
+        x = self.lstm(x)[0]
+        return x + self.att(x, x, x, need_weights=False)[0]  # type: ignore[no-any-return]
+
+
+class Attentions(nn.Module):
+    """One attention reads the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.att = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 8]``, as given."""
+        x = self.lstm(x, x, x, need_weights=False)[0]
+        return x + self.att(x, x, x, need_weights=False)[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize(("kind", "amount"), [(Recurrent, 0.05), (Recurrent, 1e-4), (Attentions, 0.05)])
+def test_a_value_that_is_read_in_two_orders_of_axes_is_one(
+    kind: type[nn.Module], amount: float, exporter: Exporter, tmp_path: Path
+) -> None:
+    """The attention reads what is before a transposition, the sum what is behind it; both are the first module's."""
+    module, inputs = kind().eval(), (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)),)
+    model = exported(module, inputs, exporter, tmp_path)
+    node = first_node(model, "LSTM", "MatMul", "Gemm")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    weight = numpy_helper.to_array(tensor).copy()
+    weight.flat[3] += amount
+    tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    report = judged(module, inputs, model, tmp_path)
+    assert {stage.partition("/")[0] for stage, _ in origins(report)} == {"lstm"}
+    assert [(cause.code, cause.remedy_verified) for cause in report.verdict.diagnoses] == [("BD202", True)]

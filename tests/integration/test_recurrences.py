@@ -175,3 +175,27 @@ def test_another_step_with_the_same_value_does_not_stand_for_a_broken_one(
     assert calls(report) == {(stage, 0)}
     (cause,) = report.verdict.diagnoses
     assert cause.remedy_verified
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize("part", [1, 2, 3])
+def test_a_foreign_weight_in_the_last_of_several_layers(kind: str, part: int, tmp_path: Path) -> None:
+    """Whatever it is nearest to: the tensors of each layer are tried."""
+
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = getattr(nn, kind)(8, 8, 3, batch_first=True, bidirectional=part == 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)[0]  # type: ignore[no-any-return]
+
+    module, inputs = Stacked().eval(), (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)),)
+    model = exported(module, inputs, "torchscript", tmp_path)
+    name = [node for node in model.graph.node if node.op_type == kind][-1].input[part]
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    foreign = np.random.default_rng(0).uniform(-0.4, 0.4, tuple(tensor.dims)).astype(np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(foreign, name))
+    (cause,) = judged(module, inputs, model, tmp_path).verdict.diagnoses
+    assert (cause.code, cause.remedy_verified) == ("BD202", True)
