@@ -1988,6 +1988,8 @@ class ScriptRecording:
         self._values = 0
         self._weights_noted = False
         self._busy = False
+        self._buffers = {}
+        self._loss = None
 
     # Each stage has a name with the step in it, and comes in the order in which it was made.
     def _stage(self, kind, name, tensor):
@@ -2108,16 +2110,25 @@ class ScriptRecording:
             self.recording.moment("sample")
             self.recording._note_model(module)
             self._model = module
+            self._buffers = self._buffer_states()
 
     def _after(self, module, args, output):
         self._depth = max(0, self._depth - 1)
-        if self._depth == 0:
-            for key, tensor in flatten_tensors(output):
-                self._stage("forward", "" if key == 0 else str(key), tensor)
+        if self._depth:
+            return
+        # A criterion is a module too.
+        if module is not self._model and isinstance(output, torch.Tensor) and output.ndim == 0:
+            self._loss = output
+            self._stage("loss", "", output)
+            return
+        for key, tensor in flatten_tensors(output):
+            self._stage("forward", "" if key == 0 else str(key), tensor)
 
     def _backward(self, own):
         def backward(tensor, *args, **kwargs):
-            self._stage("loss", "", tensor)
+            if tensor is not self._loss:
+                self._stage("loss", "", tensor)
+            self._loss = None
             return own(tensor, *args, **kwargs)
 
         return backward
@@ -2137,6 +2148,7 @@ class ScriptRecording:
                 self._busy = False
             for name, parameter in names:
                 self._stage("optimizer", name, parameter)
+            self._note_buffers()
             self.step += 1
             if self.step >= self.steps:
                 raise _EnoughSteps
@@ -2145,6 +2157,19 @@ class ScriptRecording:
         # Learning rate schedulers look for it.
         step.__wrapped__ = own
         return step
+
+    def _buffer_states(self):
+        """What each buffer of the model holds. Batch normalisation writes to its own unnoticed by ``_version``."""
+        named = [] if self._model is None else self._model.named_buffers()
+        return {name: encode(buffer).digest() for name, buffer in named}
+
+    def _note_buffers(self):
+        """Buffers that the step has changed, as batch normalisation's statistics are."""
+        states = self._buffer_states()
+        for name, buffer in [] if self._model is None else self._model.named_buffers():
+            if self._buffers.get(name) != states[name]:
+                self._stage("buffer", name, buffer)
+        self._buffers = states
 
     def _names(self, optimizer):
         known = {} if self._model is None else {id(p): name for name, p in self._model.named_parameters()}

@@ -8,6 +8,7 @@ those that merely differ as well: on another machine the kernel's version is alw
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
@@ -446,18 +447,10 @@ def _batches(found: Sequence[Difference], expected: Manifest, actual: Manifest) 
     Digests of samples serve that alone; they are no step of their own.
     """
     sides = [
-        {text for entry in side["data"]["taps"] if entry["name"].startswith(_SAMPLES) for text in _texts(side, entry)}
+        [text for entry in side["data"]["taps"] if entry["name"].startswith(_SAMPLES) for text in _texts(side, entry)]
         for side in (expected, actual)
     ]
-    if sides[0] and sides[1]:
-        shared = len(sides[0] & sides[1])
-        text = (
-            "the same samples at other places: the data's order"
-            if shared
-            else "no sample is the same: the transform, or other files"
-        )
-    else:
-        text = None
+    text = _moved(*sides) if all(sides) else None
     kept = [each for each in found if not each.what.startswith(f"step {_SAMPLES}")]
     if kept and all(sides) and not any(each.what.startswith("step batch") for each in kept):
         return [replace(each, reach="none", note=f"{each.note}; the batches are the same") for each in kept]
@@ -465,6 +458,23 @@ def _batches(found: Sequence[Difference], expected: Manifest, actual: Manifest) 
         replace(each, note=f"{each.note}; {text}") if text and each.what.startswith("step batch") else each
         for each in kept
     ]
+
+
+def _moved(one: Sequence[str], other: Sequence[str]) -> str:
+    """What became of samples, by their digests in the order in which they came."""
+    shared = sum((Counter(one) & Counter(other)).values())
+    there = sum(first == second for first, second in zip(one, other, strict=False))
+    if there == min(len(one), len(other)):
+        return "the same samples in the same order: what else a batch holds, such as labels, or its size"
+    if not shared:
+        return "no sample is the same: the transform, or other files"
+    if there < shared / 2:
+        return "the same samples at other places: the data's order"
+    if len(one) == len(other) and there == shared:
+        others = len(one) - there
+        what = "1 sample is another one" if others == 1 else f"{others} samples are others"
+        return f"{what} of {len(one)}, the rest stand where they stood: the transform, or other files"
+    return "samples at other places, and others: the data's order, and the transform or other files"
 
 
 _SAMPLES = "samples of batch"

@@ -180,3 +180,59 @@ def test_trainings_of_other_lengths(tmp_path: Path) -> None:
         assert report.verdict.first_cause is None, text(report)
         assert f"{longer} is longer, 4 steps against 2" in text(report)
         assert {"same"} >= {link.status for link in report.chain if link.link in ("data", "configuration", "stages")}
+
+
+LEARNS = """
+import sys
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+what, value = sys.argv[1:]
+torch.manual_seed(0)
+x, y = torch.randn(16, 4), torch.randint(0, 3, (16,))
+
+
+class Samples(Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        negated = what == "sample" and value == "b" and i == 5
+        return (-x[i] if negated else x[i]), (2 - y[i] if what == "label" and value == "b" else y[i])
+
+
+momentum = 0.5 if what == "statistics" and value == "b" else 0.1
+smoothing = 0.1 if what == "criterion" and value == "b" else 0.0
+model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=momentum), nn.Linear(8, 3))
+criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for inputs, labels in DataLoader(Samples(), batch_size=8, shuffle=False):
+    loss = criterion(model(inputs), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "first"),
+    [
+        ("statistics", "step0.buffer.1.running_mean"),
+        ("criterion", "step0.loss"),
+        ("sample", "1 sample is another one of 16, the rest stand where they stood: the transform, or other files"),
+        ("label", "the same samples in the same order: what else a batch holds, such as labels, or its size"),
+    ],
+)
+def test_what_differs_first_in_training(what: str, first: str, tmp_path: Path) -> None:
+    """Statistics are written past the optimiser, criteria are modules too, and samples may change in their place."""
+    (tmp_path / "train.py").write_text(LEARNS)
+    for value in "ab":
+        with Recording(tmp_path / f"{value}.trace") as recording:
+            configuration = record_script(recording, str(tmp_path / "train.py"), [what, value], 2)
+            recording.finish(configuration, extra={"kind": "script"})
+    report = compare_recordings(tmp_path / "a.trace", tmp_path / "b.trace")
+    assert "diverges" == report.verdict.status
+    differing = [each for link in report.chain for each in link.differences if link.link in ("data", "stages")]
+    assert first in f"{differing[0].what} {differing[0].note}", differing
+    assert 1 == sum("step0.loss" == row.ref.stage for row in report.stages)

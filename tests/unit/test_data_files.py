@@ -199,6 +199,14 @@ def test_texts_among_numbers_are_not_missing(frame: pandas.DataFrame, tmp_path: 
     assert {"scattered-zeros"} == codes(found)
 
 
+def test_cells_between_tabs(frame: pandas.DataFrame, tmp_path: Path) -> None:
+    frame.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    frame.loc[33, "knee_z"] = 5
+    frame.to_csv(tmp_path / "b.tsv", index=False, sep="\t")
+    found = compared(tmp_path / "a.tsv", tmp_path / "b.tsv")
+    assert [("knee_z", 1)] == [(item.name, item.differing) for item in found.items if item.differing]
+
+
 def test_unrelated_tables_show_no_pattern(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     for name in ("a", "b"):
