@@ -99,7 +99,7 @@ def compare_traces(
     else:
         cause = _cause(links, rows, config)
         floors = floor_lines(rows, outputs, config)
-        summary = _summary(verdict, cause, links, comparer, floors)
+        summary = _summary(verdict, cause, links, comparer, [*_one_sided(alignment, comparer), *floors])
         verdict = replace(verdict, summary=summary, first_cause=cause)
     return Report(
         case=_case(expected, actual, config, command),
@@ -629,7 +629,27 @@ def _summary(
         lines.append(f"further differences{adding}: {shown}")
     skipped = ("where the error is made was not measured",)
     said = (line for line in verdict.summary if not line.startswith(skipped))
+    # In recordings nothing was exposed: every stage is the run's own.
+    said = (line.partition(", and no exposed stage does")[0] for line in said)
     return (*lines, *floors, *said, *comparer.sides.notes)
+
+
+MOST_ONE_SIDED = 4
+"""Stages that only one side has, by name."""
+
+
+def _one_sided(alignment: Alignment, comparer: _Comparer) -> list[str]:
+    """Stages that only one of two models has; of trainings of other lengths that is told already."""
+    if comparer.sides.notes:
+        return []
+    here = [str(each.ref) for each in alignment.unaligned]
+    lines = []
+    for side, names in (("expected", here), ("actual", list(alignment.unmatched_onnx))):
+        if names:
+            more = f" and {len(names) - MOST_ONE_SIDED} more" if len(names) > MOST_ONE_SIDED else ""
+            what = "stage" if len(names) == 1 else "stages"
+            lines.append(f"only {side} has {what} {', '.join(names[:MOST_ONE_SIDED])}{more}")
+    return lines
 
 
 def _told(difference: Difference) -> str:

@@ -236,3 +236,29 @@ def test_what_differs_first_in_training(what: str, first: str, tmp_path: Path) -
     differing = [each for link in report.chain for each in link.differences if link.link in ("data", "stages")]
     assert first in f"{differing[0].what} {differing[0].note}", differing
     assert 1 == sum("step0.loss" == row.ref.stage for row in report.stages)
+
+
+class Scaled(Net):
+    """One operation more, in the middle or at the end."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__("ab")
+        self.place = place
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.place == "middle":
+            x = x * 1.01
+        x = self.b(x)
+        return x * 1.01 if self.place == "end" else x
+
+
+@pytest.mark.parametrize("place", ["middle", "end"])
+def test_a_stage_that_only_one_side_has(place: str, tmp_path: Path) -> None:
+    for one, other, side in (("", place, "actual"), (place, "", "expected")):
+        folder = tmp_path / side
+        folder.mkdir()
+        report = compared(folder, Scaled(one), Scaled(other))
+        assert "diverges" == report.verdict.status
+        assert f"only {side} has stage /mul#0" in report.verdict.summary
+        assert "exposed" not in text(report), "nothing is exposed in a recording"
