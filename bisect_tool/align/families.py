@@ -15,8 +15,11 @@ _FAMILIES = {
     "batchnorm": "native_batch_norm batch_norm batchnormalization _native_batch_norm_legit_no_training cudnn_batch_norm",
     "mean": "mean reducemean",
     "sum": "sum reducesum",
-    "max": "amax max reducemax",
-    "min": "amin min reducemin",
+    "max": "amax max any reducemax",
+    "min": "amin min all reducemin",
+    "product": "prod reduceprod",
+    "logsumexp": "logsumexp reducelogsumexp",
+    "norm": "linalg_vector_norm norm reducel1 reducel2",
     "conv": "convolution conv2d conv1d conv3d conv convtranspose conv_transpose2d _convolution",
     "attention": "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu attention "
     "_scaled_dot_product_attention_math _native_multi_head_attention",

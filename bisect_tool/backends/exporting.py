@@ -12,7 +12,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -62,6 +62,7 @@ class ExportSettings:
         batchnorm_folding: let BatchNorm go into the convolution or the matrix product before it.
         keep_stages: neither of the two, and no other optimisation: not what gets deployed, but what shows every stage.
         dynamic_shapes: let every axis of the inputs vary where the exporter can (``dynamo``), or their first axis.
+        axes: let these axes vary, by the name of an input that is a tensor; counts where ``dynamic_shapes`` does not.
     """
 
     exporter: Exporter = field(default_factory=default_exporter)
@@ -70,6 +71,7 @@ class ExportSettings:
     batchnorm_folding: bool = True
     keep_stages: bool = False
     dynamic_shapes: bool = False
+    axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
 
 
 def export_onnx(
@@ -121,7 +123,7 @@ def _export_dynamo(
         dynamo=True,
         opset_version=settings.opset,
         optimize=settings.constant_folding and not settings.keep_stages,
-        dynamic_shapes=_all_axes_vary(module, args, kwargs) if settings.dynamic_shapes else None,
+        dynamic_shapes=_varying_axes(module, args, kwargs, settings),
         verbose=False,
     )
     assert program is not None
@@ -149,7 +151,14 @@ def _export_torchscript(
         if settings.batchnorm_folding and not settings.keep_stages
         else torch.onnx.TrainingMode.PRESERVE,
         input_names=names,
-        dynamic_axes={name: {0: f"{name}_axis"} for name in names or ()} if settings.dynamic_shapes else None,
+        dynamic_axes={
+            name: {
+                axis: f"{name}_axis{axis or ''}" for axis in ((0,) if settings.dynamic_shapes else settings.axes[name])
+            }
+            for name in names or ()
+            if settings.dynamic_shapes or name in settings.axes
+        }
+        or None,
     )
 
 
@@ -175,8 +184,12 @@ def _without_batchnorm_fusion() -> Iterator[None]:
         rewriter._DEFAULT_REWRITE_RULES = rules
 
 
-def _all_axes_vary(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``torch.export``'s form: as the inputs are nested, a table of axes in place of each tensor."""
+def _varying_axes(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], settings: ExportSettings
+) -> Any:
+    """``torch.export``'s form: as the inputs are nested, a table of axes in place of each tensor; ``None``: none vary."""
+    if not settings.dynamic_shapes and not settings.axes:
+        return None
     from torch.export import Dim
 
     def axes(tensor: torch.Tensor) -> dict[int, Any]:
@@ -184,7 +197,12 @@ def _all_axes_vary(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[
 
     names = positional_names(module, len(args)) or [str(i) for i in range(len(args))]
     given = {**dict(zip(names, args, strict=True)), **kwargs}
-    return {name: _leaves(value, axes) for name, value in given.items()}
+    if settings.dynamic_shapes:
+        return {name: _leaves(value, axes) for name, value in given.items()}
+    return {
+        name: dict.fromkeys(settings.axes[name], Dim.AUTO) if name in settings.axes else _leaves(value, lambda _: None)
+        for name, value in given.items()
+    }
 
 
 def _leaves(value: Any, axes: Any) -> Any:

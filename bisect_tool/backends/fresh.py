@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ def most_alike(
     kwargs: dict[str, Any],
     given: OnnxProgram,
     folder: Path,
+    axes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Fresh | None:
     """The export that is most like a given graph: by either exporter, at its opset, left alone or optimised.
 
@@ -67,6 +69,7 @@ def most_alike(
         module, args, kwargs: what is exported.
         given: the graph.
         folder: where the files may lie; they are read as long as the result is used.
+        axes: of the inputs that vary in the graph, by the input's name in the model.
 
     Returns:
         ``None`` if no export works, or none is like the graph.
@@ -77,10 +80,13 @@ def most_alike(
     best: Fresh | None = None
     close = False
     for exporter in _EXPORTERS:
-        for opset_of_export in dict.fromkeys((opset, None)):
+        # What varies in the graph computes its sizes; where that can't be exported a graph without is next.
+        for opset_of_export, varying in itertools.product(dict.fromkeys((opset, None)), (axes, {}) if axes else ({},)):
             path = folder / f"{exporter}-{opset_of_export or 'default'}.onnx"
             try:
-                export_onnx(module, args, kwargs, path, ExportSettings(exporter, opset=opset_of_export))
+                export_onnx(
+                    module, args, kwargs, path, ExportSettings(exporter, opset=opset_of_export, axes=varying or {})
+                )
             except BisectError:
                 continue
             for level in _BLOCKED_LEVELS if is_blocked else _LEVELS:

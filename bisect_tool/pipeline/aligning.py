@@ -279,7 +279,7 @@ class Aligner:
             self.step("structure", "exporting the model once more, to find stages by structure"),
         ):
             copies = copies_of(self.case.args), copies_of(self.case.kwargs)
-            fresh = most_alike(self.case.module, *copies, self.program, Path(folder))
+            fresh = most_alike(self.case.module, *copies, self.program, Path(folder), self._varying_axes())
             if fresh is None:
                 self.notes.append("stages could not be told by structure: no fresh export is like the ONNX file")
                 return NOTHING_PLACED
@@ -314,6 +314,16 @@ class Aligner:
         self.notes += [f"{first[value].ref}: {text}" for value, text in list(self.missing.items())[:MOST_MISSING]]
         self.fresh_how = fresh.how
         return found
+
+    def _varying_axes(self) -> dict[str, tuple[int, ...]]:
+        """Axes that vary in the graph, by the name of the model's input, of those that are given as they are."""
+        dims, orders = self.program.graph.input_dims, self.bound.orders
+        found = {
+            source: tuple(axis for axis, size in enumerate(dims.get(name, ())) if isinstance(size, str))
+            for name, (source, _) in self.bound.sources.items()
+            if name not in orders
+        }
+        return {source: axes for source, axes in found.items() if axes}
 
     def _is_nameless(self) -> bool:
         """Whether most nodes that read weights carry no name of a module, or the model has none to compare it with."""

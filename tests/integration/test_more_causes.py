@@ -469,3 +469,58 @@ def test_a_trial_that_onnx_runtime_would_die_of_is_left_out(tmp_path: Path) -> N
 
     report = report_on(Outer(), (torch.randn(2, 3, 6),), tmp_path, edit, dynamo=True)
     assert "diverges" == report.verdict.status
+
+
+@pytest.mark.parametrize("name", ["logsumexp", "prod", "norm", "amax"])
+def test_a_reduction_over_another_axis_at_the_end(tmp_path: Path, name: str) -> None:
+    """The result has another size, and nothing comes behind it."""
+    function = {"norm": lambda y: y.norm(dim=-1)}.get(name, lambda y: getattr(y, name)(-1))
+
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(torch.tanh(self.layer(x)))  # type: ignore[no-any-return]
+
+    def edit(model: ModelProto) -> None:
+        node = next(node for node in model.graph.node if node.op_type.startswith("Reduce"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "other"))
+        node.input[1] = "other"
+        del model.graph.value_info[:]
+        for axis in model.graph.output[0].type.tensor_type.shape.dim:
+            axis.Clear()
+
+    report = report_on(Ends(), (torch.randn(2, 5, 6),), tmp_path, edit, dynamo=True)
+    assert [origin.type for origin in report.verdict.origins] == [{"norm": "linalg_vector_norm"}.get(name, name)]
+    (cause,) = report.verdict.diagnoses
+    assert ("BD106", True) == (cause.code, cause.remedy_verified)
+
+
+class Batches(nn.Module):
+    """Sizes that the graph computes, where the batch may vary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, steps, size = x.shape
+        y = self.first(x.view(batch * steps, size)).view(batch, steps, 2, 3)
+        shift = torch.arange(batch).view(batch, 1, 1, 1)
+        return self.last(torch.sigmoid(y * 2 - 0.5 + shift).view(batch, steps, size))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_a_file_whose_batch_varies_is_laid_beside_an_export_whose_batch_varies(tmp_path: Path, dynamo: bool) -> None:
+    def edit(model: ModelProto) -> None:
+        node_of(model, "Sub").op_type = "Add"
+
+    axes = {"dynamic_shapes": {"x": {0: "batch"}}} if dynamo else {"dynamic_axes": {"x": {0: "batch"}}}
+    names = {"input_names": ["x"], **axes}
+    report = report_on(Batches(), (torch.randn(2, 5, 6),), tmp_path, edit, dynamo=dynamo, **names)
+    assert ["/sub#0"] == [origin.stage for origin in report.verdict.origins]
+    assert report.verdict.diagnoses[0].remedy_verified
