@@ -8,7 +8,7 @@ from collections.abc import Mapping, Set
 from dataclasses import replace
 
 from bisect_tool.align.board import Board
-from bisect_tool.align.families import family
+from bisect_tool.align.families import SHAPING, family
 from bisect_tool.align.matches import STRUCTURE, Match
 from bisect_tool.align.surroundings import is_passed_by
 from bisect_tool.layouts import axis_order
@@ -136,6 +136,8 @@ def _most_alike(board: Board, values: list[int], names: list[str]) -> list[str]:
     for value in values:
         parents = _parents(board, value)
         reading = [n for n in names if parents <= _read_by(board, n)] if parents else []
+        # What another operation's nodes lie between is further down.
+        reading = [n for n in reading if parents & _read_by(board, n, SHAPING)] or reading
         near = {n: _apart(board, value, n) for n in reading or names}
         clear = min(near.values()) * board.clearly_nearer
         found = [n for n, apart in near.items() if apart <= clear]
@@ -178,8 +180,8 @@ def _apart(board: Board, value: int, name: str) -> float:
     return distance(first, second) if first is not None and second is not None else math.inf
 
 
-def _read_by(board: Board, name: str) -> set[str]:
-    """Paired values that a node reads, itself or by way of nodes that belong to nobody."""
+def _read_by(board: Board, name: str, ways: Set[str] | None = None) -> set[str]:
+    """Paired values that a node reads, itself or by way of nodes that belong to nobody, all of them of kinds in ``ways``."""
     found: set[str] = set()
     seen: set[str] = set()
     stack = list(board.graph.nodes[board.place[name]].inputs)
@@ -190,7 +192,7 @@ def _read_by(board: Board, name: str) -> set[str]:
         seen.add(at)
         if at in board.taken:
             found.add(at)
-        elif at in board.place:
+        elif at in board.place and (ways is None or board.graph.nodes[board.place[at]].op_type in ways):
             stack.extend(board.graph.nodes[board.place[at]].inputs)
     return found
 

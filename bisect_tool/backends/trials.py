@@ -320,7 +320,10 @@ def _calls(
                     statics[value] = Static(name, arrays[value])
     for op in ops:
         for value in op.outputs:
-            computed = op.name not in LAYOUT_OPS and arrays.get(value, _NOTHING).dtype.kind == "f"
+            have = arrays.get(value, _NOTHING)
+            # A view of all of a weight is the weight in other layouts; a part of it is another one.
+            part = any(arrays.get(each, have).size != have.size for each in op.inputs)
+            computed = have.dtype.kind == "f" and (part or op.name not in LAYOUT_OPS)
             if computed and not tape.values[value].dynamic:
                 known = [statics[each].name for each in op.inputs if each in statics]
                 statics[value] = Static(f"{op.name} of {', '.join(known) or 'constants'}", arrays[value])

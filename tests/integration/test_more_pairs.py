@@ -275,3 +275,38 @@ def test_a_value_that_is_read_in_two_orders_of_axes_is_one(
     report = judged(module, inputs, model, tmp_path)
     assert {stage.partition("/")[0] for stage, _ in origins(report)} == {"lstm"}
     assert [(cause.code, cause.remedy_verified) for cause in report.verdict.diagnoses] == [("BD202", True)]
+
+
+class Rotary(nn.Module):
+    """Rotary embedding before an attention, which scales both of its products itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("speeds", 1 / 10000 ** (torch.arange(0, 4, 2).float() / 4))
+
+    def forward(self, x: Tensor, past: Tensor) -> Tensor:
+        """``[N, T, 4]`` and a number, to ``[N, 1, T, 4]``."""
+        angles = torch.outer(torch.arange(x.shape[1]).float() + past, self.speeds)
+        angles = torch.cat((angles, angles), -1)
+
+        def turned(y: Tensor) -> Tensor:
+            first, second = y.chunk(2, -1)
+            return (y * angles.cos() + torch.cat((-second, first), -1) * angles.sin())[:, None]
+
+        query, key = turned(self.query(x)), turned(self.key(x))
+        return torch.nn.functional.scaled_dot_product_attention(query, key, x[:, None])
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_product_is_nearer_than_the_scaling_behind_it(exporter: Exporter, tmp_path: Path) -> None:
+    """Of two products that come from what the stage reads, the one that reads it itself is the stage's."""
+    module, inputs = Rotary().eval(), (torch.randn(2, 3, 4), torch.tensor(4.0))
+    model = exported(module, inputs, exporter, tmp_path)
+    for cosine in [node for node in model.graph.node if node.op_type == "Cos"]:
+        cosine.op_type = "Identity"
+    report = judged(module, inputs, model, tmp_path)
+    assert {stage.partition("#")[0] for stage, _ in origins(report)} <= {"/mul", "/cos"}
+    assert all(cause.remedy_verified for cause in report.verdict.diagnoses)
+    assert {cause.code for cause in report.verdict.diagnoses} == {"BD103"}

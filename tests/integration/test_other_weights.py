@@ -141,3 +141,45 @@ def test_a_fault_in_a_graph_in_half_precision_is_found(tmp_path: Path) -> None:
     (origin,) = report.verdict.origins
     assert "actual" == origin.side
     assert any("rounded to float16" in line for line in report.verdict.summary)
+
+
+class Table(nn.Module):
+    """Adds the first rows of a parameter, and one picked out of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 6)
+        self.places, self.kinds = nn.Parameter(torch.randn(9, 6)), nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 5, 6]``, as given."""
+        return self.layer(x + self.places[:5]) * self.kinds[2]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("shape", "name", "stage"), [([5, 6], "slice of places", "/add#0"), ([6], "select of kinds", "/mul#0")]
+)
+def test_a_part_of_a_weight_that_was_folded(tmp_path: Path, shape: list[int], name: str, stage: str) -> None:
+    """The exporter wrote the rows that are used, under a name of its own."""
+    module, inputs = Table().eval(), (torch.randn(2, 5, 6),)
+    file = tmp_path / "table.onnx"
+    torch.onnx.export(module, inputs, file, dynamo=True)
+    model = onnx.load(file, load_external_data=True)
+    bias = module.layer.bias.detach().numpy()
+    (tensor,) = [
+        tensor
+        for tensor in model.graph.initializer
+        if list(tensor.dims) == shape and not np.array_equal(numpy_helper.to_array(tensor), bias)
+    ]
+    wrong = numpy_helper.to_array(tensor).copy()
+    wrong.flat[3] += 1
+    tensor.CopyFrom(numpy_helper.from_array(wrong, tensor.name))
+    onnx.save(model, file)
+    verdict = bisect(
+        LoadedCase("table", module, inputs, {}), Options(make_tolerance(None, None, None), onnx=file)
+    ).verdict
+    assert [stage] == [origin.stage for origin in verdict.origins]
+    (cause,) = verdict.diagnoses
+    assert ("BD202", True) == (cause.code, cause.remedy_verified)
+    assert f"the model's {name}" in cause.evidence[0]
