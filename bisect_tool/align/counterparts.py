@@ -332,7 +332,9 @@ class _Finder:
                 if name not in self.doubtful:
                     self._up(name, self.there[name])
                     self._down(name, self.there[name])
-            if not any(self._settle(name, others) for name, others in self.places.items()):
+            if any(self._settle(name, others) for name, others in self.places.items()):
+                continue
+            if not any(self._join_readers(name, other) for name, other in list(self.there.items())):
                 return
 
     def _up(self, name: str, other: str) -> None:
@@ -372,6 +374,21 @@ class _Finder:
             ]
             if len(options) == 1 and not twins:
                 self.join(i, options[0])
+
+    def _join_readers(self, name: str, other: str) -> bool:
+        """Joins the only nodes that read a value, where the rest of what they read is open; whether that told anything."""
+        if name in self.doubtful or len(self.fresh.readers[name]) != 1 or len(self.given.readers[other]) != 1:
+            return False
+        (i,), (j,) = self.fresh.readers[name], self.given.readers[other]
+        if i in self.nodes or j in self.taken or not self.is_like(i, j):
+            return False
+        names, others = self.fresh.computed(i), self.given.computed(j)
+        if names.count(name) != 1 or others.count(other) != 1 or names.index(name) != others.index(other):
+            return False
+        if any(self.there.get(n, o) != o or self.back.get(o, n) != n for n, o in zip(names, others, strict=True)):
+            return False
+        self.join(i, j)
+        return i in self.nodes
 
     def _twins(self, i: int, k: int) -> bool:
         """Whether two nodes of the fresh graph read the same, constants as well."""

@@ -199,3 +199,33 @@ def test_a_foreign_weight_in_the_last_of_several_layers(kind: str, part: int, tm
     tensor.CopyFrom(numpy_helper.from_array(foreign, name))
     (cause,) = judged(module, inputs, model, tmp_path).verdict.diagnoses
     assert (cause.code, cause.remedy_verified) == ("BD202", True)
+
+
+class Scan(nn.Module):
+    """A state that decays and is read at each step, as in state-space models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.parts = nn.Linear(8, 24, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 8]``, as given."""
+        decay, put, read = self.parts(x).chunk(3, -1)
+        decay, put = torch.exp(-decay.abs()), put * x
+        state = x.new_zeros(x.shape[0], 8, 1)
+        results = []
+        for step in range(x.shape[1]):
+            state = decay[:, step, :, None] * state + put[:, step, :, None]
+            results.append((state @ read[:, step, None, :]).sum(-1))
+        return torch.stack(results, 1)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_the_step_of_a_scan_is_told_by_what_reads_its_state(exporter: Exporter, tmp_path: Path) -> None:
+    module, inputs = Scan().eval(), (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)),)
+    model = exported(module, inputs, exporter, tmp_path)
+    other_operator("Add", -3, "Sub")(model)
+    report = judged(module, inputs, model, tmp_path)
+    assert calls(report) == {("/add#2", 0)}
+    assert [(cause.code, cause.remedy_verified) for cause in report.verdict.diagnoses] == [("BD102", True)]

@@ -218,3 +218,21 @@ def test_likeness_counts_what_nodes_do() -> None:
     assert likeness(whole, outlined(BLOCK, "g.")) == (1, 0)
     assert likeness(whole, other) == (pytest.approx(5 / 7), 2)
     assert likeness(whole, outlined([("Exp", ["x"], "y")])) == (0, 7)
+
+
+STEP: tuple[Step, ...] = (
+    ("Exp", ["x"], "decay"),
+    ("Tanh", ["x"], "put"),
+    ("Sigmoid", ["x"], "read"),
+    ("Add", ["decay", "put"], "state"),
+    ("MatMul", ["state", "read"], "y"),
+    ("Mul", ["state", "x"], "next"),
+)
+
+
+def test_the_only_reader_of_a_value_is_its_reader() -> None:
+    """Between two known values another operator stands; what reads the second one tells that it is the state."""
+    given = tuple(("Sub", step[1], step[2]) if step[2] == "state" else step for step in STEP)
+    assert laid(STEP, given, {"x": "x"}).pairs["state"] == "g.state"
+    twice = (*given, ("MatMul", ["put", "read"], "z"))
+    assert "state" not in laid(STEP, twice, {"x": "x"}).pairs, "two read it there"
