@@ -64,6 +64,10 @@ error of its own. So PyTorch in TF32 never sets its own floor.
 - *eps*: a few numbers may come out right by luck, and then the first term says nothing
 - *made-up rounding*: where results cancel, where few numbers are left of many, where an algorithm rounds where PyTorch's
   does not, the spread over all orders of rounding counts, and not the one that PyTorch happened to take
+- *steps*: in a stage with a `floor`, a comparison or a cast to whole numbers, rounding may carry a number over an edge. That
+  excuses the elements that depend on it. All others, those that neither made-up rounding nor operands moved by LEANING units
+  change, are held against STEADY eps
+- *places* (`sort`, `topk`, `argmax`): the numbers that they point at are judged, and not the places
 - *cheap bound*: the local error (one side against the other) is known without any replay. Up to CHEAP_BOUND eps
   (HALF_BOUND eps for half precision) it is rounding, and nothing is replayed
 - *unknown*: an operation can't be promoted or draws random numbers; then only the default limits judge the stage

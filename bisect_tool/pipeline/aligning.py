@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +207,9 @@ class Aligner:
             for value, match in matches.items()
             if not match.confirmed
             and "graph output" not in match.evidence
+            # What overflowed is the graph's own, whatever a norm makes of it.
+            and (own := sides.onnx.get(match.onnx)) is not None
+            and math.isfinite(own.total)
             and is_passed_by(value, trace, children, matches, sides.torch, sides.onnx)
         ]
         if not passed:
