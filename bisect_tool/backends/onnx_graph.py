@@ -47,6 +47,11 @@ def load_onnx(path: Path) -> ir.Model:
     try:
         model = _load(path)
     except Exception as error:  # protobuf, onnx_ir and the OS each raise their own kinds
+        if isinstance(error, ir.serde.SerdeError) and error.__cause__ is not None:
+            raise BisectError(
+                f"ONNX file {path}: its graph is not valid: {_first_line(_innermost(error))}",
+                hint="the exporter or converter wrote it so: try another one, or another opset",
+            ) from error
         raise BisectError(
             f"ONNX file {path}: cannot be read ({_first_line(error)})",
             hint="the file is truncated or no ONNX model; export or copy it again",
@@ -75,6 +80,13 @@ def _load(path: Path) -> ir.Model:
     model = ir.from_proto(read_without_weights(path))
     ir.external_data.set_base_dir(model.graph, path.parent)
     return model
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What a chain of errors began with."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _first_line(error: BaseException) -> str:

@@ -108,3 +108,13 @@ def test_a_path_that_is_no_utf_8_is_said(tmp_path: Path, name: bytes) -> None:
     path.write_bytes(model_of([]).SerializeToString())
     with pytest.raises(BisectError, match="its path is not UTF-8"):
         load_onnx(path)
+
+
+def test_a_value_that_is_made_twice_is_told(tmp_path: Path) -> None:
+    """As an exporter may write it: the file is whole, and says nothing that runs."""
+    nodes = [helper.make_node("Relu", ["x"], ["mean"]), helper.make_node("Neg", ["mean"], ["mean"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "mean")]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "main_graph", ends[:1], ends[1:])), tmp_path / "twice.onnx")
+    with pytest.raises(BisectError, match="its graph is not valid: Output 'mean' is redeclared") as caught:
+        load_onnx(tmp_path / "twice.onnx")
+    assert "another opset" in str(caught.value.hint)
