@@ -38,6 +38,9 @@ def recurrence(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
         usual = list(names * directions)
         if have != usual:
             yield _set(node, "activations", usual)
+    # Left out it is 0.
+    if node.op == "GRU" and not node.attributes.get("linear_before_reset"):
+        yield _set(node, "linear_before_reset", 1)
     for name in ("clip", "input_forget"):
         if node.attributes.get(name):
             yield _set(node, name, None)
@@ -46,9 +49,10 @@ def recurrence(node: Node, statics: Sequence[Static]) -> Iterator[Trial]:
 
 def _set(node: Node, name: str, value: Any) -> Trial:
     """``None``: leave it out."""
-    right = "PyTorch's layers have none" if value is None else f"PyTorch's have {', '.join(value)}"
-    text = f"{node.op} {node.name}: {name} is {node.attributes[name]}; {right}"
-    remedy = f"leave {name} out" if value is None else f"set {name} to {', '.join(value)}"
+    told = ", ".join(value) if isinstance(value, list) else str(value)
+    right = "PyTorch's layers have none" if value is None else f"PyTorch's have {told}"
+    text = f"{node.op} {node.name}: {name} is {node.attributes.get(name, 0)}; {right}"
+    remedy = f"leave {name} out" if value is None else f"set {name} to {told}"
     step = Step(node.op, tuple(each or None for each in node.inputs), {**node.attributes, name: value})
     return Trial(ATTRIBUTE, node.name, text, remedy, Edit(node.output, (step,)), thing=f"{node.name} {[name]}")
 

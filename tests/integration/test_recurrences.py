@@ -229,3 +229,27 @@ def test_the_step_of_a_scan_is_told_by_what_reads_its_state(exporter: Exporter, 
     report = judged(module, inputs, model, tmp_path)
     assert calls(report) == {("/add#2", 0)}
     assert [(cause.code, cause.remedy_verified) for cause in report.verdict.diagnoses] == [("BD102", True)]
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_gates_order_of_operations_in_two_directions(exporter: Exporter, tmp_path: Path) -> None:
+    """``linear_before_reset`` left out is 0, and PyTorch's are 1: one number that is tried before all weights."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = nn.GRU(8, 8, 2, batch_first=True, bidirectional=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)[0]  # type: ignore[no-any-return]
+
+    module, inputs = Both().eval(), (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)),)
+    model = exported(module, inputs, exporter, tmp_path)
+    node = [node for node in model.graph.node if node.op_type == "GRU"][-1]
+    kept = [given for given in node.attribute if given.name != "linear_before_reset"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    (cause,) = judged(module, inputs, model, tmp_path).verdict.diagnoses
+    assert (cause.code, cause.remedy_verified) == ("BD101", True)
+    assert "linear_before_reset is 0" in cause.evidence[0]

@@ -37,11 +37,12 @@ def propose(
         parameters: names of the model's parameters and buffers, all of them.
     """
     for node in nodes:
+        # Few, and told from the node alone.
+        yield from recurrence(node, statics)
+    for node in nodes:
         yield from weight_trials(node, nodes, statics, parameters)
     for node in nodes:
         yield from exchanged_weights(node)
-    for node in nodes:
-        yield from recurrence(node, statics)
     yield from all_weights(nodes, statics)
     yield from _changed_nodes(nodes, calls, opset, stage or nodes)
     for node in nodes:

@@ -146,9 +146,11 @@ def _each_weight(
     for place in _weight_places(node):
         have, name = node.constants[place], node.inputs[place]
         others = _other_readers(node, nodes, [name])
-        for form in weight_forms(have, statics, gates=GATES.get(node.op, 0)):
+        for number, form in enumerate(weight_forms(have, statics, gates=GATES.get(node.op, 0))):
             another = name != form.name and {name, form.name} <= parameters
-            for readers in ([node, *others], [node]) if others else ([node],):
+            # That one of them reads another's weight is likely only of the nearest, and where both have names.
+            alone = [[node]] if not others or another or not number else []
+            for readers in [[node, *others], *alone] if others else alone:
                 which = node.name if len(readers) == 1 else f"{node.name} and {len(others)} more"
                 verb = "reads" if len(readers) == 1 else "read"
                 yield (
