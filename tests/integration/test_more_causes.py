@@ -524,3 +524,29 @@ def test_a_file_whose_batch_varies_is_laid_beside_an_export_whose_batch_varies(t
     report = report_on(Batches(), (torch.randn(2, 5, 6),), tmp_path, edit, dynamo=dynamo, **names)
     assert ["/sub#0"] == [origin.stage for origin in report.verdict.origins]
     assert report.verdict.diagnoses[0].remedy_verified
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_zeros_around_a_convolution_that_were_folded_in(tmp_path: Path, padding: int) -> None:
+    """A causal convolution: PyTorch's pad, and the convolution's own, in one node."""
+
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = nn.Conv1d(3, 4, 3, padding=padding)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(nn.functional.pad(x, (4, 0)))  # type: ignore[no-any-return]
+
+    def edit(model: ModelProto) -> None:
+        node = node_of(model, "Conv")
+        pads = next(given for given in node.attribute if given.name == "pads")
+        assert list(pads.ints) == [4 + padding, padding], "the exporter folds it"
+        pads.ints[:] = [3 + padding, 1 + padding]
+
+    report = report_on(Causal(), (torch.randn(2, 3, 9),), tmp_path, edit, dynamo=True)
+    assert ["conv"] == [origin.stage for origin in report.verdict.origins]
+    (cause,) = report.verdict.diagnoses
+    assert ("BD101", True) == (cause.code, cause.remedy_verified)
+    assert f"pads [{4 + padding}, {padding}]" in cause.evidence[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,7 +33,7 @@ Array = NDArray[Any]
 def towards_calls(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Trial]:
     """The node's own operator with the attributes and constants of PyTorch's call."""
     for call in calls:
-        for form in forms(call, opset):
+        for form in itertools.chain.from_iterable(_padded(call, form, calls) for form in forms(call, opset)):
             if form.op != node.op:
                 continue
             if _rank_differs(node, form):
@@ -72,6 +73,25 @@ def towards_calls(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tri
             to = ", ".join(f"{name} to {value_text(value)}" for name, value in attributes.items())
             remedy = f"set {to + ',' if to else 'it'} as PyTorch's {call.name} has it"
             yield Trial(code, node.name, text, remedy, with_changes(node, attributes, constants), thing=thing)
+
+
+def _padded(call: Call, form: Form, calls: Sequence[Call]) -> Iterator[Form]:
+    """A convolution with zeros around its input folded in, as exporters write it, and without."""
+    own, given = form.attributes.get("pads"), call.operand("input")
+    if own is not None and given is not None and form.op == "Conv":
+        for before in calls:
+            if before.name != "constant_pad_nd" or before.arguments.get("value") or before.result is None:
+                continue
+            if before.result.shape == given.array.shape and np.array_equal(before.result, given.array):
+                pads = list(own)
+                numbers = [int(number) for number in before.arguments["pad"]]
+                rank = len(pads) // 2
+                # From the last axis on, both ends side by side.
+                for place in range(min(rank, len(numbers) // 2)):
+                    pads[rank - 1 - place] += numbers[2 * place]
+                    pads[2 * rank - 1 - place] += numbers[2 * place + 1]
+                yield replace(form, attributes={**form.attributes, "pads": pads})
+    yield form
 
 
 def _constant(given: Operand | Array | None) -> Array | None:
