@@ -266,7 +266,8 @@ _PARTS: Mapping[str, frozenset[str]] = {
     "HardSwish": frozenset(["HardSigmoid", "Add", "Clip", "Mul", "Div"]),
     "Softmax": frozenset(["ReduceMax", "Sub", "Exp", "ReduceSum", "Div"]),
     "LogSoftmax": frozenset(["ReduceMax", "ReduceLogSumExp", "Sub", "Exp", "ReduceSum", "Log"]),
-    "Softplus": frozenset(["Exp", "Add", "Log"]),
+    # With a factor: multiplied, and divided again.
+    "Softplus": frozenset(["Exp", "Add", "Log", "Mul", "Div", "Where", "Softplus"]),
     "Softsign": frozenset(["Abs", "Add", "Div"]),
     "HardSigmoid": frozenset(["Add", "Clip", "Div", "Mul"]),
 }
