@@ -182,7 +182,9 @@ def growth_lines(rows: Sequence[StageRow], config: str, tolerance: Tolerance) ->
         if result is None or row.role == "group" or row.alias_of is not None or result.judgement != "pass":
             continue
         limit = _default_limit(row, result)
-        if is_step(row) and result.local is not None:
+        # ``topk(sorted=False)`` promises no order.
+        loose = row.type == "topk" and result.local is not None and result.local.rel_l2 > limit
+        if (is_step(row) and result.local is not None) or loose:
             if result.total.differing and result.total.rel_l2 > limit:
                 jumps.append(row)
                 behind.add(row.index)

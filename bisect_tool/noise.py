@@ -42,7 +42,10 @@ STEADY = 64.0
 """Units of eps, of an element or of the root mean square, up to which an element does not depend on any step."""
 
 UNSEEN = 8
-"""Of so many elements that were seen to jump one more may do so unseen."""
+"""Of so many elements that were seen to jump one more may do so unseen; chance has its share in few."""
+
+MOST_UNSEEN = 0.01
+"""Share of the elements that depend on no step, as far as was seen, from which on they do not."""
 
 _CHUNK = 1 << 20
 
@@ -145,9 +148,13 @@ def _beside_steps(reference: Array, side: Array, moved: Sequence[Array], eps: fl
         steady = np.isfinite(exact) & np.isfinite(other)
         for each in moved:
             steady &= np.abs(_wide(each) - exact) <= allowed
-        excess = np.sort((np.abs(other - exact) / np.where(allowed > 0, allowed, 1.0))[steady])
-    kept = excess[: excess.size - (exact.size - int(np.count_nonzero(steady))) // UNSEEN]
-    return float(np.sqrt(np.mean(np.square(kept)))) if kept.size and typical else 0.0
+        excess = (np.abs(other - exact) / np.where(allowed > 0, allowed, 1.0))[steady]
+    off = int(np.count_nonzero(excess > BEYOND))
+    seen = exact.size - excess.size
+    chance = seen / UNSEEN + 5 * (math.sqrt(seen) + 1) / BEYOND
+    if off <= max(chance, MOST_UNSEEN * excess.size) or not typical:
+        return 0.0
+    return float(np.sqrt(np.mean(np.square(excess))))
 
 
 def _wide(array: Array) -> Array:

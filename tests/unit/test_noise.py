@@ -219,6 +219,24 @@ def test_some_jumps_are_never_seen() -> None:
     assert side_of(assess(exact, exact, side, "float32", off(1e-8), [stepped()], [stepped(at=slice(0, 80))])) is None
 
 
+@pytest.mark.parametrize("seen", [slice(0, 4), slice(0, 0)])
+def test_where_few_jumps_were_seen_one_is_chance(seen: slice) -> None:
+    """Beside products that are summed in the stage itself rounding is more than the operand is moved by."""
+    exact, size = reference(4096), 4096
+
+    def jumped(at: slice) -> NDArray[np.float64]:
+        moved = exact.copy()
+        moved[at] += 1.0
+        return moved
+
+    side, draws = jumped(slice(2, 6)), [jumped(slice(0, 3))]
+    assert side_of(assess(exact, exact, side, "float32", off(1e-8, size), draws, [jumped(seen)])) is None
+    # One row in ten is no chance.
+    side = jumped(slice(100, 500)) * 1.0
+    floor = [jumped(slice(600, 1100))]
+    assert side_of(assess(exact, exact, side, "float32", off(1e-8, size), floor, [jumped(seen)])) == "actual"
+
+
 def test_where_everything_is_disturbed_the_norm_decides() -> None:
     """Half of all digits are lost: no element is steady, and none is held against more than that."""
     exact = reference()

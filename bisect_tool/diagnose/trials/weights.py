@@ -14,7 +14,7 @@ from bisect_tool.diagnose.calls import Edit, Node, Step
 from bisect_tool.diagnose.causes import OPERANDS, WEIGHT
 from bisect_tool.diagnose.trial import Trial
 from bisect_tool.diagnose.trials.editing import are_equal_arrays, with_changes
-from bisect_tool.diagnose.weight_forms import GATES, Static, first_weight, nearest_weight, weight_forms
+from bisect_tool.diagnose.weight_forms import GATES, Static, WeightForm, first_weight, nearest_weight, weight_forms
 
 Array = NDArray[Any]
 
@@ -28,20 +28,26 @@ def weight_trials(
     """
     nearest: dict[str, Trial] = {}
     arrays: dict[str, Array] = {}
-    for trial, name, array in _each_weight(node, nodes, statics, parameters):
+    texts: dict[str, str] = {}
+    for trial, name, form in _each_weight(node, nodes, statics, parameters):
         nearest.setdefault(name, trial)
-        arrays.setdefault(name, array)
+        arrays.setdefault(name, form.array)
+        texts.setdefault(name, f"{name} {form.text}")
         yield trial
     if len(nearest) > 1:
-        texts = [trial.text.replace(f", which {node.name} reads,", "") for trial in nearest.values()]
+        others = _other_readers(node, nodes, arrays)
         yield Trial(
             next(iter(nearest.values())).code,
             node.name,
-            f"weights that {node.name} reads: {'; '.join(texts)}",
+            f"weights that {_listed(node, others)}: {'; '.join(texts.values())}",
             "export the file again from this checkpoint",
-            _with_weights([node, *_other_readers(node, nodes, arrays)], arrays),
+            _with_weights([node, *others], arrays),
             thing="; ".join(trial.thing for trial in nearest.values()),
         )
+
+
+def _listed(node: Node, others: Sequence[Node]) -> str:
+    return f"{node.name} and {len(others)} more read" if others else f"{node.name} reads"
 
 
 def _other_readers(node: Node, nodes: Sequence[Node], names: Collection[str]) -> list[Node]:
@@ -139,7 +145,7 @@ def _weight_places(node: Node) -> list[int]:
 
 def _each_weight(
     node: Node, nodes: Sequence[Node], statics: Sequence[Static], parameters: frozenset[str]
-) -> Iterator[tuple[Trial, str, Array]]:
+) -> Iterator[tuple[Trial, str, WeightForm]]:
     """Trials, each with the name of the weight and what it becomes."""
     if node.op in _NO_WEIGHTS:
         return
@@ -151,19 +157,18 @@ def _each_weight(
             # That one of them reads another's weight is likely only of the nearest, and where both have names.
             alone = [[node]] if not others or another or not number else []
             for readers in [[node, *others], *alone] if others else alone:
-                which = node.name if len(readers) == 1 else f"{node.name} and {len(others)} more"
-                verb = "reads" if len(readers) == 1 else "read"
+                which = _listed(node, readers[1:])
                 yield (
                     Trial(
                         form.code,
                         node.name,
-                        f"{which} {verb} {name} where PyTorch reads {form.name}"
+                        f"{which} {name} where PyTorch reads {form.name}"
                         if another
-                        else f"{name}, which {which} {verb}, {form.text}",
+                        else f"{name}, which {which}, {form.text}",
                         "export the file again from this checkpoint",
                         _with_weights(readers, {name: form.array}),
                         thing=f"{name} as {form.name}",
                     ),
                     name,
-                    form.array,
+                    form,
                 )
