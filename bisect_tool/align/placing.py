@@ -136,6 +136,10 @@ def placed_by_structure(
         elif stands_for != own.onnx:
             # Steps that come to rest have equal values: where one is broken another one's was taken for it.
             found[value] = instead[value] = Match(value, name, (STRUCTURE,), False, own.permutation)
+    # What PyTorch computes twice and the graph once has one pair.
+    held = {match.onnx: value for value, match in matches.items()}
+    twice = {v for v, m in found.items() if m.confirmed and held.get(m.onnx, v) not in {v, *found}}
+    found = {value: match for value, match in found.items() if value not in twice}
     missing = {
         value: "nothing stands in its place in the graph: {} reads {} directly".format(*laid.left_out[own.onnx])
         for value, own in fresh_matches.items()

@@ -11,7 +11,7 @@ import torch
 
 from bisect_tool.align.bodies import match_bodies
 from bisect_tool.align.forks import at_forks
-from bisect_tool.align.matches import AMBIGUOUS, STRUCTURE, VALUE_LIMIT, Hints, Match, Sides
+from bisect_tool.align.matches import AMBIGUOUS, NARROW_VALUE_LIMIT, STRUCTURE, VALUE_LIMIT, Hints, Match, Sides
 from bisect_tool.align.matching import match_values, trusted
 from bisect_tool.align.other_sizes import called_so, of_other_size
 from bisect_tool.align.placing import NOTHING_PLACED, Placed, is_open, is_shifted, placed_by_structure, with_twins
@@ -25,6 +25,7 @@ from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.metrics import kind_of
 from bisect_tool.pipeline.options import Options, Step
 from bisect_tool.pipeline.prepared import Ready, ready_to_run
+from bisect_tool.quantised import quantised_counts
 from bisect_tool.rows import first_stage_by_value
 from bisect_tool.signatures import Signature, distance, permuted_signatures, split_signatures
 from bisect_tool.temporary import temporary_folder
@@ -201,7 +202,11 @@ class Aligner:
 
         A product whose bias another node adds is no value of PyTorch's, and yet the only one in its stage's scope.
         """
+        if quantised_counts(self.program.plain):
+            # What is off by a few per cent everywhere is spoilt by nothing.
+            return matches
         trace, children = reference.trace, children_of(reference.trace)
+        limit = NARROW_VALUE_LIMIT if self.narrow else VALUE_LIMIT
         passed = [
             value
             for value, match in matches.items()
@@ -221,7 +226,7 @@ class Aligner:
 
         def is_spoilt(value: int) -> bool:
             own, made = sides.torch.get(value), forced.get(matches[value].onnx)
-            return own is not None and made is not None and distance(own, made) > VALUE_LIMIT
+            return own is not None and made is not None and distance(own, made) > limit
 
         fused = {value for value in passed if any(map(is_spoilt, nearest_paired(value, children, matches)))}
         return {value: match for value, match in matches.items() if value not in fused}

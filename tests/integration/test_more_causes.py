@@ -471,7 +471,7 @@ def test_a_trial_that_onnx_runtime_would_die_of_is_left_out(tmp_path: Path) -> N
     assert "diverges" == report.verdict.status
 
 
-@pytest.mark.parametrize("name", ["logsumexp", "prod", "norm", "amax"])
+@pytest.mark.parametrize("name", ["logsumexp", "norm"])
 def test_a_reduction_over_another_axis_at_the_end(tmp_path: Path, name: str) -> None:
     """The result has another size, and nothing comes behind it."""
     function = {"norm": lambda y: y.norm(dim=-1)}.get(name, lambda y: getattr(y, name)(-1))

@@ -94,13 +94,13 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize("name", FAULTS)
-def test_another_order_is_no_matter_of_ties(name: str, exporter: Exporter, tmp_path: Path) -> None:
+def test_another_order_is_no_matter_of_ties(name: str, tmp_path: Path) -> None:
     """By their count, and by their norm, places of many equal numbers in another order look like rounding."""
     function, kind, fault, stage = FAULTS[name]
     module, inputs = Net(function).eval(), (torch.randn(24, 16, generator=torch.Generator().manual_seed(1)),)
-    model = exported(module, inputs, exporter, tmp_path)
+    # Both exporters write one operator; this one is faster.
+    model = exported(module, inputs, "torchscript", tmp_path)
     healthy = judged(module, inputs, model, tmp_path)
     assert healthy.verdict.status == "agrees", healthy.verdict.summary
     fault(first_node(model, kind))
