@@ -25,10 +25,13 @@ from bisect_tool.records import ErrorMetrics, Judgement, Tolerance
 Array = NDArray[Any]
 _T = TypeVar("_T")
 
-CHUNK = 1 << 17
-"""Elements of float32 in a chunk, twice as many as of float64: operands, difference and one temporary (2 MiB) stay in a
-core's level-2 cache, or nearly so. Smaller chunks are no faster for one thread, and slower for several: between two
-numpy calls a thread must get the interpreter's lock back, which costs some microseconds each time."""
+CHUNK = 1 << 15
+"""Elements of float32 in a chunk, twice as many as of float64: operands, difference and one temporary (512 KiB) stay in a
+core's level-2 cache."""
+
+SHARED_CHUNK = 1 << 17
+"""The same where threads share the pass. Smaller chunks are slower then: between two numpy calls a thread must get the
+interpreter's lock back, which costs some microseconds each time."""
 
 THREADED_ABOVE = 1 << 20
 """Elements from which the pass is shared between threads; below, starting them costs more than it saves."""
@@ -39,6 +42,9 @@ and keep cores busy when they are done."""
 
 SAMPLE = 1 << 14
 """Elements that order statistics (99th percentile, units in the last place) are taken from."""
+
+RUN = 16
+"""Elements of such a sample that lie side by side: a cache line of float32."""
 
 _FEW = 512
 """Numbers up to which sorting them is faster than selecting one."""
@@ -145,8 +151,22 @@ class _Sums:
         return _Totals(*(sum((chunk[i] for chunk in self.chunks), 0.0) for i in range(1, 6)))
 
 
-def _chunk_of(dtype: np.dtype[Any]) -> int:
-    return CHUNK if dtype == _FLOAT32 else CHUNK // 2
+def _chunk_of(dtype: np.dtype[Any], size: int) -> int:
+    """Elements in a chunk of an array of ``size`` elements, whatever the number of threads."""
+    most = SHARED_CHUNK if size >= THREADED_ABOVE else CHUNK
+    return most if dtype == _FLOAT32 else most // 2
+
+
+def _scratch(count: int, dtype: np.dtype[Any], place: int) -> Array:
+    """An array that begins at a cache line, ``place`` of eight in a page of memory.
+
+    Big arrays of numpy and of other libraries all begin at one place in a page. A processor takes a load for one that
+    waits for a store where the two are at the same place of two pages: subtracting takes half as long again.
+    """
+    page, line = 4096, 512 * place
+    room = np.empty(count * dtype.itemsize + 2 * page, np.uint8)
+    start = -room.ctypes.data % page + line
+    return room[start : start + count * dtype.itemsize].view(dtype)
 
 
 class _Scratch(NamedTuple):
@@ -163,13 +183,14 @@ class _Workspace(threading.local):
 
     def __init__(self) -> None:
         self.scratch: dict[np.dtype[Any], _Scratch] = {}
-        self.mask = np.empty(CHUNK, np.bool_)
-        self.allowed = np.empty(CHUNK, _FLOAT64)
+        self.mask = np.empty(SHARED_CHUNK, np.bool_)
+        self.allowed = np.empty(SHARED_CHUNK, _FLOAT64)
 
     def of(self, dtype: np.dtype[Any]) -> _Scratch:
         """The arrays of one dtype; memory that is never written to is never taken."""
         if dtype not in self.scratch:
-            self.scratch[dtype] = _Scratch(*(np.empty(_chunk_of(dtype), dtype) for _ in range(4)))
+            count = SHARED_CHUNK if dtype == _FLOAT32 else SHARED_CHUNK // 2
+            self.scratch[dtype] = _Scratch(*(_scratch(count, dtype, place) for place in (2, 4, 6, 7)))
         return self.scratch[dtype]
 
 
@@ -178,7 +199,9 @@ _workspace = _Workspace()
 
 @lru_cache(maxsize=2)
 def _ones(dtype: np.dtype[Any]) -> Array:
-    return np.ones(_chunk_of(dtype), dtype)
+    ones = _scratch(SHARED_CHUNK if dtype == _FLOAT32 else SHARED_CHUNK // 2, dtype, 1)
+    ones.fill(1)
+    return ones
 
 
 def measure(expected: Array, actual: Array | None) -> ErrorMetrics:
@@ -383,7 +406,7 @@ def difference_norms(
 
 def _norm(work: np.dtype[Any], first: Array, second: Array | None) -> float:
     """``||first - second||``, or ``||first||``; NaN and infinities are not left out."""
-    length = _chunk_of(work)
+    length = _chunk_of(work, first.size)
 
     def over(starts: Iterator[int]) -> list[tuple[int, float]]:
         space = _workspace.of(work)
@@ -504,7 +527,7 @@ def _work_dtype(first: np.dtype[Any], second: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _pass(expected: Array, actual: Array, work: np.dtype[Any], allclose: Tolerance | None) -> _Sums:
-    starts = range(0, expected.size, _chunk_of(work))
+    starts = range(0, expected.size, _chunk_of(work, expected.size))
     total, *others = _in_threads(lambda own: _pass_over(own, expected, actual, work, allclose), starts)
     for other in others:
         total.add(other)
@@ -546,7 +569,7 @@ def _pass_over(
     starts: Iterator[int], expected: Array, actual: Array, work: np.dtype[Any], allclose: Tolerance | None
 ) -> _Sums:
     sums = _Sums()
-    space, length = _workspace.of(work), _chunk_of(work)
+    space, length = _workspace.of(work), _chunk_of(work, expected.size)
     for at in starts:
         a, b = _widened(expected[at : at + length], space.a), _widened(actual[at : at + length], space.b)
         if not _chunk(sums, a, b, at, allclose):
@@ -564,7 +587,7 @@ def _dot(a: Array, b: Array) -> float:
 def _chunk(sums: _Sums, a: Array, b: Array, at: int, allclose: Tolerance | None) -> bool:
     """Adds one ordinary chunk; false, and nothing is added, where it holds NaN, infinities or squares out of range."""
     space, smallest, n = _workspace.of(a.dtype), _SMALLEST_SQUARE[a.dtype], a.size
-    d, scratch, mask, ones = space.difference[:n], space.scratch[:n], _workspace.mask[:n], _ones(a.dtype)[:n]
+    d, scratch, ones = space.difference[:n], space.scratch[:n], _ones(a.dtype)[:n]
     np.subtract(b, a, out=d)
     np.abs(d, out=d)
     # The place of the first NaN, if there is one.
@@ -593,14 +616,13 @@ def _chunk(sums: _Sums, a: Array, b: Array, at: int, allclose: Tolerance | None)
     # A dot product with ones is several times faster than a sum.
     sums.chunks.append((at, difference2, expected2, actual2, product, _dot(d, ones)))
     sums.see(worst, at + place)
-    # Counting booleans is fast, counting floats is not.
-    sums.differing += int(np.count_nonzero(np.not_equal(d, 0, out=mask)))
-    np.abs(a, out=scratch)
+    # Counting integers is fast, counting floats is not; nothing here is -0.
+    sums.differing += int(np.count_nonzero(d.view(_BITS[d.itemsize][0])))
     if allclose is not None and not worst <= (allclose.atol or 0.0):
-        sums.beyond += _count_beyond(d, scratch, allclose)
-    np.divide(d, scratch, out=scratch)
-    # 0/0 is NaN and means no error; fmax passes over it.
-    sums.max_rel = max(sums.max_rel, float(np.fmax.reduce(scratch)))
+        sums.beyond += _count_beyond(d, np.abs(a, out=scratch), allclose)
+    np.divide(d, a, out=scratch)
+    # 0/0 is NaN and means no error; fmax and fmin pass over it.
+    sums.max_rel = max(sums.max_rel, float(np.fmax.reduce(scratch)), -float(np.fmin.reduce(scratch)))
     return True
 
 
@@ -632,7 +654,7 @@ def _careful_chunk(sums: _Sums, a: Array, b: Array, at: int, allclose: Tolerance
         a, b = _zeroed(a, b, both)
         if _chunk(sums, a, b, at, allclose):
             return
-    space, length = _workspace.of(_FLOAT64), _chunk_of(_FLOAT64)
+    space, length = _workspace.of(_FLOAT64), _chunk_of(_FLOAT64, a.size)
     for start in range(0, a.size, length):
         wide_a, wide_b = _widened(a[start : start + length], space.a), _widened(b[start : start + length], space.b)
         if not _chunk(sums, wide_a, wide_b, at + start, allclose):
@@ -730,11 +752,11 @@ def _order_statistics(a: Array, b: Array, exact: bool, worst_at: int | None, sum
     finite = not sums.nonfinite_expected and not sums.nonfinite_actual
     if worst_at is None or (sums.differing == 0 and finite):
         return 0.0, None if exact else 0.0
-    step = -(-a.size // SAMPLE)
-    if step > 1:
+    count = a.size
+    if count > SAMPLE:
         # The worst element comes last.
-        a, b = (np.append(side[::step], side[worst_at]) for side in (a, b))
-    count = a.size - (step > 1)
+        a, b = _sampled(a, worst_at), _sampled(b, worst_at)
+        count = a.size - 1
     # No difference leaves float32 if the greatest does not.
     in_float32 = finite and sums.worst <= _GREATEST_FLOAT32 and _work_dtype(a.dtype, b.dtype) == _FLOAT32
     wide = _FLOAT32 if in_float32 else _FLOAT64
@@ -744,6 +766,20 @@ def _order_statistics(a: Array, b: Array, exact: bool, worst_at: int | None, sum
         d = d[np.isfinite(d)]
     p99 = _percentile_99(d) if d.size else 0.0
     return p99, None if exact else _ulps(a, b, finite)
+
+
+def _sampled(flat: Array, last: int) -> Array:
+    """At most ``SAMPLE`` of more elements, in short runs that lie evenly apart, and one more.
+
+    Single elements evenly apart would touch about as many cache lines as reading all of a tensor does.
+    """
+    # An odd number of runs apart: rows and channels often are a power of two long.
+    apart = RUN * (-(-flat.size // SAMPLE) | 1)
+    runs = flat[: flat.size - flat.size % apart].reshape(-1, apart)[:, :RUN]
+    sample = np.empty(runs.size + 1, flat.dtype)
+    sample[:-1].reshape(runs.shape)[...] = runs
+    sample[-1] = flat[last]
+    return sample
 
 
 def _percentile_99(d: Array) -> float:

@@ -129,13 +129,14 @@ class Abreast(Generic[T]):
         self._waiting = _ByNorm()
         self._at_the_edge: dict[int, set[str]] = {}
         self._alone = 0
+        self._due = False
 
     def see(self, value: Value, tensor: torch.Tensor, array: Array, signature: Signature) -> None:
         """Takes a value of PyTorch's, compares it with the look-alikes that are there, and keeps it if there are none."""
         if not signature.size or self.failed:
             self._store.keep(value.id, tensor)
             return
-        if not self._window:
+        if not self._window and self._steps.ready:
             self._advance()
         self._dtypes[value.id] = value.dtype
         found = self._partners(value.dtype, signature)
@@ -150,7 +151,9 @@ class Abreast(Generic[T]):
             if edge and value.id in self._own:
                 self._at_the_edge[value.id] = found
         self._alone = 0 if found else self._alone + array.nbytes
-        if (found and not self._unclaimed) or self._alone > self._patience:
+        self._due = (self._due or bool(found)) and not self._unclaimed
+        # While the next segment is still running, so does the model.
+        if (self._due and self._steps.ready) or self._alone > self._patience:
             self._advance()
 
     @property
@@ -203,8 +206,11 @@ class Abreast(Generic[T]):
     def _advance(self) -> None:
         """Runs the next segment, and more of them while PyTorch has values that waited for what they make."""
         self._alone = 0
+        self._due = False
         while not self._steps.done and not self.failed and self._run_next():
-            pass
+            if not self._steps.ready:
+                self._due = True
+                return
 
     def _run_next(self) -> bool:
         """Runs one segment, and compares what it makes with PyTorch's values; whether there were any."""

@@ -68,6 +68,11 @@ class Ahead(Generic[T]):
         for _ in range(most):
             self._start()
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is nothing to wait for: the next segment has run, or it runs when it is asked for."""
+        return not self._coming or self._coming[0].done()
+
     def advance(self) -> Mapping[str, tuple[Array, T]]:
         """What the next segment has made, and what is known of it.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,16 @@ def state_kept(module: torch.nn.Module) -> Callable[[Callable[[torch.Tensor], No
                     buffer.copy_(before)
 
     return put_back
+
+
+def own_memory(tensors: Iterable[torch.Tensor]) -> set[int]:
+    """Where the memory of tensors begins, views' that of what they are views of; that of tensors without any is left out."""
+    found = set()
+    for tensor in tensors:
+        # Lazy, sparse, meta and wrapped tensors.
+        with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):
+            found.add(tensor.untyped_storage().data_ptr())
+    return found
 
 
 def _can_be_compared(buffer: torch.Tensor) -> bool:

@@ -36,7 +36,7 @@ from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.preflight import explain_forward_error, require_one_device
 from bisect_tool.backends.runners import WholeRun, untouched_run
 from bisect_tool.backends.stream import Lane, OnPair
-from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, state_kept, to_numpy
+from bisect_tool.backends.torch_runner import TorchRun, float_dtype_of, nested_note, own_memory, state_kept, to_numpy
 from bisect_tool.backends.torch_switches import applied, layout_in_effect, placed, require_device
 from bisect_tool.calibration.calibrated import (
     judge_outputs,
@@ -552,7 +552,8 @@ class Bisection:
         store = ActivationStore(budget // 2 if self.in_memory else budget // 8, self.buffers, spill=not abreast)
         both = self._both_sides(store) if abreast else None
         try:
-            run, effective, outputs = self._run_torch(config, on_value, store.attach, tape=tape)
+            last = abreast and self.options.keep_outputs is None
+            run, effective, outputs = self._run_torch(config, on_value, store.attach, tape=tape, last=last)
             if both is not None:
                 self._finish_abreast(both)
             store.settle()
@@ -614,8 +615,12 @@ class Bisection:
         before: Callable[[Recorder], None] = lambda _: None,
         *,
         tape: bool = False,
+        last: bool = False,
     ) -> tuple[TorchRun, dict[str, Any], list[tuple[OutputKey, Array]]]:
-        """Runs the model; what was in effect, and the outputs."""
+        """Runs the model; what was in effect, and the outputs.
+
+        ``last``: the model does not run again while these outputs are in use.
+        """
         # A model may write into its inputs; every run gets its own.
         args, kwargs = copies_of(self.case.args), copies_of(self.case.kwargs)
         module = self.case.module
@@ -623,7 +628,7 @@ class Bisection:
             every_op, place = self.options.level == "op", self.case.place
             run = TorchRun(module, args, kwargs, on_value, every_op=every_op, tape=tape, place=place)
             before(run.recorder)
-            outputs = self._start(run)
+            outputs = self._start(run, last=last)
             # The next run begins as this one did, and the file is laid beside the model as it was.
             self.put_back(run.recorder.copy_before_write)
             return run, {"device": "cpu", "threads": torch.get_num_threads()}, outputs
@@ -636,8 +641,8 @@ class Bisection:
             before(run.recorder)
             return run, {**effective, **layout}, self._start(run)
 
-    def _start(self, run: TorchRun) -> list[tuple[OutputKey, Array]]:
-        """Runs the model; its outputs."""
+    def _start(self, run: TorchRun, *, last: bool = False) -> list[tuple[OutputKey, Array]]:
+        """Runs the model; its outputs, which no later run may write to."""
         try:
             output = run.start()
         except BisectError:
@@ -646,7 +651,9 @@ class Bisection:
             # What ran may be a copy of the case's model: paths are those of its own modules.
             failure = run.recorder.failure
             raise explain_forward_error(error, run.module, run.args, run.kwargs, failure) from error
-        return [(key, to_numpy(tensor).copy()) for key, tensor in flatten_tensors(output)]
+        # Buffers are put back as they were, and an output may be one.
+        written = own_memory(run.module.buffers()) if last else None
+        return [(key, _lasting(tensor, written)) for key, tensor in flatten_tensors(output)]
 
     def _bind_outputs(self, outputs: Outputs) -> None:
         """Which graph output is which output of the model."""
@@ -977,6 +984,16 @@ class Bisection:
                 if array is not None:
                     actual[str(key)] = array
             keep(pair.name, {str(key): array for key, array in expected}, actual)
+
+
+def _lasting(output: torch.Tensor, written: Set[int] | None) -> Array:
+    """An output's array; a copy where somebody may write to its memory, for fresh memory for a big one is dear.
+
+    ``written``: from :func:`own_memory`, what is going to be written to; ``None``: anything may be.
+    """
+    array = to_numpy(output)
+    own = own_memory([output])
+    return array if written is not None and own and not own & written else array.copy()
 
 
 @dataclass(frozen=True, slots=True)

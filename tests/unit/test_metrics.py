@@ -549,18 +549,6 @@ def test_relative_difference_is_rel_l2() -> None:
     assert relative_difference(np.array([3.0, 4.0]), np.array([3.0, 5.0])) == pytest.approx(0.2)
 
 
-def test_threads_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One pass and a shared one give the same metrics."""
-    expected, actual = make("float32", (THREADED_ABOVE + 1,), 1), make("float32", (THREADED_ABOVE + 1,), 2)
-    shared = measure(expected, actual)
-    monkeypatch.setattr(metrics, "THREADED_ABOVE", 1 << 40)
-    alone = measure(expected, actual)
-    assert shared.worst_index == alone.worst_index
-    assert shared.rel_l2 == pytest.approx(alone.rel_l2, rel=1e-12)
-    assert shared.mean_abs == pytest.approx(alone.mean_abs, rel=1e-12)
-    assert shared.differing == alone.differing
-
-
 # -- the fast ways and the slow ones ----------------------------------------------------------------------------------
 
 FLOAT8 = ["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"]
@@ -788,10 +776,11 @@ def test_no_number_depends_on_how_many_threads_there_are(
     dirty = actual.copy()
     dirty[[4 * CHUNK, 6 * CHUNK + 1, 8 * CHUNK + 2]] = math.nan
     tolerance = make_tolerance(None, 0.5, 0.5)
-    monkeypatch.setattr(metrics, "THREADED_ABOVE", 1 << 40)
+    monkeypatch.setattr(metrics, "THREADED_ABOVE", 0)
+    monkeypatch.setattr(metrics, "SHARED_CHUNK", CHUNK)
+    monkeypatch.setattr(metrics.os, "cpu_count", lambda: 1)
     alone = [judge(expected, other, tolerance)[0] for other in (actual, dirty)]
     norms = difference_norms(expected, actual, actual[::-1])
-    monkeypatch.setattr(metrics, "THREADED_ABOVE", 0)
     monkeypatch.setattr(metrics, "_pool", None)
     monkeypatch.setattr(metrics.os, "cpu_count", lambda: cores)
     for _ in range(3):
