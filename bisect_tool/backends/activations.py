@@ -15,6 +15,7 @@ import os
 import queue
 import shutil
 import tempfile
+import threading
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class ActivationStore:
         self._limit = limit
         self._held = 0
         self._spill: _Spill | None = None
-        self._cache: dict[int, Array] = {}
+        self._cache: dict[int, Future[Array]] = {}
         self._complex: set[int] = set()
 
     def attach(self, recorder: Recorder) -> None:
@@ -129,9 +130,14 @@ class ActivationStore:
         if self._spill is None or value not in self._spill:
             assert self._recorder is not None
             return to_numpy(self._recorder.held(value))
-        if value not in self._cache:
-            self._cache[value] = self._spill.read(value)
-        return self._cache[value]
+        self.prefetch((value,))
+        return self._cache[value].result()
+
+    def prefetch(self, values: Collection[int]) -> None:
+        """Says that values will be fetched soon: those in the file are read meanwhile."""
+        for value in values:
+            if self._spill is not None and value in self._spill and value not in self._cache and value not in self._gone:
+                self._cache[value] = self._spill.read(value)
 
     def tensor(self, value: int) -> torch.Tensor:
         """The tensor itself, of a kept value or of one that the recorder holds; not to be written to."""
@@ -149,7 +155,7 @@ class ActivationStore:
     def retain(self, values: Collection[int]) -> None:
         """Drops what was read from the file, except for ``values``."""
         for value in [v for v in self._cache if v not in values]:
-            del self._cache[value]
+            self._cache.pop(value).cancel()
 
     def close(self) -> None:
         """Frees everything; the file is gone with it."""
@@ -176,7 +182,7 @@ class _Spill:
     """Arrays in a temporary file that has no name any more, so that it goes with the process whatever happens.
 
     Written and read past the system's page cache where that is possible: it would only crowd out other files, and getting
-    fresh pages for it costs more than a local disk does. Writing goes on while the model computes.
+    fresh pages for it costs more than a local disk does. Both go on in a thread, while a model or a graph computes.
     """
 
     def __init__(self, buffers: BufferPool) -> None:
@@ -188,7 +194,7 @@ class _Spill:
         self._bounces: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
         for _ in range(_BOUNCES):
             self._bounces.put(mmap.mmap(-1, _BOUNCE))
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="spill")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spill")
         self._writing: list[Future[None]] = []
         self.size = 0
 
@@ -206,7 +212,7 @@ class _Spill:
             part = data[start : start + _BOUNCE]
             bounce = self._bounces.get()
             bounce[: len(part)] = part
-            self._writing.append(self._writer.submit(self._write_out, bounce, len(part), self.size + start))
+            self._writing.append(self._thread.submit(self._write_out, bounce, len(part), self.size + start))
         self.size += _padded(len(data))
 
     def _write_out(self, bounce: mmap.mmap, size: int, offset: int) -> None:
@@ -232,10 +238,14 @@ class _Spill:
             ) from error
         self._writing = [job for job in self._writing if job not in jobs]
 
-    def read(self, key: int) -> Array:
+    def read(self, key: int) -> Future[Array]:
+        """Reads an array after those that were asked for before."""
         self._finish(self._writing)
         place = self._places[key]
-        buffer = self._buffers.take(_padded(place.nbytes))
+        # Here, for only one thread may take from the pool.
+        return self._thread.submit(self._read_in, self._buffers.take(_padded(place.nbytes)), place)
+
+    def _read_in(self, buffer: NDArray[np.uint8], place: _Place) -> Array:
         view, offset = buffer.data, place.offset
         while view:
             done = os.preadv(self._file, [view], offset)
@@ -246,13 +256,13 @@ class _Spill:
 
     def settle(self) -> None:
         self._finish(self._writing)
-        self._writer.shutdown()
         while not self._bounces.empty():
             self._bounces.get().close()
 
     def close(self) -> None:
-        self._writer.shutdown(wait=True, cancel_futures=True)
-        os.close(self._file)
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        # Freeing some gigabytes takes a file system a second or more, and nobody waits for it.
+        threading.Thread(target=os.close, args=(self._file,), name="spill", daemon=True).start()
 
 
 def _padded(size: int) -> int:

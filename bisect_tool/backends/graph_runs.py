@@ -24,6 +24,9 @@ from bisect_tool.signatures import Signature, signature_of
 
 Array = NDArray[Any]
 
+LONGEST_STRETCH = 128 << 20
+"""Bytes that a segment makes at most, if it has two nodes: what comes later finds memory that was used before."""
+
 
 class GraphRuns:
     """The graph on one sample.
@@ -62,8 +65,7 @@ class GraphRuns:
 
     def segments(self, cut: Iterable[str] = ()) -> list[Segment]:
         """The graph in pieces that fit into the budget, values of ``cut`` given from outside."""
-        # Held at once: PyTorch's tensors for the segment, the chained and the forced outputs, and what crosses the cut.
-        return self._program.segments(None if self.in_memory else self._piece(), frozenset(cut))
+        return self._program.segments(min(self._piece(), LONGEST_STRETCH), frozenset(cut))
 
     def segmented(
         self,
@@ -141,6 +143,7 @@ class GraphRuns:
         return found
 
     def _piece(self) -> int:
+        # Held at once: PyTorch's tensors for the segment, the chained and the forced outputs, and what crosses the cut.
         return max(self._budget // 6, 1)
 
     def _run(

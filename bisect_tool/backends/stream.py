@@ -24,6 +24,9 @@ class Activations(Protocol):
 
     def fetch(self, value: int) -> Array: ...
 
+    def prefetch(self, values: Collection[int]) -> None:
+        """Says that these values will be fetched soon."""
+
     def retain(self, values: Collection[int]) -> None:
         """Says that only these fetched values are still in use."""
 
@@ -75,8 +78,13 @@ def _step(lane: Lane, activations: Activations, on_pair: OnPair) -> None:
 
     index = lane.run.next
     made = [name for name in sorted(lane.run.segments[index].makes) if name in lane.pairs]
+    is_last = index + 1 == len(lane.run.segments)
+    following = set() if is_last else {lane.pairs[name] for name in lane.run.needs(index + 1)}
+    # While the segment runs; what it reads itself comes first.
+    for names in (sorted(lane.run.needs(index)), made):
+        activations.prefetch([lane.pairs[name] for name in names])
+    activations.prefetch(sorted(following))
     chained, forced = lane.run.step(give)
-    following = {lane.pairs[name] for name in lane.run.needs(index + 1)} if not lane.run.done else set()
     activations.retain({lane.pairs[name] for name in made} | following)
     if lane.on_values is not None:
         lane.on_values(chained, forced)

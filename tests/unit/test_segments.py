@@ -555,6 +555,9 @@ class Kept:
         self.fetched.append(value)
         return self.values[value]
 
+    def prefetch(self, values: Collection[int]) -> None:
+        assert set(values) <= self.values.keys()
+
     def retain(self, values: Collection[int]) -> None:
         self.retained.append(set(values))
 
