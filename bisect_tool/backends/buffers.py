@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +29,13 @@ class _Buffer:
 class BufferPool:
     """Hands out page-aligned memory; a buffer is free again when the array that was handed out, and every view of it, are
     gone.
+
+    Args:
+        idle: bytes that may lie about when another size is wanted, for whoever wants theirs next; they add to the peak.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, idle: int = 0) -> None:
+        self._idle = idle
         self._buffers: list[_Buffer] = []
 
     def take(self, size: int) -> NDArray[np.uint8]:
@@ -41,13 +46,20 @@ class BufferPool:
             memory = min((b.memory for b in fitting), key=len)
             self._buffers = [b for b in self._buffers if b.memory is not memory]
         else:
-            # Another size is wanted now: what lies about would only add to the peak.
-            self._buffers = [b for b in self._buffers if b not in idle]
+            self._drop(idle)
             memory = _map(size)
         array = np.frombuffer(memory, np.uint8, size)
         # Views refer to the array that owns the memory for numpy, so that it lives as long as any of them.
         self._buffers.append(_Buffer(memory, weakref.ref(array)))
         return array
+
+    def _drop(self, idle: Sequence[_Buffer]) -> None:
+        """Lets go of idle buffers that are too many, of those first that have been there longest."""
+        left = self._idle
+        for buffer in reversed(idle):
+            left -= len(buffer.memory)
+            if left < 0:
+                self._buffers.remove(buffer)
 
 
 def _map(size: int) -> mmap.mmap:

@@ -40,6 +40,7 @@ class GraphRuns:
     Attributes:
         feeds: as given; others may be put in their place.
         in_memory: whether all values of both sides fit into the budget.
+        is_roomy: whether it has room for what only saves time.
         buffers: for big outputs.
         signatures: of all values in the graph's own run.
         types: of these values.
@@ -53,7 +54,8 @@ class GraphRuns:
         self.feeds = feeds
         # Each value is held on both sides.
         self.in_memory = 2 * program.activation_bytes() <= budget
-        self.buffers = BufferPool()
+        self.is_roomy = self._piece() >= 2 * LONGEST_STRETCH
+        self.buffers = BufferPool(2 * LONGEST_STRETCH if self.is_roomy else 0)
         self.signatures: dict[str, Signature] = {}
         self.types: dict[str, ValueType] = {}
         self.arrays: dict[str, Array | None] = {}
@@ -81,7 +83,8 @@ class GraphRuns:
 
     def drive(self, lanes: Sequence[Lane], activations: ActivationStore, on_pair: OnPair) -> None:
         """Runs lanes against PyTorch's tensors; memory goes back to the system between segments if it is scarce."""
-        run_lanes(lanes, activations, on_pair, lambda: None if self.in_memory else return_free_memory())
+        after_step = (lambda: None) if self.in_memory else return_free_memory
+        run_lanes(lanes, activations, on_pair, after_step, prefetch=self.is_roomy)
 
     def lane(
         self,

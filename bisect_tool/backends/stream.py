@@ -55,6 +55,8 @@ def run_lanes(
     activations: Activations,
     on_pair: OnPair,
     after_step: Callable[[], None] = lambda: None,
+    *,
+    prefetch: bool = False,
 ) -> None:
     """Runs every lane, segment by segment, and hands out each pair as soon as both sides are there.
 
@@ -64,15 +66,16 @@ def run_lanes(
         on_pair: called as ``on_pair(lane, value, expected, chained, forced)``, all in PyTorch's shape; ``forced`` is
             ``None`` where the lane has no forced run. The arrays are not valid afterwards.
         after_step: called after each segment, when its tensors are free.
+        prefetch: whether to say what of PyTorch's side comes next; it is there earlier then, and longer.
     """
     for lane in lanes:
         while not lane.run.done:
-            _step(lane, activations, on_pair)
+            _step(lane, activations, on_pair, prefetch=prefetch)
             after_step()
         activations.retain(())
 
 
-def _step(lane: Lane, activations: Activations, on_pair: OnPair) -> None:
+def _step(lane: Lane, activations: Activations, on_pair: OnPair, *, prefetch: bool) -> None:
     def give(name: str, kind: ValueType | None) -> Array:
         return in_onnx_form(activations.fetch(lane.pairs[name]), lane.permutations.get(name), kind)
 
@@ -80,10 +83,11 @@ def _step(lane: Lane, activations: Activations, on_pair: OnPair) -> None:
     made = [name for name in sorted(lane.run.segments[index].makes) if name in lane.pairs]
     is_last = index + 1 == len(lane.run.segments)
     following = set() if is_last else {lane.pairs[name] for name in lane.run.needs(index + 1)}
-    # While the segment runs; what it reads itself comes first.
-    for names in (sorted(lane.run.needs(index)), made):
-        activations.prefetch([lane.pairs[name] for name in names])
-    activations.prefetch(sorted(following))
+    if prefetch:
+        # While the segment runs; what it reads itself comes first.
+        for names in (sorted(lane.run.needs(index)), made):
+            activations.prefetch([lane.pairs[name] for name in names])
+        activations.prefetch(sorted(following))
     chained, forced = lane.run.step(give)
     activations.retain({lane.pairs[name] for name in made} | following)
     if lane.on_values is not None:

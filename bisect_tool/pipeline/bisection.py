@@ -551,9 +551,13 @@ class Bisection:
         budget = self.options.memory_budget
         store = ActivationStore(budget // 2 if self.in_memory else budget // 8, self.buffers, spill=not abreast)
         both = self._both_sides(store) if abreast else None
+        keep_freed = self.onnx.is_roomy and not abreast  # else that is done around both sides
         try:
             last = abreast and self.options.keep_outputs is None
-            run, effective, outputs = self._run_torch(config, on_value, store.attach, tape=tape, last=last)
+            with freed_memory_is_kept() if keep_freed else contextlib.nullcontext():
+                run, effective, outputs = self._run_torch(config, on_value, store.attach, tape=tape, last=last)
+            if keep_freed and not self.in_memory:
+                map_big_blocks()
             if both is not None:
                 self._finish_abreast(both)
             store.settle()
