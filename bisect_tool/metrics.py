@@ -46,6 +46,8 @@ SAMPLE = 1 << 14
 RUN = 16
 """Elements of such a sample that lie side by side: a cache line of float32."""
 
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
 _FEW = 512
 """Numbers up to which sorting them is faster than selecting one."""
 
@@ -769,17 +771,28 @@ def _order_statistics(a: Array, b: Array, exact: bool, worst_at: int | None, sum
 
 
 def _sampled(flat: Array, last: int) -> Array:
-    """At most ``SAMPLE`` of more elements, in short runs that lie evenly apart, and one more.
+    """``SAMPLE`` of more elements, and one more.
 
-    Single elements evenly apart would touch about as many cache lines as reading all of a tensor does.
+    They lie in short runs, for single ones would touch about as many cache lines as reading all of a tensor does.
     """
-    # An odd number of runs apart: rows and channels often are a power of two long.
-    apart = RUN * (-(-flat.size // SAMPLE) | 1)
-    runs = flat[: flat.size - flat.size % apart].reshape(-1, apart)[:, :RUN]
-    sample = np.empty(runs.size + 1, flat.dtype)
-    sample[:-1].reshape(runs.shape)[...] = runs
+    sample = np.empty(SAMPLE + 1, flat.dtype)
+    flat.take(_sampled_places(flat.size), out=sample[:-1], mode="clip")
     sample[-1] = flat[last]
     return sample
+
+
+@lru_cache(maxsize=16)
+def _sampled_places(size: int) -> NDArray[np.intp]:
+    """One run in each of equally long stretches, at ever another place of it: rows and channels all have their turn."""
+    count = SAMPLE // RUN
+    numbers = np.arange(count)
+    starts = numbers * size // count
+    room = (numbers + 1) * size // count - starts - RUN
+    # Multiples of the golden ratio are spread evenly, and repeat themselves with no row.
+    starts += (room * (numbers * _GOLDEN % 1.0)).astype(np.intp)
+    places = (starts[:, None] + np.arange(RUN)).reshape(-1)
+    places.setflags(write=False)
+    return places
 
 
 def _percentile_99(d: Array) -> float:

@@ -136,7 +136,12 @@ class ActivationStore:
     def prefetch(self, values: Collection[int]) -> None:
         """Says that values will be fetched soon: those in the file are read meanwhile."""
         for value in values:
-            if self._spill is not None and value in self._spill and value not in self._cache and value not in self._gone:
+            if (
+                self._spill is not None
+                and value in self._spill
+                and value not in self._cache
+                and value not in self._gone
+            ):
                 self._cache[value] = self._spill.read(value)
 
     def tensor(self, value: int) -> torch.Tensor:

@@ -65,9 +65,13 @@ class GraphRuns:
         for kept in (self.arrays, self.signatures, self.types):
             kept.clear()
 
-    def segments(self, cut: Iterable[str] = ()) -> list[Segment]:
-        """The graph in pieces that fit into the budget, values of ``cut`` given from outside."""
-        return self._program.segments(min(self._piece(), LONGEST_STRETCH), frozenset(cut))
+    def segments(self, cut: Iterable[str] = (), optimization: str | None = None) -> list[Segment]:
+        """The graph in pieces that fit into the budget, values of ``cut`` given from outside.
+
+        Of an optimised one that fits as a whole, a whole: nodes of two pieces cannot be fused.
+        """
+        whole = self.in_memory and optimization not in (None, "off")
+        return self._program.segments(None if whole else min(self._piece(), LONGEST_STRETCH), frozenset(cut))
 
     def segmented(
         self,
@@ -98,7 +102,7 @@ class GraphRuns:
     ) -> Lane:
         """A run whose values ``pairs`` are compared; ``reuse``: its chained values are those of the plain run."""
         computed = self.arrays if reuse and pairs.keys() <= self.arrays.keys() else None
-        segments = self.segments(forced or ())
+        segments = self.segments(forced or (), config.optimization)
         return Lane(name, self.segmented(config, segments, set(pairs), forced, computed), pairs, orders)
 
     def see_all(self) -> None:

@@ -28,7 +28,7 @@ class ErrorMetrics:
         sqnr_db: ``-20 log10(rel_l2)``; ``inf`` where nothing differs.
         max_ulp: greatest distance in units of the last place of the dtype, over the elements of ``p99_abs`` and the
             worst one; ``None`` for integers and booleans.
-        p99_abs: 99th percentile of ``|actual - expected|``, over at most 16,384 evenly spaced elements.
+        p99_abs: 99th percentile of ``|actual - expected|``, over at most 16,384 elements, spread evenly in runs of 16.
         nonfinite_expected, nonfinite_actual: how many elements are NaN or infinite.
         nonfinite_mismatch: elements where the two sides do not hold the same NaN or infinity.
         differing: elements that are not equal.

@@ -154,6 +154,50 @@ def test_only_where_each_value_is_needed_once(
     assert "agrees" == report.verdict.status
 
 
+class Accumulator(nn.Module):
+    """Hands out its own buffer, which is put back as it was when the run is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.state.add_(x.sum(0))[1:]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_output_may_be_a_view_of_a_buffer(tmp_path: Path, together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compared as it was handed out."""
+    nodes = [
+        onnx.helper.make_node("ReduceSum", ["x", "axis"], ["sum"], keepdims=0),
+        onnx.helper.make_node("Slice", ["sum", "one", "four"], ["y"]),
+    ]
+    numbers = {"axis": [0], "one": [1], "four": [4]}
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [3, 4])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [3])],
+        [numpy_helper.from_array(np.array(value), name) for name, value in numbers.items()],
+    )
+    opset = onnx.helper.make_opsetid("", 18)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "model.onnx")
+    if not together:
+        monkeypatch.setattr(Bisection, "_can_go_abreast", lambda self: False)
+    options = Options(
+        make_tolerance(None, None, None),
+        onnx=tmp_path / "model.onnx",
+        forced=False,
+        observe=True,
+        optimizations=("off",),
+    )
+    model = Accumulator()
+    report = bisect(LoadedCase("net", model, (torch.randn(3, 4),), {}), options)
+    (output,) = report.configs[0].outputs
+    assert (report.verdict.status, output.judgement) == ("agrees", "pass")
+    assert not model.state.any()
+
+
 def test_what_was_let_go_is_no_value() -> None:
     """Asking for a tensor that was forgotten, or found no room, raises; others stay."""
     model = nn.Sequential(nn.ReLU(), nn.Sigmoid(), nn.Tanh())

@@ -114,6 +114,23 @@ def test_dropped_values_leave_their_memory_to_others() -> None:
     kept.close()
 
 
+def test_what_will_be_fetched_is_read_before() -> None:
+    """In the order in which it was asked for; what is dropped meanwhile is read again when it is wanted."""
+    kept = store()
+    for value in range(4):
+        kept.keep(value, torch.full((1 << 20,), float(value)))
+    kept.forget(3)
+    kept.prefetch([2, 0, 3])
+    assert [2, 0] == list(kept._cache)
+    assert np.all(kept.fetch(0) == 0)
+    kept.retain({2})
+    kept.prefetch([2, 1])
+    assert [2, 1] == list(kept._cache)
+    kept.retain(())
+    assert [np.all(kept.fetch(value) == value) for value in range(3)] == [True] * 3
+    kept.close()
+
+
 def test_the_file_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has no name even while it is in use."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -167,3 +184,26 @@ def test_buffers_are_used_again_only_when_free() -> None:
     del view
     assert pool.take(2 * HUGE_PAGE).ctypes.data == place
     assert pool.take(100).size == 100
+
+
+def test_idle_buffers_stay_as_far_as_was_said() -> None:
+    """Two sizes in turn find the places that they had; beyond what may lie about, the oldest goes first."""
+    small, big = HUGE_PAGE, 4 * HUGE_PAGE
+
+    def kept(idle: int) -> int:
+        pool = BufferPool(idle)
+        for _ in range(3):
+            pool.take(small)
+            pool.take(big)
+        return len(pool._buffers)
+
+    assert [1, 2] == [kept(0), kept(small + big)], "of two sizes, how many buffers"
+    pool = BufferPool(big + small)
+    held = [pool.take(size) for size in (small, big, 2 * big)]
+    held.clear()
+    pool.take(16 * big)
+    assert [16 * big] == [len(buffer.memory) for buffer in pool._buffers]
+    held = [pool.take(size) for size in (big, small)]
+    held.clear()
+    pool.take(16 * big)
+    assert [big, small, 16 * big] == [len(buffer.memory) for buffer in pool._buffers]

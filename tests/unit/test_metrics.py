@@ -525,6 +525,20 @@ def test_p99_leaves_out_the_few_worst() -> None:
     assert (found.p99_abs, found.max_abs) == (0.25, 100.0)
 
 
+@pytest.mark.parametrize("row", [16, 64, 96, 1000])
+def test_no_column_escapes_the_sample(row: int) -> None:
+    """Its runs lie at other places of each row, whatever the rows' length: two columns in a hundred show in each."""
+    random = np.random.default_rng(0)
+    expected = random.standard_normal((400_000 // row, row))
+    error = np.abs(random.standard_normal(expected.shape))
+    whole = np.quantile(error, 0.99)
+    assert whole == pytest.approx(measure(expected, expected + error).p99_abs, rel=0.05)
+    for column in {0, row // 3, row - 1}:
+        actual = expected.copy()
+        actual[:, [column, column - 1] if row < 200 else slice(column // 2, column // 2 + row // 40)] += 1.0
+        assert measure(expected, actual).p99_abs == pytest.approx(1.0)
+
+
 # -- small parts ------------------------------------------------------------------------------------------------------
 
 
