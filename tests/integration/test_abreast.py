@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from bisect_tool import LoadedCase, Options, bisect, make_tolerance
 from bisect_tool.backends import abreast
 from bisect_tool.backends.activations import ActivationStore, GoneError
+from bisect_tool.backends.ahead import Ahead
 from bisect_tool.backends.buffers import BufferPool
 from bisect_tool.backends.exporting import ExportSettings, export_onnx
 from bisect_tool.backends.ort_runner import SegmentedRun
@@ -105,6 +107,17 @@ def test_every_number_is_the_same(
     assert "agrees" == found.verdict.status
     assert _numbers(wanted) == _numbers(found)
     assert observe == (found.configs[0].observer_effect == 0)
+
+
+@pytest.mark.parametrize("turns", [[False], [True, False, False]], ids=["late throughout", "late now and then"])
+def test_no_number_depends_on_who_is_first(exported: Path, turns: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the graph lies behind, the model runs on; what the report says is the same."""
+    wanted, _ = _judge(exported, monkeypatch, together=True)
+    monkeypatch.setattr(abreast, "LEAST_STRETCH", 5000)
+    turn = itertools.cycle(turns)
+    monkeypatch.setattr(Ahead, "ready", property(lambda _: next(turn)))
+    found, _ = _judge(exported, monkeypatch, together=True)
+    assert _numbers(wanted) == _numbers(found)
 
 
 def test_each_side_runs_once(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
