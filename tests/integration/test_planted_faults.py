@@ -18,17 +18,15 @@ from planting import Fault, holds, judged, number
 SITES = {"weight": 2, "activation": 1, "half rewired": 1, "half renamed": 1}
 """Kind of fault → how many places of each graph get one."""
 
-QUICK_CENTERPOINT = {
-    ("dynamo", "weight"),
-    ("dynamo", "half renamed"),
-    ("torchscript", "activation"),
-    ("torchscript", "half rewired"),
-}
-"""The largest example has each kind with one exporter, and no graph has two faults of a kind, where minutes count."""
+QUICK_HALVES = {("dynamo", "half renamed"), ("torchscript", "half rewired")}
+QUICK_CENTERPOINT = {("dynamo", "weight"), ("torchscript", "activation"), *QUICK_HALVES}
+"""The largest example has each kind with one exporter, all have each way of a half with one, and no graph has two faults of
+a kind, where minutes count."""
 
 
 def _marks(example: str, exporter: str, kind: str, site: int) -> tuple[pytest.MarkDecorator, ...]:
-    quick = site == 0 and (example != "centerpoint" or (exporter, kind) in QUICK_CENTERPOINT)
+    once = example == "centerpoint" or kind.startswith("half")
+    quick = site == 0 and (not once or (exporter, kind) in QUICK_CENTERPOINT)
     return () if quick else (pytest.mark.slow,)
 
 

@@ -106,7 +106,7 @@ def calls(report: Report) -> set[tuple[str, int]]:
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize(
     ("kind", "number", "other", "step"),
-    [("Sigmoid", 4, "Tanh", 1), ("Mul", 2, "Add", 0)],
+    [("Sigmoid", 4, "Tanh", 1), pytest.param("Mul", 2, "Add", 0, marks=pytest.mark.slow)],
 )
 def test_the_step_of_a_cell_is_told_by_structure(
     kind: str, number: int, other: str, step: int, exporter: Exporter, tmp_path: Path

@@ -133,7 +133,9 @@ def test_processes_end_quietly_with_their_parent(tmp_path: Path, sent: signal.Si
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a group")
-@pytest.mark.parametrize("delay", [0.2, 0.6, 1.2])
+@pytest.mark.parametrize(
+    "delay", [pytest.param(0.2, marks=pytest.mark.slow), 0.6, pytest.param(1.2, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_while_processes_start_is_quiet(tmp_path: Path, delay: float) -> None:
     """Their imports are not broken off with a traceback."""
     script = PARENT.replace("try:", "(Path(sys.argv[2]) / 'ready').touch()\ntry:")

@@ -39,7 +39,7 @@ def _firsts(report: Report) -> tuple[str | None, str | None, list[str]]:
     )
 
 
-QUICK = ("encoder", "points", "recurrent", "residual")
+QUICK = ("points", "recurrent")
 """The other families take a minute; scripts/summaries_table.py runs all of them for docs/summaries.md."""
 
 
