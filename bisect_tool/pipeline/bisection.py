@@ -436,6 +436,9 @@ class Bisection:
 
     def _explainer(self, aligned: _Aligned, rows: Sequence[StageRow], plain: str | None) -> Explainer:
         def again(on_value: OnValue) -> tuple[Trace, Outputs]:
+            # A model may hand out memory of its own, and write to it whenever it runs.
+            first = aligned.reference.outputs
+            first[:] = [(key, array.copy()) for key, array in first]
             run, _, outputs = self._run_torch(self.base.expected, on_value)
             return run.recorder.trace, outputs
 
@@ -623,7 +626,7 @@ class Bisection:
     ) -> tuple[TorchRun, dict[str, Any], list[tuple[OutputKey, Array]]]:
         """Runs the model; what was in effect, and the outputs.
 
-        ``last``: the model does not run again while these outputs are in use.
+        ``last``: nobody runs the model again without having copied these outputs.
         """
         # A model may write into its inputs; every run gets its own.
         args, kwargs = copies_of(self.case.args), copies_of(self.case.kwargs)

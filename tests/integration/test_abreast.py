@@ -211,6 +211,33 @@ def test_an_output_may_be_a_view_of_a_buffer(tmp_path: Path, together: bool, mon
     assert not model.state.any()
 
 
+class Workspace(nn.Module):
+    """Not twice the same, and from its first call on in the same memory, which is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        if torch.compiler.is_exporting():
+            return y
+        if not self.calls:
+            self.out = torch.empty_like(y)
+        self.calls += 1
+        return self.out.copy_(y + 0.1 * self.calls)
+
+
+def test_a_model_that_differs_from_itself_in_memory_of_its_own(tmp_path: Path) -> None:
+    """The second run does not write over what the first one is judged by."""
+    totals = {"forced": False, "optimizations": ("off",)}
+    options = Options(make_tolerance(None, None, None), export=ExportSettings("dynamo"), **totals)
+    verdict = bisect(LoadedCase("net", Workspace().eval(), (torch.randn(3, 4),), {}), options).verdict
+    assert verdict.status == "inconclusive"
+    assert [diagnosis.code for diagnosis in verdict.diagnoses] == ["BD403"]
+
+
 def test_what_was_let_go_is_no_value() -> None:
     """Asking for a tensor that was forgotten, or found no room, raises; others stay."""
     model = nn.Sequential(nn.ReLU(), nn.Sigmoid(), nn.Tanh())
