@@ -15,8 +15,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bisect_tool.align.families import family
+from bisect_tool.judging import is_step, makes_error
 from bisect_tool.metrics import kind_of
-from bisect_tool.records import OnnxNode, Origin
+from bisect_tool.records import OnnxGraph, OnnxNode, Origin, StageRef, StageRow
 
 Array = NDArray[Any]
 
@@ -75,6 +76,60 @@ def note_shared(origins: Sequence[Origin]) -> tuple[Origin, ...]:
             origin = replace(origin, evidence=(*origin.evidence, text))
         found.append(origin)
     return tuple(found)
+
+
+def proven_right(origin: Origin, rows: Sequence[StageRow], graph: OnnxGraph) -> dict[str, StageRef]:
+    """Nodes of an origin whose results another stage reads too, and is right with; and that stage.
+
+    What is wrong in the origin is then that it reads them, and not what they make. Of a node with several results those
+    that the origin uses must be used there. A stage that turns numbers into steps may not feel a difference.
+
+    Args:
+        origin: with all nodes of its stage, or the fewest that hold its fault.
+        rows: the stage table.
+        graph: all nodes.
+    """
+    row = next((row for row in rows if row.ref == origin.ref), None)
+    if row is None:
+        return {}
+    nodes = {node.name: node for node in graph.nodes}
+    own = set(row.onnx_nodes)
+    found: dict[str, StageRef] = {}
+    for other in rows:
+        result = other.results.get(origin.config)
+        shared = own.intersection(other.onnx_nodes)
+        if not shared or result is None or other.ref == origin.ref or other.role == "group" or is_step(other):
+            continue
+        if result.local is None or result.judgement != "pass" or makes_error(other, result):
+            continue
+        for name in shared - found.keys():
+            used, there = (_used(nodes, name, each) for each in (row, other))
+            if used and used <= there:
+                found[name] = other.ref
+    return found
+
+
+def _used(nodes: Mapping[str, OnnxNode], name: str, row: StageRow) -> set[str]:
+    """Results of a node that a stage's other nodes read."""
+    made = set(nodes[name].outputs) if name in nodes else set()
+    return {read for other in row.onnx_nodes if other in nodes for read in nodes[other].inputs if read in made}
+
+
+def without_proven(origin: Origin, stage_nodes: Sequence[str], proven: Mapping[str, StageRef]) -> Origin:
+    """The origin without nodes that are right; as it is where nothing would be left.
+
+    Args:
+        origin: with the fewest nodes that hold its fault.
+        stage_nodes: all of its stage's.
+        proven: of :func:`proven_right`.
+    """
+    named = [name for name in origin.onnx_nodes if name in proven]
+    left = tuple(name for name in origin.onnx_nodes if name not in proven)
+    left = left or tuple(name for name in stage_nodes if name not in proven)
+    if not named or not left:
+        return origin
+    text = f"{', '.join(named[:3])} {'are' if len(named) > 1 else 'is'} read by {proven[named[0]]} too, which is right"
+    return replace(origin, onnx_nodes=left, evidence=(*origin.evidence, text))
 
 
 _PICKING = {

@@ -22,8 +22,11 @@ def localize(rows: Sequence[StageRow], config: str) -> Localization:
     found = [(row, row.results[config]) for row in rows if config in row.results]
     failing = [(row, result) for row, result in found if result.judgement == "fail"]
     first = failing[0][0] if failing else None
-    origins = [row for row, result in found if makes_error(row, result)]
-    names = {row.index for row in origins}
+    making = [row for row, result in found if makes_error(row, result)]
+    # What PyTorch computes twice and the graph once is one fault.
+    refs = {row.ref for row in making}
+    origins = [row for row in making if row.alias_of not in refs]
+    names = {row.index for row in making}
     return Localization(
         first_over_tolerance=FirstOverTolerance(first.stage, first.call, first.output, config) if first else None,
         origins=tuple(_origin(row, config) for row in origins),

@@ -19,6 +19,7 @@ from bisect_tool.align.matches import (
 )
 from bisect_tool.align.scopes import Scopes
 from bisect_tool.align.surroundings import children_of, nearest_paired
+from bisect_tool.align.twins import computed_before
 from bisect_tool.layouts import same_data_order
 from bisect_tool.quantised import quantisation_of, quantised_counts
 from bisect_tool.records import Stage
@@ -52,6 +53,8 @@ class Board:
         chained: signatures from the graph's own run, where ``onnx`` has those of a forced one.
         first_stage, stages_of: stages that have a PyTorch value: several may have the same one.
         children: PyTorch values that are made from a value.
+        merged: operations that PyTorch does again and the graph, as the number of its nodes says, does once.
+        returned: how many values a call of a module returns, by path and number of the call.
         calls: how often a module is called, by path and output.
     """
 
@@ -80,10 +83,27 @@ class Board:
         self.first_stage: dict[int, Stage] = {}
         self.stages_of: dict[int, list[Stage]] = defaultdict(list)
         self.children = children_of(trace)
+        self.returned = Counter((stage.ref.stage, stage.ref.call) for stage in trace.stages)
         self.calls = Counter((stage.ref.stage, stage.ref.output) for stage in trace.stages)
         for stage in trace.stages:
             self.first_stage.setdefault(stage.value, stage)
             self.stages_of[stage.value].append(stage)
+        self.merged = self._merged()
+
+    def _merged(self) -> frozenset[int]:
+        counted: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for value, stage in self.first_stage.items():
+            path, separator, name = stage.ref.stage.rpartition("/")
+            if separator and "#" in name:
+                counted[path, family(stage.type)].append(value)
+        repeated = computed_before(self.trace, self.torch) if self.scopes.any else {}
+        groups = {key: [v for v in values if v in repeated] for key, values in counted.items()}
+        return frozenset(
+            value
+            for key, again in groups.items()
+            if again and len(self.scopes.calls(*key)) == len(counted[key]) - len(again)
+            for value in again
+        )
 
     def take(self, match: Match) -> None:
         """Enters a pair."""

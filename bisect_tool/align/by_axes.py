@@ -22,7 +22,7 @@ def match_permuted(board: Board, permuted: Permuted) -> None:
         bucket.sort()
     for value in board.first_stage:
         own = board.torch.get(value)
-        if value in board.matches or own is None or not 0 < own.total < math.inf:
+        if value in board.matches or value in board.merged or own is None or not 0 < own.total < math.inf:
             continue
         # The order of axes leaves the norm of the whole as it is, though not that of a sample.
         near = _of_norm(board, value, own.total, free.get((own.kind, own.size), []))

@@ -35,7 +35,7 @@ def match_by_scope(board: Board) -> None:
     leaves: dict[str, list[int]] = defaultdict(list)
     calls: dict[tuple[str, str], list[int]] = defaultdict(list)
     for value, stage in board.first_stage.items():
-        if stage.level == "container" or value in board.matches or value not in board.torch:
+        if stage.level == "container" or value in board.matches or value in board.merged or value not in board.torch:
             continue
         path, separator, _ = stage.ref.stage.rpartition("/")
         if separator and "#" in stage.ref.stage:

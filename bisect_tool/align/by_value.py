@@ -76,7 +76,7 @@ class ByValue:
         known: dict[tuple[object, float], Near] = {}
         for value in self.board.first_stage:
             wanted = self.board.torch.get(value)
-            if wanted is None or value in self.board.matches or wanted.size == 0:
+            if wanted is None or value in self.board.matches or value in self.board.merged or wanted.size == 0:
                 continue
             # Values that are equal, as in a saturated chain, have one table of what is near.
             key = (mark_of(wanted), self.board.limit(value))
@@ -262,7 +262,8 @@ class ByValue:
         """The operations of one family directly in a scope, one to one; nothing where the sides have other numbers."""
         if (path, kind) not in self._operations:
             names = self._dequantised_names(self.board.scopes.calls(path, kind))
-            values = sorted(self._operations_of(path, kind), key=lambda v: self.board.first_stage[v].order)
+            values = [v for v in self._operations_of(path, kind) if v not in self.board.merged]
+            values.sort(key=lambda v: self.board.first_stage[v].order)
             equal = len(names) == len(values)
             self._operations[path, kind] = dict(zip(values, names, strict=True)) if equal else {}
         return self._operations[path, kind]
@@ -360,6 +361,9 @@ class ByValue:
         if stage is None or stage.alias_of is not None or path is None:
             return match
         if path not in (stage.ref.stage, self.board.folded_scope(stage)):
+            return match
+        if self.board.returned[stage.ref.stage, stage.ref.call] > 1:
+            # What is made of this one in the scope may be the other: a cell's output of its new state.
             return match
         called_once = path is not None and self.board.calls[path, stage.ref.output] == 1
         name = match.onnx

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from bisect_tool.align.order import longest_rise
 from bisect_tool.records import OnnxGraph
 from bisect_tool.signatures import Signature, distance
 
@@ -220,20 +221,47 @@ class _Finder:
     def seed(self) -> None:
         """Nodes that read a weight which no other node has, and the steps of a recurrence, which all read the same."""
         first, second = self._by_form(self.fresh), self._by_form(self.given)
+        found: dict[int, int] = {}
         for form, nodes in first.items():
             options = second.get(form, [])
             if len(nodes) * len(options) > _MOST_PAIRS:
                 continue
             hits = {i: [j for j in options if self.is_like(i, j)] for i in nodes}
-            claimed = Counter(j for found in hits.values() for j in found)
+            claimed = Counter(j for like in hits.values() for j in like)
             steps: dict[tuple[int, ...], list[int]] = defaultdict(list)
-            for i, found in hits.items():
-                steps[tuple(found)].append(i)
+            for i, like in hits.items():
+                steps[tuple(like)].append(i)
             for there, here in steps.items():
                 single = len(here) == len(there) and all(claimed[j] == len(here) for j in there)
                 if single and self.fresh.is_chain(here) and self.given.is_chain(there):
-                    for i, j in zip(here, there, strict=True):
-                        self.join(i, j)
+                    found.update(zip(here, there, strict=True))
+        exchanged = self._exchanged(found)
+        for i, j in found.items():
+            if i not in exchanged:
+                self.join(i, j)
+
+    def _exchanged(self, found: Mapping[int, int]) -> set[int]:
+        """Nodes out of order whose next one says that they are elsewhere: their weights stand in each other's places."""
+        kept = dict(longest_rise(sorted(found.items(), key=lambda pair: pair[1])))
+        back = {j: i for i, j in found.items()}
+        return {i for i, j in found.items() if i not in kept and self._is_elsewhere(i, j, found, back)}
+
+    def _is_elsewhere(self, i: int, j: int, found: Mapping[int, int], back: Mapping[int, int]) -> bool:
+        """Whether what makes a node's operand, or what alone reads its result, has another node in its place."""
+        for here, there in zip(self._next(self.fresh, i), self._next(self.given, j), strict=True):
+            if (
+                here is not None
+                and there is not None
+                and (found.get(here, there) != there or back.get(there, here) != here)
+            ):
+                return True
+        return False
+
+    @staticmethod
+    def _next(side: _Side, node: int) -> tuple[int | None, int | None]:
+        read, made = side.computed(node), side.nodes[node].outputs
+        readers = side.readers[made[0]] if len(made) == 1 else []
+        return (side.maker.get(read[0]) if len(read) == 1 else None), (readers[0] if len(readers) == 1 else None)
 
     def _by_form(self, side: _Side) -> dict[_Kind, list[int]]:
         found: dict[_Kind, list[int]] = defaultdict(list)

@@ -11,7 +11,7 @@ from bisect_tool.align.by_node import match_by_node, match_by_operand
 from bisect_tool.align.by_output import match_outputs
 from bisect_tool.align.by_scope import match_by_scope, match_placed
 from bisect_tool.align.by_value import ByValue
-from bisect_tool.align.matches import Hints, Match, Sides
+from bisect_tool.align.matches import STRUCTURE, Hints, Match, Sides
 from bisect_tool.records import TorchTrace
 
 _NO_HINTS = Hints()
@@ -49,11 +49,14 @@ def _take_instead(board: Board, match: Match) -> None:
 def trusted(trace: TorchTrace, matches: Mapping[int, Match]) -> dict[int, Match]:
     """Pairs at which a forced run may hand over PyTorch's values: all but operations by name alone behind broken ones.
 
-    A wrong pair, once it is fed, hides the place where the graph has the value. So an operation without a confirmed pair
-    is fed when what it reads is right, and what is behind it gets another chance first.
+    A wrong pair, once it is fed, hides the place where the graph has the value. So an operation without a confirmed pair,
+    and a module that only structure tells, is fed when what it reads is right, and what is behind it gets another chance
+    first.
     """
     operations = {stage.value for stage in trace.stages if "#" in stage.ref.stage}
-    doubtful = {v for v, match in matches.items() if not match.confirmed and v in operations}
+    doubtful = {
+        v for v, match in matches.items() if not match.confirmed and (v in operations or match.evidence == (STRUCTURE,))
+    }
     behind: set[int] = set()
     for value in sorted(trace.parents):
         if any(p in behind or p in doubtful for p in trace.parents[value]) and not (

@@ -1,4 +1,4 @@
-"""What PyTorch computes twice and the graph once: optimisers merge equal subexpressions."""
+"""What PyTorch computes twice and the graph once: exporters and optimisers merge equal subexpressions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,43 @@ from dataclasses import replace
 from bisect_tool.align.matches import Match
 from bisect_tool.records import OnnxGraph, OnnxNode, Stage, TorchTrace
 from bisect_tool.signatures import Signature, distance
+
+
+def computed_before(trace: TorchTrace, signatures: Mapping[int, Signature]) -> dict[int, int]:
+    """Values of stages that repeat an earlier one, with the first that did the same.
+
+    They are of one kind, made of the same values, through whatever views, and made the same numbers.
+
+    Args:
+        trace: of PyTorch's run.
+        signatures: of PyTorch's values.
+    """
+    first: dict[int, Stage] = {}
+    for stage in trace.stages:
+        first.setdefault(stage.value, stage)
+    same: dict[int, int] = {}
+    made_of: dict[int, tuple[int, ...]] = {}
+    known: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
+    for value in sorted({*first, *trace.parents}):
+        parents = trace.parents.get(value, ())
+        roots = tuple(root for parent in parents for root in made_of.get(parent, (parent,)))
+        if value not in first:
+            # A view is no stage.
+            made_of[value] = roots
+            continue
+        stage = first[value]
+        made_of[value] = (value,)
+        if stage.level == "container" or stage.alias_of is not None or not parents or value not in signatures:
+            continue
+        alike = known[stage.type, roots]
+        own = signatures[value]
+        other = next((v for v in alike if first[v].shape == stage.shape and distance(signatures[v], own) == 0), None)
+        if other is None:
+            alike.append(value)
+        else:
+            same[value] = other
+            made_of[value] = (other,)
+    return same
 
 
 def merge_twins(
@@ -34,22 +71,13 @@ def merge_twins(
             children[parent].append(child)
     makers = {output: node for node in graph.nodes for output in node.outputs if output}
     paired = {match.onnx for match in matches.values()}
-    same: dict[int, int] = {}
-    known: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
-    for value in sorted(first):
-        stage = first[value]
-        parents = tuple(same.get(parent, parent) for parent in trace.parents.get(value, ()))
-        if stage.level == "container" or stage.alias_of is not None or not parents or value not in signatures:
-            continue
-        key = (stage.type, parents)
-        if value not in matches:
-            for other in known[key]:
-                equal = distance(signatures[other], signatures[value]) == 0 and first[other].shape == stage.shape
-                if equal and _is_read(matches[other].onnx, value, makers, paired, matches, children):
-                    same[value] = other
-                    break
-        elif matches[value].confirmed:
-            known[key].append(value)
+    same = {
+        value: other
+        for value, other in computed_before(trace, signatures).items()
+        if value not in matches
+        and (found := matches.get(other)) is not None
+        and _is_read(found.onnx, value, makers, paired, matches, children)
+    }
     if not same:
         return trace
 

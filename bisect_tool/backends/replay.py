@@ -277,6 +277,16 @@ def _epsilons(trace: Trace, op: Op, held: torch.dtype | None) -> list[float]:
     return found
 
 
+def _spacings(trace: Trace, op: Op, held: torch.dtype | None) -> list[float]:
+    """How far apart the smallest numbers of each result are, where it is in float16: it is soon that small."""
+    found = []
+    for value in op.outputs:
+        dtype = getattr(torch, trace.values[value].dtype)
+        half = dtype is torch.float16 or (held is torch.float16 and dtype.is_floating_point)
+        found.append(torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps if half else 0.0)
+    return found
+
+
 def _terms(trace: Trace, op: Op) -> float:
     """How many numbers are added for one, in a sum, a product of matrices or a convolution."""
     shapes: list[tuple[int, ...]]
@@ -629,6 +639,7 @@ class _Noise:
         self._name = op.name
         self._random = torch.Generator().manual_seed(seed * 1_000_003 + op.index)
         self._epsilons = _epsilons(trace, op, held)
+        self._spacings = _spacings(trace, op, held)
         self._least = torch.finfo(held or torch.float32).eps
         # Disturbing each operand by so much disturbs the sum as adding them one after the other does.
         self._longer = max(1.0, math.sqrt(_terms(trace, op) / _LANES))
@@ -669,7 +680,11 @@ class _Noise:
         if scale is not None and operand is not None and operand.shape == tensor.shape:
             size = torch.maximum(size, scale(operand))
         size.masked_fill_(size >= _FILLING, 0.0)
+        small = (
+            self._draw(tensor, self._spacings[place]).masked_fill_(size == 0, 0.0) if self._spacings[place] else None
+        )
         change = size.mul_(self._draw(tensor, self._epsilons[place] * self._together)).nan_to_num_(0.0, 0.0, 0.0)
+        change = change if small is None else change.add_(small)
         return tensor.add_(change) if any(tensor is other for other in written) else tensor + change
 
     def _draw(self, like: Tensor, epsilon: float) -> Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +57,7 @@ def find_cause(
     parameters: Mapping[int, str],
     config: NumericConfig,
     seconds: float,
+    proven: Set[str] = frozenset(),
 ) -> Outcome:
     """What mends an origin.
 
@@ -67,6 +68,7 @@ def find_cause(
         parameters: names of the model's parameters and buffers by the address of their data.
         config: of ONNX Runtime's side.
         seconds: to spend at most.
+        proven: names of nodes that are right, and so not to be changed.
 
     Raises:
         CannotReplayError: PyTorch's side can't be computed again.
@@ -91,7 +93,8 @@ def find_cause(
     named = frozenset(parameters.values())
     proposals += propose(first, calls, statics, bench.opset, nodes, named)
     if len(nodes) <= _FEW and len(first) < len(nodes):
-        others = [node for node in nodes if node not in first and node.name not in program.moving]
+        left_alone = program.moving | proven
+        others = [node for node in nodes if node not in first and node.name not in left_alone]
         proposals += propose(others, calls, statics, bench.opset, nodes, named)
 
     began = time.perf_counter()

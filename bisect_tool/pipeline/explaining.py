@@ -49,7 +49,7 @@ from bisect_tool.diagnose.input_orders import CLEARLY, branches_diagnosis, order
 from bisect_tool.diagnose.optimiser import is_optimised, with_finding
 from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.diagnose.unexplained import without_optimiser_too
-from bisect_tool.drilldown import first_mending, note_shared
+from bisect_tool.drilldown import first_mending, note_shared, proven_right, without_proven
 from bisect_tool.errors import InconclusiveError
 from bisect_tool.layouts import in_order
 from bisect_tool.outputs import worst_error
@@ -272,12 +272,14 @@ class Explainer:
         key = origin.ref, origin.config
         with contextlib.suppress(CannotReplayError, InconclusiveError):
             opened = open_stage(around, origin, stage, cut.known, None if known is None else known.floor)
-            origin = look_inside(around, opened, origin, stage, pair.actual)
+            stage_nodes, proven = origin.onnx_nodes, proven_right(origin, self.rows, self.program.graph)
+            origin = without_proven(look_inside(around, opened, origin, stage, pair.actual), stage_nodes, proven)
             origin = replace(origin, witness=ask(around, origin, opened, stage, pair.actual))
             left = search.seconds_left()
             if left > 0:
                 nodes, names = origin.onnx_nodes, search.parameters
-                cause = find_cause(around, opened, stage, nodes, names, pair.actual, min(left, MAX_SECONDS))
+                seconds = min(left, MAX_SECONDS)
+                cause = find_cause(around, opened, stage, nodes, names, pair.actual, seconds, proven.keys())
                 search.outcomes[key] = cause
             tried = search.outcomes.get(key)
             why = None if tried is None else diagnosis_of(origin, tried)

@@ -58,7 +58,7 @@ def test_a_log_that_is_full_is_no_divergence(folder: Path, arguments: tuple[str,
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("form", [pytest.param("text", marks=pytest.mark.slow), "json"])
 def test_an_answer_that_cannot_be_written_is_told(folder: Path, form: str) -> None:
     arguments = ("quick.py", "--input", "x.pt", "-q", "-o", "new", "--plots", "none", "--format", form)
     done = run(*arguments, redirected=">/dev/full")

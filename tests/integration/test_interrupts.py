@@ -95,7 +95,7 @@ def test_ctrl_c_leaves_nothing(folder: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGPIPE")
-@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("form", ["text", pytest.param("json", marks=pytest.mark.slow)])
 def test_closed_pipe_is_no_divergence(folder: Path, form: str) -> None:
     """A reader that goes away makes the command exit 141, and neither 1 nor with a traceback; the report is there."""
     arguments = ["quick.py", "--input", "x.pt", "-o", "new", "-q", "--format", form]

@@ -354,6 +354,7 @@ name = "all"
 """
 
 
+@pytest.mark.slow
 def test_half_precision_model_is_named_not_wrong(run: Run) -> None:
     """Its dtype is in both sides of each pair, it is judged as half precision, and agrees."""
     outcome = run("half", HALF, sample="half.pt")
@@ -440,6 +441,7 @@ expected.threads = 1
 """
 
 
+@pytest.mark.slow
 def test_preset_does_not_skip_what_should_have_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pair that counts, on a device that is there, and that ONNX Runtime refuses, is no pass by being left out."""
     monkeypatch.setattr("bisect_tool.matrix.preset_text", lambda name: IN_A_PRESET)
@@ -796,6 +798,7 @@ def test_graphs_of_all_pairs_are_kept(run: Run, tmp_path: Path) -> None:
     assert f"did not write {tmp_path / 'm.onnx'}" in note and "m-old.onnx" in note and "m-half.onnx" in note
 
 
+@pytest.mark.slow
 def test_plain_export_is_kept_under_its_name(run: Run, tmp_path: Path) -> None:
     """What the command line exports has the name that was asked for; what only a pair exports stands beside it."""
     outcome = run("Activated", PRECISIONS, "--keep-onnx", tmp_path / "m.onnx")
@@ -860,6 +863,7 @@ export.exporter = "torchscript"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_given_graph_is_used_by_pairs_without_export_settings(run: Run, tmp_path: Path) -> None:
     """A stale file diverges wherever it is used, an export of the model does not, and that is what is named."""
@@ -1043,6 +1047,7 @@ expected.emulate = "tf32"
 """
 
 
+@pytest.mark.slow
 def test_file_and_switch_are_both_named(run: Run, scaled: Path) -> None:
     """Most of the error is the file's and the rest that of a switch: neither alone mends the pair."""
     outcome = run("Convolved", AND_EMULATED, "--onnx", scaled)

@@ -306,3 +306,12 @@ def test_inner_values_know_their_lines() -> None:
     inner = inner_values(taped.tape, taped.last.value, inputs, taped.fetch, 1 << 30)
     assert [part.name for part in inner] == ["mul", "add"]
     assert all(part.source is not None and "test_replay.py" in part.source for part in inner)
+
+
+def test_made_up_rounding_to_half_precision_of_the_smallest_numbers() -> None:
+    """Under 6e-5 float16 rounds to a fixed spacing, and no longer to a share of the number; zeros stay."""
+    x = torch.cat([made((64,)) * 1e-3, torch.zeros(4)])
+    taped = Taped(Net(lambda m, x: x**2), x)
+    exact, draw = taped.again(taped.last, EXACT), taped.again(taped.last, rounded(1, "float16"))
+    assert 1e-8 < np.abs(draw - exact)[:64].mean() and np.abs(draw - exact).max() <= 2**-23
+    assert not draw[64:].any()
