@@ -408,12 +408,14 @@ def compare(
         BisectError: a file can't be read, or the two are of different kinds.
         InconclusiveError: recordings with nothing in common.
     """
+    from bisect_tool.backends.data_reading import read_data
     from bisect_tool.recordings.bundles import is_bundle
 
     paths = Path(expected), Path(actual)
     bundles = [is_bundle(path) for path in paths]
     if bundles[0] != bundles[1]:
         recording, other = paths if bundles[0] else reversed(paths)
+        read_data(other)  # what is missing, empty or damaged is told as such
         raise BisectError(f"{recording} is a recording, {other} is none", hint="compare two of the same kind")
     if bundles[0]:
         from bisect_tool.recordings.compare_traces import compare_recordings
@@ -421,7 +423,6 @@ def compare(
 
         tolerance = make_tolerance(max_abs, atol, rtol)
         return compare_recordings(*paths, tolerance, level=level, stages=stages, min_coverage=min_coverage)
-    from bisect_tool.backends.data_reading import read_data
     from bisect_tool.data.files import compare_contents, conclude, make_limits
     from bisect_tool.data.patterns import find_patterns
 

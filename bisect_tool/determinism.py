@@ -248,6 +248,7 @@ def record_runs(load: Load, folder: Path, prefix: str, runs: int, how: How, onnx
     Raises:
         BisectError: the model can't be run so.
     """
+    from bisect_tool.backends.ort_runner import keep_sessions
     from bisect_tool.recorder import RecordError, random_state, seed_all
 
     if how.seed is not None:
@@ -261,13 +262,16 @@ def record_runs(load: Load, folder: Path, prefix: str, runs: int, how: How, onnx
     built = random_state()
     case.module.train(how.mode == "train")
     paths = []
+    # A generator of ONNX Runtime's is seeded where a session is made, and goes on from run to run.
+    sessions = keep_sessions() if how.runner == "onnxruntime" else contextlib.nullcontext()
     try:
-        for number in range(runs):
-            if how.seed is not None:
-                seed_all(how.seed)
-            path = folder / f"{prefix}-{number}.trace"
-            _record_one(case, path, how, onnx, {"start": start, "built": built})
-            paths.append(path)
+        with sessions:
+            for number in range(runs):
+                if how.seed is not None:
+                    seed_all(how.seed)
+                path = folder / f"{prefix}-{number}.trace"
+                _record_one(case, path, how, onnx, {"start": start, "built": built})
+                paths.append(path)
     except RecordError as error:
         raise BisectError(error.message, hint=error.hint) from error
     return paths

@@ -2436,7 +2436,7 @@ def as_sample(content, source):
         )
         named = {key: item for key, item in content.items() if not re.match(r"ar[gr]_(\d+)$", key)}
         return tuple(content[key] for _, key in numbered), named
-    raise RecordError("sample {} holds a {}, which is no input".format(source, type(content).__name__))
+    raise RecordError("sample {} is of type {}, which is no input".format(source, type(content).__name__))
 
 
 def _stand_in_for_the_package():

@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import get_args
 
 from bisect_tool.align.matches import Match
 from bisect_tool.compare import MAIN_LAYER, stage_inputs
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.globs import matches as glob_matches
-from bisect_tool.records import Stage, StageRef, TorchTrace
+from bisect_tool.records import Level, Stage, StageRef, TorchTrace
+
+LEVELS: tuple[str, ...] = get_args(Level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +48,17 @@ def select(trace: TorchTrace, level: str, stages: Sequence[str], groups: Sequenc
         stages, groups: globs over paths.
 
     Raises:
-        BisectError: a glob that nothing matches.
+        BisectError: a glob that nothing matches, or no level.
         InconclusiveError: the model has no stage at this level.
     """
+    if level not in LEVELS:
+        raise BisectError(f"level {level!r} is none", hint=f"levels are {', '.join(LEVELS)}")
     root = trace.modules.get("", "")
     judged = (
         _picked(trace, stages, "--stages") if stages else tuple(s for s in trace.stages if _at_level(s, level, root))
     )
     if not judged:
-        other = "op, for functional code" if level != "op" else "leaf"
+        other = {"op": "leaf", "leaf": "op, for functional code"}.get(level, "leaf, its modules hold no others")
         raise InconclusiveError(
             f"the model has no stage at level {level}",
             hint=f"try --level {other}; a model that hands on its inputs has none at all",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Literal
 
 from bisect_tool.errors import BisectError
@@ -27,7 +28,7 @@ def make_tolerance(
             raise BisectError("--min-sqnr and --max-abs, --atol/--rtol exclude each other", hint="give one of them")
         return sqnr_tolerance(min_sqnr, "user")
     for name, limit in (("--max-abs", max_abs), ("--atol", atol), ("--rtol", rtol)):
-        if limit is not None and not 0 <= limit < math.inf:
+        if limit is not None and not (isinstance(limit, numbers.Real) and 0 <= limit < math.inf):
             # Everything agrees under an infinite one, NaN and infinities excepted.
             raise BisectError(
                 f"{name} {limit}: a tolerance is a finite number not below zero", hint=f"for example {name} 0.01"

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from bisect_tool.align.matches import Match
 from bisect_tool.records import OnnxGraph, OnnxNode, Stage, TorchTrace
-from bisect_tool.signatures import Signature, distance
+from bisect_tool.signatures import Signature, mark_of
 
 
 def computed_before(trace: TorchTrace, signatures: Mapping[int, Signature]) -> dict[int, int]:
@@ -24,27 +24,22 @@ def computed_before(trace: TorchTrace, signatures: Mapping[int, Signature]) -> d
     for stage in trace.stages:
         first.setdefault(stage.value, stage)
     same: dict[int, int] = {}
-    made_of: dict[int, tuple[int, ...]] = {}
-    known: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
+    made_of: dict[int, int] = {}
+    known: dict[tuple[object, ...], int] = {}
     for value in sorted({*first, *trace.parents}):
         parents = trace.parents.get(value, ())
-        roots = tuple(root for parent in parents for root in made_of.get(parent, (parent,)))
+        roots = tuple(made_of.get(parent, parent) for parent in parents)
         if value not in first:
             # A view is no stage.
-            made_of[value] = roots
+            made_of[value] = roots[0] if len(roots) == 1 else value
             continue
         stage = first[value]
-        made_of[value] = (value,)
         if stage.level == "container" or stage.alias_of is not None or not parents or value not in signatures:
             continue
-        alike = known[stage.type, roots]
-        own = signatures[value]
-        other = next((v for v in alike if first[v].shape == stage.shape and distance(signatures[v], own) == 0), None)
-        if other is None:
-            alike.append(value)
-        else:
+        other = known.setdefault((stage.type, roots, stage.shape, mark_of(signatures[value])), value)
+        if other != value:
             same[value] = other
-            made_of[value] = (other,)
+            made_of[value] = other
     return same
 
 

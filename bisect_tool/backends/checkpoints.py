@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def _as_state(content: Mapping[Any, Any]) -> Weights | None:
 
 def _describe(content: Any) -> str:
     if not isinstance(content, Mapping):
-        return f"it is a {type(content).__name__}"
+        return f"it is of type {type(content).__name__}"
     if not content:
         return "it is an empty dictionary"
     return f"found the keys {some([f'{key} ({type(value).__name__})' for key, value in content.items()])}"
@@ -248,7 +248,7 @@ def _score(names: Mapping[str, str], wanted: set[str]) -> int:
 
 def _changes(names: Mapping[str, str], wanted: set[str]) -> list[tuple[str, dict[str, str]]]:
     found = []
-    for prefix in PREFIXES:
+    for prefix in (*PREFIXES, *_common_prefix(names.values(), wanted)):
         if any(name.startswith(prefix) for name in names.values()):
             stripped = {key: name.removeprefix(prefix) for key, name in names.items()}
             found.append((f"removing the prefix {prefix!r}", stripped))
@@ -263,6 +263,14 @@ def _changes(names: Mapping[str, str], wanted: set[str]) -> list[tuple[str, dict
     return found
 
 
+def _common_prefix(names: Iterable[str], wanted: Set[str]) -> tuple[str, ...]:
+    """The name of the attribute that held the model when it was saved, if all keys begin with it and none of the model's."""
+    heads = {name.partition(".")[0] for name in names if "." in name}
+    head = f"{heads.pop()}." if len(heads) == 1 and all("." in name for name in names) else ""
+    known = not head or head in PREFIXES or any(name.startswith(head) for name in wanted)
+    return () if known else (head,)
+
+
 def _unmarked(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
@@ -275,7 +283,9 @@ def _conversions(state: Mapping[str, Any], expected: Mapping[str, Any], common: 
             pair = (_short(given.dtype), _short(wanted.dtype))
             counts[pair] = counts.get(pair, 0) + 1
     return [
-        f"{count} tensors are {given} in the checkpoint and were converted to the model's {wanted}"
+        f"{count} tensor{' is' if count == 1 else 's are'} {given} in the checkpoint and "
+        f"{'was' if count == 1 else 'were'} converted to the model's {wanted}"
+        + ("; imaginary parts are gone" if given.startswith("complex") and not wanted.startswith("complex") else "")
         for (given, wanted), count in counts.items()
     ]
 

@@ -5,6 +5,7 @@ What a file is, its name says; reading tells whether that is true. torch is load
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import hashlib
@@ -125,16 +126,26 @@ def _opened(path: Path) -> IO[bytes]:
 
 # Tables
 
+_HEAD = 1 << 16
+"""Bytes that separator, decimal sign and header are told from."""
+
+_WRITTEN = {r"\t": "\t", r"\s+": r"\s+"}
+"""Separators as they are written on a command line."""
+
 
 def _table(path: Path, facts: FileFacts, separator: str | None, lines: int) -> Content:
     with _opened(path) as stream:
-        head = stream.read(1 << 16)
-    encoding, notes = _encoding(path, head)
+        head = stream.read(_HEAD)
+        encoding, notes = _encoding(path, head, stream)
     text = head.decode(encoding, "ignore")
     if "\0" in text:
         raise BisectError(f"{path} is no text: it holds zero bytes", hint="give the table as .csv or .tsv")
-    sample = text.splitlines()[: None if len(head) < 1 << 16 else -1]
-    separator = separator or ("\t" if suffix_of(path) == ".tsv" else _separator(sample))
+    sample = text.splitlines()[: None if len(head) < _HEAD else -1]
+    if separator is not None and len(separator) != 1 and separator not in _WRITTEN:
+        raise BisectError(
+            f"--separator {separator!r}: one character, or \\t for a tab", hint="for example --separator ';'"
+        )
+    separator = _WRITTEN.get(separator or "", separator) or ("\t" if suffix_of(path) == ".tsv" else _separator(sample))
     decimal = "," if separator != "," and _decimal_comma(sample, separator) else "."
     header = _has_header(sample, separator, decimal)
     options: dict[str, Any] = {
@@ -160,15 +171,17 @@ def _table(path: Path, facts: FileFacts, separator: str | None, lines: int) -> C
     )
 
 
-def _encoding(path: Path, head: bytes) -> tuple[str, tuple[str, ...]]:
+def _encoding(path: Path, head: bytes, rest: IO[bytes]) -> tuple[str, tuple[str, ...]]:
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16", ()
+    decoder, block = codecs.getincrementaldecoder("utf-8")(), head
     try:
-        # The block may end within a character.
-        head[: -4 if len(head) == 1 << 16 else None].decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 8:
-            return "latin-1", (f"{path.name} is not UTF-8 and was read as Latin-1",)
+        while block:
+            decoder.decode(block)
+            block = rest.read(1 << 20)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return "latin-1", (f"{path.name} is not UTF-8 and was read as Latin-1",)
     return "utf-8-sig", ()
 
 

@@ -236,7 +236,7 @@ def positional_names(module: torch.nn.Module, count: int) -> list[str] | None:
 
 @contextlib.contextmanager
 def _plain_outputs(module: torch.nn.Module, constants: dict[str, Any]) -> Iterator[None]:
-    """Lets ``forward`` return the tensors of dataclasses and the like, which exporters refuse, as a flat tuple.
+    """Lets ``forward`` return the tensors of dataclasses, numbers and the like, which exporters refuse, as a flat tuple.
 
     ``constants``: keyword arguments that are given to ``forward`` beside those of the exporter.
     """
@@ -263,8 +263,11 @@ def _plain_outputs(module: torch.nn.Module, constants: dict[str, Any]) -> Iterat
 
 
 def _is_plain(output: Any) -> bool:
-    """Whether exporters take it: tensors, None and numbers in tuples, lists and dictionaries of exactly these types."""
-    if output is None or isinstance(output, (torch.Tensor, int, float, str)):
+    """Whether exporters take it: tensors and None in tuples, lists and dictionaries of exactly these types.
+
+    Numbers and strings they take in some places only.
+    """
+    if output is None or isinstance(output, torch.Tensor):
         return True
     if type(output) in (tuple, list):
         return all(_is_plain(item) for item in output)

@@ -162,7 +162,7 @@ def _from_object(content: Any, source: str) -> Sample:
             f"sample {source} is a dictionary with the key {strange!r}, which is no argument name",
             hint="name the arguments of forward, or save a tuple",
         )
-    raise BisectError(f"sample {source} holds a {type(content).__name__}, which is no input", hint=f"save {_FORMS}")
+    raise BisectError(f"sample {source} is of type {type(content).__name__}, which is no input", hint=f"save {_FORMS}")
 
 
 def _from_call(content: Mapping[str, Any], source: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

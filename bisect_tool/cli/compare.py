@@ -52,12 +52,14 @@ def compare(
     Data files: .csv .tsv .npy .npz .pt .safetensors .json and images. Without a tolerance they must be equal. Exit
     codes: 0 equal, 1 different, 2 bad usage or unreadable input, 3 inconclusive (recordings only).
     """
+    from bisect_tool.backends.data_reading import read_data
     from bisect_tool.recordings.bundles import is_bundle
 
     paths = Path(expected), Path(actual)
     bundles = [is_bundle(path) for path in paths]
     if bundles[0] != bundles[1]:
         recording, other = paths if bundles[0] else reversed(paths)
+        read_data(other)  # what is missing, empty or damaged is told as such
         raise BisectError(f"{recording} is a recording, {other} is none", hint="compare two of the same kind")
     _check_options(context, recordings=bundles[0])
     say = progress(quiet)

@@ -505,7 +505,8 @@ def _stages_link(comparer: _Comparer, rows: Sequence[StageRow], config: str) -> 
         found.append(Difference(*alone, "any", (), "on one side only"))
     if apart:
         first = apart[0]
-        found.append(_stage_difference(first, config, f"the first of {len(apart)} stages that are not bit-identical"))
+        which = "the only stage that is" if len(apart) == 1 else f"the first of {len(apart)} stages that are"
+        found.append(_stage_difference(first, config, f"{which} not bit-identical"))
         failing = next((row for row in apart if row.results[config].judgement == "fail"), None)
         if failing is not None and failing is not first:
             found.append(_stage_difference(failing, config, "the first one over tolerance"))
@@ -667,8 +668,9 @@ def _notes(comparer: _Comparer) -> list[str]:
     for side, bundle in (("expected", comparer.expected), ("actual", comparer.actual)):
         notes += [f"{side}: {note}" for note in bundle.manifest["notes"]]
     if comparer.estimated:
+        rest = "1 comparison rests" if comparer.estimated == 1 else f"{comparer.estimated} comparisons rest"
         notes.append(
-            f"{comparer.estimated} comparisons rest on summaries: which tensors are the same is exact, relative errors are "
+            f"{rest} on summaries: which tensors are the same is exact, relative errors are "
             f"estimates from {PROJECTED} random sums (about 9 % off), other errors are unknown"
         )
     return notes

@@ -159,18 +159,26 @@ def _rows(items: Sequence[ItemResult]) -> Iterator[Row | Span]:
     for item in items:
         style = "" if item.differing or item.note else "dim"
         if item.note != "only in the second file":
-            numbers = ("=", "", "") if not item.differing and not item.note else _differences(item)
+            numbers = ("=", "", "") if _is_equal(item) else _differences(item)
             yield Row((item.name, "1", *_stats(item.expected), *numbers), style=style)
-        if item.note != "only in the first file" and (item.differing or item.note):
+        if item.note != "only in the first file" and not _is_equal(item):
             first = item.name if item.note == "only in the second file" else ""
             yield Row((first, "2", *_stats(item.actual), "", "", ""), style=style)
         if item.note:
             yield Span(f"    {item.note}")
 
 
+def _is_equal(item: ItemResult) -> bool:
+    """Whether both files have the same cells: of columns of other lengths only a part was compared."""
+    return not item.differing and not item.note and item.compared == item.expected.count == item.actual.count
+
+
 def _differences(item: ItemResult) -> tuple[str, str, str]:
-    if item.note:
+    if item.note or not item.compared:
         return "", "", ""
+    if item.differing and not item.max_abs:
+        # What differs has no number on one side: the largest difference of the others is no size of it.
+        return str(item.differing), "-", "-"
     return str(item.differing), _number(item.max_abs), _number(item.mean_abs)
 
 

@@ -109,8 +109,8 @@ def test_nothing_runs_without_permission(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ({"epoch": 3, "optimizer": {"lr": 0.1}}, "found the keys epoch (int), optimizer (dict)"),
         ({}, "an empty dictionary"),
-        ([torch.ones(1)], "a list"),
-        (torch.ones(1), "a Tensor"),
+        ([torch.ones(1)], "of type list"),
+        (torch.ones(1), "of type Tensor"),
         ({"encoder": {"w": torch.ones(1)}, "decoder": {"w": torch.ones(1)}}, "encoder (dict), decoder (dict)"),
     ],
 )

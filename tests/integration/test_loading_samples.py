@@ -165,7 +165,7 @@ def test_folders_stand_for_their_samples_sorted_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text", "holds a str"),
+        ("text", "is of type str"),
         ((), "holds no tensor"),
         ({"n": 3}, "holds no tensor"),
         ({3: ONE}, "the key 3"),
