@@ -107,6 +107,11 @@ class ByValue:
         """
         kept: dict[int, Near] = {}
         for value, near in found.items():
+            own = self._counted(value)
+            if own is not None and own not in near:
+                # A product with one changes nothing: what a broken one is made of has its value.
+                read = set(self.board.graph.nodes[self.board.place[own]].inputs)
+                near = {name: apart for name, apart in near.items() if name not in read}
             kept[value] = near
             others = self._other_calls(value)
             if others:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class Surroundings:
         feeds: the graph's own inputs.
         budget: bytes that may be held.
         rounded: inputs of the graph as the sample has them, where the graph takes a narrower type.
+        holding: the value of the graph's own run that holds a tensor, anywhere in it; ``None``: there is none.
     """
 
     program: OnnxProgram
@@ -50,6 +51,7 @@ class Surroundings:
     feeds: Mapping[str, Array]
     budget: int
     rounded: Mapping[str, Array] = field(default_factory=dict)
+    holding: Callable[[Array], str | None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)

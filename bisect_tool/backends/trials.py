@@ -33,6 +33,7 @@ from bisect_tool.diagnose.costs import stage_cost
 from bisect_tool.diagnose.rules import Clue, Facts, answers
 from bisect_tool.diagnose.trial import Fit, Trial
 from bisect_tool.diagnose.trials import propose
+from bisect_tool.diagnose.trials.numbers import read_elsewhere
 from bisect_tool.diagnose.trying import Outcome, try_all
 from bisect_tool.diagnose.weight_forms import Static
 from bisect_tool.errors import InconclusiveError
@@ -96,6 +97,7 @@ def find_cause(
         left_alone = program.moving | proven
         others = [node for node in nodes if node not in first and node.name not in left_alone]
         proposals += propose(others, calls, statics, bench.opset, nodes, named)
+    proposals += read_elsewhere(first, calls, around.holding)
 
     began = time.perf_counter()
     outcome = try_all(proposals, bench.run, opened.expected, bench.is_right, seconds)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
-from bisect_tool.align.matches import Match
+from bisect_tool.align.matches import VALUE_LIMIT, Match
 from bisect_tool.backends.branches import exchanged_branches
 from bisect_tool.backends.captured import OnValue, Outputs, Reference, output_error, repeats_not
 from bisect_tool.backends.case import LoadedCase
@@ -52,6 +53,7 @@ from bisect_tool.diagnose.unexplained import without_optimiser_too
 from bisect_tool.drilldown import first_mending, note_shared, proven_right, without_proven
 from bisect_tool.errors import InconclusiveError
 from bisect_tool.layouts import in_order
+from bisect_tool.metrics import kind_of
 from bisect_tool.outputs import worst_error
 from bisect_tool.pipeline.options import Array, Options, Step
 from bisect_tool.pipeline.outputs import FinalOutputs, Untouched
@@ -72,6 +74,7 @@ from bisect_tool.records import (
 )
 from bisect_tool.rows import first_stage_by_value, upstream
 from bisect_tool.selection import Cut, Selection
+from bisect_tool.signatures import distance, signature_of
 from bisect_tool.store import REPLAY_FOLDER
 from bisect_tool.weights import WeightReport, with_weights
 
@@ -230,6 +233,7 @@ class Explainer:
             self.runs.feeds,
             self.options.memory_budget,
             self.rounded,
+            self._holding,
         )
         search = _Search(parameter_names(self.case.module), time.perf_counter() + EXPLAIN_SECONDS, try_causes)
         origins = []
@@ -253,6 +257,13 @@ class Explainer:
             diagnoses=(*verdict.diagnoses, *diagnoses(origins, search.outcomes), *of_torch),
             ledger=ledger(origins, search.outcomes),
         )
+
+    def _holding(self, array: Array) -> str | None:
+        """The value of the graph's own run that holds a tensor: behind an error none does."""
+        own = signature_of(array, kind_of(array.dtype))
+        alike = ((name, each) for name, each in self.runs.signatures.items() if each.shape == own.shape)
+        apart, name = min(((distance(own, each), name) for name, each in alike), default=(math.inf, ""))
+        return name if apart <= VALUE_LIMIT / 100 else None
 
     def _looked_into(
         self,

@@ -10,18 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from jsonschema import Draft202012Validator
+from onnx import helper
 from torch import nn
 from torch.nn import functional as F
 
 import bisect_tool
 from bisect_tool.cli.main import execute
 from bisect_tool.cli.tool import tool
-from bisect_tool.determinism import Determinism, How, Series, examine
+from bisect_tool.determinism import Determinism, How, Series, examine, record_runs
 from bisect_tool.errors import BisectError
 from bisect_tool.pipeline import LoadedCase
+from bisect_tool.recordings.compare_traces import compare_recordings
 from bisect_tool.store import record_to_json
 
 
@@ -228,3 +231,18 @@ def test_lines_are_folded(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     out = capsys.readouterr().out
     assert all(len(line) <= 80 for line in out.splitlines())
     assert 40 == out.count("word") == out.count("long") and "outputs 2.0e-01" in " ".join(out.split())
+
+
+def test_runs_of_one_session_are_compared(tmp_path: Path) -> None:
+    """A generator of ONNX Runtime's goes on from run to run, and begins again where a session is made."""
+    nodes = [
+        helper.make_node("RandomNormalLike", ["x"], ["noise"], seed=7.0),
+        helper.make_node("Add", ["x", "noise"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, 1, [2, 6]) for name in "xy")
+    graph = helper.make_graph(nodes, "noise", [x], [y])
+    path = tmp_path / "noise.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    first, second = record_runs(case("dropout"), tmp_path, "run", 2, How("onnxruntime"), path)
+    links = {link.link: link.status for link in compare_recordings(first, second).chain}
+    assert ("same", "differs") == (links["data"], links["outputs"])

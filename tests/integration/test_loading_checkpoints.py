@@ -177,6 +177,16 @@ def test_prefixes_of_wrappers_are_removed_and_noted(prefix: str) -> None:
     assert "removing the prefix" in notes[0]
 
 
+def test_the_attribute_that_held_the_model_is_removed() -> None:
+    """Whatever its name is, as long as all keys have it; imaginary parts that are gone are told."""
+    source, target = net(), net()
+    state = {f"backbone_net.{key}": value.to(torch.complex64) for key, value in source.state_dict().items()}
+    notes = apply_checkpoint(target, state, "c.pth")
+    assert same(target, source.state_dict())
+    assert "removing the prefix 'backbone_net.'" in notes[0]
+    assert "complex64" in notes[1] and notes[1].endswith("imaginary parts are gone")
+
+
 def test_a_prefix_that_the_model_wants_is_added() -> None:
     """A wrapper around the network gets the network's plain checkpoint."""
     wrapper = torch.nn.Module()

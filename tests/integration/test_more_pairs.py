@@ -10,8 +10,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from by_hand import EXPORTERS, exported, first_node, judged
-from onnx import numpy_helper
+from by_hand import EXPORTERS, exported, first_node, judged, without_names
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from bisect_tool.backends.exporting import Exporter
@@ -310,3 +310,169 @@ def test_a_product_is_nearer_than_the_scaling_behind_it(exporter: Exporter, tmp_
     assert {stage.partition("#")[0] for stage, _ in origins(report)} <= {"/mul", "/cos"}
     assert all(cause.remedy_verified for cause in report.verdict.diagnoses)
     assert {cause.code for cause in report.verdict.diagnoses} == {"BD103"}
+
+
+class Corners(nn.Module):
+    """A box as its corners: half its size is computed twice, and once in the graph. Four equal parts, one for each number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.box = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 8]`` to ``[N, 4]``."""
+        cx, cy, w, h = self.box(x).sigmoid().unbind(-1)
+        return torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], -1)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_node_that_reads_what_another_stage_reads_rightly(exporter: Exporter, tmp_path: Path) -> None:
+    """The second product halves the width once more: neither the repeated product's fault nor that of the width."""
+    module, inputs = Corners().eval(), (torch.randn(7, 8),)
+    model = exported(module, inputs, exporter, tmp_path)
+    first, second = (node for node in model.graph.node if node.op_type == "Mul")
+    right = second.input[0]
+    second.input[0] = first.input[0]
+    report = judged(module, inputs, model, tmp_path)
+    (origin,) = report.verdict.origins
+    assert ("/mul#1", (second.name,)) == (origin.ref.stage, origin.onnx_nodes)
+    (cause,) = report.verdict.diagnoses
+    assert ("BD105", f"let it read {right}", True) == (cause.code, cause.remedy, cause.remedy_verified)
+    assert report.alignment.aligned == report.alignment.stages
+
+
+class Unrolled(nn.Module):
+    """The same sum in the first step of two recurrences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.steps = nn.Linear(8, 5), nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, 4, 8]`` to two of ``[N, 5]``."""
+        x = self.fc(x)
+        first = best = x[:, 0]
+        for i in range(1, 4):
+            first = torch.logsumexp(first.unsqueeze(2) + self.steps + x[:, i].unsqueeze(1), 1)
+            best = (best.unsqueeze(2) + self.steps).max(1)[0] + x[:, i]
+        return first, best
+
+
+def test_what_is_computed_again_takes_no_half_precision_for_its_own(tmp_path: Path) -> None:
+    """A cast behind a later sum belongs to that, and is no value for the one that the exporter left out."""
+    module, inputs = Unrolled().eval(), (torch.randn(2, 4, 8),)
+    model = exported(module, inputs, "dynamo", tmp_path)
+    sums = [(place, node) for place, node in enumerate(model.graph.node) if "steps" in node.input]
+    place, node = sums[1]
+    name = node.output[0]
+    node.output[0] = f"{name}_wide"
+    model.graph.node.insert(place + 1, helper.make_node("Cast", [f"{name}_wide"], [f"{name}_half"], to=10))
+    model.graph.node.insert(place + 2, helper.make_node("Cast", [f"{name}_half"], [name], to=1))
+    report = judged(module, inputs, model, tmp_path)
+    assert [origin.onnx_value for origin in report.verdict.origins] == [name]
+    assert [(cause.code, cause.remedy_verified) for cause in report.verdict.diagnoses] == [("BD107", True)]
+
+
+class Gate(nn.Module):
+    """Returns what it is computed from as well; nobody uses that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Twice ``[N, 6]``, as given."""
+        state = x @ self.weight
+        return torch.tanh(state) * 2, state
+
+
+class Gated(nn.Module):
+    """A gate, and a layer behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.out = Gate(), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 6]`` to ``[N, 3]``."""
+        return self.out(self.gate(x)[0])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_result_that_nobody_uses_is_not_taken_for_the_other(exporter: Exporter, tmp_path: Path) -> None:
+    module, inputs = Gated().eval(), (torch.randn(2, 6),)
+    model = exported(module, inputs, exporter, tmp_path)
+    first_node(model, "Tanh").op_type = "Sigmoid"
+    report = judged(module, inputs, model, tmp_path)
+    assert [(origin.ref.stage, origin.ref.output) for origin in report.verdict.origins] == [("gate", 0)]
+    assert [(cause.code, cause.remedy_verified) for cause in report.verdict.diagnoses] == [("BD102", True)]
+
+
+class Residual(nn.Module):
+    """Two blocks of one form, with a sum behind each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 16]``, as given."""
+        x = x + self.first(x)
+        return x + self.second(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["bias", "weight"])
+def test_weights_that_were_exchanged_in_a_file_without_names(kind: str, tmp_path: Path) -> None:
+    """A weight says where a node is, unless all around it says otherwise."""
+    module, inputs = Residual().eval(), (torch.randn(2, 6, 16),)
+    model = exported(module, inputs, "torchscript", tmp_path)
+    one, other = (w for w in model.graph.initializer if list(w.dims) == ([16] if kind == "bias" else [32, 16]))
+    one.raw_data, other.raw_data = other.raw_data, one.raw_data
+    report = judged(module, inputs, without_names(model), tmp_path)
+    assert [origin.ref.stage for origin in report.verdict.origins] == ["first.2", "second.2"]
+    assert [(cause.code, cause.remedy_verified) for cause in report.verdict.diagnoses] == [("BD202", True)] * 2
+
+
+class Experts(nn.Module):
+    """Two of one form; their GELU is written out as it is not in any export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.GELU("tanh"), nn.Linear(16, 8)) for _ in "ab")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 8]``, as given."""
+        return torch.stack([expert(x) for expert in self.experts], -2).sum(-2)
+
+
+def test_a_module_that_only_structure_tells_is_not_fed_too_early(tmp_path: Path) -> None:
+    """The last of the nodes that a GELU is written out with is its own, whatever stands at that place in an export."""
+    module, inputs = Experts().eval(), (torch.randn(2, 6, 8),)
+    model = exported(module, inputs, "torchscript", tmp_path, opset=17)
+    one, other = (w for w in model.graph.initializer if list(w.dims) == [8, 16])
+    one.raw_data, other.raw_data = other.raw_data, one.raw_data
+    model.graph.initializer.extend(numpy_helper.from_array(np.float32(value), f"c{value}") for value in (1, 2))
+    written: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        name = node.output[0]
+        if node.op_type == "Tanh":  # 2 sigmoid(2 x) - 1
+            written += [
+                helper.make_node("Add", [node.input[0], node.input[0]], [f"{name}_a"]),
+                helper.make_node("Sigmoid", [f"{name}_a"], [f"{name}_b"]),
+                helper.make_node("Mul", [f"{name}_b", "c2"], [f"{name}_c"]),
+                helper.make_node("Sub", [f"{name}_c", "c1"], [name]),
+            ]
+            continue
+        if node.op_type in ("Mul", "Add"):
+            node.input[:] = reversed(node.input)
+        written.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(written)
+    report = judged(module, inputs, without_names(model), tmp_path)
+    assert [origin.ref.stage for origin in report.verdict.origins] == ["experts.0.0", "experts.1.0"]
+    assert {cause.code for cause in report.verdict.diagnoses} == {"BD202"}

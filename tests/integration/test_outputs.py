@@ -238,6 +238,25 @@ def test_an_output_without_any_number_is_not_agreement(tmp_path: Path) -> None:
     )
 
 
+class Labelled(nn.Module):
+    """What it returns beside its tensor has no place in a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, object]:
+        """``[N, 8]``; its tensor is ``[N, 4]``."""
+        return {"y": self.fc(x), "count": 3, "name": "abc", "share": 0.5, "nothing": None}
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_outputs_that_are_no_tensors_are_left_out(exporter: str) -> None:
+    options = Options(make_tolerance(None, None, None), export=ExportSettings(exporter))  # type: ignore[arg-type]
+    report = bisect(LoadedCase("net", Labelled().eval(), (torch.randn(2, 8),), {}), options)
+    assert ("agrees", ["y"]) == (report.verdict.status, [str(out.output) for out in report.configs[0].outputs])
+
+
 def test_some_nan_on_both_sides_is_said_in_the_verdict(tmp_path: Path) -> None:
     """The rest was compared and agrees; nobody should have to find the note."""
     report = judged(tmp_path, "some NaN", nothing)

@@ -187,6 +187,16 @@ def test_record_and_compare(tmp_path: Path) -> None:
         bisect_tool.compare(one, tmp_path / "x.npy")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"level": "leafs"}, "level 'leafs' is none"), ({"max_abs": "a"}, "--max-abs a: a tolerance is a finite number")],
+)
+def test_wrong_options_are_errors(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(BisectError, match=told) as raised:
+        bisect_tool.bisect(net().eval(), torch.ones(1, 8), exporter="torchscript", **options)
+    assert raised.value.exit_code == 2
+
+
 def test_calibrate_and_verify(tmp_path: Path) -> None:
     """A table from PyTorch's runs alone, as an object and as a file: the right graph passes by it, the broken one fails."""
     place = tmp_path / "tolerances.toml"

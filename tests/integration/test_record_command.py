@@ -348,6 +348,7 @@ ERRORS: list[tuple[str, Callable[[Path], list[object]], str]] = [
         "no CUDA device",
     ),
     ("no recording", lambda c: ["compare", c / "a.trace", c / "none.trace"], "no such file"),
+    ("no such other", lambda c: ["compare", c / "a.trace", c / "b.trcae"], "b.trcae: no such file"),
     ("no bundle", lambda c: ["compare", c / "a.trace", c / "s.pt"], "is a recording"),
     ("coverage", lambda c: ["compare", c / "a.trace", c / "a.trace", "--min-coverage", "7"], "a share from 0 to 1"),
     ("glob", lambda c: ["compare", c / "a.trace", c / "a.trace", "--stages", "nope"], "no recorded stage matches"),

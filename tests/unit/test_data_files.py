@@ -29,7 +29,7 @@ from bisect_tool.data.patterns import find_patterns
 from bisect_tool.data.records import DataComparison, Limits
 from bisect_tool.data.tally import Tally
 from bisect_tool.errors import BisectError
-from bisect_tool.reporters.data_files import render
+from bisect_tool.reporters.data_files import print_comparison, render
 from bisect_tool.store import record_to_json
 
 Array = Any
@@ -527,3 +527,38 @@ def test_json_is_strict(tmp_path: Path) -> None:
     text = json.dumps(data, allow_nan=False)
     assert "data_comparison_version" == next(iter(json.loads(text)))
     assert ("different", 2) == (data["status"], data["items"][0]["differing"])
+
+
+@pytest.mark.parametrize("text", [b"name,b\nM\xfcller,2\n", b"name,b\n" + b"Anna,1\n" * 10_000 + b"M\xfcller,2\n"])
+def test_what_is_not_utf8_anywhere_is_latin1(text: bytes, tmp_path: Path) -> None:
+    """At the very end, or behind all that other things are told from."""
+    (tmp_path / "a.csv").write_bytes(text)
+    content = read_data(tmp_path / "a.csv")
+    assert content.notes == ("a.csv is not UTF-8 and was read as Latin-1",)
+
+
+def test_separators_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a\tb;c\n1\t2\n")
+    assert read_data(tmp_path / "a.csv", separator=r"\t").names == ("a", "b;c")
+    with pytest.raises(BisectError, match="--separator 'xx': one character"):
+        read_data(tmp_path / "a.csv", separator="xx")
+
+
+def test_columns_of_other_lengths_are_not_equal(tmp_path: Path) -> None:
+    """The rows that both have are; both sides' numbers are shown. What was not compared is not equal either."""
+    for name, rows in (("a", "1\n3\n"), ("b", "1\n3\n100\n"), ("c", "")):
+        (tmp_path / f"{name}.csv").write_text("x\n" + rows)
+    for one, other in (("a", "b"), ("a", "c")):
+        stream = io.StringIO()
+        print_comparison(compared(tmp_path / f"{one}.csv", tmp_path / f"{other}.csv"), file=stream)
+        assert "=" not in stream.getvalue().partition("max diff")[2]
+
+
+def test_an_infinity_is_no_difference_of_zero(tmp_path: Path) -> None:
+    found = compared(
+        _saved(tmp_path, "a.npy", np.array([np.inf, 1.0])), _saved(tmp_path, "b.npy", np.array([-np.inf, 1.0]))
+    )
+    stream = io.StringIO()
+    print_comparison(found, file=stream)
+    (line,) = (line.split() for line in stream.getvalue().splitlines() if line.startswith("array  1"))
+    assert line[-3:] == ["1", "-", "-"]

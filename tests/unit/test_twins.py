@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from bisect_tool.align.matches import Match
-from bisect_tool.align.twins import merge_twins
+from bisect_tool.align.twins import computed_before, merge_twins
 from bisect_tool.records import OnnxGraph, OnnxNode, Stage, StageRef, TorchTrace
 from bisect_tool.signatures import Signature, signature_of
 
@@ -69,3 +71,14 @@ def test_a_graph_that_computes_both_keeps_them_apart() -> None:
 def test_other_numbers_are_no_twins() -> None:
     """Two modules of one kind on one input have other weights."""
     assert merge_twins(TRACE, MERGED, MATCHES, signatures(equal=False)) is TRACE
+
+
+def test_views_do_not_hide_that_something_is_done_again() -> None:
+    """Values without a stage are views; what is made of several values, as often as that comes, is none."""
+    stages = (stage("/mul#0", 10, (0,), "mul"), stage("/mul#1", 20, (0,), "mul"), stage("/mul#2", 30, (0,), "mul"))
+    parents = {5: (0,), 10: (5,), 15: (0,), 20: (15,), 25: (0, 0), 30: (25,)}
+    parents |= {value: (value - 1, value - 1) for value in range(31, 99)}
+    same = {value: signatures()[1] for value in (10, 20, 30)}
+    trace = replace(TRACE, stages=stages, parents=parents)
+    assert computed_before(trace, same) == {20: 10}
+    assert computed_before(trace, {**same, 20: signatures()[2]}) == {}

@@ -16,7 +16,14 @@ from bisect_tool.diagnose.trials.editing import are_equal, value_text, with_chan
 
 Array = NDArray[Any]
 
-_MAX_ORDERS = 6
+_MOST_ORDERS = 48
+"""Orders of one node's inputs that are tried: two exchanged of ten, for one."""
+
+_MOST_ELSEWHERE = 24
+"""Values from elsewhere in the graph that are tried at the stage's nodes."""
+
+_PERMUTED = 4
+"""Inputs whose orders are all tried."""
 
 _ORDERED = {"Sub", "Div", "Pow", "Concat", "MatMul", "Where", "Mod", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
 
@@ -25,14 +32,61 @@ def reordered_inputs(node: Node) -> Iterator[Trial]:
     if node.op not in _ORDERED or len(node.inputs) < 2:
         return
     first = 1 if node.op == "Where" else 0
-    places = list(range(first, min(len(node.inputs), 2 if node.op in ("Gemm", "PRelu") else 5)))
-    for order in itertools.islice(itertools.permutations(places), 1, 1 + 4 * _MAX_ORDERS):
+    seen = {node.inputs}
+    for order in itertools.islice(_orders(range(first, len(node.inputs))), _MOST_ORDERS):
         inputs = list(node.inputs)
-        for place, taken in zip(places, order, strict=True):
+        for place, taken in order.items():
             inputs[place] = node.inputs[taken]
+        if tuple(inputs) in seen:
+            continue
+        seen.add(tuple(inputs))
         text = f"{node.op} {node.name} reads its inputs in the wrong order, not as {', '.join(inputs[first:])}"
         step = Step(node.op, tuple(name or None for name in inputs), node.attributes)
         yield Trial(OPERANDS, node.name, text, "put its inputs into that order", Edit(node.output, (step,)))
+
+
+def _orders(places: Sequence[int]) -> Iterator[dict[int, int]]:
+    """Other orders of some places: two exchanged first, which is the likeliest, then all orders of the first ones."""
+    for one, other in itertools.combinations(places, 2):
+        yield {one: other, other: one}
+    few = places[:_PERMUTED]
+    for order in itertools.permutations(few):
+        yield dict(zip(few, order, strict=True))
+
+
+def read_elsewhere(
+    nodes: Sequence[Node], calls: Sequence[Call], holding: Callable[[Array], str | None]
+) -> Iterator[Trial]:
+    """A node that reads another value than PyTorch's call, which the graph has too, but not among the stage's nodes.
+
+    ``holding``: the graph's value that holds a tensor, anywhere; ``None``: there is none.
+    """
+    there = {name for node in nodes for name in (*node.inputs, *node.outputs)}
+    names: dict[int, str | None] = {}
+    tried: set[tuple[str, int, str]] = set()
+    for node, call in itertools.product(nodes, calls):
+        given = [each for each in call.arguments.values() if isinstance(each, Operand)]
+        given += [
+            e for each in call.arguments.values() if isinstance(each, list) for e in each if isinstance(e, Operand)
+        ]
+        for operand in given:
+            array = operand.array
+            if operand.static or operand.name is not None or array.dtype.kind != "f" or array.size < 2:
+                continue
+            places = [place for place, name in enumerate(node.inputs) if node.shapes.get(name) == array.shape]
+            if not places:
+                continue
+            if id(array) not in names:
+                names[id(array)] = holding(array)
+            name = names[id(array)]
+            for place in places if name is not None and name not in there else ():
+                if (node.name, place, name) not in tried and len(tried) < _MOST_ELSEWHERE:
+                    tried.add((node.name, place, str(name)))
+                    text = (
+                        f"{node.op} {node.name} reads {node.inputs[place]}, and PyTorch's {call.name} what {name} holds"
+                    )
+                    edit = with_changes(node, inputs={place: array})
+                    yield Trial(OPERANDS, node.name, text, f"let it read {name}", edit)
 
 
 def fitted_numbers(node: Node, calls: Sequence[Call]) -> Iterator[Fit]:
