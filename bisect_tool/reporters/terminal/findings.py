@@ -189,7 +189,7 @@ def _ledger(page: Page, report: Report) -> None:
     styles = {"cause": "bold red", "contributes": "yellow"}
     for trials in causes.trials(report)[:ORIGINS_IN_DETAIL]:
         page.line()
-        page.line(("Tried", "bold"), f" in {trials.where}, error {wording.sci(trials.before)} before")
+        page.prose(f"in {trials.where}, error {wording.sci(trials.before)} before", label=("Tried ", "bold"))
         rows = [
             Row(
                 (row.code, causes.title(row.code), causes.count_text(row), wording.sci(row.best), row.conclusion),
