@@ -81,8 +81,9 @@ def note_shared(origins: Sequence[Origin]) -> tuple[Origin, ...]:
 def proven_right(origin: Origin, rows: Sequence[StageRow], graph: OnnxGraph) -> dict[str, StageRef]:
     """Nodes of an origin whose results another stage reads too, and is right with; and that stage.
 
-    What is wrong in the origin is then that it reads them, and not what they make. Of a node with several results those
-    that the origin uses must be used there. A stage that turns numbers into steps may not feel a difference.
+    What is wrong in the origin is then that it reads them, and not what they make. All results that the origin uses must be
+    used there, and as a whole: queries and keys that were picked from one product say nothing about the values in it. A stage
+    that turns numbers into steps may not feel a difference.
 
     Args:
         origin: with all nodes of its stage, or the fewest that hold its fault.
@@ -102,9 +103,10 @@ def proven_right(origin: Origin, rows: Sequence[StageRow], graph: OnnxGraph) -> 
             continue
         if result.local is None or result.judgement != "pass" or makes_error(other, result):
             continue
+        whole = _read_as_a_whole(nodes, other)
         for name in shared - found.keys():
-            used, there = (_used(nodes, name, each) for each in (row, other))
-            if used and used <= there:
+            used = _used(nodes, name, row)
+            if used and used <= whole:
                 found[name] = other.ref
     return found
 
@@ -113,6 +115,16 @@ def _used(nodes: Mapping[str, OnnxNode], name: str, row: StageRow) -> set[str]:
     """Results of a node that a stage's other nodes read."""
     made = set(nodes[name].outputs) if name in nodes else set()
     return {read for other in row.onnx_nodes if other in nodes for read in nodes[other].inputs if read in made}
+
+
+def _read_as_a_whole(nodes: Mapping[str, OnnxNode], row: StageRow) -> set[str]:
+    """Values of which every number has a part in a stage's."""
+    found = {row.onnx_value} if row.onnx_value is not None else set()
+    for name in reversed(row.onnx_nodes):
+        node = nodes.get(name)
+        if node is not None and node.op_type in _FEELING and not found.isdisjoint(node.outputs):
+            found.update(node.inputs)
+    return found
 
 
 def without_proven(origin: Origin, stage_nodes: Sequence[str], proven: Mapping[str, StageRef]) -> Origin:
@@ -131,6 +143,51 @@ def without_proven(origin: Origin, stage_nodes: Sequence[str], proven: Mapping[s
     text = f"{', '.join(named[:3])} {'are' if len(named) > 1 else 'is'} read by {proven[named[0]]} too, which is right"
     return replace(origin, onnx_nodes=left, evidence=(*origin.evidence, text))
 
+
+_FEELING = frozenset(
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Neg",
+        "Exp",
+        "Log",
+        "Sqrt",
+        "Reciprocal",
+        "Tanh",
+        "Sigmoid",
+        "Erf",
+        "Gelu",
+        "Softmax",
+        "LogSoftmax",
+        "Sin",
+        "Cos",
+        "Pow",
+        "Abs",
+        "MatMul",
+        "Gemm",
+        "Conv",
+        "ConvTranspose",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceL2",
+        "LayerNormalization",
+        "InstanceNormalization",
+        "GroupNormalization",
+        "BatchNormalization",
+        "AveragePool",
+        "GlobalAveragePool",
+        "Identity",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Concat",
+    ]
+)
+"""Operators whose result changes with every number that they read."""
 
 _PICKING = {
     family(name)
