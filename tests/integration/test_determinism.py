@@ -96,6 +96,7 @@ def test_a_model_that_repeats_itself(tmp_path: Path) -> None:
     assert all(series.stable for series in result.series if series.counts)
 
 
+@pytest.mark.slow
 def test_noise_in_forward(tmp_path: Path) -> None:
     """The operation is named; of all switches a seed helps."""
     result = found("noise", tmp_path)

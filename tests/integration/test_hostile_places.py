@@ -48,7 +48,10 @@ def run(*arguments: str, redirected: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(("nowhere.py", "--input", "x.pt"), 2), (("quick.py", "--input", "x.pt", "-v", "--plots", "none"), 0)],
+    [
+        (("nowhere.py", "--input", "x.pt"), 2),
+        pytest.param(("quick.py", "--input", "x.pt", "-v", "--plots", "none"), 0, marks=pytest.mark.slow),
+    ],
     ids=["an error", "progress"],
 )
 def test_a_log_that_is_full_is_no_divergence(folder: Path, arguments: tuple[str, ...], code: int) -> None:

@@ -126,6 +126,7 @@ def test_the_verdict_does_not_wait_for_the_files(folder: Path, monkeypatch: pyte
     assert not (folder / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no sh")
 def test_head_gets_its_line(folder: Path) -> None:
     """Behind `| head -1` the command exits 141, or 0 where all was taken; head gets its line."""

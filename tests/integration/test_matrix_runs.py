@@ -542,6 +542,7 @@ def test_log_of_a_failed_export_outlives_its_process(run: Run, tmp_path: Path, m
 # One and the same model
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_same_in_every_process(run: Run) -> None:
     """A model without a checkpoint is made in each process anew, and has one set of weights all the same."""
     outcome = run("Random", HALF)
@@ -558,7 +559,7 @@ def test_model_that_comes_out_otherwise_each_time(run: Run) -> None:
 # Another kernel, other operations
 
 
-@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+@pytest.mark.parametrize("exporter", ["torchscript", pytest.param("dynamo", marks=pytest.mark.slow)])
 def test_attention_kernel_that_runs_other_operations(run: Run, exporter: str) -> None:
     """Stages that a run does not have are left out of it; a healthy model agrees, with local errors for the others."""
     outcome = run(
@@ -787,6 +788,7 @@ expected.dtype = "float16"
 """
 
 
+@pytest.mark.slow
 def test_graphs_of_all_pairs_are_kept(run: Run, tmp_path: Path) -> None:
     """Each graph has a file, named after the first pair that is about it, and the report says where they are."""
     outcome = run("Activated", KEPT, "--keep-onnx", tmp_path / "m.onnx")
@@ -832,6 +834,7 @@ expected.channels_last = true
 """
 
 
+@pytest.mark.slow
 def test_request_that_the_export_does_not_fulfil(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph with fixed shapes, or in another dtype, is none of what was asked for; the layout is seen in the run."""
 
@@ -1025,6 +1028,7 @@ export.keep_stages = true
 """
 
 
+@pytest.mark.slow
 def test_file_before_settings_of_the_export(run: Run, scaled: Path) -> None:
     """A pair with settings of the export is about a fresh export: what separates it from the file is that first."""
     outcome = run("Convolved", APART, "--onnx", scaled)

@@ -178,6 +178,7 @@ def test_a_part_with_a_file_of_its_own(tmp_path: Path) -> None:
     assert "middle.0" == verdict["first_over_tolerance"]["stage"]
 
 
+@pytest.mark.slow
 def test_in_a_matrix(tmp_path: Path) -> None:
     """A hidden place is found in a pair's own process, and told beside what separates the pairs."""
     matrix = tmp_path / "matrix.toml"
