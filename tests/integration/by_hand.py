@@ -35,20 +35,3 @@ def judged(module: nn.Module, inputs: tuple[Tensor, ...], model: ModelProto, fol
 def first_node(model: ModelProto, *kinds: str) -> NodeProto:
     """The first node of one of some types."""
     return next(node for node in model.graph.node if node.op_type in kinds)
-
-
-def without_names(model: ModelProto) -> ModelProto:
-    """All names are numbers."""
-    numbers: dict[str, str] = {"": ""}
-
-    def number(name: str) -> str:
-        return numbers.setdefault(name, str(len(numbers)))
-
-    for value in [*model.graph.input, *model.graph.initializer, *model.graph.output]:
-        value.name = number(value.name)
-    for each in model.graph.node:
-        each.input[:], each.output[:] = map(number, each.input), map(number, each.output)
-        each.name = ""
-    del model.graph.value_info[:]
-    model.producer_name = ""
-    return model

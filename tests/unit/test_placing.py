@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from anonymous import without_names
 from onnx import ModelProto
 from test_align import node, stage
 from test_counterparts import BLOCK, outlined, with_step
@@ -147,23 +148,6 @@ def exported(folder: Path) -> ModelProto:
     path = folder / "own.onnx"
     export_onnx(Steps(), (X,), {}, path, ExportSettings("torchscript"))
     return onnx.load(path)
-
-
-def without_names(model: ModelProto) -> ModelProto:
-    """All names are numbers."""
-    numbers: dict[str, str] = {"": ""}
-
-    def number(name: str) -> str:
-        return numbers.setdefault(name, str(len(numbers)))
-
-    for value in [*model.graph.input, *model.graph.initializer, *model.graph.output]:
-        value.name = number(value.name)
-    for each in model.graph.node:
-        each.input[:], each.output[:] = map(number, each.input), map(number, each.output)
-        each.name = ""
-    del model.graph.value_info[:]
-    model.producer_name = ""
-    return model
 
 
 def told(model: ModelProto, folder: Path) -> tuple[Report, list[str]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx
 import torch
+from anonymous import without_names
 from onnx import numpy_helper
-from test_placing import without_names
 from torch import Tensor, nn
 
 from bisect_tool import LoadedCase, Options, bisect, make_tolerance
