@@ -423,15 +423,14 @@ def compare(
 
         tolerance = make_tolerance(max_abs, atol, rtol)
         return compare_recordings(*paths, tolerance, level=level, stages=stages, min_coverage=min_coverage)
-    from bisect_tool.data.files import compare_contents, conclude, make_limits
-    from bisect_tool.data.patterns import find_patterns
+    from bisect_tool.data.comparison import compare_files
+    from bisect_tool.data.files import make_limits
 
     limits = make_limits(max_abs, atol, rtol)
     one, other_ = (read_data(path, separator=separator) for path in paths)
     if one.kind != other_.kind:
         raise BisectError(f"{paths[0]} and {paths[1]} are of different kinds", hint="compare two files of one kind")
-    results, kept = compare_contents(one, other_, limits)
-    return conclude(one, other_, limits, results, kept, find_patterns(one.kind, results, kept))
+    return compare_files(one, other_, limits)
 
 
 def determinism(

@@ -91,9 +91,8 @@ def _recordings(expected: Path, actual: Path, form: str, given: dict[str, Any], 
 
 def _data_files(expected: Path, actual: Path, form: str, given: dict[str, Any], say: Progress) -> int:
     from bisect_tool.backends.data_reading import read_data
-    from bisect_tool.data.files import compare_contents, conclude, make_limits
-    from bisect_tool.data.names import under_common_names
-    from bisect_tool.data.patterns import find_patterns
+    from bisect_tool.data.comparison import compare_files
+    from bisect_tool.data.files import make_limits
 
     limits = make_limits(given["max_abs"], given["atol"], given["rtol"])
     one, other = (read_data(path, separator=given["separator"]) for path in (expected, actual))
@@ -102,9 +101,7 @@ def _data_files(expected: Path, actual: Path, form: str, given: dict[str, Any], 
             f"{expected} holds {_KINDS[one.kind]}, {actual} {_KINDS[other.kind]}",
             hint="compare two files of one kind; .npy, .npz, .pt, .safetensors and .json may be mixed",
         )
-    one, other = under_common_names(one, other)
-    results, kept = compare_contents(one, other, limits)
-    found = conclude(one, other, limits, results, kept, find_patterns(one.kind, results, kept))
+    found = compare_files(one, other, limits)
     say.close()
     if form == "json":
         from bisect_tool.store import record_to_json

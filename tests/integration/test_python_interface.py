@@ -187,6 +187,14 @@ def test_record_and_compare(tmp_path: Path) -> None:
         bisect_tool.compare(one, tmp_path / "x.npy")
 
 
+def test_checkpoints_in_wrappers_are_compared_as_on_the_command_line(tmp_path: Path) -> None:
+    """What stands before the names of one file's weights is left out."""
+    state = net().state_dict()
+    torch.save(state, tmp_path / "a.pt")
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "b.pt")
+    assert "equal" == bisect_tool.compare(tmp_path / "a.pt", tmp_path / "b.pt").status  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [({"level": "leafs"}, "level 'leafs' is none"), ({"max_abs": "a"}, "--max-abs a: a tolerance is a finite number")],

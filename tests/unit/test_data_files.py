@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 
 from bisect_tool.backends.data_reading import read_data
 from bisect_tool.data import files as data_files
-from bisect_tool.data.files import compare_contents, conclude, make_limits
+from bisect_tool.data.comparison import compare_files
+from bisect_tool.data.files import make_limits
 from bisect_tool.data.patterns import find_patterns
 from bisect_tool.data.records import DataComparison, Limits
 from bisect_tool.data.tally import Tally
@@ -41,9 +42,7 @@ UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 
 
 def compared(first: Path, second: Path, limits: Limits = EXACT) -> DataComparison:
-    one, other = read_data(first), read_data(second)
-    results, kept = compare_contents(one, other, limits)
-    return conclude(one, other, limits, results, kept, find_patterns(one.kind, results, kept))
+    return compare_files(read_data(first), read_data(second), limits)
 
 
 def codes(found: DataComparison) -> set[str]:

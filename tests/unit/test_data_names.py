@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bisect_tool.backends.data_reading import read_data
-from bisect_tool.data.files import compare_contents, conclude, make_limits
-from bisect_tool.data.names import under_common_names
+from bisect_tool.data.comparison import compare_files
+from bisect_tool.data.files import make_limits
 from bisect_tool.data.records import DataComparison
 
 STATE = {"conv.weight": torch.arange(6.0).reshape(2, 3), "conv.bias": torch.ones(2), "head.weight": torch.eye(3)}
@@ -19,10 +19,7 @@ STATE = {"conv.weight": torch.arange(6.0).reshape(2, 3), "conv.bias": torch.ones
 def compared(folder: Path, one: Any, other: Any) -> DataComparison:
     for name, content in (("a.pt", one), ("b.pt", other)):
         torch.save(content, folder / name)
-    limits = make_limits(None, None, None)
-    first, second = under_common_names(read_data(folder / "a.pt"), read_data(folder / "b.pt"))
-    results, kept = compare_contents(first, second, limits)
-    return conclude(first, second, limits, results, kept, ())
+    return compare_files(read_data(folder / "a.pt"), read_data(folder / "b.pt"), make_limits(None, None, None))
 
 
 def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
