@@ -246,6 +246,10 @@ TABLE = {
     "budget no size": ((*GIVEN, "--memory-budget", "lots"), ("'lots': not a size", "help: write 256MiB")),
     "budget zero": ((*GIVEN, "--memory-budget", "0"), ("'0': not a size", "help: write 256MiB")),
     "coverage above one": ((*GIVEN, "--min-coverage", "1.1"), ("1.1: a share from 0 to 1", "help: for example 0.9")),
+    "name is a path": (
+        ("model.py", *SAMPLE, *SAMPLE, "--name", "a/b"),
+        ("error: --name 'a/b': a name, not a path", "help: use -o DIR"),
+    ),
     "stages match nothing": ((*GIVEN, "--stages", "convs.*"), ("no stage of the model matches", "stages look like")),
     "config missing": (("--config", "no.toml"), ("config no.toml: cannot be read", "help: see configs/")),
     "config broken": (("--config", "broken.toml"), ("not valid TOML", "help: see configs/")),
