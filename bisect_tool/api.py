@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from bisect_tool.errors import BisectError
 from bisect_tool.temporary import temporary_folder
+from bisect_tool.whole_files import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -715,7 +716,7 @@ def _write_junit(file: Path, found: Report, single: Sequence[tuple[str, Report]]
     reports = [(name, report) for name, report in single if not report.samples]
     latest = {name or str(found.case.get("name")): report for name, report in reports}
     try:
-        file.write_text(junit_text([*latest.items()]), encoding="utf-8")
+        write_whole({file: junit_text([*latest.items()])})
     except OSError as error:
         raise BisectError(
             f"junit {file}: cannot be written ({error.strerror or error})", hint="choose another place"

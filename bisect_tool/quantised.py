@@ -58,7 +58,7 @@ _KERNELS_APART = 3.0
 _MOSTLY = 1.5
 
 _PAIRS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
-_MARKS = ("Quantize", "QLinear", "MatMulInteger", "ConvInteger", "QGemm", "QAttention", "MatMulNBits")
+_MARKS = ("Quantize", "Dequantize", "QLinear", "MatMulInteger", "ConvInteger", "QGemm", "QAttention", "MatMulNBits")
 
 
 def is_quantised_node(node: OnnxNode) -> bool:

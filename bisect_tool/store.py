@@ -27,6 +27,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 from bisect_tool.errors import BisectError
 from bisect_tool.inspection import Inspection
 from bisect_tool.records import SCHEMA_VERSION, Report
+from bisect_tool.whole_files import write_whole
 
 REPORT_FILE = "report.json"
 INSPECTION_FILE = "inspection.json"
@@ -221,12 +222,7 @@ def write_inspection(inspection: Inspection, folder: str | os.PathLike[str], *, 
     check_inspection_folder(folder, force=force)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{_PARTIAL}{secrets.token_hex(4)}")
-        try:
-            partial.write_text(inspection_text(inspection), encoding="utf-8", newline="")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole({target: inspection_text(inspection)})
     except OSError as error:
         raise BisectError(f"cannot write {target}: {_reason(error)}", hint="choose another folder") from error
     return target

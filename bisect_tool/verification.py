@@ -178,7 +178,8 @@ def answered(report: Report, outputs: Outputs, questions: Questions) -> Report:
             asked.append(run)
         runs.append(run)
     if asked and all(sides[0].keys() <= sides[1].keys() for sides in outputs.by_config.values()):
-        _check_names(metrics, asked, questions)
+        ranks = {name: array.ndim for sides in outputs.by_config.values() for name, array in sides[0].items()}
+        _check_names(metrics, ranks, questions)
     lines = [metric_line(each) for each in metrics if each.judgement == "fail"]
     verdict = report.verdict
     if lines:
@@ -289,13 +290,21 @@ def _judged(name: str, source: str, run: ConfigRun, value: float, limit: Limit |
     return UserMetric(name, source, run.name, value, None if limit is None else limit.value, least, judgement)
 
 
-def _check_names(metrics: Sequence[UserMetric], runs: Sequence[ConfigRun], questions: Questions) -> None:
-    """Refuses limits and axes that nothing answers to: they would seem to be watched, and are not."""
-    outputs = {str(out.output) for run in runs for out in run.outputs}
-    for name in questions.axes:
-        if name and name not in outputs:
+def _check_names(metrics: Sequence[UserMetric], ranks: Mapping[str, int], questions: Questions) -> None:
+    """Refuses limits and axes that nothing answers to: they would seem to be watched, and are not.
+
+    ``ranks``: numbers of dimensions, by output.
+    """
+    for name, axis in questions.axes.items():
+        if name and name not in ranks:
             raise BisectError(
-                f"--class-axis {name}: the model has no such output", hint=f"there are: {', '.join(sorted(outputs))}"
+                f"--class-axis {name}: the model has no such output", hint=f"there are: {', '.join(sorted(ranks))}"
+            )
+        meant = [rank for output, rank in ranks.items() if output not in questions.axes]
+        if not name and axis is not None and meant and not any(-rank <= axis < rank for rank in meant):
+            raise BisectError(
+                f"--class-axis {axis}: no output has that many dimensions, the most are {max(meant)}",
+                hint="axes are counted from 0",
             )
     known = {each.name for each in metrics}
     for limit in questions.limits:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from bisect_tool.backends.onnx_file import read_without_weights
 from bisect_tool.backends.onnx_graph import load_onnx
 from bisect_tool.errors import BisectError
 from bisect_tool.graph_names import GraphNames
+from bisect_tool.whole_files import write_whole
 
 PREFIX = "bisect."
 """Of all keys that are written; what an earlier copy had under it is replaced."""
@@ -106,7 +106,6 @@ def write_annotated(
             node.name = names.names[key]
         _put(node.metadata_props, notes.get(key or "", {}))
     _put(proto.metadata_props, about)
-    partial = target.with_name(f".partial-{secrets.token_hex(4)}.onnx")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.resolve().parent != path.parent:
@@ -116,11 +115,7 @@ def write_annotated(
                     hint=f"-o {path.parent}: beside the file they are shared",
                 )
             _embed(proto, path.parent)
-        try:
-            partial.write_bytes(proto.SerializeToString())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole({target: proto.SerializeToString()})
     except OSError as error:
         raise BisectError(
             f"{target} cannot be written: {error.strerror or error}", hint="choose another folder with -o"

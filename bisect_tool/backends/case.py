@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from bisect_tool.backends.structures import map_tensors
 from bisect_tool.errors import BisectError
 from bisect_tool.recorder import Recorder, flatten_tensors
 from bisect_tool.records import Place
+from bisect_tool.whole_files import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,7 @@ def keep_file(path: Path, target: Path | None, *, overwrite: bool = False) -> No
     for there in () if overwrite else copies.values():
         check_free(there)
     try:
-        for file, there in copies.items():
-            shutil.copyfile(file, there)
+        write_whole({there: file for file, there in copies.items()})
     except OSError as error:
         reason = error.strerror or str(error)
         raise BisectError(

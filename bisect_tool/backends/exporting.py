@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib.util
 import inspect
@@ -327,7 +328,12 @@ class ExportError(BisectError):
     log: Path | None = None
 
 
-def _export_error(error: BaseException, log: str, settings: ExportSettings) -> ExportError:
+def _export_error(error: BaseException, log: str, settings: ExportSettings) -> BisectError:
+    full = _no_space(error)
+    if full is not None:
+        return BisectError(
+            f"the export cannot be written: {full.strerror}", hint="make room there, or set TMPDIR to another folder"
+        )
     with tempfile.NamedTemporaryFile(
         "w", prefix="bisect-divergence-export-", suffix=".log", delete=False, encoding="utf-8"
     ) as file:
@@ -346,6 +352,18 @@ def _export_error(error: BaseException, log: str, settings: ExportSettings) -> E
     there = other == "torchscript" or has_dynamo()
     first = f"try --exporter {other}, or export yourself" if there else "export with a newer PyTorch"
     return _with_log(message, f"{first} and give the file with --onnx", Path(file.name))
+
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""A full disk, a limit of file sizes, a quota."""
+
+
+def _no_space(error: BaseException | None) -> OSError | None:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _with_log(message: str, hint: str, log: Path) -> ExportError:

@@ -7,6 +7,7 @@ Small graphs share the weights where they lie, in the model's own file or beside
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -358,6 +359,28 @@ class OnnxProgram:
     def take_model(self) -> ir.Model:
         """The model, for whoever changes it: this program is of no use then."""
         return self._model
+
+    @functools.cached_property
+    def cast_weights(self) -> Mapping[str, str]:
+        """Weights by the value that a ``Cast`` makes of one: it is stored in another type than it is computed with."""
+        return {
+            node.outputs[0]: node.inputs[0]
+            for node in self.graph.nodes
+            if node.op_type == "Cast" and not node.domain and node.inputs[0] in self.graph.initializers
+        }
+
+    @functools.cached_property
+    def reading_weights(self) -> Sequence[OnnxNode]:
+        """The nodes, as if they read their weights themselves where a ``Cast`` stands between."""
+        known = self.cast_weights
+        if not known:
+            return self.graph.nodes
+        return [
+            replace(node, inputs=tuple(known.get(name, name) for name in node.inputs))
+            if set(node.inputs) & known.keys()
+            else node
+            for node in self.graph.nodes
+        ]
 
     def is_weight(self, name: str) -> bool:
         """Whether :meth:`weight` has it."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,11 +73,15 @@ def paired(
     readers = _readers(program, modules)
     told = {name: [path for _, path, _ in read if path in linear] for name, read in readers.items()}
     told |= {name: [*told.get(name, ()), *paths] for name, paths in (products or {}).items()}
+    # By its own name, or that of what it becomes before it is read.
+    own = {name: value for value, name in program.cast_weights.items() if name not in tensors and value in tensors}
     pairs = pair_weights(
-        shapes,
+        {own.get(name, name): shape for name, shape in shapes.items()},
         {name: tuple(t.shape) for name, t in tensors.items()},
         {name: paths for name, paths in told.items() if paths},
     )
+    stored = {value: name for name, value in own.items()}
+    pairs = [replace(pair, onnx=stored.get(pair.onnx, pair.onnx)) for pair in pairs]
     pairs += _by_scope(program, modules, tensors, pairs)
     recurrent = list(_recurrent(program, modules, {pair.onnx for pair in pairs}))
     put_together = {each.name: torch.from_numpy(each.array) for each in recurrent}
@@ -113,7 +117,7 @@ def _products_of(
     for row in rows:
         if row.stage in linear:
             nodes = set(row.onnx_nodes)
-            for node in program.graph.nodes:
+            for node in program.reading_weights:
                 if node.name in nodes and node.op_type in _MORE_PRODUCTS and len(node.inputs) > 1:
                     readers.setdefault(node.inputs[1], []).append(linear[row.stage])
     return readers
@@ -176,7 +180,7 @@ def _by_scope(
     """Weights that have lost their names, by the module that the node's name says."""
     named = {pair.onnx for pair in known}
     readers: dict[str, set[str]] = {}
-    for node in program.graph.nodes:
+    for node in program.reading_weights:
         path = module_of(node, modules) if node.op_type in _OWN and not node.domain else None
         fits = path is not None and _is_of(node.op_type, modules[path])
         for place, own in _OWN.get(node.op_type, {}).items() if fits else ():
@@ -228,8 +232,8 @@ def _added_to(
 
 def _with_bias(program: OnnxProgram) -> Iterator[tuple[OnnxNode, str, str]]:
     """Products with the names of their weight and of their bias: their own, or that of the sum behind them."""
-    makers = {name: node for node in program.graph.nodes for name in node.outputs}
-    for node in program.graph.nodes:
+    makers = {name: node for node in program.reading_weights for name in node.outputs}
+    for node in program.reading_weights:
         if node.domain:
             continue
         names: list[tuple[str, str]] = []
@@ -249,7 +253,7 @@ def _readers(
 ) -> dict[str, list[tuple[OnnxNode, str, int]]]:
     """Products that read a weight themselves: node, the module its name says, and the place."""
     found: dict[str, list[tuple[OnnxNode, str, int]]] = {}
-    for node in program.graph.nodes:
+    for node in program.reading_weights:
         if node.op_type in _PRODUCTS and not node.domain:
             path = module_of(node, modules)
             for place, name in enumerate(node.inputs):
@@ -302,7 +306,7 @@ class _Layer:
 def _recurrent(program: OnnxProgram, modules: Mapping[str, torch.nn.Module], named: set[str]) -> Iterator[_Together]:
     layers = [(kind, layer) for path, child in modules.items() for kind, layer in _layers(path, child)]
     taken: set[int] = set()
-    for node in program.graph.nodes if layers else ():
+    for node in program.reading_weights if layers else ():
         if node.op_type not in GATES or node.domain or not all(map(program.is_weight, node.inputs[1:3])):
             continue
         own = module_of(node, modules)

@@ -88,7 +88,12 @@ def modules_by_weights(module: torch.nn.Module, program: OnnxProgram) -> dict[st
     Every weight of both sides is read once: for graphs whose names say nothing.
     """
     sizes = {name: math.prod(shape) for name, shape in program.floating_weights().items()}
-    nodes = [(node.name, node.op_type, node.inputs, node.outputs) for node in program.plain.nodes]
+    known = program.cast_weights
+    nodes = [
+        (node.name, node.op_type, tuple(known.get(name, name) for name in node.inputs), node.outputs)
+        for node in program.plain.nodes
+        if node.outputs[:1] != () and node.outputs[0] not in known
+    ]
     return places_by_weights(nodes, owners_of(module, program), sizes, program.graph.outputs)
 
 

@@ -29,12 +29,9 @@ Limits may be edited by hand; what they are for may not.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
-import secrets
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -43,6 +40,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from bisect_tool.errors import BisectError
 from bisect_tool.records import OutputKey, StageRef, StageRow
+from bisect_tool.whole_files import write_whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -278,14 +276,10 @@ def write_table(path: Path, table: ToleranceTable, *, force: bool = False) -> No
         BisectError: a file is there and ``force`` is not given, or it cannot be written.
     """
     check_place(path, force=force)
-    partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(table_text(table), encoding="utf-8")
-        os.replace(partial, path)
+        write_whole({path: table_text(table)})
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise BisectError(
             f"tolerances {path}: cannot be written ({error.strerror or error})", hint="choose another place with -o"
         ) from error

@@ -21,6 +21,7 @@ from bisect_tool.cli.run import cases, check_kept_file, settings_of
 from bisect_tool.errors import EXIT_AGREES, BisectError
 from bisect_tool.executors import check_executor
 from bisect_tool.matrix import read_matrix
+from bisect_tool.whole_files import write_whole
 
 if TYPE_CHECKING:
     from bisect_tool.pipeline import LoadedCase
@@ -115,7 +116,7 @@ def calibrate(
     if settings["keep_onnx"]:
         check_kept_file(Path(settings["keep_onnx"]), force, settings)
     matrix = read_matrix(settings["matrix"]) if settings["matrix"] else None
-    say = progress(quiet)
+    say = progress(quiet, verbose)
     detail = functools.partial(click.echo, err=True) if verbose else (lambda _: None)
     items = list(cases(settings, force, say, detail))
 
@@ -140,7 +141,7 @@ def calibrate(
         threads=options.threads,
     )
     # Limits of outputs are nobody's but the user's.
-    by_hand = read_table(target).metrics if target.exists() else {}
+    by_hand = _limits_by_hand(target) if target.exists() else {}
     kept = Path(journal) if journal else target.with_name(f"{target.name}.journal")
     how = How(executor, jobs, kept, None if executor == "local" else target.absolute().parent)
     loaded = [item.case for item in items]
@@ -154,8 +155,14 @@ def calibrate(
     if plots:
         from bisect_tool.reporters import calibration_plots
 
-        for name, content in calibration_plots.files(done.made, target.stem).items():
-            (target.parent / name).write_bytes(content)
+        drawn = calibration_plots.files(done.made, target.stem)
+        try:
+            write_whole({target.parent / name: content for name, content in drawn.items()})
+        except OSError as error:
+            raise BisectError(
+                f"plots cannot be written beside {target}: {error.strerror or error}; the limits themselves are there",
+                hint="--no-plots leaves plots out",
+            ) from error
     if not journal:
         # Its own place; one that the user named stays.
         kept.unlink(missing_ok=True)
@@ -166,6 +173,15 @@ def calibrate(
     else:
         print_calibration(done.made, written, failed)
     return EXIT_AGREES
+
+
+def _limits_by_hand(target: Path) -> Mapping[str, float | str]:
+    """Of the table that is to be replaced."""
+    try:
+        return read_table(target).metrics
+    except BisectError as error:
+        reason = f"{error.message}; limits by hand ([metrics]) are taken over from the file that is replaced"
+        raise BisectError(reason, hint="move that file away, or name another one with -o") from error
 
 
 def _plot_names(target: Path, force: bool) -> list[Path]:

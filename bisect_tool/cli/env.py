@@ -10,6 +10,7 @@ import click
 
 from bisect_tool.cli import options as shared
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, BisectError
+from bisect_tool.whole_files import write_whole
 
 DIFF_FILES = ("diff.json", "requirements.txt", "Dockerfile", "determinism.py")
 """What ``env diff -o DIR`` writes."""
@@ -120,7 +121,7 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="")
+        write_whole({path: text})
     except OSError as error:
         raise BisectError(
             f"{path} cannot be written: {error.strerror or error}", hint="choose another place"

@@ -154,13 +154,18 @@ def run(form: str, force: bool, exit_zero: bool, verbose: bool, quiet: bool, all
             if report.samples:
                 continue
             if verbose and target not in reports:
-                for step, seconds in report.timings.items():
-                    click.echo(f"{seconds:8.2f} s  {step}", err=True)
+                tell_times(report)
             reports[target] = report
     if form == "json":
         print_json([*reports.values()])
     code = exit_code([*reports.values()])
     return EXIT_AGREES if exit_zero and code == EXIT_DIVERGES else code
+
+
+def tell_times(report: Report) -> None:
+    """On stderr, what each step took."""
+    for step, seconds in report.timings.items():
+        click.echo(f"{seconds:8.2f} s  {step}", err=True)
 
 
 def _severity(code: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,10 @@ from bisect_tool.cli.run import (
     report_folder,
     run_samples,
     settings_of,
+    tell_times,
 )
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, BisectError
+from bisect_tool.whole_files import write_whole
 
 if TYPE_CHECKING:
     from bisect_tool.records import Report
@@ -78,7 +79,7 @@ def verify(
     """
     settings = settings_of({**dict.fromkeys(("matrix", "runner", "totals_only")), "parts": (), "groups": (), **given})
     _check_settings(settings)
-    say = progress(quiet)
+    say = progress(quiet, verbose)
     folder = report_folder(settings, force)
     if settings["keep_onnx"]:
         check_kept_file(Path(settings["keep_onnx"]), force, settings)
@@ -116,6 +117,9 @@ def verify(
         names = [_suite_name(report, len(reports)) for report in reports]
         _write(Path(junit), junit_text([*zip(names, reports, strict=True)]))
     _annotate(reports)
+    say.close()
+    for report in reports if verbose else ():
+        tell_times(report)
     if form == "json":
         print_json(reports)
     else:
@@ -145,12 +149,9 @@ def _check_file(file: Path) -> None:
 def _write(file: Path, text: str) -> None:
     """A JUnit file is made anew by each run, as test runners do it; readers see a whole one."""
     interrupts.check()
-    partial = file.with_name(f".partial-{secrets.token_hex(4)}-{file.name}")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
+        write_whole({file: text})
     except OSError as error:
-        partial.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise BisectError(f"--junit {file}: cannot be written ({reason})", hint="choose another place") from error
 

@@ -57,7 +57,7 @@ def weight_forms(have: Array, statics: Sequence[Static], *, gates: int = 0) -> t
     ranked: list[tuple[float, int, str, Array]] = []
     for static in () if gates else statics:
         layouts: list[tuple[float, int, str, Array]] = []
-        for name, array in _layouts(have.shape, static):
+        for name, array in layouts_of(have.shape, static):
             layouts.append((_distance(have, array), len(ranked) + len(layouts), name, array))
         if layouts and layouts[0][2] == static.name and layouts[0][0] <= SAME and (len(layouts) == 1 or have.ndim > 2):
             return ()
@@ -117,7 +117,7 @@ def _all_forms(have: Array, statics: Sequence[Static], gates: int) -> Iterator[t
             yield np.ascontiguousarray(array).astype(have.dtype), tuple(name.split(" and "))
         return
     for static in statics:
-        for _, array in _layouts(have.shape, static):
+        for _, array in layouts_of(have.shape, static):
             yield np.ascontiguousarray(array).astype(have.dtype), (static.name,)
 
 
@@ -129,7 +129,7 @@ def _distance(have: Array, other: Array) -> float:
     return max(relative_error(other, np.where(odd, other, have)), 2 * SAME)
 
 
-def _layouts(shape: tuple[int, ...], static: Static) -> Iterator[tuple[str, Array]]:
+def layouts_of(shape: tuple[int, ...], static: Static) -> Iterator[tuple[str, Array]]:
     """A tensor in the shape of a weight: as it is, if it has that shape, and with its axes in other orders."""
     array = static.array
     squeezed = tuple(n for n in shape if n != 1)

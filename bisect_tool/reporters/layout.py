@@ -5,10 +5,12 @@ Rich's own ``Table`` wraps or truncates at the end and has no sub-headers; stage
 
 from __future__ import annotations
 
+import os
+import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import IO, Literal
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -23,7 +25,15 @@ LABEL_WIDTH = 14
 
 
 class PipedConsole(Console):
-    """rich exits with 1 on a closed pipe, which would read as "divergence"; the command line knows a better code."""
+    """rich exits with 1 on a closed pipe, which would read as "divergence"; the command line knows a better code.
+
+    A width of 0, as terminals without a size have it in ``COLUMNS``, is none.
+    """
+
+    def __init__(self, *, file: IO[str] | None = None, width: int | None = None):
+        if width is None and os.environ.get("COLUMNS") == "0":
+            width = shutil.get_terminal_size().columns
+        super().__init__(file=file, width=width)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError

@@ -473,6 +473,10 @@ def test_command_as_json(files: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         table.write("\n[metrics]\nargmax = 0.99\n")
     assert 0 == call(files, "--no-onnx", "--no-plots", "--copies", "0", "--force", "-o", str(target))
     assert {"argmax": 0.99} == read_table(target).metrics
+    target.write_text("limits = none", encoding="utf-8")
+    assert 2 == call(files, "--no-onnx", "--no-plots", "--force", "-o", str(target))
+    assert "move that file away" in capsys.readouterr().err
+    assert "limits = none" == target.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

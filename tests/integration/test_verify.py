@@ -188,6 +188,7 @@ def test_several_samples(tmp_path: Path) -> None:
         (("--junit", "samples"), "is a folder"),
         (("--metric-limit", "drift=1"), "nothing gives a number"),
         (("--top-k", "0"), "at least one"),
+        (("--class-axis", "9"), "no output has that many dimensions"),
     ],
 )
 def test_what_is_refused(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from rich.console import Console
 
 from bisect_tool.records import ConfigRun, FirstOverTolerance, Link, NumericConfig, Report, StageRef, Tolerance
 from bisect_tool.reporters import html, pairs, selecting, terminal, wording
-from bisect_tool.reporters.layout import Column, column_widths, fit_text
+from bisect_tool.reporters.layout import Column, PipedConsole, column_widths, fit_text
 from bisect_tool.switches import Value
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
@@ -408,6 +408,12 @@ def test_narrow_terminals_keep_the_shape() -> None:
     rows = tuple(replace(row, stage=f"{row.stage}.a.very.long.name.indeed", group="") for row in diverging().stages)
     text = page(replace(diverging(), stages=rows), 80)
     assert re.search(r"^ +stage +shape ", text, re.MULTILINE), text
+
+
+def test_a_terminal_without_a_size_has_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``COLUMNS=0`` is what some of them hand on."""
+    monkeypatch.setenv("COLUMNS", "0")
+    assert PipedConsole(file=io.StringIO()).width >= 20
 
 
 def test_the_strongest_origin_is_described_wherever_it_stands() -> None:

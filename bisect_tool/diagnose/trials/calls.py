@@ -161,8 +161,8 @@ def _without_bias(node: Node, calls: Sequence[Call]) -> Iterator[Trial]:
         if bias is None or not bias.static or bias.array.ndim != 1 or call.result is None:
             continue
         # Channels come last in products and second in convolutions.
-        for axis in {len(shape) - 1, len(shape) - 1 if norm else 1} if len(shape) > 1 else ():
-            if shape[axis] == bias.array.size:
+        for axis in {len(shape) - 1, len(shape) - 1 if norm else 1}:
+            if 0 <= axis < len(shape) and shape[axis] == bias.array.size:
                 spread = bias.array.reshape([-1 if i == axis else 1 for i in range(len(shape))])
                 where = f"behind {node.name}" if product else f"{node.name} is a mere {node.op}"
                 read = BEFORE if product else node.inputs[0]

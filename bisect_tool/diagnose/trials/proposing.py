@@ -14,7 +14,7 @@ from bisect_tool.diagnose.trial import Fit, Trial
 from bisect_tool.diagnose.trials.calls import in_doubt, is_part, other_parts, replaced_nodes, towards_calls
 from bisect_tool.diagnose.trials.numbers import fitted_numbers, other_settings, other_windows, reordered_inputs
 from bisect_tool.diagnose.trials.surplus import inserted_nodes, left_out_nodes, put_in_front
-from bisect_tool.diagnose.trials.weights import all_weights, exchanged_weights, weight_trials
+from bisect_tool.diagnose.trials.weights import all_weights, exchanged_weights, weight_trials, widened_weights
 from bisect_tool.diagnose.weight_forms import Static
 
 
@@ -39,6 +39,7 @@ def propose(
     for node in nodes:
         # Few, and told from the node alone.
         yield from recurrence(node, statics)
+    yield from widened_weights(nodes, statics)
     for node in nodes:
         yield from weight_trials(node, nodes, statics, parameters)
     for node in nodes:

@@ -11,10 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bisect_tool.diagnose.calls import Edit, Node, Step
-from bisect_tool.diagnose.causes import OPERANDS, WEIGHT
+from bisect_tool.diagnose.causes import OPERANDS, ROUNDED, WEIGHT
 from bisect_tool.diagnose.trial import Trial
 from bisect_tool.diagnose.trials.editing import are_equal_arrays, with_changes
-from bisect_tool.diagnose.weight_forms import GATES, Static, WeightForm, first_weight, nearest_weight, weight_forms
+from bisect_tool.diagnose.weight_forms import (
+    GATES,
+    Static,
+    WeightForm,
+    first_weight,
+    layouts_of,
+    nearest_weight,
+    weight_forms,
+)
+from bisect_tool.precision import HALF
 
 Array = NDArray[Any]
 
@@ -44,6 +53,42 @@ def weight_trials(
             _with_weights([node, *others], arrays),
             thing="; ".join(trial.thing for trial in nearest.values()),
         )
+
+
+def widened_weights(nodes: Sequence[Node], statics: Sequence[Static]) -> Iterator[Trial]:
+    """Weights that are stored in a narrower type, and cast before they are read, as PyTorch has them."""
+    edits: list[Edit] = []
+    texts: list[str] = []
+    types: dict[str, None] = {}
+    for node in nodes:
+        found = _before_rounding(node, statics)
+        if found is not None:
+            name, array = found
+            edits.append(Edit(node.output, (Step("Identity", (array,), {}),)))
+            types[node.constants[0].dtype.name] = None
+            texts.append(f"{node.inputs[0]} is the model's {name}")
+    if edits:
+        yield Trial(
+            ROUNDED,
+            next(node.name for node in nodes if node.output == edits[0].output),
+            f"weights are stored in {' and '.join(types)}: {'; '.join(texts)}",
+            "export the file with its weights in PyTorch's type, or accept what the type rounds off",
+            replace(edits[0], more=tuple(edits[1:])),
+        )
+
+
+def _before_rounding(node: Node, statics: Sequence[Static]) -> tuple[str, Array] | None:
+    have = node.constants.get(0)
+    if node.op != "Cast" or have is None or have.size < 2 or have.dtype.name not in HALF:
+        return None
+    for static in statics:
+        if static.array.dtype.kind != "f" or static.array.dtype.itemsize <= have.dtype.itemsize:
+            continue
+        for name, array in layouts_of(have.shape, static):
+            with np.errstate(all="ignore"):
+                if np.array_equal(array.astype(have.dtype), have):
+                    return name, np.ascontiguousarray(array)
+    return None
 
 
 def _listed(node: Node, others: Sequence[Node]) -> str:
