@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import replace
 
+from bisect_tool.align.bias_elsewhere import without_bias
 from bisect_tool.align.families import family
 from bisect_tool.align.matches import (
     FORCED_VALUE,
@@ -89,6 +90,8 @@ class Board:
             self.first_stage.setdefault(stage.value, stage)
             self.stages_of[stage.value].append(stage)
         self.merged = self._merged()
+        self.biased = sides.biased
+        self.without_bias = without_bias(graph) if sides.biased else frozenset()
 
     def _merged(self) -> frozenset[int]:
         counted: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -131,10 +134,14 @@ class Board:
         other = self.onnx.get(name)
         if signature is not None and other is not None and signature.kind != other.kind:
             return False
-        if self._is_other_result(value, name):
+        if self._is_other_result(value, name) or self.lacks_bias(value, name):
             return False
         shape = other.shape if other is not None else self.graph.shapes.get(name)
         return shape is None or same_data_order(self.first_stage[value].shape, shape)
+
+    def lacks_bias(self, value: int, name: str) -> bool:
+        """Whether a module's bias is added to a product by the node that reads it."""
+        return name in self.without_bias and value in self.biased
 
     def _is_other_result(self, value: int, name: str) -> bool:
         """Whether one is the numbers of an order and the other their places, which may be whole numbers both."""

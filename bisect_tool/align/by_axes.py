@@ -26,7 +26,11 @@ def match_permuted(board: Board, permuted: Permuted) -> None:
             continue
         # The order of axes leaves the norm of the whole as it is, though not that of a sample.
         near = _of_norm(board, value, own.total, free.get((own.kind, own.size), []))
-        names = [n for n in sorted(near, key=lambda n: board.place[n]) if n not in board.taken]
+        names = [
+            n
+            for n in sorted(near, key=lambda n: board.place[n])
+            if n not in board.taken and not board.lacks_bias(value, n)
+        ]
         if not names or _take_permuted(board, value, names, permuted(value, None), ()):
             continue
         by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)

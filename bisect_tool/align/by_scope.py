@@ -202,7 +202,7 @@ def _match_by_axes(board: Board, value: int, names: list[str]) -> None:
     for name in reversed(names):
         signature = board.onnx.get(name)
         own = board.torch.get(value)
-        if signature is None or (own is not None and own.kind != signature.kind):
+        if signature is None or (own is not None and own.kind != signature.kind) or board.lacks_bias(value, name):
             continue
         order = axis_order(shape, signature.shape)
         if order is not None and name not in board.taken:

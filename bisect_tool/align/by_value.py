@@ -91,6 +91,8 @@ class ByValue:
                     for name, apart in near.items()
                     if not self.board.circular(value, name) and not (folded and self.board.same_scope(value, name))
                 }
+            if value in self.board.biased and self.board.without_bias:
+                near = {name: apart for name, apart in near.items() if name not in self.board.without_bias}
             if self.board.trace.parents.get(value) and (wanted.sample == wanted.sample[0]).all():
                 # What a run makes of zeros is no constant that happens to be zero.
                 near = {name: apart for name, apart in near.items() if name not in self.constants}

@@ -67,6 +67,7 @@ class Sides:
         torch: signatures by value; a value without one can't be paired.
         onnx: signatures by name, from a chained run, or from a forced one.
         permuted: signatures of a PyTorch value with its axes in other orders; asked only where nothing else fits.
+        biased: PyTorch values that their module adds a bias to.
     """
 
     trace: TorchTrace
@@ -74,6 +75,7 @@ class Sides:
     torch: Mapping[int, Signature]
     onnx: Mapping[str, Signature]
     permuted: Permuted
+    biased: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from bisect_tool.align.fingerprints import places_by_weights, weight_owners
 from bisect_tool.backends.onnx_program import OnnxProgram
 from bisect_tool.backends.plain_layout import BlockedWeight, block_size, out_of_blocks
 from bisect_tool.backends.torch_runner import to_numpy
+from bisect_tool.records import Place, TorchTrace
 from bisect_tool.weights import Folding, folding
 
 Array = NDArray[Any]
@@ -80,6 +81,23 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 _EPS = 1e-5
 """PyTorch's default."""
+
+
+def values_with_bias(trace: TorchTrace, module: torch.nn.Module, place: Place | None) -> frozenset[int]:
+    """Values of a run that a product's module has added its bias to.
+
+    ``place``: of the module in a larger model, after which the trace's stages are named.
+    """
+    paths = {} if place is None else place.paths
+    biased = {
+        paths.get(path, path)
+        for path, child in module.named_modules(remove_duplicate=False)
+        if isinstance(child, _PRODUCTS) and isinstance(getattr(child, "bias", None), Tensor)
+    }
+    return frozenset(stage.value for stage in trace.stages if stage.level == "leaf" and stage.ref.stage in biased)
+
+
+_PRODUCTS = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
 
 
 def modules_by_weights(module: torch.nn.Module, program: OnnxProgram) -> dict[str, str]:

@@ -20,7 +20,7 @@ from bisect_tool.backends.captured import Reference
 from bisect_tool.backends.case import LoadedCase, copies_of
 from bisect_tool.backends.fresh import MOST_EXPORTED, most_alike, outline
 from bisect_tool.backends.fresh_weights import compare_beside
-from bisect_tool.backends.weights import modules_by_weights
+from bisect_tool.backends.weights import modules_by_weights, values_with_bias
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.metrics import kind_of
 from bisect_tool.pipeline.options import Options, Step
@@ -114,7 +114,8 @@ class Aligner:
         def with_bodies(matches: Mapping[int, Match]) -> dict[int, Match]:
             return match_bodies(matches, self.program.bodies(), reference.tape.bodies, staged)
 
-        sides = Sides(trace, self.program.plain, reference.signatures, self.runs.signatures, permuted)
+        biased = values_with_bias(trace, self.case.module, self.case.place)
+        sides = Sides(trace, self.program.plain, reference.signatures, self.runs.signatures, permuted, biased)
         matches = match_values(sides)
         # Beyond the memory budget one more run of both sides is dear.
         if self.runs.in_memory and any(AMBIGUOUS in match.evidence for match in matches.values()):
