@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from by_hand import exported, first_node, judged
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 
@@ -102,3 +102,45 @@ def test_a_bias_that_was_fused_with_the_activation_is_no_fault(dynamic: bool, tm
     report = judged(module, inputs, model, tmp_path)
     assert report.verdict.status == "agrees", report.verdict.summary
     assert report.alignment.coverage == 1.0
+
+
+class Residual(nn.Module):
+    """The end of a transformer's layer, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.down, self.norm, self.head = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 8]`` to ``[N, T, 3]``."""
+        return self.head(self.norm(x + self.down(torch.tanh(x))))  # type: ignore[no-any-return]
+
+
+def with_skip_norm(folder: Path, inputs: tuple[Tensor, ...], epsilon: float) -> onnx.ModelProto:
+    """The bias of ``down``, the sum and the norm are one node, as ONNX Runtime's optimiser of transformers writes them."""
+    model = exported(Residual().eval(), inputs, "torchscript", folder, 17)
+    graph = model.graph
+    sums = [node for node in graph.node if node.op_type == "Add"][:2]
+    norm, product = first_node(model, "LayerNormalization"), first_node(model, "MatMul")
+    (bias,) = set(sums[0].input) - set(product.output)
+    (skip,) = set(sums[1].input) - set(sums[0].output)
+    read = [product.output[0], skip, *norm.input[1:], bias]
+    fused = helper.make_node(
+        "SkipLayerNormalization", read, norm.output, "fused", domain="com.microsoft", epsilon=epsilon
+    )
+    graph.node.insert([*graph.node].index(norm), fused)
+    for node in [*sums, norm]:
+        graph.node.remove(node)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-1])
+def test_a_product_whose_bias_a_fused_norm_adds_is_no_stage(epsilon: float, tmp_path: Path) -> None:
+    """Its value is not the linear layer's, and so a fault in the norm makes no second origin there."""
+    inputs = (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1)),)
+    report = judged(Residual().eval(), inputs, with_skip_norm(tmp_path, inputs, epsilon), tmp_path)
+    assert "down" not in [pair.ref.stage for pair in report.alignment.pairs]
+    origins = [origin.ref.stage for origin in report.verdict.origins]
+    assert ([] if epsilon == 1e-5 else ["norm"]) == origins

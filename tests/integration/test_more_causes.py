@@ -550,3 +550,24 @@ def test_zeros_around_a_convolution_that_were_folded_in(tmp_path: Path, padding:
     (cause,) = report.verdict.diagnoses
     assert ("BD101", True) == (cause.code, cause.remedy_verified)
     assert f"pads [{4 + padding}, {padding}]" in cause.evidence[0]
+
+
+@pytest.mark.parametrize("stored", [onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16])
+def test_a_weight_that_is_cast_before_it_is_read(tmp_path: Path, stored: int) -> None:
+    """It is the model's, rounded: found before the run and at the stage, though its name is lost."""
+
+    def edit(model: ModelProto) -> None:
+        weight = next(tensor for tensor in model.graph.initializer if 2 == len(tensor.dims))
+        narrow = numpy_helper.to_array(weight).astype(helper.tensor_dtype_to_np_dtype(stored))
+        model.graph.initializer.append(helper.make_tensor("narrow", stored, narrow.shape, narrow.tobytes(), raw=True))
+        cast = helper.make_node("Cast", ["narrow"], [weight.name], name="wider", to=onnx.TensorProto.FLOAT)
+        model.graph.initializer.remove(weight)
+        model.graph.node.insert(0, cast)
+
+    net = nn.Sequential(nn.Linear(16, 8), nn.Tanh())
+    report = report_on(net, (torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(2)),), tmp_path, edit)
+    assert ["BD205"] == [finding.code for finding in report.preflight]
+    assert ["0"] == [origin.ref.stage for origin in report.verdict.origins]
+    found = first(report)
+    assert ("BD205", True) == (found.code, found.remedy_verified)
+    assert "narrow is the model's 0.weight" in found.evidence[0]

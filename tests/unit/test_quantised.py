@@ -87,6 +87,13 @@ def test_a_model_with_fake_quantisation_is_as_quantised() -> None:
     assert not is_quantised(quantised, [stage, replace(stage, type="FakeQuantize")])
 
 
+def test_weights_alone_may_be_quantised() -> None:
+    """They are turned back where they are read, and nothing else is."""
+    stage = Stage(StageRef("fc", 0, 0), "leaf", "Linear", None, (1,), "float32", 1, (0,), 1)
+    weight = node("DequantizeLinear", "w_q s z", "w")
+    assert is_quantised(graph(weight, node("MatMul", "x w", "c"), RELU), [stage])
+
+
 def test_one_pair_does_not_make_a_graph_quantised() -> None:
     """It is a fault of its stage: the rest computes in float, and is judged so."""
     stage = Stage(StageRef("fc", 0, 0), "leaf", "Linear", None, (1,), "float32", 1, (0,), 1)
