@@ -23,6 +23,7 @@ import torch
 from bisect_tool.backends.compiled import eagerly, original
 from bisect_tool.errors import BisectError
 from bisect_tool.recorder import flatten_tensors
+from bisect_tool.temporary import lasting_file
 
 Exporter = Literal["dynamo", "torchscript"]
 
@@ -334,12 +335,8 @@ def _export_error(error: BaseException, log: str, settings: ExportSettings) -> B
         return BisectError(
             f"the export cannot be written: {full.strerror}", hint="make room there, or set TMPDIR to another folder"
         )
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="bisect-divergence-export-", suffix=".log", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(log)
-        file.write("\n")
-        file.write("".join(traceback.format_exception(error)))
+    whole = "".join([log, "\n", *traceback.format_exception(error)])
+    file = lasting_file("bisect-divergence-export.log", whole)
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -347,11 +344,11 @@ def _export_error(error: BaseException, log: str, settings: ExportSettings) -> B
     message = f"the {settings.exporter} exporter failed: {type(cause).__name__}: {lines[0][:300]}"
     if settings.opset is not None and "opset" in lines[0].lower():
         hint = f"leave --opset {settings.opset} out for the exporter's default, or ask for another"
-        return _with_log(message, hint, Path(file.name))
+        return _with_log(message, hint, file)
     other = "torchscript" if settings.exporter == "dynamo" else "dynamo"
     there = other == "torchscript" or has_dynamo()
     first = f"try --exporter {other}, or export yourself" if there else "export with a newer PyTorch"
-    return _with_log(message, f"{first} and give the file with --onnx", Path(file.name))
+    return _with_log(message, f"{first} and give the file with --onnx", file)
 
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}

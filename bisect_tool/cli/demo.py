@@ -6,7 +6,6 @@ import contextlib
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import click
 from bisect_tool.cli import options as shared
 from bisect_tool.cli.run import run
 from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, BisectError
+from bisect_tool.temporary import temporary_folder
 
 
 @click.command(context_settings=shared.SETTINGS)
@@ -75,7 +75,7 @@ def write_files(folder: Path) -> None:
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
+        with temporary_folder(folder.parent) as made:
             inner = Path(made) / "files"
             inner.mkdir()
             write_demo(inner)

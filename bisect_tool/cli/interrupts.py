@@ -86,4 +86,5 @@ def wrote(folder: Path) -> None:
 
 def text() -> str:
     """What the user is told."""
-    return f"interrupted; written before: {', '.join(_written)}" if _written else "interrupted; no report was written"
+    written = [path for path in _written if os.path.exists(path)]
+    return f"interrupted; written before: {', '.join(written)}" if written else "interrupted; no report was written"

@@ -18,6 +18,7 @@ from bisect_tool.errors import (
     EXIT_USAGE,
     BisectError,
 )
+from bisect_tool.temporary import remove_lasting_files
 
 if TYPE_CHECKING:
     import click
@@ -80,6 +81,8 @@ def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:
         print_usage_error(error)
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
+        # What was broken off is no failed export.
+        remove_lasting_files()
         click.echo(interrupts.text(), err=True)
         return EXIT_INTERRUPTED
     except BrokenPipeError:

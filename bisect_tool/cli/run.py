@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import shutil
 import sys
@@ -27,6 +28,7 @@ from bisect_tool.errors import EXIT_AGREES, EXIT_DIVERGES, EXIT_INCONCLUSIVE, Bi
 from bisect_tool.matrix import read_matrix
 from bisect_tool.picture_formats import read_formats
 from bisect_tool.sizes import parse_size
+from bisect_tool.temporary import claim
 from bisect_tool.tolerances import make_tolerance
 
 if TYPE_CHECKING:
@@ -321,7 +323,8 @@ def report_folder(settings: Mapping[str, Any], force: bool) -> Path:
         base = Path("reports") / case_name(settings)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder, number = base / stamp, 1
-        while os.path.exists(folder):
+        # Another run of this second may not have written its report yet.
+        while os.path.exists(folder) or not claim(hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:24]):
             number += 1
             folder = base / f"{stamp}-{number}"
     # Told before the long run, not after it.

@@ -14,7 +14,7 @@ from bisect_tool.records import Comparison, Report, StageRow
 from bisect_tool.reporters.wording import shape_text
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 STAGE_COLUMNS = ("index", "stage", "call", "output", "level", "type", "source", "shape", "dtype", "onnx_value")
 TOTAL_COLUMNS = ("max_abs", "mean_abs", "rel_l2", "max_rel", "cosine", "sqnr_db", "max_ulp", "p99_abs")
@@ -33,8 +33,33 @@ def frame_of_rows(stages: Sequence[StageRow]) -> DataFrame:
     """The same, of rows alone."""
     import pandas as pd
 
-    # dtype object: pandas would turn "not measured" into NaN, which is a result here
-    return pd.DataFrame(_rows(stages), columns=list(COLUMNS), dtype=object)
+    return typed(pd.DataFrame(_rows(stages), columns=list(COLUMNS), dtype=object))
+
+
+def typed(frame: DataFrame) -> DataFrame:
+    """A frame of Python objects with columns that pandas computes with.
+
+    What is missing stays ``NA``: pandas would turn "not measured" into NaN, which is a result here.
+    """
+    return frame.apply(_typed)
+
+
+def _typed(column: Series[Any]) -> Series[Any]:
+    import pandas as pd
+
+    missing = column.isna().to_numpy() & ~column.map(lambda each: isinstance(each, float)).to_numpy(dtype=bool)
+    kinds = {type(each) for each in column[~missing]}
+    if not kinds or not kinds <= {int, float}:
+        return column.astype("boolean" if missing.any() else bool) if kinds == {bool} else column
+    if not missing.any():
+        return column.astype(int if kinds == {int} else float)
+    filled = column.where(~missing, 0)
+    array = (
+        pd.arrays.IntegerArray(filled.to_numpy(dtype="int64"), missing)
+        if kinds == {int}
+        else pd.arrays.FloatingArray(filled.to_numpy(dtype="float64"), missing)
+    )
+    return pd.Series(array, index=column.index, name=column.name)
 
 
 def csv_text(report: Report) -> str:

@@ -54,7 +54,8 @@ def trace_frame(trace: Trace) -> DataFrame:
             }
         )
     columns = ["stage", "call", "output", "level", "type", "source", "shape", "dtype"]
-    return pd.DataFrame(rows, columns=[*columns, "nan", "minimum", "maximum", "mean", "norm", "kept"], dtype=object)
+    columns += ["nan", "minimum", "maximum", "mean", "norm", "kept"]
+    return csv_table.typed(pd.DataFrame(rows, columns=columns, dtype=object))
 
 
 def report_html(report: Report) -> str:

@@ -82,8 +82,8 @@ def test_text_and_frame_say_the_same(name: str) -> None:
     assert table.to_csv(index=False, lineterminator="\n") == csv_text(SAMPLES[name]())
 
 
-def test_frame_tells_none_from_nan() -> None:
-    """The DataFrame keeps None for what was not measured."""
+def test_frame_tells_missing_from_nan() -> None:
+    """The DataFrame has NA for what was not measured."""
     table = frame(hostile())
-    assert table["local_rel_l2"].iloc[-1] is None
+    assert table["local_rel_l2"].iloc[-1] is pd.NA
     assert math.isnan(table["rel_l2"].iloc[-1])

@@ -16,7 +16,8 @@ import pytest
 from bisect_tool.cli import interrupts
 from bisect_tool.cli.main import execute
 from bisect_tool.cli.run import progress
-from bisect_tool.errors import BisectError
+from bisect_tool.errors import EXIT_INTERRUPTED, BisectError
+from bisect_tool.temporary import claim, lasting_file
 
 
 @pytest.fixture(autouse=True)
@@ -71,16 +72,16 @@ def test_what_a_ctrl_c_became_is_not_told(error: Exception, capsys: pytest.Captu
     assert "interrupted; no report was written\n" == capsys.readouterr().err
 
 
-def test_a_swallowed_ctrl_c_is_told_instead_of_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_swallowed_ctrl_c_is_told_instead_of_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever asked to stop gets no answer that looks like any other; a report that is complete is named."""
 
     def body() -> int:
         swallowed_ctrl_c()
-        interrupts.wrote(Path("reports/x"))
+        interrupts.wrote(tmp_path)
         return 0
 
     assert 130 == execute(command_of(body), "test", [])
-    assert f"interrupted; written before: {Path('reports/x')}\n" == capsys.readouterr().err
+    assert f"interrupted; written before: {tmp_path}\n" == capsys.readouterr().err
 
 
 def in_a_process(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -170,3 +171,37 @@ def test_an_ignored_ctrl_c_stays_ignored(tmp_path: Path) -> None:
         "print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
     )
     assert "True\n" == in_a_process(script, tmp_path).stdout
+
+
+def test_only_what_is_there_is_told_as_written(tmp_path: Path) -> None:
+    """A journal is named before it is begun."""
+    interrupts.wrote(tmp_path / "journal")
+    assert "interrupted; no report was written" == interrupts.text()
+    (tmp_path / "journal").touch()
+    assert f"interrupted; written before: {tmp_path / 'journal'}" == interrupts.text()
+
+
+def test_logs_of_what_was_broken_off_are_removed() -> None:
+    """An exporter raises something of its own on Ctrl-C, and the log of that is nobody's."""
+    logs = []
+
+    def body() -> None:
+        logs.append(lasting_file("bisect-divergence-test.log", "text"))
+        assert "text" == logs[0].read_text()
+        swallowed_ctrl_c()
+        raise BisectError("the exporter failed")
+
+    assert EXIT_INTERRUPTED == execute(command_of(body), "test", [])
+    assert not logs[0].exists()
+
+
+def test_a_name_is_one_processs_own(tmp_path: Path) -> None:
+    """Two runs may begin in the same second."""
+    name = tmp_path.name
+    assert claim(name)
+    script = f"from bisect_tool.temporary import claim; print(claim({name!r}))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "False" == run.stdout.strip()
+    other = subprocess.run([sys.executable, "-c", script.replace(name, f"{name}-2")], capture_output=True, text=True)
+    assert "True" == other.stdout.strip()
+    assert claim(f"{name}-2"), "it is free again when its process has ended"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from dataclasses import replace
@@ -9,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from report_samples import SAMPLES, SCRIPT, diverging, healthy, hostile, long, matrix
@@ -96,6 +98,16 @@ def test_stages_as_a_frame() -> None:
     failing = frame[(frame.judgement == "fail") & (frame.config == "ort-cuda-off")]
     assert "stem.conv" == failing.iloc[0].stage
     assert report.stages[0].results["ort-cuda-off"].total.rel_l2 == failing.iloc[0].rel_l2
+    assert frame.rel_l2.max() == frame.nlargest(1, "rel_l2").iloc[0].rel_l2
+
+
+def test_columns_of_numbers_are_that_to_pandas() -> None:
+    """What was not measured is missing, and NaN is a result."""
+    rows = {"a": [1.0, None, math.nan], "b": [1, None, 3], "c": [1.0, 2.0, math.inf], "d": ["x", None, 1]}
+    found = csv_table.typed(pd.DataFrame({**rows, "e": [True, False, True]}, dtype=object))
+    assert ["Float64", "Int64", "float64", "object", "bool"] == [str(kind) for kind in found.dtypes]
+    assert [False, True, False] == [value is pd.NA for value in found.a] and math.isnan(found.a[2])
+    assert [3] == list(found.nlargest(1, "b").b)
 
 
 def test_a_long_table_is_cut_and_says_so() -> None:
