@@ -12,6 +12,7 @@ from bisect_tool.align.families import SHAPING, family
 from bisect_tool.align.matches import STRUCTURE, Match
 from bisect_tool.align.surroundings import is_passed_by
 from bisect_tool.layouts import axis_order
+from bisect_tool.records import Stage
 from bisect_tool.signatures import distance
 
 _BIASED = frozenset(["addmm", "baddbmm", "addmv", "linear"])
@@ -65,7 +66,7 @@ def match_by_scope(board: Board) -> None:
     for value, stages in board.stages_of.items():
         # One operation of PyTorch's may be all of a module, as in attention's fast path, and many nodes.
         for path in {s.ref.stage for s in stages if s.level == "container" and s.alias_of is not None}:
-            if value not in board.matches and value in board.torch:
+            if value not in board.matches and value in board.torch and _is_all_of(board, path, value):
                 whole[path].append(value)
     for path, values in whole.items():
         # A module that is called several times has as many.
@@ -73,6 +74,17 @@ def match_by_scope(board: Board) -> None:
         left = [v for v in own if v not in board.matches]
         names = board.scopes.leaving_tree(path)
         _match_group(board, left, [n for n in names if any(board.lies_right(v, n) for v in left)])
+
+
+def _is_all_of(board: Board, path: str, value: int) -> bool:
+    """Whether a module computes nothing but a value, however often it is called."""
+    inside = [stage for at, stage in board.first_stage.items() if at != value and _is_inside(stage, path)]
+    own = board.first_stage[value]
+    return all((stage.ref.stage, stage.ref.output) == (own.ref.stage, own.ref.output) for stage in inside)
+
+
+def _is_inside(stage: Stage, path: str) -> bool:
+    return stage.level != "container" and (not path or stage.ref.stage.startswith((f"{path}.", f"{path}/")))
 
 
 def _with_bias(board: Board, name: str, following: Set[str]) -> str | None:
