@@ -59,6 +59,7 @@ def find_cause(
     config: NumericConfig,
     seconds: float,
     proven: Set[str] = frozenset(),
+    known: Sequence[Trial] = (),
 ) -> Outcome:
     """What mends an origin.
 
@@ -70,6 +71,7 @@ def find_cause(
         config: of ONNX Runtime's side.
         seconds: to spend at most.
         proven: names of nodes that are right, and so not to be changed.
+        known: what mends other origins: a node may belong to several stages.
 
     Raises:
         CannotReplayError: PyTorch's side can't be computed again.
@@ -90,7 +92,9 @@ def find_cause(
     facts = Facts(first, nodes, calls, opened.expected, actual, bench.twice, bench.rounded)
     seen = list(answers(facts))
     clues = tuple(each for each in seen if isinstance(each, Clue))
-    proposals: list[Trial | Fit] = [each for each in seen if isinstance(each, Trial)]
+    own = {node.name for node in nodes}
+    proposals: list[Trial | Fit] = [trial for trial in known if trial.node in own]
+    proposals += [each for each in seen if isinstance(each, Trial)]
     named = frozenset(parameters.values())
     proposals += propose(first, calls, statics, bench.opset, nodes, named)
     if len(nodes) <= _FEW and len(first) < len(nodes):

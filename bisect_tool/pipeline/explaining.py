@@ -48,6 +48,7 @@ from bisect_tool.diagnose.findings import (
 from bisect_tool.diagnose.grown import Crossing, grown
 from bisect_tool.diagnose.input_orders import CLEARLY, branches_diagnosis, order_diagnosis, other_orders, with_branches
 from bisect_tool.diagnose.optimiser import is_optimised, with_finding
+from bisect_tool.diagnose.trial import Trial
 from bisect_tool.diagnose.trying import MAX_SECONDS, Outcome
 from bisect_tool.diagnose.unexplained import without_optimiser_too
 from bisect_tool.drilldown import first_mending, note_shared, proven_right, without_proven
@@ -116,6 +117,11 @@ class _Search:
     ends: float
     allowed: bool
     outcomes: dict[tuple[StageRef, str], Outcome] = field(default_factory=dict)
+
+    def mending(self, config: str) -> list[Trial]:
+        """What has mended origins under a configuration."""
+        found = [outcome.cause for (_, name), outcome in self.outcomes.items() if name == config]
+        return [cause.trial for cause in found if cause is not None and cause.mends]
 
     def seconds_left(self) -> float:
         """0 and less: no more causes are looked for."""
@@ -290,7 +296,8 @@ class Explainer:
             if left > 0:
                 nodes, names = origin.onnx_nodes, search.parameters
                 seconds = min(left, MAX_SECONDS)
-                cause = find_cause(around, opened, stage, nodes, names, pair.actual, seconds, proven.keys())
+                mending = search.mending(origin.config)
+                cause = find_cause(around, opened, stage, nodes, names, pair.actual, seconds, proven.keys(), mending)
                 search.outcomes[key] = cause
             tried = search.outcomes.get(key)
             why = None if tried is None else diagnosis_of(origin, tried)
