@@ -9,7 +9,7 @@ _PRODUCTS = frozenset(
     ["MatMul", "FusedMatMul", "TransposeMatMul", "MatMulNBits", "MatMulInteger", "Gemm", "FusedGemm", "Conv"]
 )
 
-_BIAS_AT = {
+BIAS_AT = {
     **dict.fromkeys(("BiasGelu", "FastGelu", "BiasAdd", "BiasSplitGelu", "BiasDropout"), 1),
     "SkipSimplifiedLayerNormalization": 3,
     "MultiHeadAttention": 3,
@@ -26,7 +26,7 @@ def without_bias(graph: OnnxGraph) -> frozenset[str]:
     }
     found: set[str] = set()
     for node in graph.nodes:
-        at = _BIAS_AT.get(node.op_type, len(node.inputs)) if node.domain == "com.microsoft" else len(node.inputs)
+        at = BIAS_AT.get(node.op_type, len(node.inputs)) if node.domain == "com.microsoft" else len(node.inputs)
         if at >= len(node.inputs) or not node.inputs[at] or node.inputs[at] not in constants:
             continue
         read = [_handed_on(name, makers) for name in node.inputs[:at] if name in makers]

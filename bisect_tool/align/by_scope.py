@@ -12,13 +12,30 @@ from bisect_tool.align.families import SHAPING, family
 from bisect_tool.align.matches import STRUCTURE, Match
 from bisect_tool.align.surroundings import is_passed_by
 from bisect_tool.layouts import axis_order
-from bisect_tool.records import Stage
+from bisect_tool.records import OnnxNode, Stage
 from bisect_tool.signatures import distance
 
 _BIASED = frozenset(["addmm", "baddbmm", "addmv", "linear"])
 """Operations that add a bias: a node of its own in the graph."""
 _ACTIVATED = frozenset(["FusedConv", "FusedGemm", "FusedMatMulActivation"])
 """Products of ONNX Runtime's that an activation belongs to, whatever the module does after them."""
+_ACTIVATIONS = frozenset(
+    [
+        "relu",
+        "leakyrelu",
+        "leaky_relu",
+        "clip",
+        "relu6",
+        "hardtanh",
+        "sigmoid",
+        "tanh",
+        "hardsigmoid",
+        "hardswish",
+        "silu",
+        "elu",
+    ]
+)
+"""Families of the operations that are fused into them, and of the modules that do them."""
 
 
 def match_placed(board: Board, placed: Mapping[int, Match]) -> None:
@@ -43,6 +60,9 @@ def match_by_scope(board: Board) -> None:
             calls[path, family(stage.type)].append(value)
         else:
             leaves[stage.ref.stage].append(value)
+    activated = _match_activated(board)
+    for path in activated:
+        leaves.pop(path, None)
     folded = _folded_into(board, leaves)
     # The producer's node holds the normalisation's value: nothing in its scope is the producer's own.
     taken = {board.folded_scope(board.first_stage[value]) for value in board.matches}
@@ -74,6 +94,48 @@ def match_by_scope(board: Board) -> None:
         left = [v for v in own if v not in board.matches]
         names = board.scopes.leaving_tree(path)
         _match_group(board, left, [n for n in names if any(board.lies_right(v, n) for v in left)])
+
+
+def _match_activated(board: Board) -> set[str]:
+    """Products that an activation was fused into: their node has the value behind that, under the product's name.
+
+    Returns:
+        Paths of the modules between, which have no value in the graph.
+    """
+    between: set[str] = set()
+    leaf = {stage.ref.stage: v for v, stage in board.first_stage.items() if "#" not in stage.ref.stage}
+    for node in board.graph.nodes:
+        name = node.outputs[0] if node.outputs else ""
+        path = board.scopes.path_of(name) if node.op_type in _ACTIVATED else None
+        value = leaf.get(path or "")
+        if value is None or board.calls[str(path), 0] != 1:
+            continue
+        passed = [value]
+        while (found := _only_stage_after(board, passed[-1])) is not None and _is_passed_over(board, found, node):
+            passed.append(found)
+        if found is None or family(board.first_stage[found].type) not in _ACTIVATIONS:
+            continue
+        if board.scopes.by_path.get(board.first_stage[found].ref.stage):
+            continue  # it has nodes of its own
+        between.update(board.first_stage[v].ref.stage for v in passed if v not in board.matches)
+        if found not in board.matches and name not in board.taken and board.fits(found, name):
+            agrees = board.agrees(found, name) and not board.circular(found, name)
+            named = board.named(name)
+            board.take(Match(found, name, (named, board.value_evidence) if agrees else (named,), agrees))
+    return between
+
+
+def _only_stage_after(board: Board, value: int) -> int | None:
+    after = {stage.value for stage in board.stages_after(value)}
+    return after.pop() if len(after) == 1 else None
+
+
+def _is_passed_over(board: Board, value: int, node: OnnxNode) -> bool:
+    """Whether a product's node computes a stage too: a BatchNorm that is in its weights, a sum with a fourth input."""
+    stage = board.first_stage[value]
+    if "BatchNorm" in stage.type:
+        return not board.scopes.by_path.get(stage.ref.stage)
+    return family(stage.type) == "add" and len(node.inputs) > 3
 
 
 def _is_all_of(board: Board, path: str, value: int) -> bool:

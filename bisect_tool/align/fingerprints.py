@@ -14,6 +14,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from bisect_tool.align.bias_elsewhere import BIAS_AT
+
 Array = NDArray[Any]
 
 _HALF = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -165,7 +167,9 @@ def places_by_weights(
     for name, op, inputs, _ in nodes:
         if op in _TURNING:
             continue
-        paths = [held[read] for read in inputs if read in held]
+        # The bias of the product before a fused node says nothing about that.
+        own = [read for place, read in enumerate(inputs) if place != BIAS_AT.get(op)]
+        paths = [held[read] for read in own if read in held]
         common = set.intersection(*paths) if paths else set()
         if len(common) == 1:
             found[name] = common.pop()

@@ -50,6 +50,19 @@ _FEW = 12
 """Nodes of a stage up to which those that were shown to be right are tried as well, should the others not be it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What other stages tell of nodes that they share with an origin.
+
+    Attributes:
+        proven: names of nodes that are right, and so not to be changed.
+        mending: what has mended them.
+    """
+
+    proven: Set[str] = frozenset()
+    mending: Sequence[Trial] = ()
+
+
 def find_cause(
     around: Surroundings,
     opened: Opened,
@@ -58,8 +71,7 @@ def find_cause(
     parameters: Mapping[int, str],
     config: NumericConfig,
     seconds: float,
-    proven: Set[str] = frozenset(),
-    known: Sequence[Trial] = (),
+    elsewhere: Elsewhere | None = None,
 ) -> Outcome:
     """What mends an origin.
 
@@ -70,8 +82,7 @@ def find_cause(
         parameters: names of the model's parameters and buffers by the address of their data.
         config: of ONNX Runtime's side.
         seconds: to spend at most.
-        proven: names of nodes that are right, and so not to be changed.
-        known: what mends other origins: a node may belong to several stages.
+        elsewhere: what other stages tell.
 
     Raises:
         CannotReplayError: PyTorch's side can't be computed again.
@@ -93,12 +104,13 @@ def find_cause(
     seen = list(answers(facts))
     clues = tuple(each for each in seen if isinstance(each, Clue))
     own = {node.name for node in nodes}
-    proposals: list[Trial | Fit] = [trial for trial in known if trial.node in own]
+    elsewhere = elsewhere or Elsewhere()
+    proposals: list[Trial | Fit] = [trial for trial in elsewhere.mending if trial.node in own]
     proposals += [each for each in seen if isinstance(each, Trial)]
     named = frozenset(parameters.values())
     proposals += propose(first, calls, statics, bench.opset, nodes, named)
     if len(nodes) <= _FEW and len(first) < len(nodes):
-        left_alone = program.moving | proven
+        left_alone = program.moving | elsewhere.proven
         others = [node for node in nodes if node not in first and node.name not in left_alone]
         proposals += propose(others, calls, statics, bench.opset, nodes, named)
     proposals += read_elsewhere(first, calls, around.holding)

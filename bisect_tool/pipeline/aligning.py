@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from bisect_tool.align.bodies import match_bodies
+from bisect_tool.align.by_reader import read_by_layers
 from bisect_tool.align.forks import at_forks
 from bisect_tool.align.matches import AMBIGUOUS, NARROW_VALUE_LIMIT, STRUCTURE, VALUE_LIMIT, Hints, Match, Sides
 from bisect_tool.align.matching import match_values, trusted
@@ -147,6 +148,7 @@ class Aligner:
                 f"({self.fresh_how}) and laid beside the ONNX file"
             )
         matches = self._without_fused(reference, sides, matches)
+        matches = self._with_operands(reference, sides, matches)
         others = Hints(modules=modules, placed=placed.pairs, instead=placed.instead)
         matches = self._with_other_sizes(reference, sides, matches, with_bodies, others)
         if not self.is_fresh and self._outputs_are_off(reference, BEYOND_ROUNDING):
@@ -231,6 +233,31 @@ class Aligner:
 
         fused = {value for value in passed if any(map(is_spoilt, nearest_paired(value, children, matches)))}
         return {value: match for value, match in matches.items() if value not in fused}
+
+    def _with_operands(self, reference: Reference, sides: Sides, matches: dict[int, Match]) -> dict[int, Match]:
+        """The pairs with what layers read whose stage nothing tells, as far as the layers are right with it."""
+        limit = NARROW_VALUE_LIMIT if self.narrow else VALUE_LIMIT
+        asked = self.options.forced and not self.is_fresh and not quantised_counts(self.program.plain)
+        for _ in range(MAX_ALIGNMENT_ROUNDS if asked and self._outputs_are_off(reference, BEYOND_ROUNDING) else 0):
+            supposed = read_by_layers(reference.trace, self.program.plain, matches)
+            if not supposed:
+                break
+            both = {**matches, **{each.match.value: each.match for each in supposed}}
+            try:
+                forced = self.runs.forced_signatures(reference.activations, both)
+            except InconclusiveError:
+                break
+            right = [
+                each.match
+                for each in supposed
+                if (own := sides.torch.get(each.reader)) is not None
+                and (made := forced.get(matches[each.reader].onnx)) is not None
+                and distance(own, made) <= limit
+            ]
+            if not right:
+                break
+            matches = {**matches, **{match.value: match for match in right}}
+        return matches
 
     def _with_other_sizes(
         self,

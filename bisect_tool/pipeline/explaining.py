@@ -26,7 +26,7 @@ from bisect_tool.backends.replay_folder import Told, replay_files
 from bisect_tool.backends.runners import untouched_run
 from bisect_tool.backends.stream import Lane
 from bisect_tool.backends.testimony import ask
-from bisect_tool.backends.trials import find_cause, parameter_names
+from bisect_tool.backends.trials import Elsewhere, find_cause, parameter_names
 from bisect_tool.backends.variants import variants
 from bisect_tool.baked import with_baked
 from bisect_tool.compare import MAIN_LAYER
@@ -296,8 +296,8 @@ class Explainer:
             if left > 0:
                 nodes, names = origin.onnx_nodes, search.parameters
                 seconds = min(left, MAX_SECONDS)
-                mending = search.mending(origin.config)
-                cause = find_cause(around, opened, stage, nodes, names, pair.actual, seconds, proven.keys(), mending)
+                elsewhere = Elsewhere(proven.keys(), search.mending(origin.config))
+                cause = find_cause(around, opened, stage, nodes, names, pair.actual, seconds, elsewhere)
                 search.outcomes[key] = cause
             tried = search.outcomes.get(key)
             why = None if tried is None else diagnosis_of(origin, tried)

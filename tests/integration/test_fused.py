@@ -144,3 +144,57 @@ def test_a_product_whose_bias_a_fused_norm_adds_is_no_stage(epsilon: float, tmp_
     assert "down" not in [pair.ref.stage for pair in report.alignment.pairs]
     origins = [origin.ref.stage for origin in report.verdict.origins]
     assert ([] if epsilon == 1e-5 else ["norm"]) == origins
+
+
+def test_a_fault_in_a_convolution_with_its_activation_inside(tmp_path: Path) -> None:
+    """The fused node has the activation's value, whatever its name says; norm and activation are in it."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.LeakyReLU(0.1), nn.Conv2d(8, 8, 3, 1, 1)]
+    net = nn.Sequential(*layers, nn.BatchNorm2d(8), nn.LeakyReLU(0.1), nn.MaxPool2d(2), nn.Conv2d(8, 4, 3)).eval()
+    inputs = (torch.randn(2, 2, 16, 16, generator=torch.Generator().manual_seed(1)),)
+    exported(net, inputs, "torchscript", tmp_path, 17)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "saved.onnx")
+    ort.InferenceSession(str(tmp_path / "healthy.onnx"), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(tmp_path / "saved.onnx")
+    second = [node for node in model.graph.node if node.op_type == "FusedConv"][1]
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == second.input[1])
+    changed = numpy_helper.to_array(weight).copy()
+    changed[3] *= 1.5
+    weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
+    report = judged(net, inputs, model, tmp_path)
+    assert ["5"] == [origin.ref.stage for origin in report.verdict.origins]
+    assert [("BD202", True)] == [(each.code, each.remedy_verified) for each in report.verdict.diagnoses]
+
+
+BY_HAND = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+g (float[4,6] x) => (float[4,3] y) {
+  a = MatMul(x, w0)
+  b = Add(a, b0)
+  c = %s(b)
+  d = MatMul(c, w2)
+  e = %s
+  f = MatMul(e, w4)
+  y = Add(f, b4)
+}"""
+
+
+@pytest.mark.parametrize(
+    "behind, stage", [("Add(d, b2)", "1"), ("com.microsoft.BiasGelu(d, b2)", "3")], ids=["plain", "fused"]
+)
+def test_a_broken_operation_between_layers_without_names(behind: str, stage: str, tmp_path: Path) -> None:
+    """What the next layer reads is its value, or that of the first stage behind it that the graph has."""
+    torch.manual_seed(0)
+    fused = "BiasGelu" in behind
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.GELU() if fused else nn.Identity())
+    net.append(nn.Linear(8, 3)).eval()
+    state = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    weights = {f"w{n}": state[f"{n}.weight"].T.copy() for n in "024"} | {f"b{n}": state[f"{n}.bias"] for n in "024"}
+    inputs = (torch.randn(4, 6, generator=torch.Generator().manual_seed(1)),)
+    for op, origins in (("Tanh", []), ("Sigmoid", [stage])):
+        model = onnx.parser.parse_model(BY_HAND % (op, behind))
+        model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+        report = judged(net, inputs, model, tmp_path)
+        assert origins == [origin.ref.stage for origin in report.verdict.origins]
+        assert all(("BD102", True) == (each.code, each.remedy_verified) for each in report.verdict.diagnoses)
