@@ -175,9 +175,15 @@ def places_by_weights(
             found[name] = common.pop()
     final = set(outputs)
     for name, _, _, made in nodes:
-        if name not in found or not made or made[0] in final or len(set(readers[made[0]])) != 1:
+        if name not in found:
             continue
-        following, op, inputs, _ = nodes[readers[made[0]][0]]
+        # Converters write the norm behind a convolution with channels last.
+        while made and made[0] not in final and len(set(readers[made[0]])) == 1:
+            following, op, inputs, made = nodes[readers[made[0]][0]]
+            if op not in _TURNING:
+                break
+        else:
+            continue
         weights = [read for read in inputs if sizes.get(read, 0) > 1]
         if op in ("Add", "Mul") and following not in found and weights and not any(read in held for read in weights):
             found[following] = found[name]

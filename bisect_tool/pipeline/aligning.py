@@ -12,7 +12,16 @@ import torch
 from bisect_tool.align.bodies import match_bodies
 from bisect_tool.align.by_reader import read_by_layers
 from bisect_tool.align.forks import at_forks
-from bisect_tool.align.matches import AMBIGUOUS, NARROW_VALUE_LIMIT, STRUCTURE, VALUE_LIMIT, Hints, Match, Sides
+from bisect_tool.align.matches import (
+    AMBIGUOUS,
+    FORCED_VALUE,
+    NARROW_VALUE_LIMIT,
+    STRUCTURE,
+    VALUE_LIMIT,
+    Hints,
+    Match,
+    Sides,
+)
 from bisect_tool.align.matching import match_values, trusted
 from bisect_tool.align.other_sizes import called_so, of_other_size
 from bisect_tool.align.placing import NOTHING_PLACED, Placed, is_open, is_shifted, placed_by_structure, with_twins
@@ -27,6 +36,7 @@ from bisect_tool.metrics import kind_of
 from bisect_tool.pipeline.options import Options, Step
 from bisect_tool.pipeline.prepared import Ready, ready_to_run
 from bisect_tool.quantised import quantised_counts
+from bisect_tool.records import TorchTrace
 from bisect_tool.rows import first_stage_by_value
 from bisect_tool.signatures import Signature, distance, permuted_signatures, split_signatures
 from bisect_tool.temporary import temporary_folder
@@ -127,6 +137,7 @@ class Aligner:
         if self._is_nameless() and (
             not all(match.confirmed for match in matches.values())
             or has_broken_unpaired(trace, matches, sides.torch, sides.onnx)
+            or _has_lost_output(trace, matches)
         ):
             modules = modules_by_weights(self.case.module, self.program)
             sure = {value: match for value, match in matches.items() if match.confirmed}
@@ -196,8 +207,9 @@ class Aligner:
             merged = {**sides.onnx, **signatures}
             now = replace(hints, known=confirmed, fed=fed, chained=sides.onnx)
             again = with_bodies(match_values(replace(sides, onnx=merged), now))
-            same = {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
-            matches = again
+            turned = [v for v, m in fed.items() if v in again and again[v].permutation != m.permutation]
+            same = not turned and {v: m.onnx for v, m in again.items()} == {v: m.onnx for v, m in matches.items()}
+            matches = _doubted_behind(turned, again, children_of(reference.trace)) if turned else again
         return matches
 
     def _without_fused(self, reference: Reference, sides: Sides, matches: dict[int, Match]) -> dict[int, Match]:
@@ -306,7 +318,13 @@ class Aligner:
         # What is still right by its value may be made of a stage that is broken and has no name.
         broken = nameless and has_broken_unpaired(sides.trace, matches, sides.torch, sides.onnx)
         shifted = is_shifted(reference.trace, matches) and self._outputs_are_off(reference)
-        if not broken and not shifted and not is_open(reference.trace, matches, nodes_between, nameless=nameless):
+        lost = nameless and _has_lost_output(reference.trace, matches)
+        if (
+            not broken
+            and not shifted
+            and not lost
+            and not is_open(reference.trace, matches, nodes_between, nameless=nameless)
+        ):
             return NOTHING_PLACED
         if self.program.weight_bytes() > MOST_EXPORTED:
             self.notes.append("too many weights to export the model once more, and so to tell stages by structure")
@@ -370,3 +388,25 @@ class Aligner:
         weights = self.program.floating_weights().keys()
         reading = [node for node in self.program.plain.nodes if not weights.isdisjoint(node.inputs)]
         return 2 * sum(bool(node.scopes) or node.call is not None for node in reading) < len(reading)
+
+
+def _doubted_behind(
+    turned: Sequence[int], matches: Mapping[int, Match], children: Mapping[int, Sequence[int]]
+) -> dict[int, Match]:
+    """The pairs, with those open again that a run has shown which was given values with their axes in another order."""
+    behind: set[int] = set()
+    stack = list(turned)
+    while stack:
+        for child in children.get(stack.pop(), ()):
+            if child not in behind:
+                behind.add(child)
+                stack.append(child)
+    return {
+        value: replace(match, confirmed=False) if value in behind and FORCED_VALUE in match.evidence else match
+        for value, match in matches.items()
+    }
+
+
+def _has_lost_output(trace: TorchTrace, matches: Mapping[int, Match]) -> bool:
+    """Whether one of the model's outputs has no pair: the graph puts it out in another layout or size, and it is off."""
+    return any(value not in matches for _, value in trace.outputs)
