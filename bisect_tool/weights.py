@@ -105,6 +105,7 @@ class WeightDifference:
         axis, index: the one index of one axis, of the graph's weight, that holds it; ``None``: it is spread out.
         rounded: the narrower type whose rounding is all of the difference; ``None``: there is more to it.
         folded: the difference is to the model's weight with a BatchNorm folded in.
+        moved: it holds the model's very numbers, in another order.
     """
 
     pair: WeightPair
@@ -114,6 +115,7 @@ class WeightDifference:
     index: int | None = None
     rounded: str | None = None
     folded: bool = False
+    moved: bool = False
 
     def __str__(self) -> str:
         fold = " with a BatchNorm folded in" if self.folded else ""
@@ -148,8 +150,9 @@ class WeightReport:
 
     @property
     def is_another_checkpoint(self) -> bool:
-        """Whether most weights that could differ do."""
-        return len(self.differing) > 1 and 2 * len(self.differing) > self.telling
+        """Whether most weights that could differ do, and not for the order of their numbers."""
+        other = sum(not each.moved for each in self.differing)
+        return other > 1 and 2 * other > self.telling
 
 
 def pair_weights(
@@ -237,11 +240,25 @@ def compare_weights(
             continue
         difference, constant = _compare(pair, actual, options, foldings)
         telling += not constant or difference is not None
+        if difference is not None and difference.rounded is None:
+            difference = replace(difference, moved=_is_moved(actual, options[0]))
         if difference is not None:
             (differing if difference.rounded is None else rounded).append(_unsqueezed(difference, weight.shape))
     return WeightReport(
         len(pairs), tuple(differing), telling, tuple(rounded), frozenset(without_nan), frozenset(finite)
     )
+
+
+MOST_SORTED = 1 << 24
+"""Numbers of a weight up to which it is sorted, to see whether they are only in another order."""
+
+
+def _is_moved(actual: Array, expected: Array) -> bool:
+    if actual.size != expected.size or actual.size > MOST_SORTED:
+        return False
+    with np.errstate(all="ignore"):
+        there = expected.astype(actual.dtype)
+    return np.array_equal(np.sort(actual, axis=None), np.sort(there, axis=None))
 
 
 def _unsqueezed(difference: WeightDifference, shape: tuple[int, ...]) -> WeightDifference:

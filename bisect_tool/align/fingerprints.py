@@ -185,7 +185,12 @@ def places_by_weights(
         else:
             continue
         weights = [read for read in inputs if sizes.get(read, 0) > 1]
-        if op in ("Add", "Mul") and following not in found and weights and not any(read in held for read in weights):
+        if (
+            op in ("Add", "Mul", "Sub", "Div")
+            and following not in found
+            and weights
+            and not any(read in held for read in weights)
+        ):
             found[following] = found[name]
     return found
 

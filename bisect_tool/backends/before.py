@@ -28,6 +28,7 @@ from bisect_tool.records import Finding, OnnxNode, Severity
 from bisect_tool.weights import (
     CODE,
     FOLDED,
+    MOST_SORTED,
     Folding,
     WeightDifference,
     WeightPair,
@@ -154,10 +155,6 @@ def _difference(
     fold = " with a BatchNorm folded in" if each.folded else ""
     text = f"weight {name}{other} differs from the model's{fold}{count}, {relative(each.rel_l2, each.max_abs)}{place}"
     return WEIGHT, text
-
-
-MOST_SORTED = 1 << 24
-"""Numbers of a weight up to which it is sorted, to see whether they are only in another order."""
 
 
 def _other_order(have: Array, should: Array, gates: int) -> str | None:

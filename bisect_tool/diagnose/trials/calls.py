@@ -138,6 +138,9 @@ def replaced_nodes(node: Node, calls: Sequence[Call], opset: int) -> Iterator[Tr
             foreign = any(isinstance(one, Operand) and not one.static and not isinstance(to, str) for one, to in given)
             if foreign and not (reads and node.op in _PLAIN):
                 continue
+            # The same of one that is made of constants alone.
+            if node.op in _PLAIN and not reads:
+                continue
             found = own if reads and set(reads) <= set(node.inputs) else others
             found.append(_replacement(node, call, form, inputs, opset))
     yield from own
@@ -262,14 +265,22 @@ def _replacement(node: Node, call: Call, form: Form, inputs: tuple[str | Array |
 _PARTS: Mapping[str, frozenset[str]] = {
     "Gelu": frozenset(["Pow", "Mul", "Add", "Sum", "Tanh", "Erf", "Div", "Sqrt"]),
     "Mish": frozenset(["Softplus", "Exp", "Log", "Add", "Tanh", "Mul"]),
-    "Swish": frozenset(["Sigmoid", "Mul"]),
+    "Swish": frozenset(["Sigmoid", "Mul", "Neg", "Exp", "Add", "Div", "Reciprocal"]),
     "HardSwish": frozenset(["HardSigmoid", "Add", "Clip", "Mul", "Div"]),
     "Softmax": frozenset(["ReduceMax", "Sub", "Exp", "ReduceSum", "Div"]),
     "LogSoftmax": frozenset(["ReduceMax", "ReduceLogSumExp", "Sub", "Exp", "ReduceSum", "Log"]),
     # With a factor: multiplied, and divided again.
     "Softplus": frozenset(["Exp", "Add", "Log", "Mul", "Div", "Where", "Softplus"]),
     "Softsign": frozenset(["Abs", "Add", "Div"]),
-    "HardSigmoid": frozenset(["Add", "Clip", "Div", "Mul"]),
+    "HardSigmoid": frozenset(["Add", "Clip", "Div", "Mul", "Min", "Max", "Relu"]),
+    "Sigmoid": frozenset(["Mul", "Neg", "Exp", "Add", "Div", "Reciprocal", "Tanh"]),
+    "Tanh": frozenset(["Mul", "Neg", "Exp", "Add", "Sub", "Div", "Sigmoid"]),
+    "LeakyRelu": frozenset(
+        ["Mul", "Max", "Min", "Relu", "Neg", "Add", "Sub", "Where", "Greater", "GreaterOrEqual", "Less"]
+    ),
+    "Elu": frozenset(["Mul", "Exp", "Add", "Sub", "Max", "Min", "Relu", "Where", "Greater", "GreaterOrEqual", "Less"]),
+    "Celu": frozenset(["Mul", "Div", "Exp", "Add", "Sub", "Max", "Min", "Elu", "Where", "Greater"]),
+    "Selu": frozenset(["Mul", "Exp", "Add", "Sub", "Max", "Min", "Elu", "Where", "Greater"]),
 }
 """What exporters write operators as, where they write several nodes."""
 

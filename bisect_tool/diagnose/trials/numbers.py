@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,52 @@ def fitted_numbers(node: Node, calls: Sequence[Call]) -> Iterator[Fit]:
     for name, value in node.attributes.items():
         if isinstance(value, float):
             yield Fit(value, _attribute_trial(node, name, value), hints)
+
+
+_BOUNDS = {"Min": ("max", "max_val"), "Max": ("min", "min_val"), "Clip": ("min", "min_val", "max", "max_val")}
+"""Arguments of PyTorch's calls that an operator's constant may be."""
+
+_ROOTS = {"Sqrt", "Pow", "Reciprocal", "Rsqrt"}
+
+
+def named_numbers(nodes: Sequence[Node], calls: Sequence[Call], stage: Sequence[Node]) -> Iterator[Trial]:
+    """Constants that PyTorch's calls name: what is added before a root, bounds, and factors that stand for divisors.
+
+    Leaving the node out may come to the same on a sample, and so may another operator.
+    """
+    rooted = {name for node in stage if node.op in _ROOTS for name in node.inputs}
+    for node in nodes:
+        scalars = [(p, a) for p, a in node.constants.items() if a.size == 1 and a.dtype.kind == "f"]
+        for place, array in scalars:
+            have = float(array.reshape(()))
+            for call in calls:
+                for text, number in _meant(node, place, call, rooted):
+                    if number != have and number != 0:
+                        yield _constant_trial(node, place, array)(number, text)
+
+
+def _meant(node: Node, place: int, call: Call, rooted: Set[str]) -> Iterator[tuple[str, float]]:
+    """Numbers of a call that a constant may have to be, and what they are."""
+    numbers = call.numbers()
+    names = _BOUNDS.get(node.op, ())
+    if node.op == "Add" and node.output in rooted:
+        names = ("eps", "epsilon")
+    yield from ((f"{call.name} has {name} {numbers[name]:.7g}", numbers[name]) for name in names if name in numbers)
+    other = _scalar(call.arguments.get("other"))
+    if other and (node.op, call.name) in _INVERSE and (place == 1 or node.op == "Mul"):
+        number = -other if node.op in ("Add", "Sub") else 1 / other
+        # The very number that PyTorch has, with the other operator: that is what is wrong.
+        if not np.isclose(float(node.constants[place].reshape(())), other, rtol=1e-6):
+            yield f"{call.name} by {other:.7g} is {node.op} by {number:.7g}", number
+
+
+_INVERSE = {("Mul", "div"), ("Div", "mul"), ("Add", "sub"), ("Sub", "add")}
+
+
+def _scalar(given: Any) -> float | None:
+    if isinstance(given, Operand):
+        return float(given.array.reshape(())) if given.static and given.array.size == 1 else None
+    return float(given) if isinstance(given, (int, float)) and not isinstance(given, bool) else None
 
 
 def _constant_trial(node: Node, place: int, array: Array) -> Callable[[float, str | None], Trial]:

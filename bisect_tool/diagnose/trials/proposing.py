@@ -12,7 +12,13 @@ from bisect_tool.diagnose.recurrence import recurrence
 from bisect_tool.diagnose.sisters import exponents, sisters
 from bisect_tool.diagnose.trial import Fit, Trial
 from bisect_tool.diagnose.trials.calls import in_doubt, is_part, other_parts, replaced_nodes, towards_calls
-from bisect_tool.diagnose.trials.numbers import fitted_numbers, other_settings, other_windows, reordered_inputs
+from bisect_tool.diagnose.trials.numbers import (
+    fitted_numbers,
+    named_numbers,
+    other_settings,
+    other_windows,
+    reordered_inputs,
+)
 from bisect_tool.diagnose.trials.surplus import inserted_nodes, left_out_nodes, put_in_front
 from bisect_tool.diagnose.trials.weights import all_weights, exchanged_weights, weight_trials, widened_weights
 from bisect_tool.diagnose.weight_forms import Static
@@ -57,6 +63,7 @@ def _changed_nodes(
 ) -> Iterator[Trial | Fit]:
     """Nodes left out, exchanged or set otherwise; the arguments are those of :func:`propose`."""
     # An exchange of operands can come to the same as what follows: ``Less`` for ``Greater``, a ``Not`` before ``Where``.
+    yield from named_numbers(nodes, calls, stage)
     left_out = left_out_nodes(nodes, calls, stage, opset)
     yield from (trial for surplus, trial in left_out if surplus)
     known = {form.op for call in calls for form in forms(call, opset)}
