@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from bisect_tool.align.board import Board
 from bisect_tool.align.matches import SPLIT, Match, Permuted
+from bisect_tool.layouts import same_data_order
 from bisect_tool.signatures import Signature, distance
 
 
@@ -47,7 +48,9 @@ def _take_permuted(
         hits = [
             n
             for n in names
-            if distance(signature, board.onnx[n]) <= board.limit(value) and not board.circular(value, n)
+            if same_data_order(signature.shape, board.onnx[n].shape)
+            and distance(signature, board.onnx[n]) <= board.limit(value)
+            and not board.circular(value, n)
         ]
         scoped = [n for n in hits if board.same_scope(value, n)]
         if hits:
