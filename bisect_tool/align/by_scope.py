@@ -92,7 +92,7 @@ def match_by_scope(board: Board) -> None:
         # A module that is called several times has as many.
         own = [v for v in values if not board.scopes.calls(path, family(board.first_stage[v].type))]
         left = [v for v in own if v not in board.matches]
-        names = board.scopes.leaving_tree(path)
+        names = [name for name in board.scopes.leaving_tree(path) if name not in board.without_bias]
         _match_group(board, left, [n for n in names if any(board.lies_right(v, n) for v in left)])
 
 
