@@ -12,7 +12,7 @@ from bisect_tool.align.families import SHAPING, family
 from bisect_tool.align.matches import STRUCTURE, Match
 from bisect_tool.align.surroundings import is_passed_by
 from bisect_tool.layouts import axis_order
-from bisect_tool.records import OnnxNode, Stage
+from bisect_tool.records import OnnxNode
 from bisect_tool.signatures import distance
 
 _BIASED = frozenset(["addmm", "baddbmm", "addmv", "linear"])
@@ -82,17 +82,19 @@ def match_by_scope(board: Board) -> None:
             sums = (_with_bias(board, name, following) for name in names if name not in board.taken)
             names = [name for name in sums if name is not None]
         _match_group(board, values, names, operations=True)
+    members = {stage.ref.stage for stage in board.first_stage.values() if "#" not in stage.ref.stage}
     whole: dict[str, list[int]] = defaultdict(list)
     for value, stages in board.stages_of.items():
         # One operation of PyTorch's may be all of a module, as in attention's fast path, and many nodes.
         for path in {s.ref.stage for s in stages if s.level == "container" and s.alias_of is not None}:
-            if value not in board.matches and value in board.torch and _is_all_of(board, path, value):
+            if value not in board.matches and value in board.torch:
                 whole[path].append(value)
     for path, values in whole.items():
         # A module that is called several times has as many.
         own = [v for v in values if not board.scopes.calls(path, family(board.first_stage[v].type))]
         left = [v for v in own if v not in board.matches]
-        names = [name for name in board.scopes.leaving_tree(path) if name not in board.without_bias]
+        # What a member of its own makes is that member's.
+        names = [name for name in board.scopes.leaving_tree(path) if board.scopes.path_of(name) not in members]
         _match_group(board, left, [n for n in names if any(board.lies_right(v, n) for v in left)])
 
 
@@ -136,20 +138,6 @@ def _is_passed_over(board: Board, value: int, node: OnnxNode) -> bool:
     if "BatchNorm" in stage.type:
         return not board.scopes.by_path.get(stage.ref.stage)
     return family(stage.type) == "add" and len(node.inputs) > 3
-
-
-def _is_all_of(board: Board, path: str, value: int) -> bool:
-    """Whether a module computes nothing but a value, however often it is called, or does so itself at its end."""
-    if "#" in board.first_stage[value].ref.stage:
-        return True
-    # What leaves a module whose last member has no nodes of its own is another member's.
-    inside = [stage for at, stage in board.first_stage.items() if at != value and _is_inside(stage, path)]
-    own = board.first_stage[value]
-    return all((stage.ref.stage, stage.ref.output) == (own.ref.stage, own.ref.output) for stage in inside)
-
-
-def _is_inside(stage: Stage, path: str) -> bool:
-    return stage.level != "container" and (not path or stage.ref.stage.startswith((f"{path}.", f"{path}/")))
 
 
 def _with_bias(board: Board, name: str, following: Set[str]) -> str | None:

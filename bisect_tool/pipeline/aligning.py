@@ -134,7 +134,7 @@ class Aligner:
             if second is not None:
                 matches = match_values(sides, Hints(second=second))
         modules: Mapping[str, str] = {}
-        if self._is_nameless() and (
+        if self._has_nameless() and (
             not all(match.confirmed for match in matches.values())
             or has_broken_unpaired(trace, matches, sides.torch, sides.onnx)
             or _has_lost_output(trace, matches)
@@ -379,6 +379,14 @@ class Aligner:
             if name not in orders
         }
         return {source: axes for source, axes in found.items() if axes}
+
+    def _has_nameless(self) -> bool:
+        """Whether a node that reads weights carries no name of a module, as fused ones do among others that have theirs."""
+        weights = self.program.floating_weights().keys()
+        nodes = self.program.plain.nodes
+        return self._is_nameless() or any(
+            not node.scopes and node.call is None and not weights.isdisjoint(node.inputs) for node in nodes
+        )
 
     def _is_nameless(self) -> bool:
         """Whether most nodes that read weights carry no name of a module, or the model has none to compare it with."""
