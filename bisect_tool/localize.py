@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from bisect_tool.judging import makes_error, side_off
@@ -26,6 +26,8 @@ def localize(rows: Sequence[StageRow], config: str) -> Localization:
     # What PyTorch computes twice and the graph once is one fault.
     refs = {row.ref for row in making}
     origins = [row for row in making if row.alias_of not in refs]
+    # What a member makes, its module makes too, where both are shown.
+    origins = [row for row in origins if not _members(row, origins)]
     names = {row.index for row in making}
     return Localization(
         first_over_tolerance=FirstOverTolerance(first.stage, first.call, first.output, config) if first else None,
@@ -91,7 +93,15 @@ def with_shares(rows: Sequence[StageRow], config: str, outputs: Set[StageRef] = 
     for index in ends:
         arriving[index] = squares[index] / whole if whole else 0.0
     shares: dict[int, float] = {}
+    nested = {row.index: members for row in plain if (members := _members(row, plain))}
     for row in reversed(plain):
+        last = _last_of(nested.get(row.index, []), by_index)
+        within = sum(squares[index] for index in last)
+        if within > 0:
+            # All of a module's error is made by its members, or comes to them.
+            for index in last:
+                arriving[index] += arriving[row.index] * squares[index] / within
+            continue
         sources = {index: squares[index] for index in row.inputs if squares.get(index, 0) > 0}
         made = _made_here(row.results[config]) if sources else 1.0
         shares[row.index] = arriving[row.index] * made
@@ -102,7 +112,7 @@ def with_shares(rows: Sequence[StageRow], config: str, outputs: Set[StageRef] = 
     for row in rows:
         result = row.results.get(config)
         if result is not None:
-            inside = [row.index] if row.role != "group" else _members(row, plain)
+            inside = nested.get(row.index) or ([row.index] if row.role != "group" else _members(row, plain))
             share = min(sum(shares.get(index, 0.0) for index in inside), 1.0) if inside else None
             row = replace(row, results={**row.results, config: replace(result, share=share)})
         found.append(row)
@@ -117,7 +127,14 @@ def _one_for_each_value(rows: Sequence[StageRow]) -> list[StageRow]:
     return list(first.values())
 
 
+def _last_of(members: Sequence[int], rows: Mapping[int, StageRow]) -> list[int]:
+    """Members of a module that no other one of it reads."""
+    read = {index for member in members for index in rows[member].inputs}
+    return [member for member in members if member not in read]
+
+
 def _members(group: StageRow, rows: Sequence[StageRow]) -> list[int]:
+    """Numbers of the rows that lie in a module; the whole model is beside all others."""
     return [row.index for row in rows if row.stage.startswith((f"{group.stage}.", f"{group.stage}/"))]
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import metrics
 
-from bisect_tool.localize import with_shares
+from bisect_tool.localize import localize, with_shares
 from bisect_tool.records import Comparison, Role, StageRef, StageRow
 
 CONFIG = "off"
@@ -156,6 +156,16 @@ def test_container_has_the_sum_of_its_stages() -> None:
     assert found["block"] == pytest.approx(0.64)
     assert found["blocks"] == found["blocks.b"] == pytest.approx(0.36)
     assert found["empty"] is None
+
+
+def test_modules_one_in_the_other() -> None:
+    """Both are shown, as at ``--level container``: the outer one makes what the inner one makes, and is no second origin."""
+    inner = row(0, [], compared(0.02, 0.02), name="outer.0")
+    rows = [inner, row(1, [], compared(0.024, 0.024), name="outer"), row(2, [1], compared(0.02, 0.0, 0.02), name="")]
+    assert {"outer.0": 1.0, "outer": 1.0, "": 0.0} == shares(rows)
+    failing = {CONFIG: replace(compared(0.02, 0.02), floor=1e-7, noise_ratio=1e5, judgement="fail")}
+    found = localize([replace(each, results=failing) for each in rows[:2]], CONFIG)
+    assert ["outer.0"] == [origin.stage for origin in found.origins]
 
 
 def test_stage_that_hands_on_is_no_end() -> None:
