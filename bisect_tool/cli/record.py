@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from bisect_tool.cli import interrupts
 from bisect_tool.cli import options as shared
@@ -74,6 +75,7 @@ def record(
     """
     if not output:
         raise BisectError("no place for the recording given", hint="-o a.trace")
+    _check_options(context, given)
     own = {name: given.pop(name) for name in ("device", "mode", "seed", "optimization", "level", "floor")}
     globs = given.pop("stages")
     say = progress(quiet)
@@ -103,6 +105,24 @@ def record(
     say.close()
     click.echo(f"recorded {path}")
     return EXIT_AGREES
+
+
+_OF_MODEL = ("device", "mode", "seed", "level", "entry", "entry_args", "checkpoint", "floor")
+
+
+def _check_options(context: click.Context, given: Mapping[str, Any]) -> None:
+    """Raises BisectError where an option was given that means nothing for what is recorded."""
+    without: list[tuple[tuple[str, ...], str]] = []
+    if not given["script"]:
+        without.append((("steps",), "without --script"))
+    if not given["onnx"]:
+        without.append((("optimization",), "without --onnx"))
+    elif not given["model"]:
+        without.append((_OF_MODEL, "without MODEL"))
+    for names, where in without:
+        for parameter in context.command.params:
+            if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+                raise BisectError(f"{max(parameter.opts, key=len)} has no effect {where}", hint="leave it out")
 
 
 def _record_script(

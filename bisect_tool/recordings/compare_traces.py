@@ -579,15 +579,15 @@ def _cause(links: Sequence[Link], rows: Sequence[StageRow], config: str) -> Firs
     if apart:
         first = made = apart[0]
         failing = next((row for row in apart if row.results[config].judgement == "fail"), None)
+        # A tolerance may let pass what is more than rounding.
+        failing = failing or next((row for row in apart if _error(row, config) > _rounding(row, config)), None)
         if failing is not None and _is_step(failing.results[config]):
             made = failing
         total = made.results[config].total
-        error = math.inf if total.problem or math.isnan(total.rel_l2) else total.rel_l2
         text = f"stages: {first.ref} ({_size(first.results[config].total)})"
         if made is not first:
             text += f"; a step at {made.ref} ({_size(total)})"
-        usual = DEFAULT_REL_L2.get(made.dtype, 1e-4) / 10
-        return first_cause(links, "stages", text, error, rounding_limit(made.results[config].floor, usual))
+        return first_cause(links, "stages", text, _error(made, config), _rounding(made, config))
     if by_name["outputs"].differences:
         difference = by_name["outputs"].differences[0]
         error = math.inf if difference.error is None else difference.error
@@ -597,6 +597,15 @@ def _cause(links: Sequence[Link], rows: Sequence[StageRow], config: str) -> Firs
         found = first_cause(moved, "stages", f"outputs: {difference.what} ({difference.note})", error, 1e-5)
         return replace(found, link="outputs") if found is not None and found.link == "stages" else found
     return first_cause(links, None, None, 0.0, 0.0)
+
+
+def _error(row: StageRow, config: str) -> float:
+    total = row.results[config].total
+    return math.inf if total.problem or math.isnan(total.rel_l2) else total.rel_l2
+
+
+def _rounding(row: StageRow, config: str) -> float:
+    return rounding_limit(row.results[config].floor, DEFAULT_REL_L2.get(row.dtype, 1e-4) / 10)
 
 
 def _is_step(result: Comparison) -> bool:

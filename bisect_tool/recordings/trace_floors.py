@@ -80,6 +80,7 @@ def floor_lines(rows: Sequence[StageRow], outputs: Sequence[OutputResult], confi
         return []
     if any(out.judgement == "fail" for out in outputs):
         return []
+    label = "rounding" if most.ratio <= APART else "more than rounding, and within the tolerance"
     return [
-        f"rounding: at most {most.ratio:.2g} noise floors ({most.name}; measured for {count}); {APART:g} may be rounding"
+        f"{label}: at most {most.ratio:.2g} noise floors ({most.name}; measured for {count}); {APART:g} may be rounding"
     ]

@@ -115,7 +115,7 @@ def why_metrics(total: ErrorMetrics, dtype: str, tolerance: Tolerance) -> str:
     if broken:
         return broken
     if tolerance.max_abs is not None:
-        return f"max abs {wording.sci(total.max_abs)}, limit {wording.sci(tolerance.max_abs)}"
+        return f"max abs {_beside(total.max_abs, tolerance.max_abs)}"
     if tolerance.atol is not None:
         limits = f"atol {wording.sci(tolerance.atol)}, rtol {wording.sci(tolerance.rtol)}"
         return f"max abs {wording.sci(total.max_abs)} at {total.worst_index}, beyond {limits}"
@@ -123,8 +123,16 @@ def why_metrics(total: ErrorMetrics, dtype: str, tolerance: Tolerance) -> str:
         return f"SQNR {total.sqnr_db:.1f} dB, least {tolerance.min_sqnr:g} dB"
     if kind_of_name(dtype) == "integer":
         return f"{total.differing} of {total.count} whole numbers differ"
-    text = f"relative L2 {wording.sci(total.rel_l2)}"
-    return text if tolerance.rel_l2 is None else f"{text}, limit {wording.sci(relative_limit(dtype, tolerance))}"
+    if tolerance.rel_l2 is None:
+        return f"relative L2 {wording.sci(total.rel_l2)}"
+    return f"relative L2 {_beside(total.rel_l2, relative_limit(dtype, tolerance))}"
+
+
+def _beside(value: float, limit: float) -> str:
+    """A number and its limit, with as many digits as tell them apart."""
+    digits = next((n for n in range(1, 8) if f"{value:.{n}e}" != f"{limit:.{n}e}"), 1)
+    number = wording.sci(value) if digits == 1 else f"{value:.{digits}e}"
+    return f"{number}, limit {wording.sci(limit)}"
 
 
 def _broken(metrics: ErrorMetrics) -> str | None:
