@@ -67,12 +67,17 @@ def with_floats(model: ir.Model) -> tuple[ir.Model, frozenset[str]]:
             is_float_soon = all(user.op_type == "DequantizeLinear" for user, _ in users)
             if node.op_type == "QuantizeLinear" or not value.name or is_float_soon:
                 continue
-            given, again = _pair(value, scale)
+            own = next((user for user, _ in users if _turns_back(user, scale)), None)
+            given, again = _pair(value, scale, own)
+            if own is not None:
+                # Its float is the value of its readers alone, unless the byte for all others is made of it again.
+                graph.remove(own)
             graph.insert_after(node, [given, again])
             for user, place in users:
-                user.replace_input_with(place, again.outputs[0])
+                if user is not own:
+                    user.replace_input_with(place, again.outputs[0])
             known[again.outputs[0]] = scale
-            added += [given.name or "", again.name or ""]
+            added += [each.name or "" for each in (given, again) if each is not own]
     return copy, frozenset(added)
 
 
@@ -88,9 +93,15 @@ def _scale_of(node: ir.Node, known: dict[ir.Value, _Scale]) -> _Scale | None:
     return None
 
 
-def _pair(value: ir.Value, scale: _Scale) -> tuple[ir.Node, ir.Node]:
+def _turns_back(node: ir.Node, scale: _Scale) -> bool:
+    """Whether a node makes the float that a byte stands for."""
+    return node.op_type == "DequantizeLinear" and tuple(node.inputs[1:]) == scale
+
+
+def _pair(value: ir.Value, scale: _Scale, own: ir.Node | None) -> tuple[ir.Node, ir.Node]:
+    """What turns a byte back, which the graph may have of its ``own``, and what makes the byte of that again."""
     name = f"{value.name}{SUFFIX}"
-    given = ir.Node("", "DequantizeLinear", [value, *scale], outputs=[ir.Value(name=name)], name=f"{name}_node")
+    given = own or ir.Node("", "DequantizeLinear", [value, *scale], outputs=[ir.Value(name=name)], name=f"{name}_node")
     again = ir.Node(
         "",
         "QuantizeLinear",

@@ -278,3 +278,25 @@ def test_floats_beside_bytes_change_nothing() -> None:
         v.name for n in changed.graph for v in n.outputs
     }
     assert ["a", "b", "c", "d"] == [each.name for each in model.graph]
+
+
+def test_a_float_that_is_there_is_the_one_beside_the_byte() -> None:
+    """All that read the byte then read what is made of that float, and so a value given there reaches them."""
+    scale, zero = (ir.val(name, const_value=ir.tensor(value, name=name)) for name, value in (("s", [0.5]), ("z", [3])))
+    x = ir.val("x")
+    first = ir.Node("com.microsoft", "QLinearSigmoid", [x, scale, zero, scale, zero], name="a", num_outputs=1)
+    second = ir.Node(
+        "com.microsoft", "QLinearSigmoid", [first.outputs[0], scale, zero, scale, zero], name="b", num_outputs=1
+    )
+    back = ir.Node("", "DequantizeLinear", [first.outputs[0], scale, zero], name="c", num_outputs=1)
+    for each in (first, second, back):
+        each.outputs[0].name = f"{each.name}_out"
+    ends = [second.outputs[0], back.outputs[0]]
+    graph = ir.Graph([x], ends, nodes=[first, second, back], initializers=[scale, zero])
+    changed, added = with_floats(ir.Model(graph, ir_version=10))
+    made = {each.name: each for each in changed.graph}
+    assert ["a", "c", *added, "b"] == [each.name for each in changed.graph]
+    (again,) = added
+    assert "QuantizeLinear" == made[again].op_type
+    assert "c_out" == made[again].inputs[0].name  # type: ignore[union-attr]
+    assert made["b"].inputs[0] is made[again].outputs[0]
