@@ -347,6 +347,21 @@ ERRORS: list[tuple[str, Callable[[Path], list[object]], str]] = [
         lambda c: ["record", c / "model.py", "--input", c / "s.pt", "-o", c / "z.trace", "--device", "cuda"],
         "no CUDA device",
     ),
+    (
+        "a level without a graph",
+        lambda c: ["record", c / "model.py", "--input", c / "s.pt", "-o", c / "z.trace", "--optimization", "all"],
+        "--optimization has no effect without --onnx",
+    ),
+    (
+        "steps without a script",
+        lambda c: ["record", c / "model.py", "--input", c / "s.pt", "-o", c / "z.trace", "--steps", "2"],
+        "--steps has no effect without --script",
+    ),
+    (
+        "a mode without a model",
+        lambda c: ["record", "--onnx", c / "m.onnx", "--input", c / "s.pt", "-o", c / "z.trace", "--mode", "train"],
+        "--mode has no effect without MODEL",
+    ),
     ("no recording", lambda c: ["compare", c / "a.trace", c / "none.trace"], "no such file"),
     ("no such other", lambda c: ["compare", c / "a.trace", c / "b.trcae"], "b.trcae: no such file"),
     ("no bundle", lambda c: ["compare", c / "a.trace", c / "s.pt"], "is a recording"),

@@ -131,6 +131,7 @@ def test_a_tolerance_of_the_users_decides(tmp_path: Path) -> None:
     report = compared(*pair, Tolerance("user", max_abs=1.0))
     assert "agrees" == report.verdict.status
     assert max(r.noise_ratio or 0 for row in report.stages for r in row.results.values()) > APART
+    assert any("more than rounding, and within the tolerance" in line for line in report.verdict.summary)
 
 
 def test_summaries_hold_floors_too(tmp_path: Path) -> None:
