@@ -23,7 +23,7 @@ HALF = ("float16", "bfloat16")
 
 _FLOATING = (*HALF, "float32", "float64")
 _NO_ARITHMETIC = {"Cast", "CastLike", "Constant", "Identity"}
-_QUANTIZED = ("Quantize", "QLinear", "MatMulInteger", "ConvInteger", "QGemm", "QAttention", "MatMulNBits")
+_QUANTIZED = ("Quantize", "Dequantize", "QLinear", "MatMulInteger", "ConvInteger", "QGemm", "QAttention", "MatMulNBits")
 _NAMED = 3
 
 _MOSTLY = 0.5

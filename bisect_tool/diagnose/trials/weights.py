@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -79,16 +80,29 @@ def widened_weights(nodes: Sequence[Node], statics: Sequence[Static]) -> Iterato
 
 def _before_rounding(node: Node, statics: Sequence[Static]) -> tuple[str, Array] | None:
     have = node.constants.get(0)
-    if node.op != "Cast" or have is None or have.size < 2 or have.dtype.name not in HALF:
+    wide = _WIDE.get(node.attributes.get("to", 0))
+    if node.op != "Cast" or wide is None or have is None or have.size < 2 or have.dtype.name not in HALF:
         return None
     for static in statics:
         if static.array.dtype.kind != "f" or static.array.dtype.itemsize <= have.dtype.itemsize:
             continue
         for name, array in layouts_of(have.shape, static):
-            with np.errstate(all="ignore"):
-                if np.array_equal(array.astype(have.dtype), have):
-                    return name, np.ascontiguousarray(array)
+            if _is_rounded(array, have):
+                return name, np.ascontiguousarray(array, dtype=wide)
     return None
+
+
+_WIDE = {1: np.float32, 11: np.float64}
+"""Element types of ONNX that half precision is cast to, by number."""
+
+
+def _is_rounded(array: Array, have: Array) -> bool:
+    """Whether numbers differ by rounding, or by leaving off what does not fit."""
+    about = ml_dtypes.finfo(have.dtype)
+    with np.errstate(all="ignore"):
+        apart = np.abs(array.astype(np.float64) - have.astype(np.float64))
+        bound = float(about.eps) * np.abs(array.astype(np.float64)) + float(about.smallest_subnormal)
+        return bool((apart <= bound).all())
 
 
 def _listed(node: Node, others: Sequence[Node]) -> str:
