@@ -49,7 +49,9 @@ def _take_permuted(
             n
             for n in names
             if same_data_order(signature.shape, board.onnx[n].shape)
-            and distance(signature, board.onnx[n]) <= board.limit(value)
+            and (apart := distance(signature, board.onnx[n])) <= board.limit(value)
+            # Of a map that is nearly even every order is near, where a limit is wide.
+            and apart * board.clearly_nearer <= distance(board.torch[value], board.onnx[n])
             and not board.circular(value, n)
         ]
         scoped = [n for n in hits if board.same_scope(value, n)]
