@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 
 from bisect_tool.align.board import Board
@@ -105,26 +105,54 @@ def _match_activated(board: Board) -> set[str]:
         Paths of the modules between, which have no value in the graph.
     """
     between: set[str] = set()
-    leaf = {stage.ref.stage: v for v, stage in board.first_stage.items() if "#" not in stage.ref.stage}
+    nodes: dict[str, list[OnnxNode]] = defaultdict(list)
     for node in board.graph.nodes:
-        name = node.outputs[0] if node.outputs else ""
-        path = board.scopes.path_of(name) if node.op_type in _ACTIVATED else None
-        value = leaf.get(path or "")
-        if value is None or board.calls[str(path), 0] != 1:
-            continue
+        path = board.scopes.path_of(node.outputs[0]) if node.op_type in _ACTIVATED else None
+        if path:
+            nodes[path].append(node)
+    values: dict[str, list[int]] = defaultdict(list)
+    for value, stage in sorted(board.first_stage.items(), key=lambda item: item[1].order):
+        if stage.ref.stage in nodes:
+            values[stage.ref.stage].append(value)
+    for value, node in _called(board, values, nodes):
+        name = node.outputs[0]
         passed = [value]
         while (found := _only_stage_after(board, passed[-1])) is not None and _is_passed_over(board, found, node):
             passed.append(found)
         if found is None or family(board.first_stage[found].type) not in _ACTIVATIONS:
             continue
-        if board.scopes.by_path.get(board.first_stage[found].ref.stage):
+        own = board.matches.get(found)
+        apart = own is not None and own.onnx != name and not _hands_on(board, own.onnx, name)
+        if apart or board.scopes.by_path.get(board.first_stage[found].ref.stage):
             continue  # it has nodes of its own
         between.update(board.first_stage[v].ref.stage for v in passed if v not in board.matches)
-        if found not in board.matches and name not in board.taken and board.fits(found, name):
+        if own is None and name not in board.taken and board.fits(found, name):
             agrees = board.agrees(found, name) and not board.circular(found, name)
             named = board.named(name)
             board.take(Match(found, name, (named, board.value_evidence) if agrees else (named,), agrees))
     return between
+
+
+def _called(
+    board: Board, values: Mapping[str, list[int]], nodes: Mapping[str, list[OnnxNode]]
+) -> Iterator[tuple[int, OnnxNode]]:
+    """Calls of modules and their nodes: of as many each, by their shapes, and in their order where those are one."""
+    for path, own in nodes.items():
+        left = list(values[path])
+        for node in own if len(own) == len(left) else ():
+            fitting = [value for value in left if board.fits(value, node.outputs[0])]
+            if fitting:
+                left.remove(fitting[0])
+                yield fitting[0], node
+
+
+def _hands_on(board: Board, later: str, earlier: str) -> bool:
+    """Whether a value is another one in another shape."""
+    while later in board.place and (node := board.graph.nodes[board.place[later]]).op_type in SHAPING:
+        later = node.inputs[0]
+        if later == earlier:
+            return True
+    return False
 
 
 def _only_stage_after(board: Board, value: int) -> int | None:
