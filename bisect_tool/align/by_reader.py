@@ -45,6 +45,8 @@ def read_by_layers(trace: TorchTrace, graph: OnnxGraph, matches: Mapping[int, Ma
     shapes = {stage.value: stage.shape for stage in floating}
     found: dict[int, Supposed] = {}
     for reader, match in matches.items():
+        if match.confirmed:
+            continue  # nothing before it is broken that has no pair
         value = _read_by(reader, trace, shapes.keys())
         if value is None or value in matches or value in found or value not in shapes:
             continue
