@@ -23,7 +23,7 @@ HALF = ("float16", "bfloat16")
 
 _FLOATING = (*HALF, "float32", "float64")
 _NO_ARITHMETIC = {"Cast", "CastLike", "Constant", "Identity"}
-_QUANTIZED = ("Quantize", "Dequantize", "QLinear", "MatMulInteger", "ConvInteger", "QGemm", "QAttention", "MatMulNBits")
+_QUANTIZED = ("Quantize", "QLinear", "MatMulInteger", "ConvInteger", "QGemm", "QAttention", "MatMulNBits")
 _NAMED = 3
 
 _MOSTLY = 0.5
@@ -183,7 +183,9 @@ def precision_lines(
 
 def quantized_nodes(graph: OnnxGraph) -> list[OnnxNode]:
     """Nodes that quantise, dequantise, or compute in integers that stand for numbers."""
-    return [node for node in graph.nodes if any(part in node.op_type for part in _QUANTIZED)]
+    found = [node for node in graph.nodes if any(part in node.op_type for part in _QUANTIZED)]
+    # Of weights alone nothing else tells.
+    return found or [node for node in graph.nodes if node.op_type == "DequantizeLinear"]
 
 
 def _names(nodes: Sequence[OnnxNode]) -> str:

@@ -43,7 +43,8 @@ def load(settings: Mapping[str, Any], moment: Callable[[str], None] = lambda _: 
     from bisect_tool.backends.preprocess import make_sample
     from bisect_tool.backends.samples import load_samples
 
-    case_name(settings)  # a bad one is the command's fault, and no sample's
+    if settings.get("name"):
+        case_name(settings)  # a bad one is the command's fault, and no sample's
     arguments = load_entry_args(settings["entry_args"]) if settings["entry_args"] else None
     if settings["threads"]:
         import torch

@@ -272,15 +272,13 @@ _PARTS: Mapping[str, frozenset[str]] = {
     # With a factor: multiplied, and divided again.
     "Softplus": frozenset(["Exp", "Add", "Log", "Mul", "Div", "Where", "Softplus"]),
     "Softsign": frozenset(["Abs", "Add", "Div"]),
-    "HardSigmoid": frozenset(["Add", "Clip", "Div", "Mul", "Min", "Max", "Relu"]),
-    "Sigmoid": frozenset(["Mul", "Neg", "Exp", "Add", "Div", "Reciprocal", "Tanh"]),
-    "Tanh": frozenset(["Mul", "Neg", "Exp", "Add", "Sub", "Div", "Sigmoid"]),
-    "LeakyRelu": frozenset(
-        ["Mul", "Max", "Min", "Relu", "Neg", "Add", "Sub", "Where", "Greater", "GreaterOrEqual", "Less"]
-    ),
-    "Elu": frozenset(["Mul", "Exp", "Add", "Sub", "Max", "Min", "Relu", "Where", "Greater", "GreaterOrEqual", "Less"]),
-    "Celu": frozenset(["Mul", "Div", "Exp", "Add", "Sub", "Max", "Min", "Elu", "Where", "Greater"]),
-    "Selu": frozenset(["Mul", "Exp", "Add", "Sub", "Max", "Min", "Elu", "Where", "Greater"]),
+    "HardSigmoid": frozenset(["Add", "Clip", "Div", "Mul", "Min", "Max"]),
+    "Sigmoid": frozenset(["Mul", "Neg", "Exp", "Add", "Div", "Reciprocal"]),
+    "Tanh": frozenset(["Mul", "Neg", "Exp", "Add", "Sub", "Div"]),
+    "LeakyRelu": frozenset(["Mul", "Max", "Min", "Neg", "Add", "Sub", "Where", "Greater", "GreaterOrEqual", "Less"]),
+    "Elu": frozenset(["Mul", "Exp", "Add", "Sub", "Max", "Min", "Where", "Greater", "GreaterOrEqual", "Less"]),
+    "Celu": frozenset(["Mul", "Div", "Exp", "Add", "Sub", "Max", "Min", "Where", "Greater"]),
+    "Selu": frozenset(["Mul", "Exp", "Add", "Sub", "Max", "Min", "Where", "Greater"]),
 }
 """What exporters write operators as, where they write several nodes."""
 
