@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from bisect_tool.judging import makes_error, side_off
@@ -27,7 +27,7 @@ def localize(rows: Sequence[StageRow], config: str) -> Localization:
     refs = {row.ref for row in making}
     origins = [row for row in making if row.alias_of not in refs]
     # What a member makes, its module makes too, where both are shown.
-    origins = [row for row in origins if not _members(row, origins)]
+    origins = [row for row in origins if not _has_member(row, origins, rows)]
     names = {row.index for row in making}
     return Localization(
         first_over_tolerance=FirstOverTolerance(first.stage, first.call, first.output, config) if first else None,
@@ -38,6 +38,16 @@ def localize(rows: Sequence[StageRow], config: str) -> Localization:
             if row.index not in names and result.local is not None and result.input_error != 0
         ),
     )
+
+
+def _has_member(row: StageRow, origins: Sequence[StageRow], rows: Sequence[StageRow]) -> bool:
+    """Whether one of the origins lies inside a module, in the same call of it."""
+    inside = (f"{row.stage}.", f"{row.stage}/")
+    own = [other for other in origins if other.stage.startswith(inside) and other.index < row.index]
+    if not own:
+        return False
+    before = max((other.index for other in rows if other.stage == row.stage and other.index < row.index), default=-1)
+    return any(other.index > before for other in own)
 
 
 def _local(result: Comparison) -> float:
@@ -93,15 +103,7 @@ def with_shares(rows: Sequence[StageRow], config: str, outputs: Set[StageRef] = 
     for index in ends:
         arriving[index] = squares[index] / whole if whole else 0.0
     shares: dict[int, float] = {}
-    nested = {row.index: members for row in plain if (members := _members(row, plain))}
     for row in reversed(plain):
-        last = _last_of(nested.get(row.index, []), by_index)
-        within = sum(squares[index] for index in last)
-        if within > 0:
-            # All of a module's error is made by its members, or comes to them.
-            for index in last:
-                arriving[index] += arriving[row.index] * squares[index] / within
-            continue
         sources = {index: squares[index] for index in row.inputs if squares.get(index, 0) > 0}
         made = _made_here(row.results[config]) if sources else 1.0
         shares[row.index] = arriving[row.index] * made
@@ -112,7 +114,7 @@ def with_shares(rows: Sequence[StageRow], config: str, outputs: Set[StageRef] = 
     for row in rows:
         result = row.results.get(config)
         if result is not None:
-            inside = nested.get(row.index) or ([row.index] if row.role != "group" else _members(row, plain))
+            inside = [row.index] if row.role != "group" else _members(row, plain)
             share = min(sum(shares.get(index, 0.0) for index in inside), 1.0) if inside else None
             row = replace(row, results={**row.results, config: replace(result, share=share)})
         found.append(row)
@@ -127,14 +129,7 @@ def _one_for_each_value(rows: Sequence[StageRow]) -> list[StageRow]:
     return list(first.values())
 
 
-def _last_of(members: Sequence[int], rows: Mapping[int, StageRow]) -> list[int]:
-    """Members of a module that no other one of it reads."""
-    read = {index for member in members for index in rows[member].inputs}
-    return [member for member in members if member not in read]
-
-
 def _members(group: StageRow, rows: Sequence[StageRow]) -> list[int]:
-    """Numbers of the rows that lie in a module; the whole model is beside all others."""
     return [row.index for row in rows if row.stage.startswith((f"{group.stage}.", f"{group.stage}/"))]
 
 

@@ -58,7 +58,7 @@ _KERNELS_APART = 3.0
 _MOSTLY = 1.5
 
 _PAIRS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
-_MARKS = ("Quantize", "Dequantize", "QLinear", "MatMulInteger", "ConvInteger", "QGemm", "QAttention", "MatMulNBits")
+_MARKS = ("Quantize", "QLinear", "MatMulInteger", "ConvInteger", "QGemm", "QAttention", "MatMulNBits")
 
 
 def is_quantised_node(node: OnnxNode) -> bool:
@@ -68,7 +68,23 @@ def is_quantised_node(node: OnnxNode) -> bool:
 
 def quantised_counts(graph: OnnxGraph) -> Counter[str]:
     """How many nodes of each quantised kind a graph has; empty for a float graph."""
-    return Counter(node.op_type for node in graph.nodes if is_quantised_node(node))
+    found = Counter(node.op_type for node in graph.nodes if is_quantised_node(node))
+    return found or _of_weights(graph)
+
+
+_WEIGHTED = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+
+
+def _of_weights(graph: OnnxGraph) -> Counter[str]:
+    """The same of a graph whose weights alone are quantised, if most of its products read such."""
+    back = [node for node in graph.nodes if node.op_type == "DequantizeLinear" and node.inputs[0] in graph.initializers]
+    made = {name for node in back for name in node.outputs}
+    for node in graph.nodes if back else ():
+        if node.op_type in ("Transpose", "Reshape", "Cast") and node.inputs[0] in made:
+            made.update(node.outputs)
+    products = [node for node in graph.nodes if node.op_type in _WEIGHTED]
+    read = sum(not made.isdisjoint(node.inputs) for node in products)
+    return Counter({"DequantizeLinear": len(back)} if read and 2 * read > len(products) else {})
 
 
 def counts_text(graph: OnnxGraph) -> str:

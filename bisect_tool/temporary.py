@@ -53,8 +53,8 @@ def remove_lasting_files() -> None:
 
 def claim(name: str) -> bool:
     """Whether a name is this process's from now on, and no other one's that asks for it at the same time."""
-    place = Path(tempfile.gettempdir()) / f"bisect-divergence-claim-{name}"
     try:
+        place = Path(tempfile.gettempdir()) / f"bisect-divergence-claim-{name}"
         place.mkdir()
     except FileExistsError:
         return False

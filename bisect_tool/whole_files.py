@@ -21,19 +21,22 @@ def write_whole(files: Mapping[Path, str | bytes | Path]) -> None:
     Raises:
         OSError: one of them cannot be written; nothing that was there has changed, but for pipes.
     """
-    partial: dict[Path, Path] = {}
+    partial: list[tuple[Path, Path]] = []
     try:
         for target, content in files.items():
-            place = Path(os.path.realpath(target))
-            if place.exists() and not place.is_file():
-                _write(place, content)
+            # Before links are followed: that of /dev/stdout leads to no path.
+            if target.exists() and not target.is_file():
+                _write(target, content)
                 continue
-            partial[place] = place.with_name(f".partial-{secrets.token_hex(4)}")
-            _write(partial[place], content)
-        for place, written in partial.items():
+            place = Path(os.path.realpath(target))
+            partial.append((place, place.with_name(f".partial-{secrets.token_hex(4)}")))
+            _write(partial[-1][1], content)
+            with contextlib.suppress(OSError):
+                shutil.copymode(place, partial[-1][1])
+        for place, written in partial:
             os.replace(written, place)
     finally:
-        for written in partial.values():
+        for _, written in partial:
             with contextlib.suppress(OSError):
                 written.unlink()
 

@@ -26,6 +26,12 @@ _ACTIVATIONS = frozenset(
         "hardswish",
         "silu",
         "elu",
+        "selu",
+        "celu",
+        "softplus",
+        "softsign",
+        "threshold",
+        "thresholdedrelu",
     ]
 )
 """Families of the operations that are fused into them, and of the modules that do them."""
@@ -56,10 +62,10 @@ def match_activated(board: Board) -> set[str]:
             continue
         own = board.matches.get(found)
         apart = own is not None and own.onnx != name and not _hands_on(board, own.onnx, name)
-        if apart or board.scopes.by_path.get(board.first_stage[found].ref.stage):
-            continue  # it has nodes of its own
+        if apart or _has_nodes(board, found):
+            continue
         between.update(board.first_stage[v].ref.stage for v in passed if v not in board.matches)
-        if own is None and name not in board.taken and board.fits(found, name):
+        if own is None and name not in board.taken and board.fits(found, name) and board.lies_right(found, name):
             agrees = board.agrees(found, name) and not board.circular(found, name)
             named = board.named(name)
             board.take(Match(found, name, (named, board.value_evidence) if agrees else (named,), agrees))
@@ -86,6 +92,15 @@ def _hands_on(board: Board, later: str, earlier: str) -> bool:
         if later == earlier:
             return True
     return False
+
+
+def _has_nodes(board: Board, value: int) -> bool:
+    """Whether a stage has nodes of its own."""
+    stage = board.first_stage[value]
+    path, separator, _ = stage.ref.stage.rpartition("/")
+    if separator and "#" in stage.ref.stage:
+        return bool(board.scopes.calls(path, family(stage.type)))
+    return bool(board.scopes.by_path.get(stage.ref.stage))
 
 
 def _only_stage_after(board: Board, value: int) -> int | None:

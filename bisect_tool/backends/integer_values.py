@@ -67,7 +67,7 @@ def with_floats(model: ir.Model) -> tuple[ir.Model, frozenset[str]]:
             is_float_soon = all(user.op_type == "DequantizeLinear" for user, _ in users)
             if node.op_type == "QuantizeLinear" or not value.name or is_float_soon:
                 continue
-            own = next((user for user, _ in users if _turns_back(user, scale)), None)
+            own = next((user for user, _ in users if user.graph is graph and _turns_back(user, scale)), None)
             given, again = _pair(value, scale, own)
             if own is not None:
                 # Its float is the value of its readers alone, unless the byte for all others is made of it again.

@@ -103,9 +103,9 @@ def find_cause(
     facts = Facts(first, nodes, calls, opened.expected, actual, bench.twice, bench.rounded)
     seen = list(answers(facts))
     clues = tuple(each for each in seen if isinstance(each, Clue))
-    own = {node.name for node in nodes}
+    made_here = {name for node in nodes for name in node.outputs}
     elsewhere = elsewhere or Elsewhere()
-    proposals: list[Trial | Fit] = [trial for trial in elsewhere.mending if trial.node in own]
+    proposals: list[Trial | Fit] = [trial for trial in elsewhere.mending if _changes(trial.edit) <= made_here]
     proposals += [each for each in seen if isinstance(each, Trial)]
     named = frozenset(parameters.values())
     proposals += propose(first, calls, statics, bench.opset, nodes, named)
@@ -507,12 +507,21 @@ def _value(attribute: onnx.AttributeProto) -> Any:
     return list(value) if attribute.type in _PLAIN[3:] else value
 
 
+def _changes(edit: Edit | Widened) -> set[str]:
+    """Outputs of the nodes that an edit replaces; all of a stage is nobody else's."""
+    if isinstance(edit, Widened):
+        return {""}
+    return {edit.output}.union(*(_changes(each) for each in edit.more))
+
+
 def _edited(model: onnx.ModelProto, edit: Edit) -> onnx.ModelProto:
     """A copy of the model with a node replaced."""
     edited = onnx.ModelProto()
     edited.CopyFrom(model)
     graph = edited.graph
-    place = next(i for i, node in enumerate(graph.node) if edit.output in node.output)
+    place = next((i for i, node in enumerate(graph.node) if edit.output in node.output), None)
+    if place is None:
+        raise ValueError(f"no node makes {edit.output}")
     old = onnx.NodeProto()
     old.CopyFrom(graph.node[place])
     made: list[onnx.NodeProto] = []

@@ -122,7 +122,8 @@ def _check_options(context: click.Context, given: Mapping[str, Any]) -> None:
     for names, where in without:
         for parameter in context.command.params:
             if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
-                raise BisectError(f"{max(parameter.opts, key=len)} has no effect {where}", hint="leave it out")
+                names_of = "/".join(max(each, key=len) for each in (parameter.opts, parameter.secondary_opts) if each)
+                raise BisectError(f"{names_of} has no effect {where}", hint="leave it out")
 
 
 def _record_script(

@@ -36,7 +36,6 @@ from bisect_tool.metrics import kind_of
 from bisect_tool.pipeline.options import Options, Step
 from bisect_tool.pipeline.prepared import Ready, ready_to_run
 from bisect_tool.quantised import quantised_counts
-from bisect_tool.records import TorchTrace
 from bisect_tool.rows import first_stage_by_value
 from bisect_tool.signatures import Signature, distance, permuted_signatures, split_signatures
 from bisect_tool.temporary import temporary_folder
@@ -137,7 +136,7 @@ class Aligner:
         if self._has_nameless() and (
             not all(match.confirmed for match in matches.values())
             or has_broken_unpaired(trace, matches, sides.torch, sides.onnx)
-            or _has_lost_output(trace, matches)
+            or self._has_lost_output(reference, matches)
         ):
             modules = modules_by_weights(self.case.module, self.program)
             sure = {value: match for value, match in matches.items() if match.confirmed}
@@ -309,6 +308,12 @@ class Aligner:
                 return True
         return False
 
+    def _has_lost_output(self, reference: Reference, matches: Mapping[int, Match]) -> bool:
+        """Whether a stage that is an output has no pair: the graph puts it out in another layout or size, and it is off."""
+        staged = {stage.value for stage in reference.trace.stages}
+        lost = any(value in staged and value not in matches for _, value in reference.trace.outputs)
+        return lost and self._outputs_are_off(reference, BEYOND_ROUNDING)
+
     def _placed(self, reference: Reference, matches: Mapping[int, Match], sides: Sides) -> Placed:
         """Pairs by structure, from an export that is made for it, where values and names leave a file's stages open."""
         nameless = self._is_nameless()
@@ -318,7 +323,7 @@ class Aligner:
         # What is still right by its value may be made of a stage that is broken and has no name.
         broken = nameless and has_broken_unpaired(sides.trace, matches, sides.torch, sides.onnx)
         shifted = is_shifted(reference.trace, matches) and self._outputs_are_off(reference)
-        lost = nameless and _has_lost_output(reference.trace, matches)
+        lost = nameless and self._has_lost_output(reference, matches)
         if (
             not broken
             and not shifted
@@ -413,8 +418,3 @@ def _doubted_behind(
         value: replace(match, confirmed=False) if value in behind and FORCED_VALUE in match.evidence else match
         for value, match in matches.items()
     }
-
-
-def _has_lost_output(trace: TorchTrace, matches: Mapping[int, Match]) -> bool:
-    """Whether one of the model's outputs has no pair: the graph puts it out in another layout or size, and it is off."""
-    return any(value not in matches for _, value in trace.outputs)

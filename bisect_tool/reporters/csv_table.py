@@ -51,6 +51,8 @@ def _typed(column: Series[Any]) -> Series[Any]:
     kinds = {type(each) for each in column[~missing]}
     if not kinds or not kinds <= {int, float}:
         return column.astype("boolean" if missing.any() else bool) if kinds == {bool} else column
+    if kinds == {int} and any(abs(each) >= 2**63 for each in column[~missing]):
+        return column
     if not missing.any():
         return column.astype(int if kinds == {int} else float)
     filled = column.where(~missing, 0)

@@ -571,3 +571,35 @@ def test_a_weight_that_is_cast_before_it_is_read(tmp_path: Path, stored: int) ->
     found = first(report)
     assert ("BD205", True) == (found.code, found.remedy_verified)
     assert "narrow is the model's 0.weight" in found.evidence[0]
+
+
+class Tied(nn.Module):
+    """One weight in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 16]``, as given."""
+        return self.b(torch.relu(self.a(x)))  # type: ignore[no-any-return]
+
+
+def test_what_mends_one_stage_may_be_more_than_another_has(tmp_path: Path) -> None:
+    """Both read the shared weight, and each a bias of its own; all of them are stored in half precision."""
+
+    def edit(model: ModelProto) -> None:
+        casts = []
+        for tensor in list(model.graph.initializer):
+            narrow = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{tensor.name}_half")
+            model.graph.initializer.remove(tensor)
+            model.graph.initializer.append(narrow)
+            casts.append(helper.make_node("Cast", [narrow.name], [tensor.name], to=onnx.TensorProto.FLOAT))
+        for cast in casts:
+            model.graph.node.insert(0, cast)
+
+    report = report_on(Tied(), (torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(2)),), tmp_path, edit)
+    assert ["a", "b"] == [origin.ref.stage for origin in report.verdict.origins]
+    assert {"BD205"} == {each.code for each in report.verdict.diagnoses}

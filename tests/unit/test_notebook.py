@@ -108,6 +108,8 @@ def test_columns_of_numbers_are_that_to_pandas() -> None:
     assert ["Float64", "Int64", "float64", "object", "bool"] == [str(kind) for kind in found.dtypes]
     assert [False, True, False] == [value is pd.NA for value in found.a] and math.isnan(found.a[2])
     assert [3] == list(found.nlargest(1, "b").b)
+    huge = csv_table.typed(pd.DataFrame({"a": [2**63, None]}, dtype=object))
+    assert [2**63, None] == list(huge.a)
 
 
 def test_a_long_table_is_cut_and_says_so() -> None:

@@ -44,6 +44,13 @@ def graph(*nodes: OnnxNode, outputs: str = "y") -> OnnxGraph:
 
 
 CONV = node("Conv", "x", "c")
+
+
+def weights_of(given: OnnxGraph) -> OnnxGraph:
+    """The graph with ``w_q`` as an initialiser."""
+    return replace(given, initializers=frozenset(["w_q", "s", "z", "v"]))
+
+
 Q, DQ = node("QuantizeLinear", "c s z", "c_q"), node("DequantizeLinear", "c_q s z", "c_d")
 RELU = node("Relu", "c_d", "y")
 
@@ -91,7 +98,9 @@ def test_weights_alone_may_be_quantised() -> None:
     """They are turned back where they are read, and nothing else is."""
     stage = Stage(StageRef("fc", 0, 0), "leaf", "Linear", None, (1,), "float32", 1, (0,), 1)
     weight = node("DequantizeLinear", "w_q s z", "w")
-    assert is_quantised(graph(weight, node("MatMul", "x w", "c"), RELU), [stage])
+    assert is_quantised(weights_of(graph(weight, node("MatMul", "x w", "c"), RELU)), [stage])
+    others = [node("MatMul", f"{name} v", f"m{n}") for n, name in enumerate("cd")]
+    assert not is_quantised(weights_of(graph(weight, node("MatMul", "x w", "c"), *others)), [stage]), "most are not"
 
 
 def test_one_pair_does_not_make_a_graph_quantised() -> None:

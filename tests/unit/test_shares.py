@@ -158,14 +158,15 @@ def test_container_has_the_sum_of_its_stages() -> None:
     assert found["empty"] is None
 
 
-def test_modules_one_in_the_other() -> None:
-    """Both are shown, as at ``--level container``: the outer one makes what the inner one makes, and is no second origin."""
-    inner = row(0, [], compared(0.02, 0.02), name="outer.0")
-    rows = [inner, row(1, [], compared(0.024, 0.024), name="outer"), row(2, [1], compared(0.02, 0.0, 0.02), name="")]
-    assert {"outer.0": 1.0, "outer": 1.0, "": 0.0} == shares(rows)
-    failing = {CONFIG: replace(compared(0.02, 0.02), floor=1e-7, noise_ratio=1e5, judgement="fail")}
-    found = localize([replace(each, results=failing) for each in rows[:2]], CONFIG)
-    assert ["outer.0"] == [origin.stage for origin in found.origins]
+def test_a_module_around_an_origin_is_none_itself() -> None:
+    """In the same call of it; at ``--level container`` both are shown."""
+    failing = replace(compared(0.02, 0.02), floor=1e-7, noise_ratio=1e5, judgement="fail")
+    names = ["block.fc", "block", "block.fc", "block", "head"]
+    rows = [row(index, [], failing, name=name) for index, name in enumerate(names)]
+    assert ["block.fc", "block.fc", "head"] == [origin.stage for origin in localize(rows, CONFIG).origins]
+    # One call's member is no reason to pass over another call.
+    found = localize([rows[1], rows[2]], CONFIG)
+    assert ["block", "block.fc"] == [origin.stage for origin in found.origins]
 
 
 def test_stage_that_hands_on_is_no_end() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +58,21 @@ def test_an_exported_file_that_has_no_room_leaves_the_earlier_one(tmp_path: Path
         keep_file(made, kept, overwrite=True)
     assert b"before" == kept.read_bytes()
     assert {"export", "kept.onnx"} == set(os.listdir(tmp_path))
+
+
+def test_two_names_of_one_file_leave_nothing_beside_it(tmp_path: Path) -> None:
+    """The later content stands, with the rights that the file had."""
+    (tmp_path / "real").touch(0o600)
+    (tmp_path / "link").symlink_to("real")
+    write_whole({tmp_path / "real": "one", tmp_path / "link": "other"})
+    assert {"real", "link"} == set(os.listdir(tmp_path))
+    assert ("other", 0o600) == ((tmp_path / "real").read_text(), (tmp_path / "real").stat().st_mode & 0o777)
+
+
+def test_stdout_is_a_place_too(tmp_path: Path) -> None:
+    """Its link leads to no path where it is a pipe."""
+    script = "import pathlib; from bisect_tool.whole_files import write_whole as w; w({pathlib.Path('/dev/stdout'): 'x'})"
+    assert "x" == subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
 
 def test_a_link_stays_one(tmp_path: Path) -> None:

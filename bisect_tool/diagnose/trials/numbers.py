@@ -99,8 +99,16 @@ def fitted_numbers(node: Node, calls: Sequence[Call]) -> Iterator[Fit]:
             yield Fit(value, _attribute_trial(node, name, value), hints)
 
 
-_BOUNDS = {"Min": ("max", "max_val"), "Max": ("min", "min_val"), "Clip": ("min", "min_val", "max", "max_val")}
-"""Arguments of PyTorch's calls that an operator's constant may be."""
+_LEAST, _MOST = ("min", "min_val"), ("max", "max_val")
+_BOUNDS = {
+    ("Min", 0): _MOST,
+    ("Min", 1): _MOST,
+    ("Max", 0): _LEAST,
+    ("Max", 1): _LEAST,
+    ("Clip", 1): _LEAST,
+    ("Clip", 2): _MOST,
+}
+"""Arguments of PyTorch's calls that an operator's constant may be, by its place."""
 
 _ROOTS = {"Sqrt", "Pow", "Reciprocal", "Rsqrt"}
 
@@ -124,7 +132,7 @@ def named_numbers(nodes: Sequence[Node], calls: Sequence[Call], stage: Sequence[
 def _meant(node: Node, place: int, call: Call, rooted: Set[str]) -> Iterator[tuple[str, float]]:
     """Numbers of a call that a constant may have to be, and what they are."""
     numbers = call.numbers()
-    names = _BOUNDS.get(node.op, ())
+    names = _BOUNDS.get((node.op, place), ())
     if node.op == "Add" and node.output in rooted:
         names = ("eps", "epsilon")
     yield from ((f"{call.name} has {name} {numbers[name]:.7g}", numbers[name]) for name in names if name in numbers)

@@ -97,7 +97,7 @@ _WIDE = {1: np.float32, 11: np.float64}
 
 
 def _is_rounded(array: Array, have: Array) -> bool:
-    """Whether numbers differ by rounding, or by leaving off what does not fit."""
+    """Whether numbers differ by rounding to a narrower type, or by cutting digits off."""
     about = ml_dtypes.finfo(have.dtype)
     with np.errstate(all="ignore"):
         apart = np.abs(array.astype(np.float64) - have.astype(np.float64))
