@@ -71,7 +71,9 @@ def test_two_names_of_one_file_leave_nothing_beside_it(tmp_path: Path) -> None:
 
 def test_stdout_is_a_place_too(tmp_path: Path) -> None:
     """Its link leads to no path where it is a pipe."""
-    script = "import pathlib; from bisect_tool.whole_files import write_whole as w; w({pathlib.Path('/dev/stdout'): 'x'})"
+    script = (
+        "import pathlib; from bisect_tool.whole_files import write_whole as w; w({pathlib.Path('/dev/stdout'): 'x'})"
+    )
     assert "x" == subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
 
