@@ -241,7 +241,7 @@ def compare_weights(
         difference, constant = _compare(pair, actual, options, foldings)
         telling += not constant or difference is not None
         if difference is not None and difference.rounded is None:
-            difference = replace(difference, moved=_is_moved(actual, options[0]))
+            difference = replace(difference, moved=is_moved(actual, options[0]))
         if difference is not None:
             (differing if difference.rounded is None else rounded).append(_unsqueezed(difference, weight.shape))
     return WeightReport(
@@ -253,7 +253,8 @@ MOST_SORTED = 1 << 24
 """Numbers of a weight up to which it is sorted, to see whether they are only in another order."""
 
 
-def _is_moved(actual: Array, expected: Array) -> bool:
+def is_moved(actual: Array, expected: Array) -> bool:
+    """Whether a weight holds another's very numbers, wherever they stand; big ones are not looked at."""
     if actual.size != expected.size or actual.size > MOST_SORTED:
         return False
     with np.errstate(all="ignore"):

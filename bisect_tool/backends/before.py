@@ -28,12 +28,12 @@ from bisect_tool.records import Finding, OnnxNode, Severity
 from bisect_tool.weights import (
     CODE,
     FOLDED,
-    MOST_SORTED,
     Folding,
     WeightDifference,
     WeightPair,
     WeightReport,
     compare_weights,
+    is_moved,
     relative,
 )
 
@@ -159,11 +159,7 @@ def _difference(
 
 def _other_order(have: Array, should: Array, gates: int) -> str | None:
     """How a weight holds the right numbers at wrong places, in words; ``None``: its numbers are not the right ones."""
-    if have.size != should.size or have.size > MOST_SORTED:
-        return None
-    with np.errstate(all="ignore"):
-        there = should.astype(have.dtype)
-    if not np.array_equal(np.sort(have, axis=None), np.sort(there, axis=None)):
+    if not is_moved(have, should):
         return None
     if gates and have.shape == should.shape:
         if have.shape[0] > 1 and np.array_equal(have, should[::-1]):
