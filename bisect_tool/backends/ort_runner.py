@@ -31,6 +31,7 @@ from bisect_tool.backends.ort_options import (
     without_effect,
 )
 from bisect_tool.backends.runners import LoadedGraph, Runner, runner_of
+from bisect_tool.backends.weight_names import is_clash, with_other_names
 from bisect_tool.errors import BisectError, InconclusiveError
 from bisect_tool.records import NumericConfig
 from bisect_tool.temporary import temporary_folder
@@ -141,10 +142,22 @@ def _new_session(
     try:
         session = ort.InferenceSession(model, options, providers=chosen, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        reason = reason_of(error)
-        raise InconclusiveError(f"ONNX Runtime cannot load the graph: {reason}", hint=hint_for(reason)) from error
+        session = _with_other_names(model, error, options, chosen)
+        if session is None:
+            reason = reason_of(error)
+            raise InconclusiveError(f"ONNX Runtime cannot load the graph: {reason}", hint=hint_for(reason)) from error
     confirm(session, config)
     return session
+
+
+def _with_other_names(
+    model: bytes, error: Exception, options: ort.SessionOptions, providers: Sequence[Any]
+) -> ort.InferenceSession | None:
+    """The session after all, where nothing but names were in its way."""
+    if is_clash(reason_of(error)):
+        with contextlib.suppress(Exception):  # then the first reason is the one to tell
+            return ort.InferenceSession(with_other_names(model), options, providers=providers, enable_fallback=0)
+    return None
 
 
 def run_session(
