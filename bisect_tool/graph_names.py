@@ -10,6 +10,15 @@ _ITERATION = re.compile(r"(@\d+)+$")
 """What a report puts behind the names of nodes inside a ``Loop`` or ``Scan``, once for each body."""
 
 
+_ITERATIONS = re.compile(r"(@\d+)+(_\d+)?(?![\w@])")
+"""The same in a text, with the number that keeps a copy's name apart from another node's."""
+
+
+def without_iterations(text: str) -> str:
+    """A text on nodes inside a ``Loop`` or ``Scan``, the same for each time that these run."""
+    return _ITERATIONS.sub("", text)
+
+
 @dataclass(frozen=True, slots=True)
 class GraphNames:
     """Nodes are told by the first value that they make: that name alone is unique in a file.

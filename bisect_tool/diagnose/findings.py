@@ -25,6 +25,7 @@ from bisect_tool.diagnose.causes import (
 from bisect_tool.diagnose.otherwise import Change
 from bisect_tool.diagnose.rules.facts import Clue
 from bisect_tool.diagnose.trying import Outcome, Tried
+from bisect_tool.graph_names import without_iterations
 from bisect_tool.records import Diagnosis, LedgerEntry, Origin, RuledOut, StageRef, TrialConclusion
 
 
@@ -64,8 +65,11 @@ def _key(origin: Origin, outcome: Outcome) -> tuple[str, str]:
     cause = outcome.cause
     if cause is None:
         return UNKNOWN, f"{origin.ref} {origin.config}"
-    about = cause.trial.about
-    return cause.trial.code, cause.trial.thing or cause.trial.text if about is None else f"call {about}"
+    trial = cause.trial
+    if trial.about is not None:
+        return trial.code, f"call {trial.about}"
+    # A node in a body is one node of the file, however often it runs.
+    return trial.code, without_iterations(trial.thing or trial.text)
 
 
 def _also(diagnosis: Diagnosis, origins: Sequence[Origin]) -> Diagnosis:

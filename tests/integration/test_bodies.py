@@ -92,8 +92,10 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-def judged(tmp_path: Path, kind: str, weight: str | None = None) -> Report:
-    """The report on a model and its export, in which a channel of a weight was scaled."""
+def judged(
+    tmp_path: Path, kind: str, weight: str | None = None, spoil: Callable[[onnx.ModelProto], None] | None = None
+) -> Report:
+    """The report on a model and its export, in which a channel of a weight was scaled, or which was spoiled otherwise."""
     build, exporter = KINDS[kind]
     torch.manual_seed(0)
     module = build().eval()
@@ -106,6 +108,10 @@ def judged(tmp_path: Path, kind: str, weight: str | None = None) -> Report:
         array = np.array(numpy_helper.to_array(tensor))
         array[1] *= 1.5
         tensor.CopyFrom(numpy_helper.from_array(array, weight))
+        onnx.save(model, path)
+    if spoil is not None:
+        model = onnx.load(path)
+        spoil(model)
         onnx.save(model, path)
     options = Options(make_tolerance(None, None, None), onnx=path)
     return bisect(LoadedCase("bodies", module, (x,), {}), options)
@@ -158,3 +164,20 @@ def test_a_fault_inside_a_body_is_found_there(tmp_path: Path, kind: str, stages:
     assert [(stage, (node,)) for stage, node in zip(stages, nodes, strict=True)] == [
         (origin.stage, origin.onnx_nodes) for origin in report.verdict.origins
     ]
+
+
+def test_one_node_in_a_body_has_one_diagnosis(tmp_path: Path) -> None:
+    """However often the body runs: each round is an origin, and the file is wrong in one place."""
+
+    def spoil(model: onnx.ModelProto) -> None:
+        (loop,) = [node for node in model.graph.node if node.op_type == "Loop"]
+        bodies = [attribute.g for attribute in loop.attribute if attribute.name == "body"]
+        (tanh,) = [node for node in bodies[0].node if node.op_type == "Tanh"]
+        tanh.op_type = "Softsign"
+
+    report = judged(tmp_path, "while_loop", spoil=spoil)
+    assert 3 == len(report.verdict.origins)
+    (found,) = [each for each in report.verdict.diagnoses if each.code == "BD102"]
+    assert found.remedy_verified
+    assert any("it shows in" in line for line in found.evidence)
+    assert [found] == list(report.verdict.diagnoses)
