@@ -1,5 +1,8 @@
 """Ctrl-C ends the command with its own exit code wherever it comes, without a traceback and without half a report.
 
+So does SIGTERM, by which ``timeout``, containers and schedulers of jobs end a process, with a code of its own: by itself
+Python leaves what lies in temporary folders then, and those may hold a model's weights.
+
 KeyboardInterrupt alone does not do: imports and exporters catch it and go on, or raise something else in its place.
 So it is written down as well, and looked up at the boundaries: when a step begins, before anything is written, and
 before an error or a result is told. While the libraries are imported there is nothing to clean up; then the process
@@ -15,44 +18,63 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from bisect_tool.errors import EXIT_INTERRUPTED
+from bisect_tool.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
 _stderr: int | None = None
 """A copy of stderr's descriptor: while exporting, the descriptor itself leads to a log."""
 _requests = 0
-_at_once: int | None = None
-"""Exit code with which a Ctrl-C ends the process there and then; ``None`` while there is something to clean up."""
+_code = EXIT_INTERRUPTED
+"""Of whichever came first."""
+_importing = True
+_done: int | None = None
+"""Exit code of a command whose answer stands."""
 _written: list[str] = []
 
 
 def install() -> None:
-    """Takes Ctrl-C over, for a process that is all this command; call it before anything heavy is imported.
+    """Takes both signals over, for a process that is all this command; call it before anything heavy is imported.
 
     Where the process was started with Ctrl-C ignored, as in the background of a shell script, it stays so.
     """
-    global _stderr, _at_once
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return
+    global _stderr
     with contextlib.suppress(OSError):  # a process without stderr has nobody to tell
         _stderr = os.dup(2)
-    _at_once = EXIT_INTERRUPTED
-    signal.signal(signal.SIGINT, on_signal)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, on_signal)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, on_signal)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_give_back)
+
+
+def _give_back() -> None:
+    """A copy of the process, as a data loader's workers are, ends by SIGTERM without a word."""
+    if signal.getsignal(signal.SIGTERM) is on_signal:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def on_signal(signum: int, frame: FrameType | None) -> None:
-    """The handler: the first Ctrl-C unwinds the command, a second one does not wait for that, a third for nothing."""
-    global _requests
+    """The handler: the first signal unwinds the command, a second one does not wait for that, a third for nothing."""
+    global _requests, _code
     _requests += 1
-    if _at_once is None and _requests == 1:
+    if _requests == 1:
+        _code = EXIT_TERMINATED if signum == signal.SIGTERM else EXIT_INTERRUPTED
+    if _done is not None:
+        os._exit(_done)
+    if not _importing and _requests == 1:
         raise KeyboardInterrupt
-    if _at_once is None and _requests == 2:
+    if _importing or _requests == 2:
         _tell()
-        # Temporary folders and processes of pairs: that is quick, unlike what the first Ctrl-C may be waiting for.
+    if not _importing and _requests == 2:
+        # Temporary folders and processes of pairs: that is quick, unlike what the first signal may be waiting for.
         with contextlib.suppress(BaseException):
             atexit._run_exitfuncs()
-    elif _at_once == EXIT_INTERRUPTED:
-        _tell()
-    os._exit(EXIT_INTERRUPTED if _at_once is None else _at_once)
+    os._exit(_code)
+
+
+def exit_code() -> int:
+    """Of a command that was ended by a signal."""
+    return _code
 
 
 def _tell() -> None:
@@ -62,19 +84,19 @@ def _tell() -> None:
 
 
 def work_begins() -> None:
-    """From here on Ctrl-C unwinds: there are temporary files to remove."""
-    global _at_once
-    _at_once = None
+    """From here on a signal unwinds: there are temporary files to remove."""
+    global _importing
+    _importing = False
 
 
 def work_is_done(code: int) -> None:
-    """From here on Ctrl-C only spares the wait for the end of the process, whose answer stands."""
-    global _at_once
-    _at_once = code
+    """From here on a signal only spares the wait for the end of the process, whose answer stands."""
+    global _done
+    _done = code
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt if there was a Ctrl-C, whatever became of its exception."""
+    """Raises KeyboardInterrupt if there was a signal, whatever became of its exception."""
     if _requests:
         raise KeyboardInterrupt
 
@@ -86,5 +108,6 @@ def wrote(folder: Path) -> None:
 
 def text() -> str:
     """What the user is told."""
+    what = "terminated" if _code == EXIT_TERMINATED else "interrupted"
     written = [path for path in _written if os.path.exists(path)]
-    return f"interrupted; written before: {', '.join(written)}" if written else "interrupted; no report was written"
+    return f"{what}; written before: {', '.join(written)}" if written else f"{what}; no report was written"

@@ -15,6 +15,7 @@ from bisect_tool.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_INTERNAL,
     EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
     EXIT_USAGE,
     BisectError,
 )
@@ -46,7 +47,7 @@ def _process(name: str) -> NoReturn:
     # NaN and infinities are this tool's daily bread; what a user's own code warns of is shown.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"bisect_tool\.")
     code = execute(_command(name), name, sys.argv[1:])
-    if code != EXIT_INTERRUPTED:
+    if code not in (EXIT_INTERRUPTED, EXIT_TERMINATED):
         interrupts.work_is_done(code)
     end_without_collection()
     sys.exit(code)
@@ -84,7 +85,7 @@ def execute(command: click.Command, name: str, arguments: Sequence[str]) -> int:
         # What was broken off is no failed export.
         remove_lasting_files()
         click.echo(interrupts.text(), err=True)
-        return EXIT_INTERRUPTED
+        return interrupts.exit_code()
     except BrokenPipeError:
         streams.give_up_stdout()
         return EXIT_BROKEN_PIPE

@@ -69,9 +69,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to another process")
-def test_ctrl_c_leaves_nothing(folder: Path) -> None:
-    """Ctrl-C while the model runs exits 130 without a report, a temporary folder or a traceback."""
+@pytest.mark.skipif(os.name == "nt", reason="no signals to another process")
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [("SIGINT", 130, b"interrupted"), ("SIGTERM", 143, b"terminated")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_signal_leaves_nothing(folder: Path, number: str, code: int, told: bytes) -> None:
+    """While the model runs: an exit code of its own, and no report, temporary folder or traceback."""
     arguments = ["slow.py", "--input", "x.pt", "-o", "reports/new", "-q"]
     # Whoever starts the tests in the background of a shell passes SIGINT on as ignored.
     script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); " + COMMAND[2]
@@ -82,13 +87,13 @@ def test_ctrl_c_leaves_nothing(folder: Path) -> None:
                 break
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, number))
         out, err = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert 130 == process.returncode, err.decode()
+    assert code == process.returncode, err.decode()
     assert b"" == out
-    assert b"interrupted; no report was written" in err
+    assert told + b"; no report was written" in err
     assert b"Traceback" not in err
     assert not (folder / "reports").exists() or [] == list((folder / "reports").iterdir())
     assert [] == [path.name for path in (folder / "temporary").iterdir() if path.name.startswith("bisect-divergence")]

@@ -1,4 +1,4 @@
-"""Ctrl-C is written down, and looked up at every boundary, since libraries may catch its exception."""
+"""Ctrl-C and SIGTERM are written down, and looked up at every boundary, since libraries may catch its exception."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from bisect_tool.temporary import claim, lasting_file
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins without a Ctrl-C, in the middle of the work."""
     monkeypatch.setattr(interrupts, "_requests", 0)
-    monkeypatch.setattr(interrupts, "_at_once", None)
+    monkeypatch.setattr(interrupts, "_code", 130)
+    monkeypatch.setattr(interrupts, "_importing", False)
+    monkeypatch.setattr(interrupts, "_done", None)
     monkeypatch.setattr(interrupts, "_written", [])
 
 
@@ -84,13 +86,25 @@ def test_a_swallowed_ctrl_c_is_told_instead_of_the_result(tmp_path: Path, capsys
     assert f"interrupted; written before: {tmp_path}\n" == capsys.readouterr().err
 
 
+def test_sigterm_unwinds_with_a_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """A Ctrl-C after it does not change who was first."""
+
+    def body() -> None:
+        with contextlib.suppress(BaseException):
+            interrupts.on_signal(signal.SIGTERM, None)
+        raise BisectError("the exporter failed")
+
+    assert 143 == execute(command_of(body), "test", [])
+    assert "terminated; no report was written\n" == capsys.readouterr().err
+
+
 def in_a_process(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A process that installs the handler, then runs a script; temporary files go below the folder."""
     # Whoever starts the tests in the background of a shell passes SIGINT on as ignored.
     start = (
         "import os, signal, sys, tempfile, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from bisect_tool.cli import interrupts\ninterrupts.install()\n"
-        "def ctrl_c():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0.05)\n"
+        "def ctrl_c(number=signal.SIGINT):\n    os.kill(os.getpid(), number)\n    time.sleep(0.05)\n"
     )
     environment = {**os.environ, "TMPDIR": str(folder)}
     return subprocess.run(
@@ -104,8 +118,9 @@ def in_a_process(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     [
         ("try:\n    ctrl_c()\nexcept BaseException:\n    pass\ntime.sleep(60)", 130, True),
         ("interrupts.work_is_done(1)\nctrl_c()\ntime.sleep(60)", 1, False),
+        ("interrupts.work_is_done(1)\nctrl_c(signal.SIGTERM)\ntime.sleep(60)", 1, False),
     ],
-    ids=["while importing", "after the answer"],
+    ids=["while importing", "after the answer", "SIGTERM after the answer"],
 )
 def test_ctrl_c_ends_at_once(script: str, code: int, told: bool, tmp_path: Path) -> None:
     """Before there is anything to clean up, and when there is an answer already, which stands."""
@@ -161,6 +176,21 @@ def test_a_copy_of_the_process_leaves_the_folders(tmp_path: Path) -> None:
     done = in_a_process(script, tmp_path)
     assert done.stdout.splitlines()[-1] == "True", done.stderr
     assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_copy_of_the_process_ends_by_sigterm_as_ever(tmp_path: Path) -> None:
+    """As workers of a data loader are ended."""
+    script = (
+        "interrupts.work_begins()\n"
+        "child = os.fork()\n"
+        "if not child:\n    time.sleep(60)\n"
+        "time.sleep(0.2)\n"
+        "os.kill(child, signal.SIGTERM)\n"
+        "print(os.WTERMSIG(os.waitpid(child, 0)[1]))"
+    )
+    done = in_a_process(script, tmp_path)
+    assert (0, f"{int(signal.SIGTERM)}\n", "") == (done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a process")
