@@ -162,7 +162,8 @@ def _arrays(expected: Content, actual: Content, limits: Limits) -> tuple[tuple[I
             note = note or "other shapes: the values were not compared"
             for side, array in enumerate((a, b)):
                 flat = np.empty(0) if array is None else array.reshape(-1)
-                for at in range(0, flat.size, PIECE):
+                # An empty one has a dtype too.
+                for at in range(0, 0 if array is None else max(flat.size, 1), PIECE):
                     tally.alone(side, flat[at : at + PIECE])
         results.append(tally.result(shapes, note=note))
     return tuple(results), kept

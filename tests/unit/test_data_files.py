@@ -395,6 +395,12 @@ def test_dtypes_decide_without_a_tolerance_only(tmp_path: Path) -> None:
     assert "equal" == compared(first, second, Limits(max_abs=0)).status
 
 
+def test_an_empty_array_has_a_dtype_too(tmp_path: Path) -> None:
+    first = _saved(tmp_path, "a.npy", np.zeros((0, 3), np.float64))
+    second = _saved(tmp_path, "b.npy", np.zeros((0, 4), np.float32))
+    assert ["shape", "dtype"] == [item.code for item in compared(first, second).structure]
+
+
 def test_shapes_that_would_broadcast_are_different(tmp_path: Path) -> None:
     first, second = _saved(tmp_path, "a.npy", np.ones((3, 1))), _saved(tmp_path, "b.npy", np.ones((3, 3)))
     found = compared(first, second, Limits(max_abs=100))

@@ -29,6 +29,7 @@ from rich.console import Console
 from bisect_tool.records import ConfigRun, FirstOverTolerance, Link, NumericConfig, Report, StageRef, Tolerance
 from bisect_tool.reporters import html, pairs, selecting, terminal, wording
 from bisect_tool.reporters.layout import Column, PipedConsole, column_widths, fit_text
+from bisect_tool.reporters.next_steps import next_step
 from bisect_tool.switches import Value
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
@@ -152,6 +153,14 @@ def test_equal_recordings_need_no_table() -> None:
     assert 5 == len(table_lines(page(report, all_stages=True)))
     one = (replace(rows[0], results={"a|b": comparison(1e-9, None, 0.0, judgement="pass")}), *rows[1:])
     assert 5 == len(table_lines(page(replace(report, stages=one))))
+
+
+def test_recordings_of_nothing_but_empty_tensors_say_what_to_record() -> None:
+    rows = tuple(replace(item, shape=(0, 4)) for item in healthy().stages)
+    verdict = replace(healthy().verdict, status="inconclusive")
+    report = replace(healthy(), verdict=verdict, stages=rows, chain=(Link("stages", "same", "5 stages", ()),))
+    assert "record a run whose tensors are not empty" == next_step(report)
+    assert "record the same model on both sides" in (next_step(replace(report, stages=healthy().stages)) or "")
 
 
 @pytest.mark.parametrize("width", [60, 80])
