@@ -10,6 +10,7 @@ import pytest
 from bisect_tool.diagnose.suspicions import Described, suspicions
 
 NONE: frozenset[str] = frozenset()
+WITH_PLACES = {"kernel_size": 2, "stride": 2, "padding": 0, "ceil_mode": False, "return_indices": True}
 COUNTED = {"ceil_mode": False, "padding": 1, "count_include_pad": True}
 
 
@@ -38,6 +39,13 @@ def described(op: str, kind: str | None = None, settings: dict[str, Any] | None 
         described("DepthToSpace", "PixelShuffle", {"upscale_factor": 2}, blocksize=2, mode="DCR"),
         described("GRU", "GRU", {}, linear_before_reset=0),
         described("Softmax", "Softmax", {"dim": 1}, axis=-1),
+        described(
+            "MaxPool",
+            "MaxPool2d",
+            WITH_PLACES,
+            kernel_shape=[3, 3],
+            strides=[2, 2],
+        ),
         described("Resize", "Upsample", {"mode": "nearest", "align_corners": None}, mode="linear"),
     ],
 )
@@ -57,6 +65,9 @@ def test_what_the_module_has_otherwise_is_a_fault(node: Described) -> None:
         described("Softmax", "Softmax", {"dim": -1}, axis=3),
         described("Resize", "Upsample", {"mode": "bilinear", "align_corners": False}, mode="linear",
                   coordinate_transformation_mode="pytorch_half_pixel"),
+        # Beside the pool itself, for the places of its maxima.
+        described("MaxPool", "MaxPool2d", WITH_PLACES,
+                  kernel_shape=[1, 1], strides=[1, 1]),
         # Another operator in the module's place was fused, or rewritten: nothing is said.
         described("Conv", "BatchNorm2d", {"eps": 1e-3}, strides=[1, 1]),
         described("Resize", None, None, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
