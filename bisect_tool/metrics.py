@@ -470,22 +470,43 @@ def _measure(expected: Array, actual: Array | None, allclose: Tolerance | None) 
         sums = _pass(a, b, _work_dtype(a.dtype, b.dtype), allclose)
         totals = sums.totals()
         if exact:
-            totals = _count_exactly(sums, totals, a, b)
+            totals = _count_exactly(sums, totals, a, b, allclose)
         metrics, norm = _finish(sums, totals, expected, a, b, exact)
     return metrics, sums.beyond, norm
 
 
-def _count_exactly(sums: _Sums, totals: _Totals, a: Array, b: Array) -> _Totals:
-    """Integers beyond 2**53 that differ may be one float64; what is not equal differs by one at least."""
+def _count_exactly(sums: _Sums, totals: _Totals, a: Array, b: Array, allclose: Tolerance | None) -> _Totals:
+    """Integers beyond 2**53 that differ may be one float64: then what differs is measured as it is."""
     if max(totals.expected2, totals.actual2) < 2.0**100:
         # Not one is beyond 2**50, and the pass was exact.
         return totals
-    different = a != b
-    sums.differing = int(np.count_nonzero(different))
-    if sums.differing and sums.worst < 1:
-        sums.worst, sums.worst_at = 1.0, int(different.argmax())
-        return totals._replace(absolute=max(totals.absolute, 1.0), difference2=max(totals.difference2, 1.0))
-    return totals
+    places = np.flatnonzero(a != b)
+    sums.differing, sums.beyond = places.size, 0
+    if not places.size:
+        return totals
+    reference, apart = a[places], integer_distances(a[places], b[places])
+    largest = int(apart.argmax())
+    sums.worst, sums.worst_at = float(apart[largest]), int(places[largest])
+    sizes = np.abs(reference.astype(np.float64))
+    sums.max_rel = float((apart / sizes).max())
+    if allclose is not None:
+        sums.beyond = int(np.count_nonzero(apart > (allclose.atol or 0.0) + (allclose.rtol or 0.0) * sizes))
+    return totals._replace(absolute=float(apart.sum()), difference2=float(apart.dot(apart)))
+
+
+def integer_distances(first: Array, second: Array) -> NDArray[np.float64]:
+    """How far integers lie apart, in float64 and exact but for that: beyond 2**53 two of them may be one float64."""
+    if "b" in (first.dtype.kind, second.dtype.kind):
+        first, second = first.astype(np.int64), second.astype(np.int64)
+    if first.dtype.kind == second.dtype.kind:
+        first, second = (each.astype(f"{each.dtype.kind}8", copy=False) for each in (first, second))
+        # Of any two int64 the distance is a uint64, and the difference of their bits is that.
+        low, high = np.minimum(first, second), np.maximum(first, second)
+        return (high.view(np.uint64) - low.view(np.uint64)).astype(np.float64)
+    signed, unsigned = (first, second) if first.dtype.kind == "i" else (second, first)
+    signed, unsigned = signed.astype(np.int64), unsigned.astype(np.uint64)
+    near = integer_distances(signed.view(np.uint64), unsigned)
+    return np.where(signed < 0, unsigned.astype(np.float64) - signed.astype(np.float64), near)
 
 
 def _problem(expected: Array, actual: Array | None) -> str | None:
@@ -734,10 +755,16 @@ def _finish(
         nonfinite_mismatch=sums.nonfinite_mismatch,
         differing=sums.differing,
         worst_index=index,
-        worst_expected=float(flat_expected[worst_at]) if worst_at is not None else None,
-        worst_actual=float(flat_actual[worst_at]) if worst_at is not None else None,
+        worst_expected=_number(flat_expected[worst_at]) if worst_at is not None else None,
+        worst_actual=_number(flat_actual[worst_at]) if worst_at is not None else None,
     )
     return metrics, reference
+
+
+def _number(element: Any) -> float:
+    """As a float, unless it is a whole number that float64 has not."""
+    number = float(element)
+    return int(element) if abs(number) >= 2.0**53 and element.dtype.kind in "iu" else number
 
 
 def _index(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -762,8 +789,11 @@ def _order_statistics(a: Array, b: Array, exact: bool, worst_at: int | None, sum
     # No difference leaves float32 if the greatest does not.
     in_float32 = finite and sums.worst <= _GREATEST_FLOAT32 and _work_dtype(a.dtype, b.dtype) == _FLOAT32
     wide = _FLOAT32 if in_float32 else _FLOAT64
-    d = np.subtract(b[:count], a[:count], dtype=wide)
-    np.abs(d, out=d)
+    if exact:
+        d = integer_distances(a[:count], b[:count])
+    else:
+        d = np.subtract(b[:count], a[:count], dtype=wide)
+        np.abs(d, out=d)
     if not finite:
         d = d[np.isfinite(d)]
     p99 = _percentile_99(d) if d.size else 0.0

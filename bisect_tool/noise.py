@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from bisect_tool.metrics import integer_distances, kind_of
 from bisect_tool.records import Noise, Side
 
 Array = NDArray[Any]
@@ -166,6 +167,8 @@ def _wide(array: Array) -> Array:
 def _differing(reference: Array, other: Array) -> int:
     if other.shape != reference.shape:
         return int(reference.size)
+    if kind_of(reference.dtype) == kind_of(other.dtype) == "integer":
+        return int(np.count_nonzero(reference != other))
     return sum(int(np.count_nonzero(first != second)) for first, second in _chunks([reference, other]))
 
 
@@ -202,6 +205,8 @@ def _apart(reference: Array, other: Array, scale: float = 1.0) -> float:
     """Norm of the difference, times ``scale``; infinite where one has a NaN or an infinity that the other has not."""
     if other.shape != reference.shape:
         return math.inf
+    if kind_of(reference.dtype) == kind_of(other.dtype) == "integer":
+        return _integers_apart(reference.reshape(-1), other.reshape(-1), scale)
     total = 0.0
     for first, second in _chunks([reference, other], scale):
         difference = second - first
@@ -211,6 +216,15 @@ def _apart(reference: Array, other: Array, scale: float = 1.0) -> float:
             if not np.isfinite(difference).all():
                 return math.inf
         total += float(np.dot(difference, difference))
+    return math.sqrt(total)
+
+
+def _integers_apart(reference: Array, other: Array, scale: float) -> float:
+    """The same for whole numbers: beyond 2**53 two of them may be one float64."""
+    total = 0.0
+    for at in range(0, reference.size, _CHUNK):
+        apart = integer_distances(reference[at : at + _CHUNK], other[at : at + _CHUNK]) * scale
+        total += float(apart.dot(apart))
     return math.sqrt(total)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bisect_tool.metrics import kind_of, relative_limit
+from bisect_tool.metrics import integer_distances, kind_of, relative_limit
 from bisect_tool.records import ErrorMetrics, Spread, Tolerance
 
 Array = NDArray[Any]
@@ -29,11 +29,15 @@ def spread_of(expected: Array, actual: Array, metrics: ErrorMetrics, tolerance: 
     if unfit or not 0 < expected.size <= LARGEST or kind_of(expected.dtype) not in ("float", "integer"):
         return None
     limit, rtol = _limit(expected, tolerance)
+    whole = kind_of(expected.dtype) == kind_of(actual.dtype) == "integer"
     beyond = 0
     sums = [np.zeros(size) for size in expected.shape]
     for start in _blocks(expected.shape):
         wanted = np.asarray(expected[start], np.float64)
-        difference = np.abs(np.asarray(actual[start], np.float64) - wanted)
+        if whole:
+            difference = integer_distances(np.asarray(expected[start]), np.asarray(actual[start]))
+        else:
+            difference = np.abs(np.asarray(actual[start], np.float64) - wanted)
         beyond += int(np.count_nonzero(difference > limit + rtol * np.abs(wanted)))
         difference = difference * difference  # not in place: of a scalar numpy gives no array
         offset = len(start)

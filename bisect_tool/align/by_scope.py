@@ -10,13 +10,17 @@ from dataclasses import replace
 from bisect_tool.align.activated import ACTIVATED, match_activated
 from bisect_tool.align.board import Board
 from bisect_tool.align.families import SHAPING, family
-from bisect_tool.align.matches import STRUCTURE, Match
+from bisect_tool.align.matches import STRUCTURE, Match, Permuted
 from bisect_tool.align.surroundings import is_passed_by
 from bisect_tool.layouts import axis_order
-from bisect_tool.signatures import distance
+from bisect_tool.signatures import Signature, distance
 
 _BIASED = frozenset(["addmm", "baddbmm", "addmv", "linear"])
 """Operations that add a bias: a node of its own in the graph."""
+
+
+_NEARER = 2.0
+"""So many times nearer than in any other order the numbers of a value must be, where they are off in all of them."""
 
 
 def match_placed(board: Board, placed: Mapping[int, Match]) -> None:
@@ -29,7 +33,7 @@ def match_placed(board: Board, placed: Mapping[int, Match]) -> None:
         board.take(replace(match, evidence=evidence, confirmed=agrees))
 
 
-def match_by_scope(board: Board) -> None:
+def match_by_scope(board: Board, permuted: Permuted) -> None:
     """Stages that no value fits: the name is all there is, so the pair stays unconfirmed."""
     leaves: dict[str, list[int]] = defaultdict(list)
     calls: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -54,7 +58,7 @@ def match_by_scope(board: Board) -> None:
         if all(_is_passed_by(board, value) for value in values):
             # What an activation was fused into has the value behind that; the module's own is nowhere.
             names = [n for n in names if board.graph.nodes[board.place[n]].op_type not in ACTIVATED]
-        _match_group(board, values, names)
+        _match_group(board, values, names, permuted)
     for (path, kind), values in calls.items():
         names = board.scopes.calls(path, kind)
         if all(board.first_stage[value].type in _BIASED for value in values):
@@ -62,7 +66,7 @@ def match_by_scope(board: Board) -> None:
             # A bias of zeros leaves the product equal: a sum behind one that has a pair is no other operation's.
             sums = (_with_bias(board, name, following) for name in names if name not in board.taken)
             names = [name for name in sums if name is not None]
-        _match_group(board, values, names, operations=True)
+        _match_group(board, values, names, permuted, operations=True)
     members = {stage.ref.stage for stage in board.first_stage.values() if "#" not in stage.ref.stage}
     whole: dict[str, list[int]] = defaultdict(list)
     for value, stages in board.stages_of.items():
@@ -76,7 +80,7 @@ def match_by_scope(board: Board) -> None:
         left = [v for v in own if v not in board.matches]
         # What a member of its own makes is that member's.
         names = [name for name in board.scopes.leaving_tree(path) if board.scopes.path_of(name) not in members]
-        _match_group(board, left, [n for n in names if any(board.lies_right(v, n) for v in left)])
+        _match_group(board, left, [n for n in names if any(board.lies_right(v, n) for v in left)], permuted)
 
 
 def _with_bias(board: Board, name: str, following: Set[str]) -> str | None:
@@ -103,7 +107,9 @@ def _with_bias(board: Board, name: str, following: Set[str]) -> str | None:
     return at if board.graph.nodes[board.place[at]].op_type == "Identity" else name
 
 
-def _match_group(board: Board, values: list[int], names: list[str], *, operations: bool = False) -> None:
+def _match_group(
+    board: Board, values: list[int], names: list[str], permuted: Permuted, *, operations: bool = False
+) -> None:
     """Pairs what a scope has in PyTorch with what it has in the graph, where the numbers on both sides are equal.
 
     A module's value is the last of its scope; ``operations`` of one kind are told apart by what they read.
@@ -118,13 +124,16 @@ def _match_group(board: Board, values: list[int], names: list[str], *, operation
         read = set().union(*(_parents(board, v) for v in members)) if operations else set()
         usable = [n for n in free if not read or read & _read_by(board, n)]
         options = [n for n in usable if board.fits(members[0], n)]
+        if operations and len(options) > len(members) and not any(_has_paired_source(board, v) for v in members):
+            # Nothing tells what they read, and one too many of them stands for something else.
+            continue
         # Optimisers sort graphs anew: of several operations of one kind the order alone does not tell which is which.
         if operations and len(options) >= max(len(members), 2):
             options = _most_alike(board, members, options)
         if len(members) == 1 and len(options) > 1:
             options = options[-1:]
         if not options and len(members) == 1:
-            _match_by_axes(board, members[0], usable)
+            _match_by_axes(board, members[0], usable, permuted)
         if len(options) != len(members):
             continue
         for value, name in zip(members, options, strict=True):
@@ -201,17 +210,27 @@ def _read_by(board: Board, name: str, ways: Set[str] | None = None) -> set[str]:
     return found
 
 
-def _match_by_axes(board: Board, value: int, names: list[str]) -> None:
+def _match_by_axes(board: Board, value: int, names: list[str], permuted: Permuted) -> None:
     shape = board.first_stage[value].shape
     for name in reversed(names):
         signature = board.onnx.get(name)
         own = board.torch.get(value)
         if signature is None or (own is not None and own.kind != signature.kind) or board.lacks_bias(value, name):
             continue
-        order = axis_order(shape, signature.shape)
-        if order is not None and name not in board.taken:
+        if name in board.taken:
+            continue
+        order = axis_order(shape, signature.shape) or _nearest_order(signature, permuted(value, None))
+        if order is not None:
             board.take(Match(value, name, ("scope", "permuted"), False, order))
             return
+
+
+def _nearest_order(wanted: Signature, orders: Mapping[tuple[int, ...], Signature]) -> tuple[int, ...] | None:
+    """Of several orders of axes that give a shape the one whose numbers are nearer: behind a fault none is near."""
+    near = sorted((distance(each, wanted), order) for order, each in orders.items() if each.shape == wanted.shape)
+    if len(near) == 1 or (near and near[0][0] * _NEARER <= near[1][0]):
+        return near[0][1]
+    return None
 
 
 def _follow_unconfirmed(board: Board, match: Match) -> Match:

@@ -34,7 +34,7 @@ def match_values(sides: Sides, hints: Hints = _NO_HINTS) -> dict[int, Match]:
     match_by_operand(board)
     match_permuted(board, sides.permuted)
     match_placed(board, hints.placed)
-    match_by_scope(board)
+    match_by_scope(board, sides.permuted)
     return board.matches
 
 

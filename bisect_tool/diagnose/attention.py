@@ -93,6 +93,8 @@ def _at(node: Node, softmax: Node, mask: Mask, call: Call) -> Iterator[Trial]:
         yield from _added(node, mask, call)
     elif node.op == "Where":
         yield from _chosen(node, mask, call)
+    elif node.op in _NOT_A_SUM:
+        yield from _summed(node, mask, call)
     if node is softmax and mask.added.any():
         # The graph has none at all, or another than this one that is not in the way of it.
         steps = (_sum(softmax.inputs[0], mask, softmax, _MASKED), Step("Softmax", (_MASKED,), softmax.attributes))
@@ -102,6 +104,24 @@ def _at(node: Node, softmax: Node, mask: Mask, call: Call) -> Iterator[Trial]:
 
 
 _MASKED = "<masked>"
+
+_NOT_A_SUM = ("Sub", "Mul", "Div", "Max", "Min")
+
+
+def _summed(node: Node, mask: Mask, call: Call) -> Iterator[Trial]:
+    """Another operator in the place of the sum of scores and mask."""
+    if len(node.inputs) != 2 or not mask.added.any():
+        return
+    # A mask that is computed is told by its shape alone, and stands behind the scores.
+    place = next(iter(node.constants), 1)
+    have, name = node.constants.get(place), node.inputs[place]
+    if not _spreads(node.shapes.get(name, ()), mask.added.shape) or (have is not None and _differing(have, mask.added)):
+        return
+    text = f"{node.op} {node.name} puts {name} to the scores, where PyTorch's {call.name} adds {mask.text}"
+    remedy = "the graph needs an Add there: export it again, or with another exporter or opset"
+    yield Trial(
+        OPERATOR, node.name, text, remedy, Edit(node.output, (Step("Add", (node.inputs[1 - place], name), {}),))
+    )
 
 
 def _unscaled(nodes: Sequence[Node], call: Call) -> Iterator[Trial]:

@@ -33,7 +33,7 @@ class ErrorMetrics:
         nonfinite_mismatch: elements where the two sides do not hold the same NaN or infinity.
         differing: elements that are not equal.
         worst_index: index of ``max_abs`` (or of the first non-finite mismatch); ``None`` for empty tensors.
-        worst_expected, worst_actual: the two values there.
+        worst_expected, worst_actual: the two values there; whole numbers beyond 2**53 in all their digits.
         problem: why values could not be compared at all (shape, dtype, missing); then the numbers are NaN.
     """
 

@@ -114,6 +114,8 @@ def ratio(value: float | None) -> str:
 
 def value_texts(expected: float | None, actual: float | None) -> tuple[str, str]:
     """One element of either tensor, to six digits, or to as many as show that the two differ."""
+    if expected != actual and isinstance(expected, int) and isinstance(actual, int):
+        return str(expected), str(actual)
     for digits in range(6, 18):
         texts = tuple("-" if value is None else f"{value:.{digits}g}" for value in (expected, actual))
         if texts[0] != texts[1] or expected == actual:

@@ -135,9 +135,19 @@ def mask_of_the_past(model: ModelProto) -> None:
     masked(model).input[1] = constant(model, "wrong_mask", hidden)
 
 
+def mask_taken_away(model: ModelProto) -> None:
+    """It is there, and nothing is hidden."""
+    masked(model).op_type = "Sub"
+
+
 @pytest.mark.parametrize(
     "edit, code",
-    [(without_mask, "BD103"), (mask_of_zeros_and_ones, "BD106"), (mask_of_the_past, "BD106")],
+    [
+        (without_mask, "BD103"),
+        (mask_taken_away, "BD102"),
+        (mask_of_zeros_and_ones, "BD106"),
+        (mask_of_the_past, "BD106"),
+    ],
 )
 def test_causal_mask(tmp_path: Path, edit: Callable[[ModelProto], None], code: str) -> None:
     report = report_on(Attention(is_causal=True), (X[None, None],), tmp_path, edit)

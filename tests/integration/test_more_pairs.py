@@ -477,3 +477,68 @@ def test_a_module_that_only_structure_tells_is_not_fed_too_early(tmp_path: Path)
     report = judged(module, inputs, without_names(model), tmp_path)
     assert [origin.ref.stage for origin in report.verdict.origins] == ["experts.0.0", "experts.1.0"]
     assert {cause.code for cause in report.verdict.diagnoses} == {"BD202"}
+
+
+class Likeness(nn.Module):
+    """One exporter multiplies first and divides then, and has no value for what PyTorch multiplies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 6]`` to ``[N]``."""
+        return nn.functional.cosine_similarity(self.one(x).relu(), self.two(x), dim=1)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_what_is_computed_otherwise_behind_a_fault_has_no_node(exporter: Exporter, tmp_path: Path) -> None:
+    module, inputs = Likeness().eval(), (torch.randn(5, 6),)
+    model = exported(module, inputs, exporter, tmp_path)
+    weight = next(t for t in model.graph.initializer if t.name == "one.weight")
+    changed = numpy_helper.to_array(weight).copy()
+    changed[1] *= 1.5
+    weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
+    assert origins(judged(module, inputs, model, tmp_path)) == [("one", 0)]
+
+
+class AsLongAsWide(nn.Module):
+    """As many steps as numbers in each: the graph's first two axes could be PyTorch's in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm, self.gru = nn.LSTM(5, 6, 2, batch_first=True), nn.GRU(6, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, 6, 5]`` to ``[N, 6]`` and ``[N, 6]``."""
+        made, (hidden, _) = self.lstm(x)
+        return self.gru(made)[0][:, -1], hidden[-1]
+
+
+def test_a_broken_recurrence_of_equal_axes_keeps_its_pair(tmp_path: Path) -> None:
+    module, inputs = AsLongAsWide().eval(), (torch.randn(3, 6, 5),)
+    model = exported(module, inputs, "torchscript", tmp_path)
+    (_, second) = [node for node in model.graph.node if node.op_type == "LSTM"]
+    second.attribute.append(helper.make_attribute("direction", "reverse"))
+    report = judged(module, inputs, model, tmp_path)
+    assert {place for place, _ in origins(report)} == {"lstm"}
+    assert [(each.code, each.remedy_verified) for each in report.verdict.diagnoses] == [("BD101", True)]
+
+
+class Hashed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N]``, whole numbers."""
+        return x * 40503 + 7
+
+
+def test_whole_numbers_that_float64_cannot_tell_apart(tmp_path: Path) -> None:
+    module, inputs = Hashed().eval(), (torch.arange(64) + 2**47,)
+    model = exported(module, inputs, "dynamo", tmp_path)
+    assert judged(module, inputs, model, tmp_path).verdict.status == "agrees"
+    (seven,) = [t for t in model.graph.initializer if numpy_helper.to_array(t) == 7]
+    seven.CopyFrom(numpy_helper.from_array(np.asarray(8), seven.name))
+    report = judged(module, inputs, model, tmp_path)
+    assert (report.verdict.status, origins(report)) == ("diverges", [("/add#0", 0)])
+    assert [each.code for each in report.verdict.diagnoses] == ["BD106"]

@@ -21,6 +21,7 @@ from bisect_tool.metrics import (
     THREADED_ABOVE,
     difference_norms,
     hidden_groups,
+    integer_distances,
     judge,
     kind_of,
     kind_of_name,
@@ -346,6 +347,26 @@ def test_integers_beyond_float64_must_be_equal(pair: tuple[int, int]) -> None:
     """int64 that float64 cannot tell apart still differ, and fail."""
     found, judgement = judge(np.array([0, pair[0]]), np.array([0, pair[1]]), DEFAULT)
     assert (judgement, found.differing) == ("fail", 1)
+
+
+@quick
+@given(a=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=20), data=st.data(), sign=st.booleans())
+def test_integers_beyond_float64_lie_as_far_apart_as_they_do(a: list[int], data: st.DataObject, sign: bool) -> None:
+    """Whatever float64 makes of them, and where one side has no sign."""
+    other = st.integers(-(2**63), 2**63 - 1) if sign else st.integers(0, 2**64 - 1)
+    b = [data.draw(st.sampled_from([x, x + 1]).filter(lambda y: y < 2**63) if sign else other) for x in a]
+    apart = [abs(x - y) for x, y in zip(a, b, strict=True)]
+    first, second = np.array(a, np.int64), np.array(b, np.int64 if sign else np.uint64)
+    assert [float(each) for each in apart] == pytest.approx(integer_distances(first, second).tolist(), rel=1e-15)
+    if sign:
+        found = measure(first, second)
+        assert (found.max_abs, found.differing) == (max(apart), sum(each > 0 for each in apart))
+        assert found.mean_abs == pytest.approx(sum(apart) / len(a))
+        worst = a[apart.index(max(apart))]
+        assert found.worst_expected == (worst if abs(worst) >= 2**53 else float(worst))
+        for allowed, passes in ((0.5, max(apart) == 0), (1.0, True)):
+            assert (judge(first, second, make_tolerance(None, allowed, 0.0))[1] == "pass") == passes
+            assert (judge(first, second, make_tolerance(allowed, None, None))[1] == "pass") == passes
 
 
 def test_integers_must_be_equal_unless_the_user_says_otherwise() -> None:
