@@ -94,17 +94,21 @@ class Board:
         self.without_bias = without_bias(graph) if sides.biased else frozenset()
 
     def _merged(self) -> frozenset[int]:
-        counted: dict[tuple[str, str], list[int]] = defaultdict(list)
+        counted: dict[tuple[str, str | None], list[int]] = defaultdict(list)
         for value, stage in self.first_stage.items():
             path, separator, name = stage.ref.stage.rpartition("/")
             if separator and "#" in name:
                 counted[path, family(stage.type)].append(value)
+            elif stage.level != "container":
+                counted[stage.ref.stage, None].append(value)
         repeated = computed_before(self.trace, self.torch) if self.scopes.any else {}
         groups = {key: [v for v in values if v in repeated] for key, values in counted.items()}
         return frozenset(
             value
-            for key, again in groups.items()
-            if again and len(self.scopes.calls(*key)) == len(counted[key]) - len(again)
+            for (path, kind), again in groups.items()
+            if again
+            and len(self.scopes.leaving(path) if kind is None else self.scopes.calls(path, kind))
+            == len(counted[path, kind]) - len(again)
             for value in again
         )
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from bisect_tool.align.families import family
 from bisect_tool.align.matches import Match
+from bisect_tool.align.scopes import Scopes
+from bisect_tool.align.surroundings import children_of, is_passed_by
 from bisect_tool.records import OnnxGraph, OnnxNode, Stage, TorchTrace
 from bisect_tool.rows import first_stage_by_value
 from bisect_tool.signatures import Signature
@@ -35,6 +37,8 @@ def of_other_size(
     matches: Mapping[int, Match],
     signatures: Mapping[str, Signature],
     operations: Mapping[int, tuple[str, int]],
+    chained: Mapping[str, Signature],
+    torch: Mapping[int, Signature],
 ) -> dict[int, Match]:
     """Pairs of PyTorch's values and of values that have another size, none of them confirmed.
 
@@ -43,8 +47,11 @@ def of_other_size(
         matches: pairs that are known.
         signatures: of the graph's values, by name; of a run on PyTorch's values where there was one.
         operations: name and number of the result, by PyTorch value.
+        chained: signatures of the graph's own run.
+        torch: signatures of PyTorch's values.
     """
-    first = first_stage_by_value(trace)
+    first, children = first_stage_by_value(trace), children_of(trace)
+    scopes = Scopes(graph, trace, {})
     side = _GraphSide(graph, {match.onnx for match in matches.values()}, signatures)
     norms = {
         parents[0]: value
@@ -54,7 +61,11 @@ def of_other_size(
     normalised = {name for node in side.by_kind["batchnorm"] for name in node.inputs}
     found: dict[int, Match] = {}
     for wanted, values in _wanted(trace, first, matches, operations).items():
+        # What comes out right without a value does not need it.
+        values = [v for v in values if not is_passed_by(v, trace, children, matches, torch, chained)]
         fitting = side.fitting(wanted, {math.prod(first[value].shape) for value in values})
+        path = _path_of(first[values[0]]) if values else ""
+        fitting = [name for name in fitting if scopes.path_of(name) in (None, path)]
         # Both sides have as many: in their order.
         if len(fitting) == len(values):
             for value, name in zip(values, fitting, strict=True):
@@ -64,6 +75,12 @@ def of_other_size(
                 own = norm if norm is not None and folded else value
                 found[own] = Match(own, name, (OTHER_SIZE,), False)
     return found
+
+
+def _path_of(stage: Stage) -> str:
+    """The module that a stage is, or that it is an operation of."""
+    path, operation, _ = stage.ref.stage.rpartition("/")
+    return path if operation and "#" in stage.ref.stage else stage.ref.stage
 
 
 @dataclass(frozen=True, slots=True)

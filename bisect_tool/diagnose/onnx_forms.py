@@ -261,6 +261,12 @@ def _bits(call: Call, opset: int) -> Sequence[Form]:
     return [Form(name if truth else f"Bitwise{name}", (_first(call), _alike(call)), {}, 2)]
 
 
+@_form("bitwise_left_shift", "bitwise_right_shift", "__lshift__", "__rshift__")
+def _shift(call: Call, opset: int) -> Sequence[Form]:
+    direction = "LEFT" if call.name in ("bitwise_left_shift", "__lshift__") else "RIGHT"
+    return [Form("BitShift", (_first(call), _alike(call)), {"direction": direction}, 2)]
+
+
 @_form("remainder", "fmod")
 def _mod(call: Call, opset: int) -> Sequence[Form]:
     return [Form("Mod", (_first(call), _alike(call)), {}, 2)]
@@ -529,6 +535,12 @@ def _transpose(call: Call, opset: int) -> Sequence[Form]:
     one, other = (0, -1) if call.name == "t" else (int(call.arguments["dim0"]), int(call.arguments["dim1"]))
     perm[one], perm[other] = perm[other], perm[one]
     return [Form("Transpose", (_first(call),), {"perm": perm})]
+
+
+@_form("tril", "triu")
+def _triangle(call: Call, opset: int) -> Sequence[Form]:
+    diagonal = np.asarray(int(call.arguments.get("diagonal", 0)), np.int64)
+    return [Form("Trilu", (_first(call), diagonal), {"upper": int(call.name == "triu")})]
 
 
 @_form("flip")

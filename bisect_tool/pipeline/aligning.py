@@ -288,7 +288,7 @@ class Aligner:
                 **self.runs.signatures,
                 **(self.runs.forced_signatures(reference.activations, matches) if known else {}),
             }
-            others = of_other_size(trace, self.program.plain, matches, signatures, operations)
+            others = of_other_size(trace, self.program.plain, matches, signatures, operations, sides.onnx, sides.torch)
             if not others:
                 break
             both = replace(hints, placed={**hints.placed, **known, **others})

@@ -19,7 +19,7 @@ from bisect_tool.diagnose.trials.numbers import (
     other_windows,
     reordered_inputs,
 )
-from bisect_tool.diagnose.trials.surplus import inserted_nodes, left_out_nodes, put_in_front
+from bisect_tool.diagnose.trials.surplus import inserted_nodes, left_out_nodes, may_be_chance, put_in_front
 from bisect_tool.diagnose.trials.weights import all_weights, exchanged_weights, weight_trials, widened_weights
 from bisect_tool.diagnose.weight_forms import Static
 
@@ -64,21 +64,25 @@ def _changed_nodes(
     """Nodes left out, exchanged or set otherwise; the arguments are those of :func:`propose`."""
     # An exchange of operands can come to the same as what follows: ``Less`` for ``Greater``, a ``Not`` before ``Where``.
     yield from named_numbers(nodes, calls, stage)
-    left_out = left_out_nodes(nodes, calls, stage, opset)
+    all_left_out = left_out_nodes(nodes, calls, stage, opset)
+    left_out = [each for each in all_left_out if each[1].certain]
+    doubtful = [trial for _, trial in all_left_out if not trial.certain]
     yield from (trial for surplus, trial in left_out if surplus)
     known = {form.op for call in calls for form in forms(call, opset)}
     for node in nodes:
         if node.op in _COMPARING and node.op not in known:
             yield from replaced_nodes(node, calls, opset)
     for node in nodes:
-        yield from reordered_inputs(node)
+        if may_be_chance([node], calls, opset):
+            doubtful += map(in_doubt, reordered_inputs(node))
+        else:
+            yield from reordered_inputs(node)
     for node in nodes:
         yield from towards_calls(node, calls, opset)
     for node in nodes:
         yield from pieces(node, calls, opset)
     yield from masks(nodes, stage, calls)
     yield from (trial for surplus, trial in left_out if not surplus)
-    doubtful: list[Trial] = []
     for node in nodes:
         for trial in replaced_nodes(node, calls, opset):
             if isinstance(trial.edit, Edit) and is_part(node, trial.edit, stage):

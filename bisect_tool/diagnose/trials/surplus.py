@@ -12,13 +12,15 @@ from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
 from bisect_tool.diagnose.causes import EXTRA, MISSING, PRECISION
 from bisect_tool.diagnose.onnx_forms import forms
 from bisect_tool.diagnose.trial import Trial
-from bisect_tool.diagnose.trials.calls import call_steps, resolved_input
+from bisect_tool.diagnose.trials.calls import call_steps, in_doubt, resolved_input
 from bisect_tool.diagnose.trials.editing import an, largest_of, numbers_of, size_of, value_text
 
 MAX_CHAIN = 4
 """Nodes in a row that are left out together."""
 
 _NARROWING = {"Cast", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "BitCast"}
+
+_BOOL = 9
 
 _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "float16", 11: "float64", 16: "bfloat16"}
 """Element types of ONNX by number, as ``Cast`` has them."""
@@ -27,7 +29,10 @@ _TYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 10: "floa
 def left_out_nodes(
     nodes: Sequence[Node], calls: Sequence[Call], stage: Sequence[Node], opset: int
 ) -> list[tuple[bool, Trial]]:
-    """Nodes without which the stage may be right, and whether PyTorch has none of these operations, or not as many."""
+    """Nodes without which the stage may be right, and whether PyTorch has none of these operations, or not as many.
+
+    Those whose absence may help by chance are not certain.
+    """
     counted: dict[str, int] = {}
     for call in calls:
         for kind in {family(call.name), *(family(form.op) for form in forms(call, opset))}:
@@ -54,7 +59,9 @@ def left_out_nodes(
                 given = place in first.constants and len(first.constants) < len(first.inputs)
                 if source and not passes and not given and not _is_call(last, calls) and _fits(first, source, last):
                     rank = sum(each.name not in surplus for each in chain)
-                    found.append((rank, len(chain), number, _without(chain, source)))
+                    trial = _without(chain, source)
+                    trial = in_doubt(trial) if may_be_chance(chain, calls, opset) else trial
+                    found.append((rank, len(chain), number, trial))
             following = readers.get(last.output, [])
     return [(rank == 0, trial) for rank, *_, trial in sorted(found, key=lambda each: each[:3])]
 
@@ -81,11 +88,25 @@ def _fits(first: Node, source: str, last: Node) -> bool:
     return one is not None and one == other and same_kind
 
 
+_CHOOSING = {"Where", "And", "Or", "Xor", "Not", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"}
+"""Operators on truth values: without them a stage may come out right by chance, or by another of its branches."""
+
+
+def may_be_chance(chain: Sequence[Node], calls: Sequence[Call], opset: int) -> bool:
+    """Whether that a stage is right without some nodes says little of them.
+
+    They choose, and one of PyTorch's calls is nothing that ONNX has one operator for: its exporter writes choices.
+    """
+    choosing = any(node.op in _CHOOSING for node in chain)
+    return choosing and any(not forms(call, opset) for call in calls)
+
+
 def _without(chain: Sequence[Node], source: str) -> Trial:
     ops = " → ".join(node.op for node in chain)
     names = ", ".join(node.name for node in chain)
-    narrow = [node for node in chain if node.op in _NARROWING]
-    if narrow:
+    # A truth value is no narrower number.
+    narrow = [node for node in chain if node.op in _NARROWING and node.attributes.get("to") != _BOOL]
+    if narrow and not any(node.op in _CHOOSING for node in chain):
         types = [_TYPES.get(node.attributes["to"], "") for node in narrow if "to" in node.attributes]
         through = f" ({types[0]})" if types and types[0] else ""
         code, text = PRECISION, f"the value passes through a narrower type{through}: {ops} ({names})"
