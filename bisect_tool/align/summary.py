@@ -11,6 +11,7 @@ from bisect_tool.align.matches import AMBIGUOUS, Match
 from bisect_tool.align.scopes import Scopes
 from bisect_tool.align.surroundings import children_of, is_passed_by
 from bisect_tool.records import Alignment, OnnxGraph, Pair, Stage, TorchTrace, Unaligned
+from bisect_tool.rows import upstream
 from bisect_tool.signatures import Signature
 
 _SAME_TENSOR = "same tensor as"
@@ -29,7 +30,7 @@ def summarize(
     Coverage is aligned outputs over outputs that have a value in the graph at all; the folded ones are left out of both
     and listed with their reason.
     """
-    scopes, children = Scopes(graph, trace, {}), children_of(trace)
+    scopes, children, used = Scopes(graph, trace, {}), children_of(trace), upstream(trace, ())
     taken = {match.onnx for match in matches.values()}
     taken |= {back for name, back in scopes.back.items() if name in taken}
     pairs, unaligned = [], []
@@ -50,6 +51,13 @@ def summarize(
             left = _reason(stage, scopes, taken, torch_signatures, chained)
             if left.in_graph and is_passed_by(stage.value, trace, children, matches, torch_signatures, chained):
                 left = replace(left, reason="the graph computes what is made of it in another way", in_graph=False)
+            if left.in_graph and stage.value not in used:
+                # As a recurrence's last state, which exporters leave out.
+                left = replace(
+                    left,
+                    reason="no output of the model comes from it, and no value of the graph equals it",
+                    in_graph=False,
+                )
             unaligned.append(left)
     in_graph = aligned + sum(left.in_graph for left in unaligned)
     inner = [name for node in graph.nodes for name in node.outputs if name and name not in taken]

@@ -49,14 +49,18 @@ def with_what_is_known(
     first = verdict.first_over_tolerance
     if first is not None:
         lines.append(f"the first stage over tolerance is {first.ref} under {first.config}")
-    found = Diagnosis(UNKNOWN, TITLES[UNKNOWN], tuple(lines), _remedy(verdict, runs, forced), None, None)
+    remedy = _remedy(verdict, runs, forced, unpaired)
+    found = Diagnosis(UNKNOWN, TITLES[UNKNOWN], tuple(lines), remedy, None, None)
     return replace(verdict, diagnoses=(found,))
 
 
-def _remedy(verdict: Verdict, runs: Sequence[ConfigRun], forced: bool) -> str:
-    """What to do: outputs that are other tensors come first, where no stage is wrong."""
+def _remedy(verdict: Verdict, runs: Sequence[ConfigRun], forced: bool, unpaired: StageRow | None) -> str:
+    """What to do: outputs that are other tensors come first, where no stage is wrong.
+
+    ``unpaired``: the first stage without a value in the graph.
+    """
     if verdict.first_over_tolerance is None and any(out.total.problem for run in runs for out in run.outputs):
-        return _OTHER_OUTPUT
+        return _OTHER_OUTPUT if unpaired is None else f"look at {unpaired.ref} in the graph; or {_OTHER_OUTPUT}"
     if not forced:
         return _ONLY_TOTALS
     return _FINER if any(run.actual.optimization == "off" for run in runs) else _UNOPTIMISED

@@ -156,6 +156,34 @@ def test_causal_mask(tmp_path: Path, edit: Callable[[ModelProto], None], code: s
     assert "causal mask" in " ".join((*found.evidence, found.remedy))
 
 
+class Below(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tril(x * 2, -1)
+
+
+class Mixed(nn.Module):
+    """Written out by the exporter with a choice between two forms, each of which is right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.lerp(torch.sin(x), x, 0.3)
+
+
+def with_the_diagonal(model: ModelProto) -> None:
+    node_of(model, "Trilu").input[1] = constant(model, "zero", np.asarray(0))
+
+
+def divided(model: ModelProto) -> None:
+    node_of(model, "Mul").op_type = "Div"
+
+
+@pytest.mark.parametrize("net, edit, code", [(Below, with_the_diagonal, "BD106"), (Mixed, divided, "BD102")])
+def test_an_operation_of_many_nodes_or_with_a_number(
+    tmp_path: Path, net: type[nn.Module], edit: Callable[[ModelProto], None], code: str
+) -> None:
+    found = first(report_on(net(), (X,), tmp_path, edit))
+    assert (code, True) == (found.code, found.remedy_verified)
+
+
 def test_scale_of_an_attention_that_is_missing(tmp_path: Path) -> None:
     def unscaled(model: ModelProto) -> None:
         made = {name: node for node in model.graph.node for name in node.output}

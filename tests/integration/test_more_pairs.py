@@ -542,3 +542,69 @@ def test_whole_numbers_that_float64_cannot_tell_apart(tmp_path: Path) -> None:
     report = judged(module, inputs, model, tmp_path)
     assert (report.verdict.status, origins(report)) == ("diverges", [("/add#0", 0)])
     assert [each.code for each in report.verdict.diagnoses] == ["BD106"]
+
+
+class Decaying(nn.Module):
+    """Nothing uses the state behind the last step; exporters leave it out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decay = nn.Parameter(torch.tensor([0.1, -0.2, 0.3, 0.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, T, 4]``, as given."""
+        state, made = x[:, 0] * 0.5, []
+        for step in range(2):
+            made.append(torch.tanh(state + x[:, step]))
+            state = torch.exp(x[:, step] * 0.3) + torch.exp(x[:, step] - self.decay) * state
+        return torch.stack(made, 1)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_what_no_output_comes_from_is_no_stage_that_lacks_its_value(exporter: Exporter, tmp_path: Path) -> None:
+    module, inputs = Decaying().eval(), (torch.randn(1, 3, 4),)
+    report = judged(module, inputs, exported(module, inputs, exporter, tmp_path), tmp_path)
+    assert (report.verdict.status, report.alignment.coverage) == ("agrees", 1.0)
+
+
+class Contracted(nn.Module):
+    """A sum of products, which is a product of matrices in PyTorch and an ``Einsum`` in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.o = nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, I, H, 6]`` to ``[B, I, 2]`` and ``[B, I]``."""
+        made = self.a(x)
+        return self.o(made).sum(2), torch.einsum("bihk,bihk->bi", made, made)
+
+
+class CalledTwice(nn.Module):
+    """One exporter keeps one of two equal calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.o = nn.Conv1d(3, 6, 3, padding=1)
+
+    def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, 3, T]`` and ``[N, 1, T]`` to ``[N, 6]`` twice."""
+        return self.o(x).masked_fill(hidden, 0.0).sum(-1), self.o(x).masked_fill(hidden, -9.0).amax(-1)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("kind", ["contracted", "called twice"])
+def test_a_layer_beside_what_has_no_node_of_its_own(kind: str, exporter: Exporter, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    if kind == "contracted":
+        module, inputs = Contracted().eval(), (torch.randn(2, 6, 4, 6),)
+    else:
+        module, inputs = CalledTwice().eval(), (torch.randn(4, 3, 10), torch.rand(4, 1, 10) > 0.5)  # type: ignore[assignment]
+    model = exported(module, inputs, exporter, tmp_path)
+    bias = next(t for t in model.graph.initializer if t.name == "o.bias")
+    bias.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(bias), bias.name))
+    report = judged(module, inputs, model, tmp_path)
+    assert origins(report) == [("o", 0)]
+    assert [(each.code, each.remedy_verified) for each in report.verdict.diagnoses] == [("BD202", True)]
