@@ -132,7 +132,9 @@ def _means(values: Array, axes: tuple[int, ...]) -> Array:
 
 def _error_bytes(cells: Array, high: float) -> NDArray[np.uint8]:
     with np.errstate(all="ignore"):
-        place = 1 + np.rint((TOP - 1) * (1 + np.log10(np.asarray(cells, np.float64) / (high or 1.0)) / DECADES))
+        steps = (TOP - 1) * (1 + np.log10(np.asarray(cells, np.float64) / (high or 1.0)) / DECADES)
+    # A bound for all that is in a cell; the logarithm of a step itself may lie a little above it.
+    place = 1 + np.ceil(steps - 1e-6)
     place = np.where(cells == 0, 0, np.clip(np.nan_to_num(place, nan=1.0), 1, TOP))
     return np.where(np.isfinite(cells), place, TOP + 1).astype(np.uint8)
 

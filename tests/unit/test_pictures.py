@@ -152,7 +152,18 @@ def test_scale_reads_back() -> None:
     assert 2.0 == bin_edge(CELLS, 2.0)
     small = taken(np.zeros((4, 4), np.float32), np.full((4, 4), 3e-3, np.float32) * np.float32([1, 1, 1, 1e-3]))
     assert {1e-3: 4, 1.0: 12} == {1e-3: small.histogram[40], 1.0: small.histogram[63]}
-    assert error_at(int(cells(small)[0, 3]), small.high) == pytest.approx(3e-6, rel=0.05)
+    # The next step above.
+    assert 3e-6 * (1 - 1e-5) <= error_at(int(cells(small)[0, 3]), small.high) < 3e-6 * 10 ** (8 / 253)
+
+
+def test_no_cell_holds_more_than_its_byte_says() -> None:
+    """As the report's readers are told."""
+    errors = 10.0 ** RNG.uniform(-7, 1, (12, 12))
+    found = taken(np.zeros((12, 12)), errors)
+    bounds = np.vectorize(lambda byte: error_at(int(byte), found.high))(cells(found))
+    assert (errors <= bounds * (1 + 1e-6)).all()
+    # Within the eight powers of ten no bound is looser than a step.
+    assert (errors >= bounds * 10 ** (-8.01 / 253))[errors > found.high * 1e-8].all()
 
 
 def test_edited_maps_are_no_maps() -> None:
