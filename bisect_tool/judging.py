@@ -150,13 +150,19 @@ def _comes_from_nowhere(result: Comparison) -> bool:
 def _tainted(rows: Sequence[StageRow], config: str) -> set[int]:
     """Rows that make error or read, however indirectly, from one that does; containers shown beside them count too.
 
-    So do rows that read error from stages that were not selected: nobody knows whether it is rounding.
+    So do rows that read error from stages that were not selected: nobody knows whether it is rounding. What a call returns
+    may be made of another of its results, which no row says: a cell's output is made of its new state.
     """
+    own = {
+        row.index
+        for row in rows
+        if (result := row.results.get(config)) is not None
+        and (makes_error(row, result) or _reads_unexplained(row, result))
+    }
+    calls = {(row.stage, row.call) for row in rows if row.index in own}
     tainted: set[int] = set()
     for row in rows:
-        result = row.results.get(config)
-        own = result is not None and (makes_error(row, result) or _reads_unexplained(row, result))
-        if own or any(index in tainted for index in row.inputs):
+        if (row.stage, row.call) in calls or any(index in tainted for index in row.inputs):
             tainted.add(row.index)
     return tainted
 

@@ -81,6 +81,17 @@ def test_what_comes_from_a_fault_over_the_limit_fails_too() -> None:
     assert judgements(rows) == ["fail", "fail", "pass", "fail"]
 
 
+def test_a_result_of_a_call_may_be_made_of_another_one() -> None:
+    """Attention's context of its weights, which are listed behind it: no row reads the other."""
+    context, weights = row(1, 0.7, inputs=[0]), row(2, 1.8, 1.8, OFF, inputs=[0])
+    weights = replace(weights, stage=context.stage, output=1)
+    rows = [row(0, 1e-8), context, weights, row(3, 0.5, inputs=[1])]
+    assert judgements(rows) == ["pass", "fail", "fail", "fail"]
+    assert not is_explained(rows[3].results["off"].total, rows, "v3", "off")
+    right = replace(weights, results=row(2, 1e-7).results)
+    assert judgements([rows[0], context, right, rows[3]]) == ["pass"] * 4
+
+
 def test_an_error_that_nothing_brings_in_is_no_rounding() -> None:
     """The inputs are PyTorch's, and so is the result on them: the graph reads something else."""
     assert judgements([row(0, 0.4, 1e-7, entering=0.0)]) == ["fail"]
