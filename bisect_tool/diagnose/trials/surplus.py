@@ -95,10 +95,13 @@ _CHOOSING = {"Where", "And", "Or", "Xor", "Not", "Equal", "Less", "LessOrEqual",
 def may_be_chance(chain: Sequence[Node], calls: Sequence[Call], opset: int) -> bool:
     """Whether that a stage is right without some nodes says little of them.
 
-    They choose, and one of PyTorch's calls is nothing that ONNX has one operator for: its exporter writes choices.
+    They choose, which none of PyTorch's calls does, and one of them is nothing that ONNX has one operator for: the exporter
+    writes choices for it.
     """
-    choosing = any(node.op in _CHOOSING for node in chain)
-    return choosing and any(not forms(call, opset) for call in calls)
+    if not any(node.op in _CHOOSING for node in chain):
+        return False
+    known = [forms(call, opset) for call in calls]
+    return not all(known) and not any(form.op in _CHOOSING for each in known for form in each)
 
 
 def _without(chain: Sequence[Node], source: str) -> Trial:
