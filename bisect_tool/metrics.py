@@ -482,24 +482,25 @@ def _count_exactly(sums: _Sums, totals: _Totals, a: Array, b: Array, allclose: T
     if max(totals.expected2, totals.actual2) < 2.0**100:
         # Not one is beyond 2**50, and the pass was exact.
         return totals
-    places = np.flatnonzero(a != b)
-    sums.differing, sums.beyond = places.size, 0
-    if not places.size:
-        return totals
-    reference, apart = a[places], integer_distances(a[places], b[places])
-    largest = int(apart.argmax())
-    sums.worst, sums.worst_at = float(apart[largest]), int(places[largest])
-    sizes = np.abs(reference.astype(np.float64))
-    sums.max_rel = float((apart / sizes).max())
-    if allclose is not None:
-        sums.beyond = int(np.count_nonzero(apart > (allclose.atol or 0.0) + (allclose.rtol or 0.0) * sizes))
-    return totals._replace(absolute=float(apart.sum()), difference2=float(apart.dot(apart)))
+    sums.differing, sums.beyond, sums.max_rel, sums.worst = 0, 0, 0.0, -1.0
+    absolute = difference2 = 0.0
+    for at in range(0, a.size, CHUNK):
+        reference, apart = a[at : at + CHUNK], integer_distances(a[at : at + CHUNK], b[at : at + CHUNK])
+        largest = int(apart.argmax())
+        sums.see(float(apart[largest]), at + largest)
+        sums.differing += int(np.count_nonzero(apart))
+        absolute, difference2 = absolute + float(apart.sum()), difference2 + _dot(apart, apart)
+        sizes = np.abs(reference.astype(np.float64))
+        # 0/0 is NaN and means no error.
+        sums.max_rel = max(sums.max_rel, float(np.fmax.reduce(apart / sizes)))
+        if allclose is not None:
+            sums.beyond += int(np.count_nonzero(apart > (allclose.atol or 0.0) + (allclose.rtol or 0.0) * sizes))
+    return totals._replace(absolute=absolute, difference2=difference2)
 
 
 def integer_distances(first: Array, second: Array) -> NDArray[np.float64]:
     """How far integers lie apart, in float64 and exact but for that: beyond 2**53 two of them may be one float64."""
-    if "b" in (first.dtype.kind, second.dtype.kind):
-        first, second = first.astype(np.int64), second.astype(np.int64)
+    first, second = (each.astype(np.uint8) if each.dtype.kind == "b" else each for each in (first, second))
     if first.dtype.kind == second.dtype.kind:
         first, second = (each.astype(f"{each.dtype.kind}8", copy=False) for each in (first, second))
         # Of any two int64 the distance is a uint64, and the difference of their bits is that.

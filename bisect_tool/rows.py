@@ -123,6 +123,11 @@ def upstream(trace: TorchTrace, rows: Iterable[StageRow]) -> set[int]:
     return seen
 
 
+def used_values(trace: TorchTrace) -> set[int]:
+    """Values that an output comes from; all of them where no output is known."""
+    return upstream(trace, ()) if trace.outputs else {stage.value for stage in trace.stages} | set(trace.parents)
+
+
 def output_stages(trace: TorchTrace) -> set[StageRef]:
     """All stages whose value is an output of the model."""
     values = {value for _, value in trace.outputs}

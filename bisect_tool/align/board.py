@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 
 from bisect_tool.align.bias_elsewhere import without_bias
@@ -24,6 +25,7 @@ from bisect_tool.align.twins import computed_before
 from bisect_tool.layouts import same_data_order
 from bisect_tool.quantised import quantisation_of, quantised_counts
 from bisect_tool.records import Stage
+from bisect_tool.rows import used_values
 from bisect_tool.signatures import Signature, distance
 
 _CLAMPS = frozenset(["relu", "clip", "threshold"])
@@ -54,6 +56,7 @@ class Board:
         chained: signatures from the graph's own run, where ``onnx`` has those of a forced one.
         first_stage, stages_of: stages that have a PyTorch value: several may have the same one.
         children: PyTorch values that are made from a value.
+        used: PyTorch values that an output comes from.
         merged: operations that PyTorch does again and the graph, as the number of its nodes says, does once.
         returned: how many values a call of a module returns, by path and number of the call.
         calls: how often a module is called, by path and output.
@@ -89,6 +92,7 @@ class Board:
         for stage in trace.stages:
             self.first_stage.setdefault(stage.value, stage)
             self.stages_of[stage.value].append(stage)
+        self.used = used_values(trace)
         self.merged = self._merged()
         self.biased = sides.biased
         self.without_bias = without_bias(graph) if sides.biased else frozenset()
@@ -96,21 +100,27 @@ class Board:
     def _merged(self) -> frozenset[int]:
         counted: dict[tuple[str, str | None], list[int]] = defaultdict(list)
         for value, stage in self.first_stage.items():
+            if value not in self.used:
+                continue
             path, separator, name = stage.ref.stage.rpartition("/")
             if separator and "#" in name:
                 counted[path, family(stage.type)].append(value)
             elif stage.level != "container":
                 counted[stage.ref.stage, None].append(value)
         repeated = computed_before(self.trace, self.torch) if self.scopes.any else {}
-        groups = {key: [v for v in values if v in repeated] for key, values in counted.items()}
-        return frozenset(
-            value
-            for (path, kind), again in groups.items()
-            if again
-            and len(self.scopes.leaving(path) if kind is None else self.scopes.calls(path, kind))
-            == len(counted[path, kind]) - len(again)
-            for value in again
-        )
+        found: set[int] = set()
+        for (path, kind), values in counted.items():
+            # Another module's value is another layer's, equal or not.
+            again = [v for v in values if v in repeated and (kind is not None or repeated[v] in values)]
+            names = (self.scopes.leaving(path) if kind is None else self.scopes.calls(path, kind)) if again else []
+            if again and len(names) == len(values) - len(again) and not self._has_each(values, repeated, names):
+                found.update(again)
+        return frozenset(found)
+
+    def _has_each(self, values: list[int], repeated: Mapping[int, int], names: list[str]) -> bool:
+        """Whether the graph has as many equal values as PyTorch, of each: then none of them stands for two."""
+        equal = Counter(repeated.get(value, value) for value in values)
+        return all(sum(self.agrees(first, name) for name in names) >= count for first, count in equal.items())
 
     def take(self, match: Match) -> None:
         """Enters a pair."""

@@ -40,6 +40,9 @@ def match_by_scope(board: Board, permuted: Permuted) -> None:
     for value, stage in board.first_stage.items():
         if stage.level == "container" or value in board.matches or value in board.merged or value not in board.torch:
             continue
+        if value not in board.used:
+            # A node of its kind is another's: exporters leave out what nothing uses.
+            continue
         path, separator, _ = stage.ref.stage.rpartition("/")
         if separator and "#" in stage.ref.stage:
             calls[path, family(stage.type)].append(value)
@@ -228,9 +231,9 @@ def _match_by_axes(board: Board, value: int, names: list[str], permuted: Permute
 def _nearest_order(wanted: Signature, orders: Mapping[tuple[int, ...], Signature]) -> tuple[int, ...] | None:
     """Of several orders of axes that give a shape the one whose numbers are nearer: behind a fault none is near."""
     near = sorted((distance(each, wanted), order) for order, each in orders.items() if each.shape == wanted.shape)
-    if len(near) == 1 or (near and near[0][0] * _NEARER <= near[1][0]):
-        return near[0][1]
-    return None
+    if not near or not math.isfinite(near[0][0]):
+        return None
+    return near[0][1] if len(near) == 1 or near[0][0] * _NEARER < near[1][0] else None
 
 
 def _follow_unconfirmed(board: Board, match: Match) -> Match:

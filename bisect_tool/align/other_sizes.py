@@ -60,12 +60,12 @@ def of_other_size(
     }
     normalised = {name for node in side.by_kind["batchnorm"] for name in node.inputs}
     found: dict[int, Match] = {}
-    for wanted, values in _wanted(trace, first, matches, operations).items():
+    for wanted, values in _wanted(trace, first, matches, operations, scoped=scopes.any).items():
         # What comes out right without a value does not need it.
         values = [v for v in values if not is_passed_by(v, trace, children, matches, torch, chained)]
         fitting = side.fitting(wanted, {math.prod(first[value].shape) for value in values})
-        path = _path_of(first[values[0]]) if values else ""
-        fitting = [name for name in fitting if scopes.path_of(name) in (None, path)]
+        given = {match.onnx for match in found.values()}
+        fitting = [n for n in fitting if n not in given and scopes.path_of(n) in (None, wanted.path)]
         # Both sides have as many: in their order.
         if len(fitting) == len(values):
             for value, name in zip(values, fitting, strict=True):
@@ -85,12 +85,16 @@ def _path_of(stage: Stage) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """An operation by what it does and reads: its kind, the number of the result, values with a pair, and inputs."""
+    """An operation by what it does and reads: its kind, the number of the result, values with a pair, and inputs.
+
+    ``path``: of its module; ``None`` in a graph whose nodes carry none.
+    """
 
     kind: str
     number: int
     reads: frozenset[str]
     fed: bool
+    path: str | None
 
 
 def _wanted(
@@ -98,6 +102,8 @@ def _wanted(
     first: Mapping[int, Stage],
     matches: Mapping[int, Match],
     operations: Mapping[int, tuple[str, int]],
+    *,
+    scoped: bool,
 ) -> dict[_Wanted, list[int]]:
     """PyTorch's values without a pair, in the order of computation, by what the graph's would have to be."""
     wanted: dict[_Wanted, list[int]] = defaultdict(list)
@@ -111,7 +117,8 @@ def _wanted(
             if _kind(operation) in _KEEP_SIZE:
                 continue
             fed = any(each not in matches for each in made_of)
-            wanted[_Wanted(_kind(operation), number, reads, fed)].append(value)
+            path = _path_of(stage) if scoped else None
+            wanted[_Wanted(_kind(operation), number, reads, fed, path)].append(value)
     return wanted
 
 

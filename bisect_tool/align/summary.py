@@ -11,7 +11,7 @@ from bisect_tool.align.matches import AMBIGUOUS, Match
 from bisect_tool.align.scopes import Scopes
 from bisect_tool.align.surroundings import children_of, is_passed_by
 from bisect_tool.records import Alignment, OnnxGraph, Pair, Stage, TorchTrace, Unaligned
-from bisect_tool.rows import upstream
+from bisect_tool.rows import used_values
 from bisect_tool.signatures import Signature
 
 _SAME_TENSOR = "same tensor as"
@@ -30,7 +30,7 @@ def summarize(
     Coverage is aligned outputs over outputs that have a value in the graph at all; the folded ones are left out of both
     and listed with their reason.
     """
-    scopes, children, used = Scopes(graph, trace, {}), children_of(trace), upstream(trace, ())
+    scopes, children, used = Scopes(graph, trace, {}), children_of(trace), used_values(trace)
     taken = {match.onnx for match in matches.values()}
     taken |= {back for name, back in scopes.back.items() if name in taken}
     pairs, unaligned = [], []
@@ -55,7 +55,7 @@ def summarize(
                 # As a recurrence's last state, which exporters leave out.
                 left = replace(
                     left,
-                    reason="no output of the model comes from it, and no value of the graph equals it",
+                    reason="no tensor among the outputs comes from it, and no value of the graph equals it",
                     in_graph=False,
                 )
             unaligned.append(left)

@@ -60,8 +60,28 @@ def is_passed_by(
     after = nearest_paired(value, children, matches)
     if not after or not all("value" in matches[v].evidence for v in after):
         return False
+    if _reaches_output(value, trace, children, matches):
+        return False
     limit = _limit_behind(value, trace, matches, torch_signatures, chained)
     return all(_apart(v, matches, torch_signatures, chained) <= limit for v in after)
+
+
+def _reaches_output(
+    value: int, trace: TorchTrace, children: Mapping[int, Sequence[int]], matches: Mapping[int, Match]
+) -> bool:
+    """Whether an output is made of a value with no confirmed pair on the way: nobody knows how that comes out."""
+    outputs = {each for _, each in trace.outputs}
+    seen: set[int] = set()
+    stack = [value]
+    while stack:
+        at = stack.pop()
+        if at in seen or (at in matches and matches[at].confirmed):
+            continue
+        if at in outputs:
+            return True
+        seen.add(at)
+        stack.extend(children.get(at, ()))
+    return False
 
 
 def has_unpaired_before(value: int, trace: TorchTrace, matches: Mapping[int, Match], staged: Set[int]) -> bool:

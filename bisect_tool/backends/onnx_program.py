@@ -106,8 +106,10 @@ class OnnxProgram:
         path: where it was loaded from.
         given: the file's own graph, serialised, where ``model`` is made of it; see :mod:`bisect_tool.backends.unfold`.
         former_bodies: operator and outputs of each node with a body that was taken apart there.
+        has_copies: names that end in ``@`` and a number are those of copies that were made there, and of nothing else.
 
     Attributes:
+        has_copies: as given.
         moving: names of the nodes that were put in to have values in their plain layout; a stage runs with those it needs.
     """
 
@@ -117,8 +119,10 @@ class OnnxProgram:
         path: Path,
         given: bytes | None = None,
         former_bodies: Sequence[tuple[str, tuple[str, ...]]] = (),
+        has_copies: bool = False,
     ):
         self.path = path
+        self.has_copies = has_copies
         self._pages_read = 0
         self._mapped: dict[str, Any] = {}
         self._given = model

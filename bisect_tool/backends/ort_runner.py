@@ -87,6 +87,7 @@ def make_session(
     optimized: Path | None = None,
     profile: Path | None = None,
     as_deployed: bool = False,
+    renaming: bool = False,
 ) -> ort.InferenceSession:
     """A session as the configuration wants it, with memory given back after each run and no threads that wait in a loop
     beside PyTorch's own.
@@ -99,17 +100,18 @@ def make_session(
         optimized: where to write the graph as it is after optimisation.
         profile: how the name of a profile begins; ``session.end_profiling()`` writes it.
         as_deployed: leave memory and waiting threads as ONNX Runtime has them.
+        renaming: give weights other names if theirs are in the way; not for the user's own graph, which is to run as it is.
 
     Raises:
         InconclusiveError: ONNX Runtime refuses the model, or the configuration cannot be had here; the reason is in the
             message.
     """
     if _kept is None or optimized is not None or profile is not None:
-        return _new_session(model, config, weights_folder, placement, optimized, profile, as_deployed)
+        return _new_session(model, config, weights_folder, placement, optimized, profile, as_deployed, renaming)
     key = (hashlib.sha256(model).hexdigest(), repr(config), weights_folder, placement, as_deployed)
     session = _kept.pop(key, None)
     if session is None:
-        session = _new_session(model, config, weights_folder, placement, None, None, as_deployed)
+        session = _new_session(model, config, weights_folder, placement, None, None, as_deployed, renaming)
     _kept[key] = session
     if len(_kept) > _MOST_KEPT:
         del _kept[next(iter(_kept))]
@@ -124,6 +126,7 @@ def _new_session(
     optimized: Path | None,
     profile: Path | None,
     as_deployed: bool,
+    renaming: bool,
 ) -> ort.InferenceSession:
     options = ort.SessionOptions()
     # Errors come as exceptions.
@@ -142,7 +145,7 @@ def _new_session(
     try:
         session = ort.InferenceSession(model, options, providers=chosen, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        session = _with_other_names(model, error, options, chosen)
+        session = _with_other_names(model, error, options, chosen) if renaming else None
         if session is None:
             reason = reason_of(error)
             raise InconclusiveError(f"ONNX Runtime cannot load the graph: {reason}", hint=hint_for(reason)) from error
@@ -255,7 +258,7 @@ class OrtRunner:
         return str(ort.__version__)
 
     def load(self, model: bytes, config: NumericConfig, weights_folder: str) -> OrtGraph:
-        return OrtGraph(make_session(model, config, weights_folder))
+        return OrtGraph(make_session(model, config, weights_folder, renaming=True))
 
 
 class OrtGraph:

@@ -269,13 +269,18 @@ def _worst(local: ErrorMetrics | None) -> list[str]:
     """Where the two are furthest apart."""
     if local is None or local.worst_index is None or local.problem:
         return []
+    expected, actual = _digits(local.worst_expected), _digits(local.worst_actual)
     odd = f"| NaN or infinite on one side only | {local.nonfinite_mismatch} |"
     return [
         f"| largest absolute difference | {local.max_abs:.6e} |",
-        f"| there, at {tuple(local.worst_index)} | expected {local.worst_expected:.9g}, actual {local.worst_actual:.9g} |",
+        f"| there, at {tuple(local.worst_index)} | expected {expected}, actual {actual} |",
         f"| elements that differ | {local.differing} of {local.count} |",
         *([odd] if local.nonfinite_mismatch else []),
     ]
+
+
+def _digits(value: float | None) -> str:
+    return str(value) if value is None or isinstance(value, int) else f"{value:.9g}"
 
 
 def _opsets(about: Mapping[str, Any]) -> str:

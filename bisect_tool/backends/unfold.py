@@ -26,6 +26,7 @@ from bisect_tool.backends.onnx_program import OnnxProgram, type_of_array
 from bisect_tool.backends.opsets import other_meaning
 from bisect_tool.backends.ort_runner import make_session, run_session
 from bisect_tool.errors import InconclusiveError
+from bisect_tool.graph_names import without_iterations
 from bisect_tool.records import NumericConfig
 
 Array = NDArray[Any]
@@ -55,6 +56,7 @@ def unfold(
         return program, ()
     given = program.untouched()
     work = _Unfolding(program.take_model())
+    own = not any(without_iterations(name) != name for _, name in work.used)
     notes = work.inline_functions()
     current = OnnxProgram(work.model, program.path, given)
     for turn in range(_MOST_ROUNDS):
@@ -67,7 +69,8 @@ def unfold(
         work.model.graph.sort()
         name_everything(work.model.graph)
         current = OnnxProgram(work.model, program.path, given)
-    return OnnxProgram(work.model, program.path, given, tuple(work.former)), (*notes, *work.notes())
+    unfolded = OnnxProgram(work.model, program.path, given, tuple(work.former), has_copies=own)
+    return unfolded, (*notes, *work.notes())
 
 
 _MOST_ROUNDS = 20

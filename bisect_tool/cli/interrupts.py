@@ -13,16 +13,29 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 
 from bisect_tool.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from bisect_tool.temporary import remove_what_is_left
+
+GRACE = 5.0
+"""Seconds that SIGTERM leaves the command to unwind. Python hears of a signal when the library that it is inside of returns,
+which a run that hangs never does."""
+
+AT_ONCE = 1.0
+"""Seconds within which a second SIGTERM is the first one again: ``timeout`` sends it to the process and to its group."""
 
 _stderr: int | None = None
 """A copy of stderr's descriptor: while exporting, the descriptor itself leads to a log."""
 _requests = 0
+_first = -math.inf
+"""When the first signal was handled."""
 _code = EXIT_INTERRUPTED
 """Of whichever came first."""
 _importing = True
@@ -45,26 +58,51 @@ def install() -> None:
         signal.signal(signal.SIGTERM, on_signal)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_give_back)
+            _watch()
 
 
 def _give_back() -> None:
     """A copy of the process, as a data loader's workers are, ends by SIGTERM without a word."""
     if signal.getsignal(signal.SIGTERM) is on_signal:
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _watch() -> None:
+    """Ends the process some time after SIGTERM, should it still be there: a thread hears of signals at once."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_end_after, args=(reading,), name="signals", daemon=True).start()
+
+
+def _end_after(reading: int) -> None:
+    with contextlib.suppress(OSError):
+        while signal.SIGTERM not in os.read(reading, 1):
+            pass
+        time.sleep(GRACE)
+        if _done is None:
+            _tell(EXIT_TERMINATED)
+            with contextlib.suppress(BaseException):
+                remove_what_is_left()
+        os._exit(EXIT_TERMINATED if _done is None else _done)
 
 
 def on_signal(signum: int, frame: FrameType | None) -> None:
     """The handler: the first signal unwinds the command, a second one does not wait for that, a third for nothing."""
-    global _requests, _code
+    global _requests, _first, _code
+    terminated, now = signum == signal.SIGTERM, time.monotonic()
+    if terminated and _requests and _code == EXIT_TERMINATED and now - _first < AT_ONCE:
+        return
     _requests += 1
     if _requests == 1:
-        _code = EXIT_TERMINATED if signum == signal.SIGTERM else EXIT_INTERRUPTED
+        _first, _code = now, EXIT_TERMINATED if terminated else EXIT_INTERRUPTED
     if _done is not None:
         os._exit(_done)
     if not _importing and _requests == 1:
         raise KeyboardInterrupt
     if _importing or _requests == 2:
-        _tell()
+        _tell(_code)
     if not _importing and _requests == 2:
         # Temporary folders and processes of pairs: that is quick, unlike what the first signal may be waiting for.
         with contextlib.suppress(BaseException):
@@ -77,10 +115,10 @@ def exit_code() -> int:
     return _code
 
 
-def _tell() -> None:
+def _tell(code: int) -> None:
     if _stderr is not None:
         with contextlib.suppress(OSError):
-            os.write(_stderr, f"{text()}\n".encode())
+            os.write(_stderr, f"{text(code)}\n".encode())
 
 
 def work_begins() -> None:
@@ -106,8 +144,8 @@ def wrote(folder: Path) -> None:
     _written.append(str(folder))
 
 
-def text() -> str:
-    """What the user is told."""
-    what = "terminated" if _code == EXIT_TERMINATED else "interrupted"
+def text(code: int | None = None) -> str:
+    """What the user is told, by the exit code; ``None``: the one of the signal that came."""
+    what = "terminated" if (_code if code is None else code) == EXIT_TERMINATED else "interrupted"
     written = [path for path in _written if os.path.exists(path)]
     return f"{what}; written before: {', '.join(written)}" if written else f"{what}; no report was written"

@@ -29,12 +29,15 @@ from bisect_tool.graph_names import without_iterations
 from bisect_tool.records import Diagnosis, LedgerEntry, Origin, RuledOut, StageRef, TrialConclusion
 
 
-def diagnoses(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Outcome]) -> tuple[Diagnosis, ...]:
+def diagnoses(
+    origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str], Outcome], *, has_copies: bool = False
+) -> tuple[Diagnosis, ...]:
     """One diagnosis for each cause, in the order of the origins; one node that spoils several stages is told once.
 
     Args:
         origins: in causal order.
         outcomes: by the origin's stage and configuration; origins that are not in it were not looked into.
+        has_copies: of a node in a body there is one for each time that it ran, and its name says so.
     """
     found: dict[tuple[str, str], Diagnosis] = {}
     same: dict[tuple[str, str], list[Origin]] = {}
@@ -43,24 +46,24 @@ def diagnoses(origins: Sequence[Origin], outcomes: Mapping[tuple[StageRef, str],
         outcome = outcomes.get((origin.ref, origin.config))
         about = None if outcome is None or outcome.cause is None else outcome.cause.trial.about
         if outcome is not None and about is not None:
-            missing.setdefault(about, _key(origin, outcome))
+            missing.setdefault(about, _key(origin, outcome, has_copies))
     for origin in origins:
         outcome = outcomes.get((origin.ref, origin.config))
         if outcome is None:
             continue
-        key = _key(origin, outcome)
+        key = _key(origin, outcome, has_copies)
         # What one call lacks shows wherever its result is read, also where no single change of the reader mends it.
         lacking = [missing[call] for call in sorted(outcome.calls & missing.keys())]
         if key[0] == UNKNOWN and lacking and lacking[0] != key:
             key = lacking[0]
         same.setdefault(key, []).append(origin)
-        if key == _key(origin, outcome):
+        if key == _key(origin, outcome, has_copies):
             found.setdefault(key, diagnosis_of(origin, outcome))
     told = [_also(each, same[key]) for key, each in found.items()]
     return _few_weights(told)
 
 
-def _key(origin: Origin, outcome: Outcome) -> tuple[str, str]:
+def _key(origin: Origin, outcome: Outcome, has_copies: bool) -> tuple[str, str]:
     """What makes two diagnoses one."""
     cause = outcome.cause
     if cause is None:
@@ -68,8 +71,9 @@ def _key(origin: Origin, outcome: Outcome) -> tuple[str, str]:
     trial = cause.trial
     if trial.about is not None:
         return trial.code, f"call {trial.about}"
+    thing = trial.thing or trial.text
     # A node in a body is one node of the file, however often it runs.
-    return trial.code, without_iterations(trial.thing or trial.text)
+    return trial.code, without_iterations(thing) if has_copies else thing
 
 
 def _also(diagnosis: Diagnosis, origins: Sequence[Origin]) -> Diagnosis:

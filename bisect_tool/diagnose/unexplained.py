@@ -39,7 +39,10 @@ def with_what_is_known(
         run, worst = max(failing, key=lambda each: math.inf if each[1].total.problem else each[1].total.rel_l2)
         told = worst.total.problem or f"relative L2 {worst.total.rel_l2:.1e}"
         lines.append(f"output {worst.onnx_value} under {run.name}: {told}")
-    unpaired = next((row for row in rows if row.role == "judged" and row.onnx_value is None), None)
+    # What comes before a stage that is right was folded into it.
+    right = [number for number, row in enumerate(rows) if any(r.judgement == "pass" for r in row.results.values())]
+    behind = rows[right[-1] + 1 :] if right else rows
+    unpaired = next((row for row in behind if row.role == "judged" and row.onnx_value is None), None)
     if unpaired is not None:
         shape = list(unpaired.shape)
         place = f", {unpaired.source}" if unpaired.source else ""

@@ -260,7 +260,11 @@ class Explainer:
         return replace(
             verdict,
             origins=note_shared(origins),
-            diagnoses=(*verdict.diagnoses, *diagnoses(origins, search.outcomes), *of_torch),
+            diagnoses=(
+                *verdict.diagnoses,
+                *diagnoses(origins, search.outcomes, has_copies=self.program.has_copies),
+                *of_torch,
+            ),
             ledger=ledger(origins, search.outcomes),
         )
 
@@ -361,7 +365,10 @@ class Explainer:
             self.runs.drive([lane], reference.activations, lambda *_: None)
             return worst
 
-        found = first_mending(len(places), error_of)
+        found = None
+        # Values of other sizes on both sides may not fit together in one run: then this witness has nothing to say.
+        with contextlib.suppress(InconclusiveError):
+            found = first_mending(len(places), error_of)
         if found is None:
             return verdict
         place, before, after = found

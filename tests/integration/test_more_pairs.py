@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -608,3 +609,57 @@ def test_a_layer_beside_what_has_no_node_of_its_own(kind: str, exporter: Exporte
     report = judged(module, inputs, model, tmp_path)
     assert origins(report) == [("o", 0)]
     assert [(each.code, each.remedy_verified) for each in report.verdict.diagnoses] == [("BD202", True)]
+
+
+class Unused(nn.Module):
+    """Three calls of a layer, of which nothing uses the last: as many as the two equal ones that were computed twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.o = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, 6]`` to the same twice."""
+        made = torch.sin(x)
+        first, second, _ = self.o(made), self.o(made), self.o(torch.cos(x))
+        return torch.where(first > 0, first, 0.0), torch.where(second < 0, second, 1.0)
+
+
+def test_two_equal_calls_that_the_graph_has_both(tmp_path: Path) -> None:
+    """As it comes without the exporter's own optimisation."""
+    module, inputs = Unused().eval(), (torch.randn(4, 6),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, inputs, tmp_path / "plain.onnx", dynamo=True, optimize=False, verbose=False)
+    model = onnx.load(tmp_path / "plain.onnx")
+    assert sum(node.op_type in ("Gemm", "MatMul") for node in model.graph.node) == 2
+    assert judged(module, inputs, model, tmp_path).verdict.status == "agrees"
+
+
+class Branches(nn.Module):
+    """Two branches that read one value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(8, 3)
+        self.one, self.two = (nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` to ``[N, 3]``."""
+        x = self.stem(x)
+        return self.fc(torch.cat([self.one(x), self.two(x)], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_layers_of_two_modules_whose_results_have_another_size(exporter: Exporter, tmp_path: Path) -> None:
+    """Each is its own module's, and values of two sizes that do not fit together end no run."""
+    module, inputs = Branches().eval(), (torch.randn(2, 3, 8, 8),)
+    model = exported(module, inputs, exporter, tmp_path)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "pads":
+                attribute.ints[:] = [0] * 4
+    model.graph.ClearField("value_info")
+    assert origins(judged(module, inputs, model, tmp_path)) == [("one.0", 0), ("two.0", 0)]

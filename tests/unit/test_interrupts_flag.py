@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins without a Ctrl-C, in the middle of the work."""
     monkeypatch.setattr(interrupts, "_requests", 0)
     monkeypatch.setattr(interrupts, "_code", 130)
+    monkeypatch.setattr(interrupts, "_first", -math.inf)
     monkeypatch.setattr(interrupts, "_importing", False)
     monkeypatch.setattr(interrupts, "_done", None)
     monkeypatch.setattr(interrupts, "_written", [])
@@ -178,14 +181,43 @@ def test_a_copy_of_the_process_leaves_the_folders(tmp_path: Path) -> None:
     assert [] == list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM to a process")
+def test_sigterm_does_not_wait_for_a_library_that_does_not_return(tmp_path: Path) -> None:
+    """Python's handler would run when it does; temporary folders are removed all the same."""
+    script = (
+        "from bisect_tool.temporary import temporary_folder\nimport hashlib, threading\n"
+        "interrupts.GRACE = 0.3\ninterrupts.work_begins()\nfolder = temporary_folder()\n"
+        "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+        "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**8)"
+    )
+    done = in_a_process(script, tmp_path)
+    assert (143, "", "terminated; no report was written\n") == (done.returncode, done.stdout, done.stderr)
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_sigterm_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``timeout`` sends it; later on it is a second one, which does not wait."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(interrupts.atexit, "_run_exitfuncs", lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.on_signal(signal.SIGTERM, None)
+    interrupts.on_signal(signal.SIGTERM, None)
+    assert [] == ended
+    monkeypatch.setattr(interrupts, "_first", -math.inf)
+    interrupts.on_signal(signal.SIGTERM, None)
+    assert [143] == ended
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_copy_of_the_process_ends_by_sigterm_as_ever(tmp_path: Path) -> None:
     """As workers of a data loader are ended."""
     script = (
         "interrupts.work_begins()\n"
+        "reading, writing = os.pipe()\n"
         "child = os.fork()\n"
-        "if not child:\n    time.sleep(60)\n"
-        "time.sleep(0.2)\n"
+        "if not child:\n    os.write(writing, b'x')\n    time.sleep(60)\n"
+        "os.read(reading, 1)\n"
         "os.kill(child, signal.SIGTERM)\n"
         "print(os.WTERMSIG(os.waitpid(child, 0)[1]))"
     )
@@ -227,7 +259,7 @@ def test_logs_of_what_was_broken_off_are_removed() -> None:
 
 def test_a_name_is_one_processs_own(tmp_path: Path) -> None:
     """Two runs may begin in the same second."""
-    name = tmp_path.name
+    name = f"{tmp_path.name}-{secrets.token_hex(4)}"
     assert claim(name)
     script = f"from bisect_tool.temporary import claim; print(claim({name!r}))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -13,13 +13,16 @@ from bisect_tool.diagnose.unexplained import with_what_is_known, without_optimis
 def test_no_cause_at_all_is_said_with_the_evidence_there_is() -> None:
     report = diverging()
     bare = replace(report.verdict, diagnoses=(), origins=(), ruled_out=(without_optimiser_too("ort-cpu"),))
-    lost = replace(report.stages[1], role="judged", onnx_value=None, shape=(2, 7))
+    lost = replace(report.stages[1], role="judged", onnx_value=None, shape=(2, 7), results={})
     (found,) = with_what_is_known(bare, (report.stages[0], lost), report.configs).diagnoses
     assert ("BD100", None) == (found.code, found.remedy_verified)
     lines = "\n".join(found.evidence)
     assert "no stage was shown to make the error" in lines
     assert "beside ort-cpu, the unoptimised graph's outputs are wrong too" in lines
     assert f"without a value in the graph is {lost.ref}, {lost.type} of [2, 7]" in lines
+    right = replace(report.stages[2], results=report.stages[0].results)
+    (folded,) = with_what_is_known(bare, (report.stages[0], lost, right), report.configs).diagnoses
+    assert "without a value" not in "\n".join(folded.evidence), "what a right stage comes from was folded into it"
 
 
 def test_what_is_explained_or_right_is_left_alone() -> None:

@@ -19,7 +19,13 @@ from bisect_tool.diagnose.trials.numbers import (
     other_windows,
     reordered_inputs,
 )
-from bisect_tool.diagnose.trials.surplus import inserted_nodes, left_out_nodes, may_be_chance, put_in_front
+from bisect_tool.diagnose.trials.surplus import (
+    by_chance,
+    inserted_nodes,
+    left_out_nodes,
+    may_be_chance,
+    put_in_front,
+)
 from bisect_tool.diagnose.trials.weights import all_weights, exchanged_weights, weight_trials, widened_weights
 from bisect_tool.diagnose.weight_forms import Static
 
@@ -74,7 +80,7 @@ def _changed_nodes(
             yield from replaced_nodes(node, calls, opset)
     for node in nodes:
         if may_be_chance([node], calls, opset):
-            doubtful += map(in_doubt, reordered_inputs(node))
+            doubtful += map(by_chance, reordered_inputs(node))
         else:
             yield from reordered_inputs(node)
     for node in nodes:

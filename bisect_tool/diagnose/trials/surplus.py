@@ -12,7 +12,7 @@ from bisect_tool.diagnose.calls import BEFORE, Call, Edit, Node, Operand, Step
 from bisect_tool.diagnose.causes import EXTRA, MISSING, PRECISION
 from bisect_tool.diagnose.onnx_forms import forms
 from bisect_tool.diagnose.trial import Trial
-from bisect_tool.diagnose.trials.calls import call_steps, in_doubt, resolved_input
+from bisect_tool.diagnose.trials.calls import call_steps, resolved_input
 from bisect_tool.diagnose.trials.editing import an, largest_of, numbers_of, size_of, value_text
 
 MAX_CHAIN = 4
@@ -60,7 +60,7 @@ def left_out_nodes(
                 if source and not passes and not given and not _is_call(last, calls) and _fits(first, source, last):
                     rank = sum(each.name not in surplus for each in chain)
                     trial = _without(chain, source)
-                    trial = in_doubt(trial) if may_be_chance(chain, calls, opset) else trial
+                    trial = by_chance(trial) if may_be_chance(chain, calls, opset) else trial
                     found.append((rank, len(chain), number, trial))
             following = readers.get(last.output, [])
     return [(rank == 0, trial) for rank, *_, trial in sorted(found, key=lambda each: each[:3])]
@@ -102,6 +102,12 @@ def may_be_chance(chain: Sequence[Node], calls: Sequence[Call], opset: int) -> b
         return False
     known = [forms(call, opset) for call in calls]
     return not all(known) and not any(form.op in _CHOOSING for each in known for form in each)
+
+
+def by_chance(trial: Trial) -> Trial:
+    """A change that :func:`may_be_chance`."""
+    text = f"not certain: {trial.text}, but the stage may be right without it by chance, and another node be wrong"
+    return replace(trial, text=text, certain=False)
 
 
 def _without(chain: Sequence[Node], source: str) -> Trial:
